@@ -1,0 +1,56 @@
+# Every target sets itself up: a virtual environment in .venv from the pinned lock, nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+UV_VERSION := 0.13.9
+WORKERS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO ?= docs/demo
+
+.PHONY: demo test lint format colabs bench docs lock clean help
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxlab needs Python >= 3.11; $(PYTHON) is older. Say which: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## train a PFN (about 2 minutes) and show its posterior beside the exact one
+	$(BIN)/python -m experiments.demo --outdir=runs/demo $(DEMO_FLAGS)
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 $(TEST_FLAGS)
+
+lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m experiments.catalogue --check
+
+format: $(READY)  ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+colabs: $(READY)  ## execute the notebooks in place
+	$(BIN)/python -m colabs.execute --write
+
+bench: $(READY)  ## measure against peers (installs the `bench` extra)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks
+
+docs: $(READY)  ## make the generated tables and the API reference anew
+	$(BIN)/python -m experiments.catalogue --write
+	$(BIN)/python -m docs.api --write
+
+lock: $(READY)  ## resolve the dependencies anew
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra test --extra docs --universal \
+	  --python-version 3.11 --generate-hashes --no-header --upgrade -o requirements.lock
+
+clean:  ## remove what was built, not what was measured
+	rm -rf .venv .cache build dist .pytest_cache .ruff_cache

@@ -1,0 +1,37 @@
+"""JAX functions for training that fits how a model will be used.
+
+The rooms are imported when first used, so that `import jaxlab` costs little:
+
+  from jaxlab import losses
+  losses.bar_nll(logits, targets, borders)
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+  "algorithms",
+  "augment",
+  "data",
+  "losses",
+  "metrics",
+  "models",
+  "samplers",
+  "training",
+  "uncertainty",
+  "weights",
+)
+
+__all__ = ["__version__", *_ROOMS]
+
+
+def __getattr__(name: str):
+  """Imports a room on first use."""
+  if name in _ROOMS:
+    return importlib.import_module(f"jaxlab.{name}")
+  raise AttributeError(f"module 'jaxlab' has no attribute {name!r}")
+
+
+def __dir__():
+  return sorted(__all__)

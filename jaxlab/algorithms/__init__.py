@@ -1,0 +1,1 @@
+"""Methods with a state: `init`/`update` pairs built from the other rooms."""

@@ -1,0 +1,1 @@
+"""Inputs and labels in, perturbed inputs and labels out."""

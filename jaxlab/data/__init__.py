@@ -1,0 +1,1 @@
+"""Sources and synthetic tasks: one door for data."""

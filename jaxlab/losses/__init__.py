@@ -1,0 +1,1 @@
+"""Predictions and targets in, an objective per example out."""

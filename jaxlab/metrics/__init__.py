@@ -1,0 +1,1 @@
+"""Predictions and targets in, numbers for people out."""

@@ -1,0 +1,1 @@
+"""flax.linen modules, and what sits on a trained one."""

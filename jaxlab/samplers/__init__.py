@@ -1,0 +1,1 @@
+"""A key in, draws out: prior tasks, context sizes, Markov chains."""

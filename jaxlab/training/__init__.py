@@ -1,0 +1,1 @@
+"""The engine: state, update, mesh, checkpoints, loop, writers, seeds."""

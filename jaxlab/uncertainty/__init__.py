@@ -1,0 +1,1 @@
+"""Predictive distributions and what is read from them."""

@@ -1,0 +1,1 @@
+"""Parameter pytrees in, parameter pytrees and scalars out."""
