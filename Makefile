@@ -32,6 +32,7 @@ lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m experiments.catalogue --check
+	$(BIN)/python -m docs.api --check
 
 format: $(READY)  ## put the code in order
 	$(BIN)/ruff check --fix .

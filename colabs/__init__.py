@@ -1,0 +1,1 @@
+"""Notebooks, kept as executed files."""

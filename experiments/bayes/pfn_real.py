@@ -1,0 +1,194 @@
+"""The half of the PFN experiment that is judged on real tables, beside scikit-learn."""
+
+import functools
+import time
+
+import jax
+import numpy as np
+import optax
+from sklearn import pipeline, preprocessing
+
+from experiments.bayes import pfn_tables, pfn_tasks
+from experiments.bayes.prior_training import prior_trainer
+from jaxlab import losses, models, samplers
+
+_GROUP = 8  # Data sets of the tabular prior that share a random network.
+
+
+def run_tabular(config, context) -> tuple[dict, dict]:
+  """A network trained on random-network labels classifies real tables from few points."""
+  module = models.PFN(
+    1,
+    embed_dim=config.embed_dim,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    dropout_rate=config.tabular_dropout,
+    input_shift=0.0,
+    input_scale=1.0,
+  )
+  trainer = prior_trainer(
+    module,
+    functools.partial(
+      samplers.bnn_prior,
+      batch_size=_GROUP,
+      group_size=_GROUP,
+      num_points=config.tabular_points,
+      num_features=config.tabular_features,
+    ),
+    lambda logits, labels: optax.sigmoid_binary_cross_entropy(logits[..., 0], labels),
+    num_steps=config.tabular_steps,
+    batch_size=config.batch_size,
+    group_size=_GROUP,
+    num_points=config.tabular_points,
+    num_features=config.tabular_features,
+    max_context=config.tabular_points,
+    learning_rate=config.learning_rate,
+    warmup_fraction=config.warmup_fraction,
+    steps_per_call=config.steps_per_call,
+    mesh=context.mesh,
+  )
+  task = models.PFNTask(
+    num_features=config.tabular_features, num_classes=2, max_context=config.tabular_points - 1
+  )
+
+  def score(seed, params):
+    network = models.TrainedPFN(module, params, task)
+    return _score_tables(config, seed, models.PFNClassifier(network, transductive=True))
+
+  rows: dict[str, dict[str, list]] = {}
+  for seed in range(context.seeds):
+    params = trainer.train(context, f"tabular/seed{seed}", seed, save_every=config.save_every)
+    scores = context.cached(f"tabular/scores/seed{seed}", score, seed, params)
+    for method, values in scores.items():
+      for name, value in values.items():
+        rows.setdefault(method, {}).setdefault(f"tabular/{name}", []).append(value)
+  return rows, {}
+
+
+def _score_tables(config, seed, network) -> dict[str, dict[str, float]]:
+  """Per method the mean of every score over tables and splits, and the AUC of every table."""
+  tables = pfn_tables.classification_tables()
+  found: dict[str, dict[str, list]] = {}
+  for table, (x, y) in tables.items():
+    rng = np.random.default_rng([seed, 3])
+    for split in range(config.num_splits):
+      train, test = pfn_tables.balanced_split(y, num_train=config.num_train, rng=rng)
+      methods = {"PFN": network} | pfn_tables.classifiers(seed)
+      if split == 0:
+        network.fit(x[train], y[train]).predict_proba(x[test])  # Compiles this size, once.
+      for method, estimator in methods.items():
+        scores = pfn_tables.score_classifier(estimator, (x[train], y[train]), (x[test], y[test]))
+        scores[f"AUC {table}"] = scores["AUC"]
+        for name, value in scores.items():
+          found.setdefault(method, {}).setdefault(name, []).append(value)
+  return {
+    method: {name: float(np.mean(values)) for name, values in row.items()}
+    for method, row in found.items()
+  }
+
+
+def run_regression(config, context) -> tuple[dict, dict]:
+  """A network trained on ten-dimensional Gaussian processes regresses `diabetes`."""
+  prior_fn = functools.partial(_standardised_gp, num_points=config.regression_points)
+  borders = pfn_tasks.prior_borders(jax.random.fold_in(context.key, 4), prior_fn, config.num_bars)
+  module = models.PFN(
+    config.num_bars,
+    embed_dim=config.embed_dim,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+  )
+  trainer = prior_trainer(
+    module,
+    prior_fn,
+    lambda logits, targets: losses.bar_nll(logits, targets, borders),
+    num_steps=config.regression_steps,
+    batch_size=config.batch_size // 2,
+    num_points=config.regression_points,
+    num_features=pfn_tables.NUM_REGRESSION_FEATURES,
+    max_context=config.regression_points,
+    learning_rate=config.learning_rate,
+    warmup_fraction=config.warmup_fraction,
+    steps_per_call=config.steps_per_call,
+    mesh=context.mesh,
+  )
+  task = models.PFNTask(
+    num_features=pfn_tables.NUM_REGRESSION_FEATURES,
+    max_context=config.regression_points - 1,
+    input_scaling="none",
+  )
+
+  def score(seed, params):
+    network = models.TrainedPFN(module, params, task, borders)
+    # The prior's inputs are uniform on the unit cube, and so are ranks.
+    ranks = preprocessing.QuantileTransformer(n_quantiles=config.regression_train)
+    return _score_regression(
+      config, seed, pipeline.make_pipeline(ranks, models.PFNRegressor(network))
+    )
+
+  rows: dict[str, dict[str, list]] = {}
+  for seed in range(context.seeds):
+    params = trainer.train(context, f"regression/seed{seed}", seed, save_every=config.save_every)
+    scores = context.cached(f"regression/scores/seed{seed}", score, seed, params)
+    for method, values in scores.items():
+      for name, value in values.items():
+        rows.setdefault(method, {}).setdefault(f"regression/{name}", []).append(value)
+  return rows, {}
+
+
+def _standardised_gp(key, *, num_points: int) -> samplers.PriorBatch:
+  """Smooth functions of ten inputs, of any share of noise, standardised as real targets are."""
+  draw = samplers.gp_hyper_prior(
+    key,
+    batch_size=1,
+    num_points=num_points,
+    num_features=pfn_tables.NUM_REGRESSION_FEATURES,
+    lengthscale_gamma=(2.0, 0.7),
+    outputscale_gamma=(2.0, 2.0),
+    noise_gamma=(1.5, 1.5),
+    kernel=("rbf", "matern52"),
+  )
+  mean, std = draw.y.mean(1, keepdims=True), draw.y.std(1, keepdims=True)
+  y = (draw.y - mean) / (std + 1e-6)
+  return samplers.PriorBatch(draw.x, y, y)
+
+
+def _score_regression(config, seed, network) -> dict[str, dict[str, float]]:
+  """Per method NLL, error, coverage and seconds on `diabetes`, the mean over splits."""
+  x, y = pfn_tables.regression_table()
+  rng = np.random.default_rng([seed, 4])
+  found: dict[str, dict[str, list]] = {}
+
+  def keep(method, scores):
+    for name, value in scores.items():
+      found.setdefault(method, {}).setdefault(name, []).append(value)
+
+  for split in range(config.regression_splits):
+    order = rng.permutation(len(y))
+    train, test = order[: config.regression_train], order[config.regression_train :]
+    if split == 0:
+      network.fit(x[train], y[train]).predict(x[test])  # Compiles this size, once.
+    start = time.perf_counter()
+    mean = network.fit(x[train], y[train]).predict(x[test])
+    seconds = time.perf_counter() - start
+    inputs = network[0].transform(x[test])
+    low, high = network[1].predict_quantiles(inputs, (0.05, 0.95)).T
+    keep(
+      "PFN",
+      {
+        "NLL": -network[1].log_prob(inputs, y[test]).mean(),
+        "RMSE": np.sqrt(np.mean((mean - y[test]) ** 2)),
+        "90% coverage": np.mean((low <= y[test]) & (y[test] <= high)),
+        "seconds": seconds,
+      },
+    )
+    for method, estimator in pfn_tables.regressors(seed).items():
+      start = time.perf_counter()
+      mean, std = pfn_tables.gaussian_prediction(
+        estimator, (x[train], y[train]), x[test], seed=seed
+      )
+      seconds = time.perf_counter() - start
+      keep(method, pfn_tables.score_gaussian(mean, std, y[test], seconds))
+  return {
+    method: {name: float(np.mean(values)) for name, values in row.items()}
+    for method, row in found.items()
+  }

@@ -1,0 +1,162 @@
+"""Trains a prior-data fitted network with the engine, for the experiments on them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlab import algorithms, samplers, training
+
+
+class PriorBatches:
+  """An endless iterator of what a prior needs to draw a batch: keys and the context size.
+
+  The data sets themselves are drawn inside the jitted update, each device its own share. A batch
+  is a function of (seed, position) alone, so its position is all that a checkpoint must hold, and
+  the data do not depend on the number of devices.
+  """
+
+  def __init__(
+    self,
+    *,
+    seed: int,
+    batch_size: int,
+    max_context: int,
+    scheme: str = "uniform",
+    min_context: int = 0,
+    group_size: int = 1,
+    steps_per_call: int = 1,
+  ):
+    """Draws `batch_size // group_size` keys a step; each key yields `group_size` data sets."""
+    if batch_size % group_size:
+      raise ValueError(f"batch_size {batch_size} is not a multiple of group_size {group_size}")
+    self._seed, self._steps = seed, steps_per_call
+    self._keys = batch_size // group_size
+    probs = np.asarray(samplers.context_size_probs(max_context, scheme=scheme), np.float64)
+    probs[:min_context] = 0.0
+    self._probs = probs / probs.sum()
+    self._position = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng((self._seed, self._position))
+    self._position += 1
+    shape = (self._steps, self._keys)
+    num_context = rng.choice(len(self._probs), size=(self._steps, 1), p=self._probs)
+    batch = {
+      "key": rng.integers(0, 2**32, size=(*shape, 2), dtype=np.uint32),
+      "num_context": np.broadcast_to(num_context, shape).astype(np.int32),
+    }
+    if self._steps == 1:
+      return {name: value[0] for name, value in batch.items()}
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The position, as a checkpoint holds it."""
+    return {"position": self._position}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes on from a position."""
+    self._position = int(state["position"])
+
+
+def draw_prior(prior_fn, key_data) -> samplers.PriorBatch:
+  """Draws `prior_fn` once per raw key `[k, 2]` and joins the draws along the batch axis."""
+  draws = jax.vmap(lambda data: prior_fn(jax.random.wrap_key_data(data)))(key_data)
+  return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:]), draws)
+
+
+def prior_loss(module, prior_fn, loss_fn):
+  """The engine's loss of a PFN: `loss_fn(outputs, targets)` averaged over the queries."""
+
+  def loss(params, model_state, batch, key):
+    draw = draw_prior(prior_fn, batch["key"])
+    num_context = batch["num_context"][0]
+    outputs = module.apply(
+      {"params": params}, draw.x, draw.y, num_context, deterministic=False, rngs={"dropout": key}
+    )
+    values = loss_fn(outputs, draw.targets)
+    weights = jnp.broadcast_to(jnp.arange(values.shape[-1]) >= num_context, values.shape)
+    return training.LossOutput(values, weights.astype(jnp.float32), model_state)
+
+  return loss
+
+
+class PriorTrainer(NamedTuple):
+  """A compiled update and what it takes to run it for another seed."""
+
+  module: object
+  optimizer: optax.GradientTransformation
+  update: object
+  batches: dict
+  num_steps: int
+  steps_per_call: int
+  sample: tuple
+
+  def init(self, key) -> training.TrainState:
+    """A fresh state; `key` fixes the initial parameters and the dropout masks."""
+    init_key, state_key = jax.random.split(key)
+    params = jax.jit(self.module.init)(init_key, *self.sample, 1)["params"]
+    return training.init_state(state_key, params, self.optimizer)
+
+  def train(self, context, name: str, seed: int, **options):
+    """Trains one seed as the resumable stage `name`; returns the parameters."""
+    state = self.init(context.seed_key(seed))
+    batches = PriorBatches(seed=seed, steps_per_call=self.steps_per_call, **self.batches)
+    result = context.fit(
+      name,
+      state,
+      self.update,
+      batches,
+      num_steps=self.num_steps,
+      steps_per_call=self.steps_per_call,
+      **options,
+    )
+    return jax.tree.map(np.asarray, result.state.params)
+
+
+def prior_trainer(
+  module,
+  prior_fn,
+  loss_fn,
+  *,
+  num_steps: int,
+  batch_size: int,
+  num_points: int,
+  num_features: int,
+  max_context: int,
+  learning_rate: float,
+  warmup_fraction: float = 0.25,
+  scheme: str = "uniform",
+  min_context: int = 0,
+  group_size: int = 1,
+  steps_per_call: int = 1,
+  accumulate: int = 1,
+  mesh=None,
+) -> PriorTrainer:
+  """Builds the trainer of `module` on `prior_fn(key) -> PriorBatch` of `group_size` data sets.
+
+  Adam with a global-norm clip of 1, linear warm-up and cosine decay to 0.
+  """
+  schedule = algorithms.warmup_cosine(learning_rate, num_steps, warmup_fraction=warmup_fraction)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  update = training.build_update(
+    prior_loss(module, prior_fn, loss_fn),
+    optimizer,
+    mesh=mesh,
+    accumulate=accumulate,
+    steps_per_call=steps_per_call,
+  )
+  batches = dict(
+    batch_size=batch_size,
+    max_context=max_context,
+    scheme=scheme,
+    min_context=min_context,
+    group_size=group_size,
+  )
+  sample = (jnp.zeros((1, num_points, num_features)), jnp.zeros((1, num_points)))
+  return PriorTrainer(module, optimizer, update, batches, num_steps, steps_per_call, sample)

@@ -1,0 +1,127 @@
+"""Predictive early stopping: end a run that is unlikely to beat the best one so far."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class EarlyStoppingRun(NamedTuple):
+  """Steps spent on every run `i32[n]`, best value after every run `[n]`, and all steps spent."""
+
+  steps_used: chex.Array
+  best_so_far: chex.Array
+  total_steps: chex.Array
+
+
+def predictive_stop(
+  exceedance: chex.Array, *, confidence: chex.Numeric = 0.95, horizon: str = "final"
+) -> chex.Array:
+  """Decides which runs to stop from the probabilities that they will exceed the best value.
+
+  Stopping on "final" gives up a run whose last value is unlikely to win; on "any", one for which
+  that holds at every step to come, so a run that may peak early is kept.
+
+  Args:
+    exceedance: probability of exceeding the best value at each step still to come, `[n, steps]`;
+      the last column is the final step. NaN keeps a run going.
+    confidence: a run stops when its probability lies strictly below `1 - confidence`; in (0, 1).
+    horizon: "final" for the last step only, "any" for the largest probability of all steps.
+
+  Returns:
+    Which runs to stop, `bool[n]`.
+
+  Raises:
+    ValueError: if `confidence` lies outside (0, 1) or `horizon` is unknown.
+
+  Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
+    Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
+  """
+  _check_rule(confidence, horizon)
+  chex.assert_rank(exceedance, 2)
+  exceedance = _promote(exceedance)
+  chance = exceedance[:, -1] if horizon == "final" else jnp.max(exceedance, axis=1)
+  return chance < 1 - confidence
+
+
+def run_with_early_stopping(
+  curves: chex.Array,
+  exceedance_fn: Callable[[chex.Array, chex.Array, chex.Array], chex.Array],
+  *,
+  confidence: chex.Numeric = 0.95,
+  horizon: str = "any",
+  min_steps: int = 1,
+  interval: int = 1,
+) -> EarlyStoppingRun:
+  """Replays finished runs one after the other, stopping each when it is predicted to lose.
+
+  Measures what a predictor would have saved: the speed-up is `n T / total_steps`, the regret
+  `max(curves) - best_so_far[-1]`. A run is compared with the best value seen in the runs before
+  it; the first run, which has none, is never stopped.
+
+  Args:
+    curves: values of complete runs, higher is better, `[n, T]`.
+    exceedance_fn: maps `(curve[T], observed, best)` to the probability that each step exceeds
+      `best`, `[T]`. `observed` (int32) is the number of steps seen; entries before it are ignored,
+      and the values of `curve` from it on must not be read. All decisions of a run are evaluated in
+      one `jax.vmap`; for the first run `best` is -inf and the result is not used.
+    confidence: a run stops when its probability lies strictly below `1 - confidence`; in (0, 1).
+    horizon: "final" or "any", see `predictive_stop`.
+    min_steps: number of steps before the first decision.
+    interval: number of steps between decisions, which are taken at min_steps,
+      min_steps + interval, ... below T.
+
+  Returns:
+    `EarlyStoppingRun(steps_used i32[n], best_so_far[n], total_steps)`; `best_so_far[i]` is the
+    highest value seen in runs 0..i.
+
+  Raises:
+    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `min_steps` or
+      `interval` is below 1.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
+  """
+  _check_rule(confidence, horizon)
+  if min_steps < 1:
+    raise ValueError(f"min_steps must be at least 1, got {min_steps}.")
+  if interval < 1:
+    raise ValueError(f"interval must be at least 1, got {interval}.")
+  chex.assert_rank(curves, 2)
+  curves = _promote(curves)
+  length = curves.shape[1]
+  decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
+  steps = jnp.arange(length)
+
+  def stopping_step(curve, best):
+    if not decisions.size:
+      return jnp.int32(length)
+    exceedance = jax.vmap(lambda observed: exceedance_fn(curve, observed, best))(decisions)
+    chex.assert_shape(exceedance, (decisions.size, length))
+    to_come = jnp.where(steps >= decisions[:, None], exceedance, -jnp.inf)
+    stop = predictive_stop(to_come, confidence=confidence, horizon=horizon)
+    return jnp.min(jnp.where(stop, decisions, length))
+
+  def run(best, inputs):
+    index, curve = inputs
+    used = jnp.where(index == 0, length, stopping_step(curve, best))
+    seen = jnp.max(jnp.where(steps < used, curve, -jnp.inf))
+    best = jnp.maximum(best, seen)
+    return best, (used.astype(jnp.int32), best)
+
+  start = jnp.array(-jnp.inf, curves.dtype)
+  _, (steps_used, best_so_far) = jax.lax.scan(run, start, (jnp.arange(curves.shape[0]), curves))
+  return EarlyStoppingRun(steps_used, best_so_far, jnp.sum(steps_used))
+
+
+def _check_rule(confidence: chex.Numeric, horizon: str) -> None:
+  if horizon not in ("final", "any"):
+    raise ValueError(f"horizon must be 'final' or 'any', got {horizon!r}.")
+  if not isinstance(confidence, jax.core.Tracer) and not 0 < confidence < 1:
+    raise ValueError(f"confidence must lie in (0, 1), got {confidence}.")
+
+
+def _promote(x: chex.Array) -> jax.Array:
+  """Casts to a float of at least 32 bits."""
+  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

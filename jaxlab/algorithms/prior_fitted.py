@@ -1,0 +1,249 @@
+"""Prior fitting: train a network to predict the rest of data sets drawn from a prior."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.samplers import contexts
+
+
+class PriorFittingState(NamedTuple):
+  """What prior fitting carries from step to step.
+
+  Attributes:
+    params: parameters of the network.
+    opt_state: state of the optimiser.
+    step: updates done, int32 scalar.
+  """
+
+  params: chex.ArrayTree
+  opt_state: optax.OptState
+  step: chex.Array
+
+
+class PriorFittingInfo(NamedTuple):
+  """What one step of prior fitting reports.
+
+  Attributes:
+    loss: mean loss of the queries, in the unit of the loss (nats for a log-loss), scalar.
+    num_context: context size of this step, int32 scalar.
+    grad_norm: global norm of the gradient before the optimiser, scalar.
+  """
+
+  loss: chex.Array
+  num_context: chex.Array
+  grad_norm: chex.Array
+
+
+class PriorFitting(NamedTuple):
+  """The two functions of prior fitting.
+
+  Attributes:
+    init: `init(params) -> PriorFittingState`.
+    update: `update(key, state) -> (PriorFittingState, PriorFittingInfo)`; pure, to be jitted.
+  """
+
+  init: Callable[[chex.ArrayTree], PriorFittingState]
+  update: Callable[[chex.PRNGKey, PriorFittingState], tuple[PriorFittingState, PriorFittingInfo]]
+
+
+def prior_fitting(
+  apply_fn: Callable[..., Any],
+  optimizer: optax.GradientTransformation,
+  prior_fn: Callable[[chex.PRNGKey], Any],
+  loss_fn: Callable[[Any, chex.Array], chex.Array],
+  *,
+  max_context: int,
+  scheme: str = "weighted",
+  stochastic: bool = False,
+) -> PriorFitting:
+  """Builds the training of a network on data sets drawn from a prior.
+
+  Each step draws a context size and a fresh batch of data sets, and descends on the log-loss of
+  the points outside the context. The minimiser over all functions is the posterior predictive
+  distribution of the prior, so a trained network does Bayesian inference in one forward pass. No
+  gradient flows into the data.
+
+  Args:
+    apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`, rows first
+      `[b, T, ...]`; `num_context` is a traced int32 scalar.
+    optimizer: an optax transformation, e.g. `optax.chain(optax.clip_by_global_norm(1.0),
+      optax.adam(schedule))`.
+    prior_fn: `prior_fn(key)` draws a batch with fields `x[b, T, f]`, `y[b, T]` and
+      `targets[b, T]`, e.g. a `jaxlab.samplers` prior with its sizes bound.
+    loss_fn: `loss_fn(outputs, targets) -> [b, T]`.
+    max_context: context sizes are drawn from 0 to `max_context - 1`; at most T.
+    scheme: distribution of the context size, "weighted" (every size gets the same training loss
+      per query) or "uniform".
+    stochastic: also pass `key=` to `apply_fn`, for a network with dropout.
+
+  Returns:
+    `PriorFitting(init, update)`.
+
+  Raises:
+    ValueError: if `max_context` is below 1 or exceeds T, or `scheme` is unknown.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, algorithm 1 and
+  equation 2, https://arxiv.org/abs/2112.10510.
+  """
+  contexts.context_size_probs(max_context, scheme=scheme)  # A bad value fails here, not in jit.
+
+  def init(params):
+    return PriorFittingState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  def update(key, state):
+    key_prior, key_context, key_apply = jax.random.split(key, 3)
+    batch = jax.lax.stop_gradient(prior_fn(key_prior))
+    if max_context > batch.x.shape[1]:
+      raise ValueError(
+        f"max_context must be at most the number of points, got {max_context} > {batch.x.shape[1]}"
+      )
+    num_context = contexts.sample_context_size(key_context, max_context, scheme=scheme)
+    extra = {"key": key_apply} if stochastic else {}
+
+    def mean_loss(params):
+      outputs = apply_fn(params, batch.x, batch.y, num_context, **extra)
+      return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
+
+    loss, grads = jax.value_and_grad(mean_loss)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    info = PriorFittingInfo(loss, num_context, optax.global_norm(grads))
+    return PriorFittingState(params, opt_state, state.step + 1), info
+
+  return PriorFitting(init, update)
+
+
+def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
+  """Mean of the loss over the batch and the points outside the context.
+
+  Args:
+    loss: loss of every point, `[b, T]`; what stands in context rows is ignored, even a NaN.
+    num_context: context size c in [0, T], shared by the batch; may be traced.
+
+  Returns:
+    Mean over b and points j >= c, float32 scalar; 0 if there are no queries (c = T).
+
+  Raises:
+    ValueError: if `num_context` is known and lies outside [0, T].
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, equation 2,
+  https://arxiv.org/abs/2112.10510.
+  """
+  chex.assert_rank([loss, num_context], [2, 0])
+  batch_size, num_points = loss.shape
+  if not isinstance(num_context, jax.core.Tracer) and not 0 <= num_context <= num_points:
+    raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
+  is_query = jnp.arange(num_points) >= num_context
+  total = jnp.sum(jnp.where(is_query, loss.astype(jnp.float32), 0))
+  return total / jnp.maximum(batch_size * (num_points - num_context), 1)
+
+
+def loss_by_context(
+  apply_fn: Callable[..., Any],
+  params: chex.ArrayTree,
+  batch: Any,
+  loss_fn: Callable[[Any, chex.Array], chex.Array],
+  *,
+  context_sizes: Sequence[int] | chex.Array,
+) -> chex.Array:
+  """Mean loss of the queries at several context sizes, on the same data sets.
+
+  This is the learning curve of the network as an inference algorithm. The sizes are run one after
+  another inside one program, so that they share its compilation and its memory; jit the call.
+
+  Args:
+    apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`.
+    params: parameters of the network.
+    batch: data sets, with fields `x[b, T, f]`, `y[b, T]` and `targets[b, T]`.
+    loss_fn: `loss_fn(outputs, targets) -> [b, T]`.
+    context_sizes: context sizes, each in [0, T - 1].
+
+  Returns:
+    Mean loss for each size, float32 `[len(context_sizes)]`.
+
+  Raises:
+    ValueError: if a known context size lies outside [0, T - 1].
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
+  https://arxiv.org/abs/2112.10510.
+  """
+  num_points = batch.x.shape[1]
+  if not isinstance(context_sizes, jax.core.Tracer):
+    for size in context_sizes:
+      if not 0 <= size < num_points:
+        raise ValueError(f"context_sizes must lie in [0, {num_points - 1}], got {size}")
+  sizes = jnp.asarray(context_sizes, jnp.int32)
+  chex.assert_rank(sizes, 1)
+
+  def loss_at(num_context):
+    outputs = apply_fn(params, batch.x, batch.y, num_context)
+    return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
+
+  return jax.lax.map(loss_at, sizes)
+
+
+def warmup_cosine(
+  peak: chex.Numeric, num_steps: int, *, warmup_fraction: float = 0.25
+) -> optax.Schedule:
+  """Linear warm-up from 0, then half a cosine back to 0.
+
+  With w = ⌊warmup_fraction · num_steps⌋, step s < w has the rate `peak·s/w` and a later one
+  `peak·½(1 + cos(π(s − w)/(num_steps − w)))`; the rate stays 0 after the last step.
+
+  Args:
+    peak: highest learning rate; may be traced.
+    num_steps: number of updates S.
+    warmup_fraction: part of the updates spent on the warm-up, in [0, 1].
+
+  Returns:
+    An optax schedule from the step to the learning rate, float32.
+
+  Raises:
+    ValueError: if `num_steps` is below 1 or `warmup_fraction` lies outside [0, 1].
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
+  https://arxiv.org/abs/2112.10510; Loshchilov and Hutter, SGDR, equation 5,
+  https://arxiv.org/abs/1608.03983.
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  if not 0 <= warmup_fraction <= 1:
+    raise ValueError(f"warmup_fraction must lie in [0, 1], got {warmup_fraction}")
+  warmup = math.floor(warmup_fraction * num_steps)
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0, 1)
+    rising = step / max(warmup, 1)
+    return peak * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+
+  return schedule
+
+
+def transformer_peak_learning_rate(num_params: int) -> float:
+  """Peak learning rate for a transformer of a given size, `0.003239 − 0.0001395·ln(num_params)`.
+
+  Args:
+    num_params: number of parameters, without embeddings of a vocabulary.
+
+  Returns:
+    Learning rate for Adam.
+
+  Raises:
+    ValueError: if `num_params` is below 1, or so large that the formula is not positive.
+
+  Reference: Kaplan et al., Scaling Laws for Neural Language Models, 2020, appendix D.6,
+  https://arxiv.org/abs/2001.08361.
+  """
+  if num_params < 1:
+    raise ValueError(f"num_params must be at least 1, got {num_params}")
+  rate = 0.003239 - 0.0001395 * math.log(num_params)
+  if rate <= 0:
+    raise ValueError(f"num_params is beyond the range of the formula, got {num_params}")
+  return rate

@@ -1,0 +1,89 @@
+"""Sequential optimisation of a function on a finite set of candidates."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class SequentialResult(NamedTuple):
+  """The course of a sequential optimisation.
+
+  Attributes:
+    indices: candidates in the order in which they were evaluated, int32
+      `[num_init + num_steps]`, all different.
+    best: highest value seen up to and including each evaluation, `[num_init + num_steps]`.
+  """
+
+  indices: chex.Array
+  best: chex.Array
+
+
+def optimize_on_grid(
+  key: chex.PRNGKey,
+  candidates: chex.Array,
+  values: chex.Array,
+  acquisition_fn: Callable[..., chex.Array],
+  *,
+  num_init: int = 1,
+  num_steps: int = 15,
+) -> SequentialResult:
+  """Maximises a function known on a grid, one evaluation after another.
+
+  Bayesian optimisation with the answers laid out in advance, which is how an acquisition function
+  and the model under it are compared: many functions run as one program, by `vmap` over `key` and
+  `values`. Shapes are static: observations fill a buffer, and a mask says how far.
+
+  Args:
+    key: random key of the first points and of the acquisition function.
+    candidates: points that may be evaluated, `[m, f]`.
+    values: value of the function at each, `[m]`; higher is better.
+    acquisition_fn: `acquisition_fn(key, x[n, f], y[n], mask[n], candidates[m, f]) -> [m]`, the
+      merit of each candidate given the observations (n = num_init + num_steps rows in the order of
+      evaluation; rows where `mask` is False are zeros still to be filled, so the context is the
+      first `mask.sum()` rows). NaN counts as the lowest merit.
+    num_init: first points, drawn uniformly without replacement.
+    num_steps: points chosen by the acquisition function after them; a candidate is chosen at most
+      once, and ties go to the lowest index.
+
+  Returns:
+    `SequentialResult(indices, best)`.
+
+  Raises:
+    ValueError: if `num_init` or `num_steps` is negative, both are 0, or their sum exceeds m.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510; Jones et al., Efficient Global Optimization, 1998,
+  https://doi.org/10.1023/A:1008306431147.
+  """
+  chex.assert_rank([candidates, values], [2, 1])
+  chex.assert_equal_shape_prefix([candidates, values], 1)
+  num_candidates, total = values.shape[0], num_init + num_steps
+  if num_init < 0 or num_steps < 0 or not 1 <= total <= num_candidates:
+    raise ValueError(
+      "num_init and num_steps must be non-negative with a sum from 1 to the number of candidates, "
+      f"got {num_init} and {num_steps} for {num_candidates} candidates"
+    )
+  key_init, key_steps = jax.random.split(key)
+  first = jax.random.permutation(key_init, num_candidates)[:num_init].astype(jnp.int32)
+  slots = jnp.arange(total)
+  indices = jnp.zeros(total, jnp.int32).at[:num_init].set(first)
+  chosen = jnp.zeros(num_candidates, bool).at[first].set(True)
+
+  def choose(step, carry):
+    indices, chosen = carry
+    mask = slots < step
+    x = jnp.where(mask[:, None], candidates[indices], 0)
+    y = jnp.where(mask, values[indices], 0)
+    merit = acquisition_fn(jax.random.fold_in(key_steps, step), x, y, mask, candidates)
+    chex.assert_shape(merit, (num_candidates,))
+    merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
+    # A free candidate of merit -inf must still win over those that are taken.
+    merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)
+    index = jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
+    return indices.at[step].set(index), chosen.at[index].set(True)
+
+  indices, _ = jax.lax.fori_loop(num_init, total, choose, (indices, chosen))
+  return SequentialResult(indices, jax.lax.cummax(values[indices]))

@@ -1,0 +1,1 @@
+"""The tfds builder of aeon's bundled time-series classification sets."""

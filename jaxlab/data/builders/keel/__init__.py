@@ -1,0 +1,1 @@
+"""The tfds builder of KEEL's classification tables."""

@@ -1,0 +1,1 @@
+"""The tfds builder of LCDB's learning curves."""

@@ -1,0 +1,1 @@
+"""The tfds builder of MNIST-1D, generated locally."""

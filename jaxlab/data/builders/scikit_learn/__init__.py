@@ -1,0 +1,1 @@
+"""The tfds builder of scikit-learn's bundled tables and digits."""

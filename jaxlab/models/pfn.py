@@ -1,0 +1,220 @@
+"""Prior-data fitted networks: a transformer that reads a data set and predicts its other points."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array:
+  """Which point may attend to which: everyone to the context, and each point to itself.
+
+  Queries never see one another, so any number of them is answered in one forward pass with the
+  answers each would get alone.
+
+  Args:
+    num_points: number of points T of a data set.
+    num_context: number of context points c, in [0, T]; the first c points are the context. An
+      integer, or a traced int32 scalar, so that one program serves all sizes.
+
+  Returns:
+    Mask, bool `[T, T]`: entry (i, j) says that point i attends to point j, `j < c or i == j`.
+
+  Raises:
+    ValueError: if `num_context` is known and lies outside [0, `num_points`].
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 3,
+  https://arxiv.org/abs/2112.10510.
+  """
+  chex.assert_scalar_non_negative(num_points)
+  chex.assert_rank(num_context, 0)
+  if not isinstance(num_context, jax.core.Tracer) and not 0 <= num_context <= num_points:
+    raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
+  points = jnp.arange(num_points)
+  return (points[None, :] < num_context) | (points[:, None] == points[None, :])
+
+
+class PFN(nn.Module):
+  """Transformer encoder from `(x, y)` of a context and `x` of queries to predictions for each.
+
+  Without positional encoding the result does not depend on the order of the context. Attention's
+  output projection and the second matrix of each perceptron start at zero, so a new network
+  starts from predictions that ignore the data and training sets in at once.
+
+  Attributes:
+    num_outputs: outputs K for each point: bars of a density, classes, or one logit.
+    embed_dim: width of a token.
+    num_layers: number of encoder layers.
+    num_heads: attention heads; divides `embed_dim`.
+    mlp_dim: hidden width of the perceptrons and of the head; None is `2 * embed_dim`.
+    dropout_rate: dropout of attention weights, of both branches and inside the perceptrons.
+    norm: "post" normalises after each residual sum; "pre" before each branch and before the head.
+    input_shift: subtracted from x; the default suits inputs uniform on [0, 1].
+    input_scale: x is divided by this after the shift.
+    target_shift: subtracted from y.
+    target_scale: y is divided by this after the shift.
+
+  Example:
+    network = PFN(num_outputs=100, embed_dim=64, num_layers=3)
+    params = network.init(key, x, y, 10)["params"]
+    logits = network.apply({"params": params}, x, y, 10)[:, 10:]
+
+  Raises:
+    ValueError: for an unknown `norm`, an `embed_dim` not divisible by `num_heads`, a
+      `dropout_rate` outside [0, 1), or a size or scale that is not positive.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+
+  num_outputs: int
+  embed_dim: int = 512
+  num_layers: int = 6
+  num_heads: int = 4
+  mlp_dim: int | None = None
+  dropout_rate: float = 0.0
+  norm: str = "post"
+  input_shift: float = 0.5
+  input_scale: float = 0.28867513
+  target_shift: float = 0.0
+  target_scale: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    positive = ("num_outputs", "embed_dim", "num_layers", "num_heads", "mlp_dim")
+    for name in (*positive, "input_scale", "target_scale"):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    if self.embed_dim % self.num_heads:
+      raise ValueError(
+        f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}"
+      )
+    if self.norm not in ("post", "pre"):
+      raise ValueError(f"norm must be 'post' or 'pre', got {self.norm!r}")
+    if not 0 <= self.dropout_rate < 1:
+      raise ValueError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}")
+
+  @nn.compact
+  def __call__(
+    self,
+    x: chex.Array,
+    y: chex.Array,
+    num_context: chex.Numeric,
+    *,
+    deterministic: bool = True,
+  ) -> chex.Array:
+    """Predicts every query from the context.
+
+    Args:
+      x: inputs `[b, T, f]`, context points first.
+      y: targets `[b, T]`; those of queries are never read and may be NaN.
+      num_context: context size c in [0, T], shared by the batch; may be traced.
+      deterministic: False applies dropout, with the random stream "dropout".
+
+    Returns:
+      Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
+
+    Raises:
+      ValueError: if `num_context` is known and lies outside [0, T].
+    """
+    chex.assert_rank([x, y], [3, 2])
+    chex.assert_equal_shape_prefix([x, y], 2)
+    num_points, num_features = x.shape[1:]
+    mask = context_query_mask(num_points, num_context)
+    is_context = jnp.arange(num_points) < num_context
+
+    x = _standardise(x, self.input_shift, self.input_scale)
+    # Masked before any arithmetic: an unknown target may be NaN, and so would its gradient be.
+    y = _standardise(jnp.where(is_context, y, 0), self.target_shift, self.target_scale)
+    pairs = _linear(self.embed_dim, 1, name="embed_y")(y[..., None])
+    h = _linear(self.embed_dim, num_features, name="embed_x")(x)
+    h = h + jnp.where(is_context[:, None], pairs, 0)
+
+    mlp_dim = self.mlp_dim or 2 * self.embed_dim
+    for i in range(self.num_layers):
+      layer = _EncoderLayer(
+        self.num_heads, mlp_dim, self.dropout_rate, self.norm, name=f"layer_{i}"
+      )
+      h = layer(h, mask, deterministic)
+    if self.norm == "pre":
+      h = _layer_norm("norm")(h)
+    h = _gelu(_linear(mlp_dim, self.embed_dim, name="head_in")(h))
+    return _linear(self.num_outputs, mlp_dim, name="head_out")(h)
+
+
+class _EncoderLayer(nn.Module):
+  """Attention and a perceptron, each a residual branch."""
+
+  num_heads: int
+  mlp_dim: int
+  dropout_rate: float
+  norm: str
+
+  @nn.compact
+  def __call__(self, h, mask, deterministic):
+    width = h.shape[-1]
+    drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+
+    def attention(h):
+      split = (*h.shape[:-1], 3 * self.num_heads, width // self.num_heads)
+      qkv = nn.Dense(3 * width, kernel_init=nn.initializers.glorot_uniform(), name="qkv")(h)
+      mixed = _attend(*jnp.split(qkv.reshape(split), 3, axis=-2), mask, drop)
+      return drop(_zero_linear(width, name="attention_out")(mixed.reshape(h.shape)))
+
+    def mlp(h):
+      h = drop(_gelu(_linear(self.mlp_dim, width, name="mlp_in")(h)))
+      return drop(_zero_linear(width, name="mlp_out")(h))
+
+    norm_attention, norm_mlp = _layer_norm("norm_attention"), _layer_norm("norm_mlp")
+    if self.norm == "pre":
+      h = h + attention(norm_attention(h))
+      return h + mlp(norm_mlp(h))
+    h = norm_attention(h + attention(h))
+    return norm_mlp(h + mlp(h))
+
+
+def _attend(q, k, v, mask, drop):
+  """Scaled dot-product attention over `[b, T, heads, d]`, float32 inside the softmax."""
+  wide = jnp.promote_types(v.dtype, jnp.float32)
+  q = q * q.shape[-1] ** -0.5
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
+  scores = jnp.where(mask, scores, -jnp.inf)
+  # Dividing after the product with v touches d numbers of a row in place of T.
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+  total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
+  weights = drop(weights).astype(v.dtype)
+  mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v, preferred_element_type=wide)
+  return (mixed / total).astype(v.dtype)
+
+
+def _standardise(values, shift, scale):
+  """`(values - shift) / scale` in float32, returned in the dtype of floating inputs."""
+  dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.float32
+  return ((values.astype(jnp.float32) - shift) / scale).astype(dtype)
+
+
+def _linear(features, fan_in, *, name):
+  """Affine map with kernel and bias uniform on ±1/√fan_in.
+
+  The bias must be random where inputs are few: the normalisation of a token that is a multiple
+  of one vector would keep its sign only.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+  return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+
+
+def _zero_linear(features, *, name):
+  return nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
+
+
+def _layer_norm(name):
+  return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+
+
+def _gelu(h):
+  # jax.nn.gelu takes the slower erfc, for relative precision far out where the value is 0 to us.
+  return 0.5 * h * (1 + jax.lax.erf(h * 0.5**0.5))

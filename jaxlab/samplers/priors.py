@@ -1,0 +1,327 @@
+"""Priors over whole data sets, to fit a network to: Gaussian processes, lines, random networks.
+
+Every prior is one pure program of static shapes, so that a training step can draw its own data
+under `jit`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.uncertainty.gp import kernel_matrix
+
+# Relative to the outputscale: keeps the float32 Cholesky factor finite.
+_JITTER = 1e-6
+
+
+class PriorBatch(NamedTuple):
+  """Data sets drawn from a prior.
+
+  Attributes:
+    x: inputs, `[b, T, f]`.
+    y: what a context shows, `[b, T]`.
+    targets: what a query is scored on, `[b, T]`.
+  """
+
+  x: chex.Array
+  y: chex.Array
+  targets: chex.Array
+
+
+def gp_prior(
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  num_points: int,
+  num_features: int = 1,
+  lengthscale: chex.Numeric = 0.6,
+  outputscale: chex.Numeric = 1.0,
+  noise: chex.Numeric = 1e-4,
+  kernel: str = "rbf",
+  equidistant: bool = False,
+) -> PriorBatch:
+  """Noisy functions from one Gaussian process, at points uniform on the unit cube.
+
+  Args:
+    key: random key.
+    batch_size: number of data sets, b.
+    num_points: points of each, T.
+    num_features: features of each point, f.
+    lengthscale: scalar, or `[f]` for one per feature.
+    outputscale: prior variance of the function.
+    noise: variance of the observation noise.
+    kernel: see `jaxlab.uncertainty.kernel_matrix`.
+    equidistant: whether the points are `linspace(0, 1, T)` in every data set.
+
+  Returns:
+    `PriorBatch` with targets equal to `y`.
+
+  Raises:
+    ValueError: if a size is below 1, `kernel` is unknown, or `equidistant` is asked of several
+      features.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.1,
+  https://arxiv.org/abs/2112.10510.
+  """
+  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  if equidistant and num_features != 1:
+    raise ValueError(f"equidistant points have one feature, got num_features={num_features}.")
+  x_key, y_key = jax.random.split(key)
+  factor = functools.partial(
+    _gp_cholesky, lengthscale=lengthscale, outputscale=outputscale, noise=noise, kernel=kernel
+  )
+  normals = jax.random.normal(y_key, (batch_size, num_points))
+  if equidistant:
+    points = jnp.linspace(0.0, 1.0, num_points)[:, None]
+    x = jnp.broadcast_to(points, (batch_size, num_points, 1))
+    y = normals @ factor(points).T  # one factor serves all data sets
+  else:
+    x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
+    y = jnp.einsum("bts,bs->bt", jax.vmap(factor)(x), normals)
+  return PriorBatch(x, y, y)
+
+
+def _gp_cholesky(x, *, lengthscale, outputscale, noise, kernel):
+  """Factor of the noisy covariance at x `[T, f]`."""
+  covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
+  return jnp.linalg.cholesky(covariance + (noise + _JITTER * outputscale) * jnp.eye(x.shape[0]))
+
+
+def gp_hyper_prior(
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  num_points: int,
+  num_features: int = 1,
+  lengthscale_gamma: tuple[float, float] = (3.0, 6.0),
+  outputscale_gamma: tuple[float, float] = (2.0, 0.15),
+  noise_gamma: tuple[float, float] = (1.1, 0.05),
+  min_noise: float = 1e-4,
+  kernel: str | tuple[str, ...] = "matern52",
+) -> PriorBatch:
+  """Noisy functions from Gaussian processes whose hyper-parameters are drawn per data set.
+
+  Args:
+    key: random key.
+    batch_size: number of data sets, b.
+    num_points: points of each, T, uniform on the unit cube.
+    num_features: features of each point, f; every feature has a lengthscale of its own.
+    lengthscale_gamma: shape and rate of the lengthscales' gamma distribution.
+    outputscale_gamma: shape and rate of the outputscale's.
+    noise_gamma: shape and rate of the noise variance's.
+    min_noise: smallest noise variance.
+    kernel: name of the kernel (see `jaxlab.uncertainty.kernel_matrix`), or a tuple of names, of
+      which each data set draws one.
+
+  Returns:
+    `PriorBatch` with targets equal to `y`.
+
+  Raises:
+    ValueError: if a size is below 1, or a kernel is unknown or there is none.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.2,
+  https://arxiv.org/abs/2112.10510.
+  """
+  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  kernels = (kernel,) if isinstance(kernel, str) else tuple(kernel)
+  if not kernels:
+    raise ValueError(f"kernel must name at least one kernel, got {kernel!r}.")
+  x_key, y_key, hyper_key, kernel_key = jax.random.split(key, 4)
+  x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
+  # One call for all gammas, since each compiles a rejection loop.
+  concentrations, rates = jnp.array(
+    [lengthscale_gamma] * num_features + [outputscale_gamma, noise_gamma]
+  ).T
+  gammas = jax.random.gamma(hyper_key, concentrations, (batch_size, num_features + 2)) / rates
+  lengthscales, outputscales = gammas[:, :-2], gammas[:, -2]
+  noises = jnp.maximum(gammas[:, -1], min_noise)
+  choices = jax.random.randint(kernel_key, (batch_size,), 0, len(kernels))
+
+  def draw(x, normals, lengthscale, outputscale, noise, choice):
+    matrices = [
+      functools.partial(
+        kernel_matrix, x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=name
+      )
+      for name in kernels
+    ]
+    covariance = jax.lax.switch(choice, matrices)
+    diagonal = (noise + _JITTER * outputscale) * jnp.eye(num_points)
+    return jnp.linalg.cholesky(covariance + diagonal) @ normals
+
+  normals = jax.random.normal(y_key, (batch_size, num_points))
+  y = jax.vmap(draw)(x, normals, lengthscales, outputscales, noises, choices)
+  return PriorBatch(x, y, y)
+
+
+def ridge_prior(
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  num_points: int,
+  num_features: int = 1,
+  weight_std: chex.Numeric = 0.1,
+  noise_std: chex.Numeric = 0.1,
+) -> PriorBatch:
+  """Noisy linear functions without intercept, whose Bayes predictor is ridge regression.
+
+  Args:
+    key: random key.
+    batch_size: number of data sets, b.
+    num_points: points of each, T, uniform on the unit cube.
+    num_features: features of each point, f.
+    weight_std: prior standard deviation of each weight.
+    noise_std: standard deviation of the observation noise.
+
+  Returns:
+    `PriorBatch` whose targets are the noiseless values.
+
+  Raises:
+    ValueError: if a size is below 1.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  x_key, weight_key, noise_key = jax.random.split(key, 3)
+  x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
+  weights = weight_std * jax.random.normal(weight_key, (batch_size, num_features))
+  targets = jnp.einsum("btf,bf->bt", x, weights)
+  noise = noise_std * jax.random.normal(noise_key, (batch_size, num_points))
+  return PriorBatch(x, targets + noise, targets)
+
+
+def bnn_prior(
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  num_points: int,
+  num_features: int = 1,
+  max_hidden: int = 150,
+  weight_std_gamma: tuple[float, float] = (3.6188, 0.067737),
+  noise_std_gamma: tuple[float, float] = (1.8663, 0.052755),
+  group_size: int = 8,
+  binary: bool = True,
+  num_classes: int = 2,
+) -> PriorBatch:
+  """Tabular data sets labelled by random noisy networks of random size.
+
+  Three linear layers with tanh before the second and third, every weight and bias normal, and
+  noise added after the second and third. Number of used features, width, scale of the weights
+  and of the noise, and the weights are shared by the data sets of a group; inputs and noise are
+  not. Inputs and outputs are standardised over the points of a data set; unused features are 0.
+
+  Args:
+    key: random key.
+    batch_size: number of data sets, b.
+    num_points: points of each, T, at least 2.
+    num_features: features of each point, f, of which a data set may use fewer.
+    max_hidden: largest width of the network, at least 2.
+    weight_std_gamma: shape and scale of the gamma distribution of the weights' standard
+      deviation.
+    noise_std_gamma: shape and scale of that of the noise.
+    group_size: data sets that share a network; divides `batch_size`.
+    binary: whether `y` is a class index; the standardised output of the network otherwise.
+    num_classes: with 2 the class is 1 above the (lower) median; with more, the output is cut at
+      equal quantiles and the classes are numbered in a random order of each data set's own.
+
+  Returns:
+    `PriorBatch` with targets equal to `y`; class indices are floats.
+
+  Raises:
+    ValueError: if a size is below its minimum, `group_size` does not divide `batch_size`,
+      `num_classes` lies outside `[2, num_points]`, or more than two classes are asked for
+      without `binary`.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 6 and
+  appendix, https://arxiv.org/abs/2112.10510.
+  """
+  _check_sizes(batch_size=batch_size, num_features=num_features, group_size=group_size)
+  if num_points < 2:
+    raise ValueError(f"num_points must be at least 2, got {num_points}.")
+  if max_hidden < 2:
+    raise ValueError(f"max_hidden must be at least 2, got {max_hidden}.")
+  if batch_size % group_size:
+    raise ValueError(f"group_size {group_size} must divide batch_size {batch_size}.")
+  if not 2 <= num_classes <= num_points:
+    raise ValueError(f"num_classes must lie in [2, {num_points}], got {num_classes}.")
+  if not binary and num_classes > 2:
+    raise ValueError(f"num_classes={num_classes} needs binary=True.")
+  network_key, hyper_key, x_key, label_key = jax.random.split(key, 4)
+  num_groups = batch_size // group_size
+  x = jax.random.normal(x_key, (num_groups, group_size, num_points, num_features))
+  used, hidden, weight_std, noise_std = _network_hyperparameters(
+    hyper_key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
+  )
+  x *= (jnp.arange(num_features) < used[:, None])[:, None, None, :]
+  units = jnp.arange(max_hidden) < hidden[:, None]
+  network_keys = jax.random.split(network_key, num_groups)
+  y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
+  x = _standardise(x.reshape(batch_size, num_points, num_features), axis=1)
+  y = _standardise(y.reshape(batch_size, num_points), axis=1)
+  if binary and num_classes == 2:
+    median = jnp.sort(y, axis=1)[:, (num_points - 1) // 2, None]
+    y = (y > median).astype(y.dtype)
+  elif binary:
+    ranks = jnp.argsort(jnp.argsort(y, axis=1), axis=1)
+    order = jnp.broadcast_to(jnp.arange(num_classes), (batch_size, num_classes))
+    order = jax.random.permutation(label_key, order, axis=1, independent=True)
+    y = jnp.take_along_axis(order, ranks * num_classes // num_points, axis=1).astype(y.dtype)
+  return PriorBatch(x, y, y)
+
+
+def _network_hyperparameters(
+  key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
+):
+  """Used features, used units, scale of the weights and of the noise, `[num_groups]` each."""
+  # One call for all gammas, since each compiles a rejection loop; a pair of them makes a beta.
+  shapes = jnp.array([1.0, 1.6, 2.0, 4.0, weight_std_gamma[0], noise_std_gamma[0]])
+  gammas = jax.random.gamma(key, shapes, (num_groups, len(shapes)))
+  beta_features = gammas[:, 0] / (gammas[:, 0] + gammas[:, 1])
+  beta_hidden = gammas[:, 2] / (gammas[:, 2] + gammas[:, 3])
+  used = 2 + jnp.round(beta_features * (num_features - 1) - 0.5)
+  hidden = 2 + jnp.round(beta_hidden * (max_hidden - 1) - 0.5)
+  return (
+    jnp.clip(used, 1, num_features),
+    jnp.clip(hidden, 2, max_hidden),
+    gammas[:, 4] * weight_std_gamma[1],
+    gammas[:, 5] * noise_std_gamma[1],
+  )
+
+
+def _random_network(key, x, units, weight_std, noise_std):
+  """Draws one network and applies it to a group, x `[s, T, f]` -> y `[s, T]`.
+
+  Masking the units beyond the drawn width lets all widths share one program.
+  """
+  weight_key, noise_key = jax.random.split(key)
+  num_inputs, num_units = x.shape[-1], units.shape[0]
+  # Few large draws, since each random call costs a second of compilation.
+  sizes = ((num_inputs + 1, num_units), (num_units + 1, num_units), (num_units + 1, 1))
+  ends = np.cumsum([rows * columns for rows, columns in sizes])
+  weights = jnp.split(weight_std * jax.random.normal(weight_key, (ends[-1],)), ends[:-1])
+  first, second, third = (w.reshape(size) for w, size in zip(weights, sizes))
+  noise = noise_std * jax.random.normal(noise_key, (*x.shape[:-1], num_units + 1))
+
+  def linear(inputs, weights):
+    return inputs @ weights[:-1] + weights[-1]
+
+  values = linear(x, first)
+  values = linear(jnp.tanh(values) * units, second) + noise[..., 1:]
+  return linear(jnp.tanh(values) * units, third)[..., 0] + noise[..., 0]
+
+
+def _standardise(values, axis):
+  mean = jnp.mean(values, axis=axis, keepdims=True)
+  std = jnp.std(values, axis=axis, keepdims=True, ddof=1)
+  return (values - mean) / (std + 1e-6)
+
+
+def _check_sizes(**sizes):
+  """Raises for the first size below 1."""
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"{name} must be at least 1, got {size}.")

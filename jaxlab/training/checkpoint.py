@@ -1,0 +1,402 @@
+"""Checkpoints: written in the background, whole or not at all, and checked on the way back."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+
+class CorruptCheckpointError(RuntimeError):
+  """A checkpoint, or every checkpoint of a directory, cannot be read back as it was written."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint gives back.
+
+  Attributes:
+    state: the state, with the types, shardings and structure of `state_like`.
+    data_state: what was saved as `data_state`, or None.
+  """
+
+  state: chex.ArrayTree
+  data_state: Any
+
+
+class Checkpointer:
+  """Saves and restores training states in one directory.
+
+  A checkpoint appears by one rename once all of it is on disk, so a kill at any moment leaves the
+  one before whole. Beside the arrays it holds the run's config, what every array should look like
+  and a fingerprint of its bits: storage that silently changes a weight is noticed. Typed and raw
+  random keys are both stored as key data. Use it as a context manager, or call `close`.
+
+  Several processes call every method together; process 0 owns the directory.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    max_to_keep: int | None = 3,
+    config: Any = None,
+  ):
+    """Opens the directory, or makes it.
+
+    Args:
+      directory: where the checkpoints lie, one folder a step.
+      max_to_keep: number of newest checkpoints that are kept; None keeps all.
+      config: what the run was asked to do: a dataclass or anything JSON can hold. Restoring under
+        another one is an error; None leaves the config out of that comparison.
+
+    Raises:
+      ValueError: if `max_to_keep` is below 1 or `config` is not JSON-able.
+      OSError: if the directory cannot be made.
+    """
+    if max_to_keep is not None and max_to_keep < 1:
+      raise ValueError(f"max_to_keep must be at least 1 or None, got {max_to_keep}")
+    self._config = _as_json(config)
+    self._corrupt: set[int] = set()
+    self._has_saved = False
+    path = os.fspath(directory)
+    path = path if "://" in path else os.path.abspath(path)
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+    with _names_directory(path):
+      self._manager = ocp.CheckpointManager(path, options=options)
+
+  def save(self, step: int, state: chex.ArrayTree, data_state: Any = None) -> None:
+    """Saves `state` as the checkpoint of `step`; returns once the arrays are copied to the host.
+
+    The caller may donate `state` right away; writing goes on in the background. What went wrong
+    there is raised by the next call of `save`, `restore`, `wait` or `close`.
+
+    Args:
+      step: number of updates done; must be past every checkpoint in the directory.
+      state: any tree of arrays and random keys.
+      data_state: state of the data iterator that belongs to `step` (`get_state()`): bytes, or
+        nested dicts, lists and scalars with bytes in them. Each process's own is kept.
+
+    Raises:
+      ValueError: if the directory holds a checkpoint of this step or a later one, or `data_state`
+        is not JSON-able.
+      OSError: if the directory cannot be written to or is full.
+    """
+    data_state = _dumps("data_state", _encode(data_state))
+    self._prepare(step)
+    newest = self.latest_step()
+    if newest is not None and newest >= step:
+      raise ValueError(
+        f"cannot save step {step}: {self._manager.directory} already holds step {newest};"
+        " restore that one, or use another directory"
+      )
+    leaves, treedef = jax.tree.flatten(state)
+    stored = [_storable(leaf) for leaf in leaves]
+    record = {
+      "config": self._config,
+      "leaves": _descriptions(state),
+      "key_impls": [str(jax.random.key_impl(leaf)) for leaf in leaves if _is_key(leaf)],
+      "fingerprints": [int(bits) for bits in jax.device_get([_fingerprint(x) for x in stored])],
+      "data_states": _from_every_process(data_state),
+    }
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(treedef.unflatten(stored)),
+      record=ocp.args.JsonSave({"crc32": _crc32(record), "record": record}),
+    )
+    with _names_directory(self._manager.directory):
+      self._manager.save(step, args=args, force=True)
+
+  def restore(self, state_like: chex.ArrayTree, *, step: int | None = None) -> Restored:
+    """Reads a checkpoint back: the newest whole one, or that of `step`.
+
+    A corrupt newest checkpoint is skipped with a warning that names it, and set aside as
+    `<step>.corrupt` by the next `save`.
+
+    Args:
+      state_like: a state, or `jax.ShapeDtypeStruct`s, of the wanted structure, shapes and dtypes.
+        Arrays come back with its shardings, whatever mesh they were saved from; leaves that are
+        not bound to devices come back unbound.
+      step: the step wanted; None takes the newest one that can be read.
+
+    Returns:
+      `(state, data_state)`.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or none of `step`.
+      ValueError: if the checkpoint was made under another config, or has other shapes or dtypes;
+        names the first path that differs, with both values.
+      CorruptCheckpointError: if the checkpoint of `step`, or every one, is corrupt.
+    """
+    self.wait()
+    directory = self._manager.directory
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if step is not None:
+      if step not in steps:
+        raise FileNotFoundError(f"{directory} has no checkpoint of step {step}, only {steps[::-1]}")
+      return self._read(step, state_like)
+    if not steps:
+      raise FileNotFoundError(f"{directory} has no checkpoint")
+    for candidate in steps:
+      try:
+        return self._read(candidate, state_like)
+      except CorruptCheckpointError as error:
+        self._corrupt.add(candidate)
+        warnings.warn(f"skipping a corrupt checkpoint: {error}", stacklevel=2)
+    raise CorruptCheckpointError(f"every checkpoint in {directory} is corrupt: {steps[::-1]}")
+
+  def latest_step(self) -> int | None:
+    """Returns the newest step that is saved or being saved, unread; None if there is none."""
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Returns once everything saved so far is on disk.
+
+    Raises:
+      OSError: if the directory cannot be written to or is full.
+    """
+    with _names_directory(self._manager.directory):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits as `wait` does, then stops the background threads."""
+    with _names_directory(self._manager.directory):
+      self._manager.close()
+
+  def __enter__(self) -> Checkpointer:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _prepare(self, step: int) -> None:
+    """Tries the directory, and takes out of the way what killed runs and damage left in it."""
+    directory = self._manager.directory
+    if jax.process_index() == 0:
+      with _names_directory(directory):
+        # Where this fails, the background threads would wait for each other for minutes.
+        probe = directory / f"{step}.probe"
+        probe.write_text("can this directory be written to?")
+        probe.unlink()
+        for remains in () if self._has_saved else directory.glob("*.orbax-checkpoint-tmp*"):
+          remains.rmtree()
+        for corrupt in self._corrupt:
+          aside = directory / f"{corrupt}.corrupt"
+          if aside.exists():
+            aside.rmtree()
+          (directory / str(corrupt)).rename(aside)
+    if self._corrupt:
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("corrupt checkpoints set aside")
+      self._manager.reload()
+    self._corrupt.clear()
+    self._has_saved = True
+
+  def _read(self, step: int, state_like: chex.ArrayTree) -> Restored:
+    name = str(self._manager.directory / str(step))
+    with _marks_corrupt(name):
+      args = ocp.args.Composite(record=ocp.args.JsonRestore())
+      stored = self._manager.restore(step, args=args)["record"]
+      record = stored["record"]
+      if stored["crc32"] != _crc32(record):
+        raise ValueError("its record does not match its checksum")
+    if self._config is not None:
+      _raise_if_different(name, _flat(record["config"]), _flat(self._config))
+    _raise_if_different(name, record["leaves"], _descriptions(state_like))
+    data_state = _of_this_process(name, record["data_states"])
+
+    leaves, treedef = jax.tree.flatten(state_like)
+    with _marks_corrupt(name):
+      target = ocp.args.StandardRestore(treedef.unflatten([_target(leaf) for leaf in leaves]))
+      tree = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
+      arrays = treedef.flatten_up_to(tree)
+      found = jax.device_get([_fingerprint(x) for x in arrays])
+      for path, written, read in zip(_descriptions(state_like), record["fingerprints"], found):
+        if written != read:
+          raise ValueError(f"{path} is not what was written")
+    impls = iter(record["key_impls"])
+    state = treedef.unflatten([_like(leaf, x, impls) for leaf, x in zip(leaves, arrays)])
+    return Restored(state, _decode(json.loads(data_state)))
+
+
+@contextlib.contextmanager
+def _names_directory(directory: Any) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:
+    raise OSError(f"cannot write checkpoints to {directory}: {_brief(error)}") from error
+
+
+@contextlib.contextmanager
+def _marks_corrupt(name: str) -> Iterator[None]:
+  # The storage library reports damage by exceptions of any kind, JSON and Unicode errors included.
+  problem = None
+  try:
+    yield
+  except Exception as error:
+    problem = error
+  # All processes must agree, or some would go on to an older checkpoint than others.
+  if jax.process_count() > 1 and not multihost_utils.process_allgather(problem is None).all():
+    problem = problem or RuntimeError("another process could not read it")
+  if problem is not None:
+    raise CorruptCheckpointError(f"{name}: {_brief(problem)}") from problem
+
+
+def _brief(error: Exception) -> str:
+  first_line = str(error).strip().partition("\n")[0]
+  return f"{type(error).__name__}: {first_line[:300]}"
+
+
+def _raise_if_different(name: str, saved: Mapping[str, str], given: Mapping[str, str]) -> None:
+  for path in dict.fromkeys([*given, *saved]):
+    there, here = saved.get(path, "absent"), given.get(path, "absent")
+    if there != here:
+      raise ValueError(f"{name} is of another run: {path} is {there} there, {here} here")
+
+
+def _descriptions(state: chex.ArrayTree) -> dict[str, str]:
+  """Names every leaf by its path and says its dtype and shape, as in `float32[3,4]`."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{_dtype(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def _dtype(leaf: Any) -> Any:
+  return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(_dtype(leaf), jax.dtypes.prng_key)
+
+
+def _storable(leaf: Any) -> jax.Array | np.ndarray:
+  if _is_key(leaf):
+    leaf = jax.random.key_data(leaf)
+  # An array that one process alone holds is everybody's copy of the same numbers.
+  local = jax.process_count() > 1 and getattr(leaf, "is_fully_addressable", True)
+  return leaf if isinstance(leaf, jax.Array) and not local else np.asarray(leaf)
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
+  """Says how to restore a leaf: onto its devices, or, if it is bound to none, into host memory."""
+  sharding = getattr(leaf, "sharding", None)
+  bound = sharding is not None and getattr(leaf, "committed", True)
+  if jax.process_count() > 1 and bound:
+    bound = not sharding.is_fully_addressable
+  if _is_key(leaf):
+    concrete = isinstance(leaf, jax.Array)
+    data = jax.random.key_data(leaf) if concrete else jax.eval_shape(jax.random.key_data, leaf)
+    leaf, sharding = data, data.sharding if concrete else sharding
+  if bound:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return np.empty(np.shape(leaf), _dtype(leaf))
+
+
+def _like(leaf: Any, data: jax.Array | np.ndarray, key_impls: Iterator[str]) -> Any:
+  if _is_key(leaf):
+    return jax.random.wrap_key_data(data, impl=next(key_impls))
+  if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+    return jnp.asarray(data)
+  return data if isinstance(leaf, np.ndarray) else data.item()
+
+
+@jax.jit
+def _fingerprint(x: jax.Array) -> jax.Array:
+  """Sums an array's words, each times an odd number of its place, modulo 2^32.
+
+  Any change of one word shows, since an odd factor has an inverse; being a sum of integers, the
+  result does not depend on how the array is sharded, and no device needs more than its part.
+  """
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    x = jnp.stack([x.real, x.imag], axis=-1)
+  bits = x.dtype.itemsize * 8
+  if bits == 64:
+    words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  elif jnp.issubdtype(x.dtype, jnp.floating):
+    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
+  else:
+    words = x.astype(jnp.uint32)
+  place = jnp.zeros(words.shape, jnp.uint32)
+  for axis, size in enumerate(words.shape):
+    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+  return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _as_json(config: Any) -> Any:
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
+    config = dataclasses.asdict(config)
+  return json.loads(_dumps("config", config))
+
+
+def _dumps(name: str, value: Any) -> str:
+  try:
+    return json.dumps(value)
+  except TypeError as error:
+    raise ValueError(f"{name} must be JSON-able: {error}") from error
+
+
+def _flat(config: Any) -> dict[str, str]:
+  """Flattens a config to path -> JSON text (text, because NaN differs from itself)."""
+  leaves = jax.tree_util.tree_leaves_with_path({"config": config}, is_leaf=lambda x: x is None)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): json.dumps(value)
+    for path, value in leaves
+  }
+
+
+def _crc32(record: Any) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+_BYTES = "__base64__"
+
+
+def _encode(value: Any) -> Any:
+  if isinstance(value, bytes):
+    return {_BYTES: base64.b64encode(value).decode()}
+  if isinstance(value, Mapping):
+    return {key: _encode(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_encode(item) for item in value]
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def _decode(value: Any) -> Any:
+  if isinstance(value, dict):
+    if set(value) == {_BYTES}:
+      return base64.b64decode(value[_BYTES])
+    return {key: _decode(item) for key, item in value.items()}
+  return [_decode(item) for item in value] if isinstance(value, list) else value
+
+
+def _from_every_process(text: str) -> list[str]:
+  if jax.process_count() == 1:
+    return [text]
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(data.size))
+  padded = np.pad(data, (0, int(sizes.max()) - data.size))
+  rows = multihost_utils.process_allgather(padded)
+  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
+
+
+def _of_this_process(name: str, states: list[str]) -> str:
+  if len(states) == jax.process_count():
+    return states[jax.process_index()]
+  if len(set(states)) == 1:
+    return states[0]
+  count = jax.process_count()
+  raise ValueError(f"{name} is of another run: {len(states)} processes there, {count} here")

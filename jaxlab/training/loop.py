@@ -1,0 +1,337 @@
+"""The training loop: runs to a number of steps, can be killed at any moment, and goes on."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxlab.training.checkpoint import Checkpointer
+from jaxlab.training.state import TrainState
+from jaxlab.training.writers import Writer, write_all
+
+# What must be finite for training to go on.
+_WATCHED = ("loss", "grad_norm")
+# How far the host may run ahead: the batches of calls in flight take memory, the device needs few.
+_CALLS_IN_FLIGHT = 32
+
+
+class FitResult(NamedTuple):
+  """What `fit` returns.
+
+  Attributes:
+    state: the state after `num_steps` updates.
+    history: the rows logged by this call, each `{"step": updates done, name: float, ...}`.
+  """
+
+  state: TrainState
+  history: list[dict[str, float]]
+
+
+class NonFiniteLossError(FloatingPointError):
+  """Training met a loss, gradient norm or parameter that is not finite.
+
+  Attributes:
+    step: `state.step` as the failing update saw it, which is also the number of good updates
+      before it.
+    metric: name of the metric, or "params".
+    value: its value.
+  """
+
+  def __init__(self, step: int, metric: str, value: float):
+    super().__init__(step, metric, value)
+    self.step, self.metric, self.value = step, metric, value
+
+  def __str__(self) -> str:
+    return f"{self.metric} is {self.value} at step {self.step}"
+
+
+class Interrupted(Exception):
+  """A signal ended training early, after `step` updates; they are saved if there is a checkpointer.
+
+  Attributes:
+    step: number of updates done.
+    signum: number of the signal (exit status by convention: 128 + signum), or None.
+  """
+
+  def __init__(self, step: int, signum: int | None = None):
+    super().__init__(step, signum)
+    self.step, self.signum = step, signum
+
+  def __str__(self) -> str:
+    name = signal.Signals(self.signum).name if self.signum else "a request"
+    return f"stopped by {name} after step {self.step}"
+
+
+def fit(
+  state: TrainState,
+  update: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
+  batches: Iterable[Any],
+  *,
+  num_steps: int,
+  steps_per_call: int = 1,
+  log_every: int = 50,
+  eval_every: int | None = None,
+  evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+  save_every: int | None = None,
+  checkpointer: Checkpointer | None = None,
+  writers: Sequence[Writer] = (),
+) -> FitResult:
+  """Trains until `state.step` is `num_steps`.
+
+  Metrics stay on the device until something looks at them (a row, an evaluation, a checkpoint), and
+  the host runs ahead in between. A row holds the mean of every metric over the steps since the
+  last one, and evaluations under `eval/<name>`; the last step always gives a row. With several
+  steps a call, what is due within a call happens at its end.
+
+  `fit` saves but does not restore: see `resume`. A resumed run repeats the unbroken one bitwise; so
+  do its rows if `save_every` is a multiple of `log_every`, else the first averages fewer steps.
+
+  The first SIGTERM or SIGINT lets the current call finish, saves and raises `Interrupted`; a second
+  one acts as it would have before. Signals reach `fit` in the main thread only. Several processes
+  stop together, at the first row after any of them got the signal.
+
+  Args:
+    state: where to start; its buffers are donated to `update` if that donates.
+    update: `(state, batch) -> (state, metrics)`, each call adding `steps_per_call` to `state.step`.
+    batches: yields one batch a call, with a leading axis `steps_per_call` if that is above 1. If
+      its iterator has `get_state`, that is saved with every checkpoint.
+    num_steps: total number of updates, those before `state` included; a state that is there
+      already comes back as it is.
+    steps_per_call: updates that one call of `update` makes; metrics then have this leading axis.
+    log_every: steps between rows.
+    eval_every: steps between evaluations; None evaluates at the end only.
+    evaluate: `state -> {name: float}`.
+    save_every: steps between checkpoints; None saves at the end only.
+    checkpointer: where to save; None saves nothing. It is not closed.
+    writers: get every row, on process 0; they are not closed.
+
+  Returns:
+    The final state and the rows logged.
+
+  Raises:
+    ValueError: for a non-positive count, a number of steps left that `steps_per_call` does not
+      divide, `eval_every` without `evaluate`, `save_every` without `checkpointer`, metrics of the
+      wrong shape, or batches that end early.
+    NonFiniteLossError: at the first update whose loss or gradient norm is not finite; every
+      checkpoint is from before it.
+    Interrupted: on SIGTERM or SIGINT.
+  """
+  step = int(state.step)
+  _check_arguments(
+    step, num_steps, steps_per_call, log_every, eval_every, evaluate, save_every, checkpointer
+  )
+  history: list[dict[str, float]] = []
+  if step >= num_steps:
+    return FitResult(state, history)
+
+  def due(every: int | None) -> bool:
+    return step == num_steps or (every is not None and step % every < steps_per_call)
+
+  iterator = iter(batches)
+  window = _Window(steps_per_call)
+  with _StopSignals() as stop:
+    while step < num_steps:
+      try:
+        batch = next(iterator)
+      except StopIteration:
+        raise ValueError(f"batches ended at step {step}, before num_steps={num_steps}") from None
+      state, metrics = update(state, batch)
+      step += steps_per_call
+      window.add(metrics)
+
+      log = due(log_every)
+      stopping = stop.requested(agree=log)
+      evaluating = evaluate is not None and due(eval_every)
+      saving = checkpointer is not None and (due(save_every) or stopping)
+      if log or evaluating or saving:
+        window.fetch(step)
+      row = window.means() if log else {}
+      if evaluating:
+        row |= {f"eval/{name}": float(value) for name, value in evaluate(state).items()}
+      if row:
+        history.append({"step": step, **row})
+        write_all(writers, step, row)
+      if saving:
+        _save(checkpointer, step, state, iterator)
+      if stopping:
+        break
+    if checkpointer is not None:
+      checkpointer.wait()
+  if stop.requested(agree=True):
+    raise Interrupted(step, stop.signum)
+  return FitResult(state, history)
+
+
+def resume(
+  checkpointer: Checkpointer,
+  state: TrainState,
+  batches: Any = None,
+  *,
+  writers: Sequence[Writer] = (),
+) -> TrainState:
+  """Puts state, data iterator and writers where the newest checkpoint left them.
+
+  Without a checkpoint the state comes back as it is, so a program calls this whether it starts or
+  goes on.
+
+  Args:
+    checkpointer: where to look.
+    state: a fresh state, which gives structure, shapes and shardings.
+    batches: the data iterator that `fit` will get; its `set_state` is called with what was saved.
+      None leaves the data alone.
+    writers: those that have `truncate` drop what they hold past the state's step.
+
+  Returns:
+    The state to go on with.
+
+  Raises:
+    ValueError: if only one of iterator and checkpoint has a data state, and what `restore` raises.
+  """
+  if checkpointer.latest_step() is not None:
+    state, data_state = checkpointer.restore(state)
+    if batches is not None:
+      if hasattr(batches, "set_state") != (data_state is not None):
+        raise ValueError(
+          f"cannot resume the data at step {int(state.step)}: the checkpoint's data state is"
+          f" {data_state!r}, and {type(batches).__name__} has"
+          f" {'a' if hasattr(batches, 'set_state') else 'no'} set_state"
+        )
+      if data_state is not None:
+        batches.set_state(data_state)
+  if jax.process_index() == 0:
+    for writer in writers:
+      if hasattr(writer, "truncate"):
+        writer.truncate(int(state.step))
+  return state
+
+
+def _check_arguments(
+  step, num_steps, steps_per_call, log_every, eval_every, evaluate, save_every, checkpointer
+):
+  counts = {
+    "steps_per_call": steps_per_call,
+    "log_every": log_every,
+    "eval_every": eval_every,
+    "save_every": save_every,
+  }
+  for name, value in counts.items():
+    if value is not None and value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}")
+  if num_steps < 0:
+    raise ValueError(f"num_steps must not be negative, got {num_steps}")
+  if step < num_steps and (num_steps - step) % steps_per_call:
+    raise ValueError(
+      f"the steps left, num_steps={num_steps} - state.step={step}, are not a multiple of"
+      f" steps_per_call={steps_per_call}"
+    )
+  if eval_every is not None and evaluate is None:
+    raise ValueError(f"eval_every={eval_every} needs evaluate")
+  if save_every is not None and checkpointer is None:
+    raise ValueError(f"save_every={save_every} needs a checkpointer")
+
+
+def _save(checkpointer: Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
+  # Finite losses do not promise finite parameters: the last optimizer step may have overflowed.
+  if not _all_finite(state.params):
+    raise NonFiniteLossError(step - 1, "params", math.nan)
+  data_state = iterator.get_state() if hasattr(iterator, "get_state") else None
+  checkpointer.save(step, state, data_state)
+
+
+@jax.jit
+def _all_finite(tree: chex.ArrayTree) -> jax.Array:
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
+
+
+class _Window:
+  """The metrics since the last row, on the device until they are fetched."""
+
+  def __init__(self, steps_per_call: int):
+    self._steps_per_call = steps_per_call
+    self._shape = () if steps_per_call == 1 else (steps_per_call,)
+    self._device: list[Mapping[str, jax.Array]] = []
+    self._host: list[dict[str, np.ndarray]] = []
+
+  def add(self, metrics: Mapping[str, jax.Array]) -> None:
+    for name, value in metrics.items():
+      if np.shape(value) != self._shape:
+        raise ValueError(
+          f"metric {name!r} has shape {np.shape(value)}; steps_per_call={self._steps_per_call}"
+          f" gives {self._shape}"
+        )
+    self._device.append(metrics)
+    if len(self._device) > _CALLS_IN_FLIGHT:
+      jax.block_until_ready(self._device[-_CALLS_IN_FLIGHT - 1])
+
+  def fetch(self, step: int) -> None:
+    """Moves what is new to the host and checks it; `step` is the number of updates done."""
+    if not self._device:
+      return
+    fetched = jax.device_get(self._device)
+    first = step - self._steps_per_call * len(fetched)
+    problems = []
+    for name in _WATCHED:
+      if name not in fetched[0]:
+        continue
+      values = np.concatenate([np.ravel(metrics[name]) for metrics in fetched])
+      bad = np.flatnonzero(~np.isfinite(values))
+      if bad.size:
+        problems.append((int(bad[0]), name, float(values[bad[0]])))
+    if problems:
+      offset, name, value = min(problems, key=lambda problem: problem[0])
+      raise NonFiniteLossError(first + offset, name, value)
+    self._device = []
+    self._host.extend(fetched)
+
+  def means(self) -> dict[str, float]:
+    rows, self._host = self._host, []
+    return {
+      name: float(np.mean([np.mean(row[name], dtype=np.float64) for row in rows]))
+      for name in rows[0]
+    }
+
+
+class _StopSignals:
+  """Notes the first SIGTERM or SIGINT instead of dying of it."""
+
+  def __init__(self):
+    self.signum: int | None = None
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> _StopSignals:
+    # Python runs handlers, and lets them be set, in the main thread only.
+    if threading.current_thread() is threading.main_thread():
+      for signum in (signal.SIGTERM, signal.SIGINT):
+        self._previous[signum] = signal.signal(signum, self._note)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._restore()
+
+  def requested(self, *, agree: bool) -> bool:
+    """Says whether to stop; processes compare notes only where all of them `agree` to."""
+    if jax.process_count() > 1:
+      if not agree:
+        return False
+      self.signum = int(multihost_utils.process_allgather(np.int32(self.signum or 0)).max()) or None
+    return self.signum is not None
+
+  def _note(self, signum: int, frame: Any) -> None:
+    self.signum = signum
+    self._restore()
+
+  def _restore(self) -> None:
+    while self._previous:
+      signum, handler = self._previous.popitem()
+      # None stands for a handler that was not set from Python, which cannot be put back.
+      signal.signal(signum, signal.SIG_DFL if handler is None else handler)

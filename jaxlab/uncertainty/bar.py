@@ -1,0 +1,412 @@
+"""What a bar distribution says: moments, quantiles, samples, acquisition functions, borders.
+
+See `jaxlab.losses.bar` for the distribution itself. Every function takes `logits [..., K]` and
+the strictly increasing `borders [K + 1]` and works in float32 or wider.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import erf, erfc, ndtri
+
+from jaxlab.losses.bar import half_normal_scales
+
+_HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
+# Keeps the tails' quantiles finite at the levels 0 and 1.
+_MIN_TAIL_LEVEL = 1e-6
+_MIN_RELATIVE_WIDTH = 1e-6
+
+
+def bar_mean(logits: chex.Array, borders: chex.Array, *, full_support: bool = True) -> chex.Array:
+  """Mean of bar distributions, the point prediction under squared error.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Mean in units of the borders, `[...]`.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  means, _ = _moments_by_bar(borders, full_support)
+  return jnp.sum(jax.nn.softmax(logits) * means, axis=-1)
+
+
+def bar_variance(
+  logits: chex.Array, borders: chex.Array, *, full_support: bool = True
+) -> chex.Array:
+  """Variance of bar distributions.
+
+  Sums the spread within the bars and between them, which equals the second moment less the
+  squared mean and cannot turn negative by cancellation.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Variance in squared units of the borders, `[...]`.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  means, variances = _moments_by_bar(borders, full_support)
+  probs = jax.nn.softmax(logits)
+  mean = jnp.sum(probs * means, axis=-1, keepdims=True)
+  return jnp.sum(probs * (variances + jnp.square(means - mean)), axis=-1)
+
+
+def _moments_by_bar(borders, full_support):
+  """Mean and variance inside each bar, `[K]` each."""
+  means = (borders[1:] + borders[:-1]) / 2
+  variances = jnp.square(jnp.diff(borders)) / 12
+  if full_support:
+    scales = half_normal_scales(borders)
+    means = means.at[0].set(borders[1] - scales.left * _HALF_NORMAL_MEAN)
+    means = means.at[-1].set(borders[-2] + scales.right * _HALF_NORMAL_MEAN)
+    squared_scales = jnp.square(jnp.stack(scales))
+    variances = variances.at[jnp.array([0, -1])].set(squared_scales * (1 - 2 / math.pi))
+  return means, variances
+
+
+def bar_entropy(
+  logits: chex.Array, borders: chex.Array, *, full_support: bool = True
+) -> chex.Array:
+  """Differential entropy of bar distributions; bars without mass count 0.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Entropy in nats (negative where the density is concentrated), `[...]`.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  entropies = jnp.log(jnp.diff(borders))
+  if full_support:
+    log_scales = jnp.log(jnp.stack(half_normal_scales(borders)))
+    tails = log_scales + 0.5 * math.log(math.pi / 2) + 0.5
+    entropies = entropies.at[jnp.array([0, -1])].set(tails)
+  log_probs = jax.nn.log_softmax(logits)
+  probs = jnp.exp(log_probs)
+  log_probs = jnp.where(probs > 0, log_probs, 0.0)
+  return jnp.sum(probs * (entropies - log_probs), axis=-1)
+
+
+def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
+  """Midpoint of the bar of highest density, the first one on ties.
+
+  The outer bars count as bars, also where the distribution has full support.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+
+  Returns:
+    Mode in units of the borders, `[...]`.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  index = jnp.argmax(logits - jnp.log(jnp.diff(borders)), axis=-1)
+  return ((borders[1:] + borders[:-1]) / 2)[index]
+
+
+def bar_cdf(
+  logits: chex.Array, borders: chex.Array, values: chex.Array, *, full_support: bool = True
+) -> chex.Array:
+  """Probability of lying at or below each of some values.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    values: `[m]`, in units of the borders.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Probabilities, `[..., m]`.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  chex.assert_rank(values, 1)
+  by_bar = _cdf_by_bar(borders, jnp.asarray(values, borders.dtype), full_support)
+  return jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cdf_by_bar(borders, values, full_support):
+  """Each bar's own distribution function at values `[...]`, as `[..., K]`."""
+  values = values[..., None]
+  cdf = jnp.clip((values - borders[:-1]) / jnp.diff(borders), 0, 1)
+  if full_support:
+    scales = half_normal_scales(borders)
+    below = jnp.maximum(borders[1] - values[..., 0], 0) / scales.left
+    above = jnp.maximum(values[..., 0] - borders[-2], 0) / scales.right
+    cdf = cdf.at[..., 0].set(erfc(below / math.sqrt(2)))
+    cdf = cdf.at[..., -1].set(erf(above / math.sqrt(2)))
+  return cdf
+
+
+def bar_quantile(
+  logits: chex.Array, borders: chex.Array, q: chex.Numeric, *, full_support: bool = True
+) -> chex.Array:
+  """Value below which a fraction q of the mass lies.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    q: level in [0, 1], a scalar or any shape that broadcasts against the leading axes of the
+      logits.
+    full_support: whether the outer bars are half-normals; their quantiles are cut at the levels
+      1e-6 and 1 - 1e-6 of the half-normal, so the result stays finite.
+
+  Returns:
+    Quantile in units of the borders, of the shape that `q` and `[...]` broadcast to.
+
+  Raises:
+    ValueError: if `q` is known and lies outside [0, 1], or `full_support` is asked of a single
+      bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510; inverse of the distribution function of `bar_cdf`.
+  """
+  logits, borders = _checked(logits, borders)
+  if not isinstance(q, jax.core.Tracer) and not np.all((q >= 0) & (q <= 1)):
+    raise ValueError(f"q must lie in [0, 1], got {q}.")
+  q = jnp.asarray(q, borders.dtype)
+  num_bars = logits.shape[-1]
+  shape = jnp.broadcast_shapes(q.shape, logits.shape[:-1])
+  cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+  # Rounding must not leave the last bars short of a level of one.
+  cumulative = cumulative / cumulative[..., -1:]
+  index = jnp.sum(cumulative < q[..., None], axis=-1)
+  index = jnp.minimum(index, num_bars - 1)
+  cumulative = jnp.broadcast_to(cumulative, (*shape, num_bars))
+  upto = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0]
+  before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[..., None], axis=-1)[..., 0]
+  before = jnp.where(index > 0, before, 0.0)
+  mass = upto - before
+  level = jnp.clip((q - before) / jnp.where(mass > 0, mass, 1.0), 0, 1)
+  quantile = borders[index] + jnp.diff(borders)[index] * level
+  if full_support:
+    scales = half_normal_scales(borders)
+    level = jnp.clip(level, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
+    left = borders[1] + scales.left * ndtri(level / 2)
+    right = borders[-2] - scales.right * ndtri((1 - level) / 2)
+    quantile = jnp.where(index == 0, left, quantile)
+    quantile = jnp.where(index == num_bars - 1, right, quantile)
+  return quantile
+
+
+def bar_sample(
+  key: chex.PRNGKey, logits: chex.Array, borders: chex.Array, *, full_support: bool = True
+) -> chex.Array:
+  """Draws one value from each bar distribution by inverting its distribution function.
+
+  Args:
+    key: random key.
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Samples in units of the borders, `[...]`.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  logits, borders = _checked(logits, borders)
+  # A level of exactly 0 would fall into the first bar even where that has no mass.
+  smallest = jnp.finfo(borders.dtype).tiny
+  levels = jax.random.uniform(key, logits.shape[:-1], borders.dtype, minval=smallest)
+  return bar_quantile(logits, borders, levels, full_support=full_support)
+
+
+def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
+  """Borders between which equally many of the given values lie.
+
+  Fitted to draws from a prior, they let every bar hold 1/K of the prior's mass, so a network
+  with equal logits already predicts the prior. Borders that tie are pushed apart, to the right,
+  by 1e-6 of the range, or by the resolution of the floats where that is coarser.
+
+  Args:
+    values: any shape, at least `num_bars` of them; after flattening the last `len % num_bars`
+      are left out.
+    num_bars: K, at least 2.
+
+  Returns:
+    Strictly increasing borders, `[num_bars + 1]`.
+
+  Raises:
+    ValueError: if `num_bars` is below 2 or exceeds the number of values.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
+  https://arxiv.org/abs/2112.10510.
+  """
+  values = jnp.ravel(values)
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+  if num_bars < 2:
+    raise ValueError(f"num_bars must be at least 2, got {num_bars}.")
+  if values.shape[0] < num_bars:
+    raise ValueError(f"num_bars is {num_bars}, but there are only {values.shape[0]} values.")
+  per_bar = values.shape[0] // num_bars
+  ordered = jnp.sort(values[: per_bar * num_bars])
+  inner = (ordered[per_bar - 1 : -1 : per_bar] + ordered[per_bar::per_bar]) / 2
+  borders = jnp.concatenate([ordered[:1], inner, ordered[-1:]])
+  floats = jnp.finfo(borders.dtype)
+  gap = jnp.maximum(
+    _MIN_RELATIVE_WIDTH * (borders[-1] - borders[0]),
+    jnp.maximum(floats.eps * jnp.max(jnp.abs(borders)), floats.tiny),
+  )
+
+  def push(previous, border):
+    border = jnp.maximum(border, previous + gap)
+    return border, border
+
+  _, rest = jax.lax.scan(push, borders[0], borders[1:])
+  return jnp.concatenate([borders[:1], rest])
+
+
+def expected_improvement(
+  logits: chex.Array, borders: chex.Array, best: chex.Numeric, *, full_support: bool = True
+) -> chex.Array:
+  """Expected gain over the best value so far, when maximising.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    best: best value so far, a scalar or any shape that broadcasts against the leading axes.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    E[max(y - best, 0)] in units of the borders, of the shape that `best` and `[...]` broadcast
+    to.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
+  https://arxiv.org/abs/2305.17535; the tails' gains in closed form.
+  """
+  logits, borders = _checked(logits, borders)
+  best = jnp.asarray(best, borders.dtype)[..., None]
+  left, right = borders[:-1], borders[1:]
+  start = jnp.clip(best, left, right)
+  # The usable part of the bar times its mean gain, which is finite also at an infinite best.
+  gains = (right - start) / (right - left) * ((right - start) / 2 + jnp.maximum(left - best, 0))
+  if full_support:
+    scales = half_normal_scales(borders)
+    best = best[..., 0]
+    depth = borders[1] - best
+    gain = depth - scales.left * _HALF_NORMAL_MEAN + _half_normal_excess(depth, scales.left)
+    gains = gains.at[..., 0].set(jnp.where(depth > 0, jnp.maximum(gain, 0.0), 0.0))
+    height = best - borders[-2]
+    inside = scales.right * _HALF_NORMAL_MEAN - height
+    beyond = _half_normal_excess(height, scales.right)
+    gains = gains.at[..., -1].set(jnp.where(height >= 0, beyond, inside))
+  return jnp.sum(jax.nn.softmax(logits) * gains, axis=-1)
+
+
+def _half_normal_excess(threshold, scale):
+  """E[max(h - threshold, 0)] of a half-normal h, for thresholds from 0 on."""
+  # Beyond 40 scales the excess is 0 in every float, and an infinite threshold would be 0 * inf.
+  z = jnp.clip(threshold / scale, 0, 40)
+  density = jnp.exp(-jnp.square(z) / 2) / math.sqrt(2 * math.pi)
+  return scale * jnp.maximum(2 * density - z * erfc(z / math.sqrt(2)), 0.0)
+
+
+def probability_of_improvement(
+  logits: chex.Array, borders: chex.Array, best: chex.Numeric, *, full_support: bool = True
+) -> chex.Array:
+  """Probability of exceeding the best value so far.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    best: best value so far, a scalar or any shape that broadcasts against the leading axes.
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    P[y > best], of the shape that `best` and `[...]` broadcast to.
+
+  Raises:
+    ValueError: if `full_support` is asked of a single bar.
+
+  Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
+  https://arxiv.org/abs/2305.17535.
+  """
+  logits, borders = _checked(logits, borders)
+  best = jnp.asarray(best, borders.dtype)
+  # The distribution function of -y at -best: small probabilities keep their digits, which
+  # 1 - cdf would lose.
+  survival = _cdf_by_bar(-borders[::-1], -best, full_support)[..., ::-1]
+  return jnp.sum(jax.nn.softmax(logits) * survival, axis=-1)
+
+
+def upper_confidence_bound(
+  logits: chex.Array,
+  borders: chex.Array,
+  *,
+  rest_prob: chex.Numeric = 0.159,
+  full_support: bool = True,
+) -> chex.Array:
+  """Quantile that leaves a given probability above it.
+
+  The default leaves what a normal distribution leaves above one standard deviation.
+
+  Args:
+    logits: scores of the bars, `[..., K]`.
+    borders: strictly increasing, `[K + 1]`.
+    rest_prob: probability above the bound, in [0, 1].
+    full_support: whether the outer bars are half-normals.
+
+  Returns:
+    Upper bound in units of the borders, `[...]`.
+
+  Raises:
+    ValueError: if `rest_prob` is known and lies outside [0, 1], or `full_support` is asked of a
+      single bar.
+
+  Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
+  https://arxiv.org/abs/2305.17535.
+  """
+  if not isinstance(rest_prob, jax.core.Tracer) and not 0 <= rest_prob <= 1:
+    raise ValueError(f"rest_prob must lie in [0, 1], got {rest_prob}.")
+  return bar_quantile(logits, borders, 1 - rest_prob, full_support=full_support)
+
+
+def _checked(logits, borders):
+  """Checks the two shapes against each other and casts to float32 or wider."""
+  chex.assert_shape(borders, (jnp.shape(logits)[-1] + 1,))
+  dtype = jnp.promote_types(jnp.result_type(logits, borders), jnp.float32)
+  return jnp.asarray(logits, dtype), jnp.asarray(borders, dtype)

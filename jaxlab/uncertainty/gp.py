@@ -1,0 +1,362 @@
+"""Exact Gaussian-process regression: the posterior that prior-fitted networks approximate."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.stats import norm
+
+_MIN_FITTED_NOISE = 1e-4
+# Smaller changes of the log-parameters are rounding of the objective.
+_MIN_LOG_STEP = 1e-6
+# Every kernel is 0 in float32 from here on; an infinite distance would make 0 * inf of Matérn's.
+_MAX_DISTANCE = 1e4
+
+
+class GPPosterior(NamedTuple):
+  """Predictive distribution of the noisy targets at some queries.
+
+  Attributes:
+    mean: predictive mean, `[m]`.
+    variance: predictive variance, noise included, `[m]`.
+  """
+
+  mean: chex.Array
+  variance: chex.Array
+
+
+class GPHyperparameters(NamedTuple):
+  """What a stationary kernel and a Gaussian likelihood need.
+
+  Attributes:
+    lengthscale: in units of the inputs.
+    outputscale: prior variance of the function.
+    noise: variance of the observation noise.
+  """
+
+  lengthscale: chex.Array
+  outputscale: chex.Array
+  noise: chex.Array
+
+
+def kernel_matrix(
+  x: chex.Array,
+  x2: chex.Array,
+  *,
+  lengthscale: chex.Numeric,
+  outputscale: chex.Numeric,
+  kernel: str = "rbf",
+) -> chex.Array:
+  """Prior covariance of a function's values at two sets of points.
+
+  Args:
+    x: `[n, f]`.
+    x2: `[m, f]`.
+    lengthscale: scalar, or `[f]` for one per feature; positive, in units of the inputs.
+    outputscale: prior variance of the function, positive.
+    kernel: "rbf", or "matern12", "matern32", "matern52" for functions that are 0, 1, 2 times
+      differentiable.
+
+  Returns:
+    Covariances, `[n, m]`.
+
+  Raises:
+    ValueError: if `kernel` is unknown.
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
+  4.9 and 4.17, https://gaussianprocess.org/gpml.
+  """
+  if kernel not in _CORRELATIONS:
+    raise ValueError(f"kernel must be one of {tuple(_CORRELATIONS)}, got {kernel!r}.")
+  x, x2 = _as_accumulator(x), _as_accumulator(x2)
+  chex.assert_rank([x, x2], 2)
+  chex.assert_equal(x.shape[1], x2.shape[1])
+  if jnp.ndim(lengthscale):
+    chex.assert_shape(lengthscale, (x.shape[1],))
+  # Differences first: expanding the square would cancel where points are close.
+  differences = (x[:, None, :] - x2[None, :, :]) / _as_accumulator(lengthscale)
+  differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
+  squared = jnp.sum(jnp.square(differences), axis=-1)
+  return _as_accumulator(outputscale) * _CORRELATIONS[kernel](squared)
+
+
+def _distance(squared):
+  """Square root with gradient 0 at 0, where every point meets itself."""
+  positive = squared > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def _matern12(squared):
+  return jnp.exp(-_distance(squared))
+
+
+def _matern32(squared):
+  scaled = math.sqrt(3) * _distance(squared)
+  return (1 + scaled) * jnp.exp(-scaled)
+
+
+def _matern52(squared):
+  scaled = math.sqrt(5) * _distance(squared)
+  return (1 + scaled + 5 * squared / 3) * jnp.exp(-scaled)
+
+
+_CORRELATIONS = {
+  "rbf": lambda squared: jnp.exp(-squared / 2),
+  "matern12": _matern12,
+  "matern32": _matern32,
+  "matern52": _matern52,
+}
+
+
+def gp_posterior(
+  x: chex.Array,
+  y: chex.Array,
+  x_query: chex.Array,
+  *,
+  lengthscale: chex.Numeric = 1.0,
+  outputscale: chex.Numeric = 1.0,
+  noise: chex.Numeric = 1e-4,
+  kernel: str = "rbf",
+  mask: chex.Array | None = None,
+) -> GPPosterior:
+  """Exact posterior predictive of noisy targets under a Gaussian-process prior.
+
+  Args:
+    x: inputs, `[n, f]`; n may be 0, which gives the prior.
+    y: noisy targets, `[n]`.
+    x_query: where to predict, `[m, f]`.
+    lengthscale: scalar or `[f]`.
+    outputscale: prior variance of the function.
+    noise: variance of the observation noise; no jitter is added to it.
+    kernel: see `kernel_matrix`.
+    mask: bool `[n]`, which points count; all if None.
+
+  Returns:
+    `GPPosterior`.
+
+  Raises:
+    ValueError: if `kernel` is unknown.
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
+  2.25 and 2.26, https://gaussianprocess.org/gpml.
+  """
+  hyperparameters = GPHyperparameters(lengthscale, outputscale, noise)
+  conditioned = _condition(x, y, hyperparameters, kernel, mask)
+  return _predict(conditioned, x_query, hyperparameters, kernel)
+
+
+def gp_log_marginal_likelihood(
+  x: chex.Array,
+  y: chex.Array,
+  *,
+  lengthscale: chex.Numeric = 1.0,
+  outputscale: chex.Numeric = 1.0,
+  noise: chex.Numeric = 1e-4,
+  kernel: str = "rbf",
+  mask: chex.Array | None = None,
+) -> chex.Array:
+  """Log-density of all targets together under a Gaussian-process prior.
+
+  Args:
+    x: inputs, `[n, f]`; without points the result is 0.
+    y: noisy targets, `[n]`.
+    lengthscale: scalar or `[f]`.
+    outputscale: prior variance of the function.
+    noise: variance of the observation noise; no jitter is added to it.
+    kernel: see `kernel_matrix`.
+    mask: bool `[n]`, which points count; all if None.
+
+  Returns:
+    Log marginal likelihood in nats, scalar.
+
+  Raises:
+    ValueError: if `kernel` is unknown.
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation
+  2.30, https://gaussianprocess.org/gpml.
+  """
+  hyperparameters = GPHyperparameters(lengthscale, outputscale, noise)
+  return _log_evidence(_condition(x, y, hyperparameters, kernel, mask))
+
+
+class _Conditioned(NamedTuple):
+  x: chex.Array
+  mask: chex.Array
+  cholesky: chex.Array
+  whitened: chex.Array
+
+
+def _condition(x, y, hyperparameters, kernel, mask):
+  """Factorises the noisy covariance; a masked-out point has a row of the identity and y = 0."""
+  x, y = _as_accumulator(x), _as_accumulator(y)
+  chex.assert_rank(x, 2)
+  chex.assert_shape(y, (x.shape[0],))
+  mask = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask, bool)
+  chex.assert_shape(mask, y.shape)
+  x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
+  lengthscale, outputscale, noise = hyperparameters
+  covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
+  covariance = jnp.where(mask[:, None] & mask, covariance, 0.0)
+  covariance += jnp.diag(jnp.where(mask, _as_accumulator(noise), 1.0))
+  cholesky = jnp.linalg.cholesky(covariance)
+  return _Conditioned(x, mask, cholesky, solve_triangular(cholesky, y, lower=True))
+
+
+def _predict(conditioned, x_query, hyperparameters, kernel):
+  """Predictive of the noisy targets at the queries."""
+  lengthscale, outputscale, noise = hyperparameters
+  cross = kernel_matrix(
+    conditioned.x, x_query, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel
+  )
+  cross = jnp.where(conditioned.mask[:, None], cross, 0.0)
+  cross = solve_triangular(conditioned.cholesky, cross, lower=True)
+  # Rounding must not push the predictive variance below the noise.
+  explained = jnp.minimum(jnp.sum(jnp.square(cross), axis=0), outputscale)
+  return GPPosterior(conditioned.whitened @ cross, outputscale - explained + noise)
+
+
+def _log_evidence(conditioned):
+  """Log marginal likelihood of the points that count."""
+  log_diagonal = jnp.log(jnp.diagonal(conditioned.cholesky))
+  quadratic = jnp.sum(jnp.square(conditioned.whitened))
+  num_points = jnp.sum(conditioned.mask)
+  return -quadratic / 2 - jnp.sum(log_diagonal) - num_points * (math.log(2 * math.pi) / 2)
+
+
+def gp_mixture_log_prob(
+  x: chex.Array,
+  y: chex.Array,
+  x_query: chex.Array,
+  y_query: chex.Array,
+  lengthscales: chex.Array,
+  outputscales: chex.Array,
+  noises: chex.Array,
+  log_weights: chex.Array,
+  *,
+  kernel: str = "matern52",
+  mask: chex.Array | None = None,
+) -> chex.Array:
+  """Log predictive density when the hyper-parameters have a prior on a grid.
+
+  Each grid point predicts for itself and counts by its prior weight times its marginal
+  likelihood: the true posterior predictive of a discrete hyper-prior.
+
+  Args:
+    x: inputs, `[n, f]`.
+    y: noisy targets, `[n]`.
+    x_query: where to predict, `[m, f]`.
+    y_query: targets to score, `[m]`.
+    lengthscales: `[G]`, or `[G, f]` for one per feature.
+    outputscales: `[G]`.
+    noises: variances of the observation noise, `[G]`.
+    log_weights: log prior weights of the grid points up to a constant, `[G]`.
+    kernel: see `kernel_matrix`.
+    mask: bool `[n]`, which points count; all if None.
+
+  Returns:
+    Log-density of each query's target in nats, `[m]`.
+
+  Raises:
+    ValueError: if `kernel` is unknown.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
+  https://arxiv.org/abs/2112.10510.
+  """
+  chex.assert_shape([outputscales, noises, log_weights], (jnp.shape(lengthscales)[0],))
+  chex.assert_shape(y_query, (jnp.shape(x_query)[0],))
+
+  def component(hyperparameters):
+    conditioned = _condition(x, y, hyperparameters, kernel, mask)
+    mean, variance = _predict(conditioned, x_query, hyperparameters, kernel)
+    log_density = norm.logpdf(_as_accumulator(y_query), mean, jnp.sqrt(variance))
+    return _log_evidence(conditioned), log_density
+
+  grid = GPHyperparameters(lengthscales, outputscales, noises)
+  grid = jax.tree.map(_as_accumulator, grid)
+  log_evidence, log_density = jax.vmap(component)(grid)
+  log_posterior = jax.nn.log_softmax(log_weights + log_evidence)
+  return jax.nn.logsumexp(log_posterior[:, None] + log_density, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "num_steps", "log_prior_fn"))
+def fit_gp(
+  x: chex.Array,
+  y: chex.Array,
+  *,
+  kernel: str = "rbf",
+  num_steps: int = 100,
+  log_prior_fn: Callable[[GPHyperparameters], chex.Array] | None = None,
+  mask: chex.Array | None = None,
+) -> GPHyperparameters:
+  """Fits scalar hyper-parameters by their marginal likelihood (MLE-II), or with a prior (MAP-II).
+
+  L-BFGS on the three logarithms, from lengthscale 0.5, outputscale 1 and noise 0.01. The noise
+  is not fitted below 1e-4. The search ends early where the steps drown in rounding, and the best
+  finite point of its path is returned.
+
+  Args:
+    x: inputs, `[n, f]`.
+    y: noisy targets, `[n]`.
+    kernel: see `kernel_matrix`.
+    num_steps: largest number of L-BFGS steps, static.
+    log_prior_fn: from `GPHyperparameters` to a scalar that is added to the log marginal
+      likelihood; pure, static under `jit`.
+    mask: bool `[n]`, which points count; all if None.
+
+  Returns:
+    `GPHyperparameters` of scalars.
+
+  Raises:
+    ValueError: if `kernel` is unknown or `num_steps` is negative.
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section
+  5.4.1, https://gaussianprocess.org/gpml.
+  """
+  if num_steps < 0:
+    raise ValueError(f"num_steps must not be negative, got {num_steps}.")
+
+  def hyperparameters(log_params):
+    lengthscale, outputscale, noise = jnp.exp(log_params)
+    return GPHyperparameters(lengthscale, outputscale, jnp.maximum(noise, _MIN_FITTED_NOISE))
+
+  def objective(log_params):
+    proposal = hyperparameters(log_params)
+    value = -_log_evidence(_condition(x, y, proposal, kernel, mask))
+    return value if log_prior_fn is None else value - log_prior_fn(proposal)
+
+  optimizer = optax.lbfgs()
+  value_and_grad = optax.value_and_grad_from_state(objective)
+
+  def moving(carry):
+    step, change, *_ = carry
+    return (step < num_steps) & (change > _MIN_LOG_STEP)
+
+  def update(carry):
+    step, _, log_params, opt_state, best, best_value = carry
+    value, grad = value_and_grad(log_params, state=opt_state)
+    improved = value < best_value
+    best, best_value = jnp.where(improved, log_params, best), jnp.fmin(value, best_value)
+    updates, opt_state = optimizer.update(
+      grad, opt_state, log_params, value=value, grad=grad, value_fn=objective
+    )
+    change = jnp.max(jnp.abs(updates))
+    log_params = optax.apply_updates(log_params, updates)
+    return step + 1, change, log_params, opt_state, best, best_value
+
+  start = jnp.log(jnp.array([0.5, 1.0, 0.01], _as_accumulator(x).dtype))
+  infinity = jnp.full((), jnp.inf, start.dtype)
+  carry = (0, infinity, start, optimizer.init(start), start, infinity)
+  _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)
+  return hyperparameters(jnp.where(objective(last) < best_value, last, best))
+
+
+def _as_accumulator(array):
+  """Casts to float32, or leaves what is wider."""
+  array = jnp.asarray(array)
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))

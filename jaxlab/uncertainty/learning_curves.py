@@ -1,0 +1,400 @@
+"""Parametric learning curves: basis families, their priors, the posterior density and predictions.
+
+A curve model is `g(t) = sum_i w_i f_i(t)` at t = 1..T with Gaussian noise of standard deviation
+`sigma`. With the default families its 13 parameters are, in this order: pow3 (c, a, alpha);
+ilog2 (c, a); janoschek (a, beta, k, delta); the three weights; log sigma.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CURVE_COMPONENTS = ("pow3", "ilog2", "janoschek")
+
+
+class ParameterPrior(NamedTuple):
+  """Prior of one parameter: a kind and its two constants.
+
+  Kinds: `uniform` (low, high), `normal` (mean, std), `log_normal` (mean and std of the log),
+  `exp_uniform` (exp of a uniform) and `one_minus_exp_uniform` (1 - exp of a uniform).
+  """
+
+  kind: str
+  first: float
+  second: float
+
+
+WEIGHT_PRIOR = ParameterPrior("uniform", 0.0, 1.0)
+LOG_NOISE_PRIOR = ParameterPrior("normal", -4.0, 1.0)
+
+
+def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
+  """Evaluates one parametric learning-curve family.
+
+  Eleven saturating shapes that published learning curves are fitted with; powers are taken in log
+  space, so that steep curves saturate instead of dividing infinity by infinity. With `ln` natural:
+  `pow3(c, a, alpha)` = c - a x^-alpha; `ilog2(c, a)` = c - a / ln(x + 1);
+  `janoschek(a, beta, k, delta)` = a - (a - beta) exp(-k x^delta);
+  `log_power(a, b, c)` = a / (1 + (x / e^b)^c);
+  `weibull(alpha, beta, kappa, delta)` = alpha - (alpha - beta) exp(-(kappa x)^delta);
+  `mmf(alpha, beta, kappa, delta)` = alpha - (alpha - beta) / (1 + (kappa x)^delta);
+  `vap(a, b, c)` = exp(a + b / x + c ln x); `loglog_linear(a, b)` = ln(a ln x + b);
+  `exp4(c, a, b, alpha)` = c - exp(-a x^alpha + b); `pow4(c, a, b, alpha)` = c - (a x + b)^-alpha;
+  `dr_hill_zero_background(theta, eta, kappa)` = theta x^eta / (kappa^eta + x^eta).
+
+  Args:
+    family: name of the family.
+    x: positive steps, `[...]`.
+    params: parameters in the order above, `[..., p]`; the leading axes broadcast against `x`.
+
+  Returns:
+    Values of the curve, `[...]`, at least float32. Arguments outside a family's domain give NaN or
+    infinity.
+
+  Raises:
+    ValueError: if the family is unknown.
+
+  Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
+    Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
+  """
+  curve = _family(family)
+  chex.assert_axis_dimension(params, -1, len(curve.peaked))
+  x, params = _promote(x), _promote(params)
+  return curve.fn(x, jnp.log(x), *jnp.moveaxis(params, -1, 0))
+
+
+def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[ParameterPrior, ...]:
+  """Returns the prior of every parameter of a family, in the order `basis_curve` takes them.
+
+  Args:
+    family: name of the family.
+    distribution: "peaked", or "uniform" for the wide variant that pow3, ilog2 and janoschek have;
+      the other families have one prior under both names.
+
+  Returns:
+    One `ParameterPrior` a parameter.
+
+  Raises:
+    ValueError: if the family or the distribution is unknown.
+
+  Reference: Adriaensen et al., NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
+  """
+  if distribution not in ("peaked", "uniform"):
+    raise ValueError(f"distribution must be 'peaked' or 'uniform', got {distribution!r}.")
+  curve = _family(family)
+  if distribution == "uniform" and curve.uniform:
+    return curve.uniform
+  return curve.peaked
+
+
+def combined_curve(
+  params: chex.Array, *, length: int, components: tuple[str, ...] = CURVE_COMPONENTS
+) -> chex.Array:
+  """Evaluates the noiseless weighted sum of the component families at t = 1..length.
+
+  Args:
+    params: parameters of every component in turn, their weights (not normalised), and log sigma
+      (which the noiseless curve ignores), `[..., p]`; p = 13 for the default components.
+    length: number of steps T.
+    components: names of the families that are summed.
+
+  Returns:
+    Curve values, `[..., length]`, at least float32.
+
+  Raises:
+    ValueError: if `length` < 1, there are no components, or one is unknown.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
+  """
+  if length < 1:
+    raise ValueError(f"length must be at least 1, got {length}.")
+  if not components:
+    raise ValueError(f"components must name at least one family, got {components!r}.")
+  families = [_family(name) for name in components]
+  sizes = [len(family.peaked) for family in families]
+  chex.assert_axis_dimension(params, -1, sum(sizes) + len(sizes) + 1)
+  params = _promote(params)
+  # Constants of the program: the density is evaluated millions of times on the same steps.
+  steps = np.arange(1, length + 1).astype(params.dtype)
+  log_steps = np.log(np.arange(1, length + 1)).astype(params.dtype)
+  columns = [params[..., i : i + 1] for i in range(params.shape[-1])]
+  weights = columns[sum(sizes) : -1]
+  total, start = 0.0, 0
+  for family, size, weight in zip(families, sizes, weights):
+    total += weight * family.fn(steps, log_steps, *columns[start : start + size])
+    start += size
+  return total
+
+
+def is_learning_curve(curve: chex.Array) -> chex.Array:
+  """Tells whether noiseless curves end above their start and never leave [0, 1].
+
+  The prior over learning curves is the parameters' prior restricted to this event. NaN anywhere
+  fails it.
+
+  Args:
+    curve: noiseless values, `[..., T]`.
+
+  Returns:
+    Truth values, `[...]`.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
+  """
+  inside = jnp.all((curve >= 0) & (curve <= 1), axis=-1)
+  return inside & (curve[..., -1] > curve[..., 0])
+
+
+def learning_curve_log_likelihood(
+  params: chex.Array, values: chex.Array, *, length: int
+) -> chex.Array:
+  """Log-likelihood of the first n steps of a curve, without prior or restriction.
+
+  What the starting points of a Markov chain are weighted by when they are draws from the prior.
+
+  Args:
+    params: parameters of one curve model, `[13]`.
+    values: observed values at t = 1..n, `[n]`.
+    length: number of steps T of the whole curve, n <= T.
+
+  Returns:
+    `sum_t log N(values_t; g(t), sigma)` in nats, a scalar; -inf where it is undefined.
+
+  Raises:
+    ValueError: if there are more values than steps.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
+  """
+  _check_curve(params, values, length)
+  log_prob = _log_likelihood(combined_curve(params, length=length), _promote(params)[-1], values)
+  return jnp.where(jnp.isnan(log_prob), -jnp.inf, log_prob)
+
+
+def learning_curve_log_density(
+  params: chex.Array, values: chex.Array, *, length: int
+) -> chex.Array:
+  """Unnormalised log posterior density of the 13 parameters given a partial curve.
+
+  Likelihood of the first n steps times the peaked priors, restricted to parameters whose curve
+  ends above its start and stays in [0, 1] on all T steps. The log-normal priors are densities on
+  the parameters themselves, with their 1/value factor; log sigma ~ N(-4, 1) is a density in
+  log sigma. The normaliser of the restriction is left out, it does not depend on the parameters.
+
+  Args:
+    params: parameters of one curve model, `[13]`; map over walkers and curves with `jax.vmap`.
+    values: observed values at t = 1..n, `[n]`.
+    length: number of steps T on which the curve is restricted, n <= T.
+
+  Returns:
+    Log density in nats, a scalar, at least float32; -inf outside the support, never NaN.
+
+  Raises:
+    ValueError: if there are more values than steps.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
+  """
+  _check_curve(params, values, length)
+  params = _promote(params)
+  curve = combined_curve(params, length=length)
+  log_prob = _log_likelihood(curve, params[-1], values) + _log_prior(params)
+  return jnp.where(is_learning_curve(curve) & ~jnp.isnan(log_prob), log_prob, -jnp.inf)
+
+
+def curve_predictive_log_prob(
+  samples: chex.Array, values: chex.Array, *, length: int
+) -> chex.Array:
+  """Log predictive density of every step under posterior samples of the parameters.
+
+  Args:
+    samples: parameter samples, `[s, 13]`.
+    values: values at t = 1..T whose density is asked for, `[T]`.
+    length: number of steps, at least T.
+
+  Returns:
+    `logmeanexp_s log N(values_t; g_s(t), sigma_s)` in nats, `f32[T]`.
+
+  Raises:
+    ValueError: if there are more values than steps.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
+  """
+  chex.assert_rank(samples, 2)
+  _check_curve(samples[0], values, length)
+  samples = _promote(samples)
+  means = combined_curve(samples, length=length)[:, : values.shape[0]]
+  log_probs = _normal_log_density(_promote(values), means, samples[:, -1:])
+  return jax.nn.logsumexp(log_probs, axis=0) - math.log(samples.shape[0])
+
+
+def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: int) -> chex.Array:
+  """Probability that the noisy curve lies above a threshold, at every step.
+
+  The quantity predictive termination compares with its confidence.
+
+  Args:
+    samples: parameter samples, `[s, 13]`.
+    threshold: value to exceed, a scalar or `[length]`; may be infinite.
+    length: number of steps T.
+
+  Returns:
+    `mean_s Phi((g_s(t) - threshold) / sigma_s)`, `f32[length]`.
+
+  Raises:
+    ValueError: if `length` < 1.
+
+  Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
+  """
+  chex.assert_rank(samples, 2)
+  samples = _promote(samples)
+  gaps = combined_curve(samples, length=length) - _promote(threshold)
+  return jnp.mean(jax.scipy.special.ndtr(gaps * _inverse_std(samples[:, -1:])), axis=0)
+
+
+class _Family(NamedTuple):
+  """A curve as a function of (x, ln x, *params), and the priors of its parameters."""
+
+  fn: Callable[..., chex.Array]
+  peaked: tuple[ParameterPrior, ...]
+  uniform: tuple[ParameterPrior, ...] | None = None
+
+
+_uniform = functools.partial(ParameterPrior, "uniform")
+_normal = functools.partial(ParameterPrior, "normal")
+_log_normal = functools.partial(ParameterPrior, "log_normal")
+_exp_uniform = functools.partial(ParameterPrior, "exp_uniform")
+_one_minus_exp_uniform = functools.partial(ParameterPrior, "one_minus_exp_uniform")
+
+_FAMILIES: Mapping[str, _Family] = MappingProxyType(
+  {
+    "pow3": _Family(
+      lambda x, log_x, c, a, alpha: c - a * jnp.exp(-alpha * log_x),
+      peaked=(_uniform(0.0, 1.25), _uniform(-0.6, 0.6), _log_normal(0.0, 2.0)),
+      uniform=(_uniform(0.0, 1.0), _uniform(-1.0, 1.0), _uniform(0.0, 1.0)),
+    ),
+    "ilog2": _Family(
+      lambda x, log_x, c, a: c - a / jnp.log1p(x),
+      peaked=(_uniform(0.0, 1.0), _uniform(-0.5, 0.5)),
+      uniform=(_uniform(0.0, 1.0), _uniform(-1.0, 1.0)),
+    ),
+    "janoschek": _Family(
+      lambda x, log_x, a, beta, k, delta: a - (a - beta) * jnp.exp(-k * jnp.exp(delta * log_x)),
+      peaked=(
+        _uniform(0.0, 1.0),
+        _uniform(0.0, 2.0),
+        _log_normal(-2.0, 1.0),
+        _log_normal(0.0, 0.5),
+      ),
+      uniform=(_uniform(0.0, 1.0), _uniform(0.0, 2.0), _uniform(0.0, 1.0), _uniform(-5.0, 5.0)),
+    ),
+    "log_power": _Family(
+      lambda x, log_x, a, b, c: a * jax.nn.sigmoid(c * (b - log_x)),
+      peaked=(_normal(0.8, 0.1), _normal(1.0, 1.0), _uniform(-3.0, 0.0)),
+    ),
+    "weibull": _Family(
+      lambda x, log_x, alpha, beta, kappa, delta: (
+        alpha - (alpha - beta) * jnp.exp(-jnp.exp(delta * (jnp.log(kappa) + log_x)))
+      ),
+      peaked=(
+        _uniform(0.0, 1.5),
+        _uniform(0.0, 1.0),
+        _log_normal(-2.0, 1.0),
+        _log_normal(0.0, 0.5),
+      ),
+    ),
+    "mmf": _Family(
+      lambda x, log_x, alpha, beta, kappa, delta: (
+        alpha - (alpha - beta) * jax.nn.sigmoid(-delta * (jnp.log(kappa) + log_x))
+      ),
+      peaked=(_normal(0.8, 0.1), _normal(0.2, 0.1), _log_normal(0.0, 2.0), _log_normal(0.0, 1.0)),
+    ),
+    "vap": _Family(
+      lambda x, log_x, a, b, c: jnp.exp(a + b / x + c * log_x),
+      peaked=(_uniform(-2.0, 0.0), _uniform(-4.0, 0.0), _exp_uniform(-8.0, 0.0)),
+    ),
+    "loglog_linear": _Family(
+      lambda x, log_x, a, b: jnp.log(a * log_x + b),
+      peaked=(_log_normal(-2.0, 1.0), _exp_uniform(0.0, 1.0)),
+    ),
+    "exp4": _Family(
+      lambda x, log_x, c, a, b, alpha: c - jnp.exp(b - a * jnp.exp(alpha * log_x)),
+      peaked=(
+        _normal(0.8, 0.1),
+        _log_normal(-2.0, 1.0),
+        _log_normal(0.0, 0.5),
+        _log_normal(0.0, 1.0),
+      ),
+    ),
+    "pow4": _Family(
+      lambda x, log_x, c, a, b, alpha: c - jnp.exp(-alpha * jnp.log(a * x + b)),
+      peaked=(
+        _one_minus_exp_uniform(-5.0, 0.0),
+        _log_normal(-3.0, 2.0),
+        _exp_uniform(0.0, 1.0),
+        _log_normal(0.0, 1.0),
+      ),
+    ),
+    "dr_hill_zero_background": _Family(
+      lambda x, log_x, theta, eta, kappa: theta * jax.nn.sigmoid(eta * (log_x - jnp.log(kappa))),
+      peaked=(_normal(0.8, 0.1), _log_normal(1.0, 1.0), _log_normal(1.0, 2.0)),
+    ),
+  }
+)
+
+
+def _family(name: str) -> _Family:
+  if name not in _FAMILIES:
+    raise ValueError(f"family must be one of {sorted(_FAMILIES)}, got {name!r}.")
+  return _FAMILIES[name]
+
+
+def _promote(x: chex.Numeric) -> jax.Array:
+  """Casts to a float of at least 32 bits."""
+  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _check_curve(params: chex.Array, values: chex.Array, length: int) -> None:
+  chex.assert_rank([params, values], 1)
+  if values.shape[0] > length:
+    raise ValueError(f"length must be at least the {values.shape[0]} values, got {length}.")
+
+
+def _inverse_std(log_std: jax.Array) -> jax.Array:
+  # Finite, so that a residual of exactly zero stays zero however small the noise.
+  return jnp.minimum(jnp.exp(-log_std), jnp.finfo(log_std.dtype).max)
+
+
+def _normal_log_density(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
+  z = (x - mean) * _inverse_std(log_std)
+  return -0.5 * (z * z + math.log(2 * math.pi)) - log_std
+
+
+def _log_likelihood(curve: jax.Array, log_std: jax.Array, values: chex.Array) -> jax.Array:
+  values = _promote(values)
+  return jnp.sum(_normal_log_density(values, curve[: values.shape[0]], log_std))
+
+
+def _log_prior(params: jax.Array) -> jax.Array:
+  """Log density of the 13 parameters under the peaked priors; -inf or NaN outside the support."""
+  families = [prior for name in CURVE_COMPONENTS for prior in curve_priors(name)]
+  priors = [*families, *[WEIGHT_PRIOR] * len(CURVE_COMPONENTS), LOG_NOISE_PRIOR]
+  return sum(_prior_log_density(params[i], prior) for i, prior in enumerate(priors))
+
+
+def _prior_log_density(value: jax.Array, prior: ParameterPrior) -> jax.Array:
+  kind, first, second = prior
+  match kind:
+    case "uniform":
+      return jnp.where((value >= first) & (value <= second), -math.log(second - first), -jnp.inf)
+    case "normal":
+      return _normal_log_density(value, first, jnp.full_like(value, math.log(second)))
+    case "log_normal":
+      log_value = jnp.log(jnp.where(value > 0, value, 1.0))
+      log_density = _normal_log_density(log_value, first, jnp.full_like(value, math.log(second)))
+      return jnp.where(value > 0, log_density - log_value, -jnp.inf)
+  raise ValueError(f"no density for a prior of kind {kind!r}.")
