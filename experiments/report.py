@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import rich.console
 import rich.table
 
 MIN_SEEDS = 3
+_MAX_COLUMNS = 6
 
 
 class Quantity(NamedTuple):
@@ -29,7 +30,8 @@ class Quantity(NamedTuple):
 class Results:
   """The measurements of one experiment.
 
-  `results["PFN", "nll"]` are the values of one quantity of one method, one a seed.
+  `results["PFN", "nll"]` are the values of one quantity of one method, one a seed. Quantities that
+  share a name before a slash, as in "gp/nll", are shown together.
 
   A quantity whose name ends in "seconds" or "speedup" depends on the machine's load: two runs of
   the same command agree on all others (`reproducible`).
@@ -207,23 +209,51 @@ def reproducible(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_report(title: str, results: Results, claims: list[Claim]) -> None:
-  """Prints one table, method by quantity, and one line a claim.
+  """Prints a table, method by quantity, and one line a claim.
+
+  Quantities named group/name get a table a group. More columns than a terminal holds are turned
+  into rows.
 
   Args:
     title: stands above the table.
     results: what was measured.
     claims: what was made of it.
   """
-  names = list(dict.fromkeys(name for row in results.quantities.values() for name in row))
-  table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
-  table.add_column("method")
-  for name in names:
-    table.add_column(name, justify="right")
-  for method, row in results.quantities.items():
-    table.add_row(method, *(format_quantity(row[name]) if name in row else "" for name in names))
-  console().print(table)
+  for group in dict.fromkeys(map(_group, _names(results.quantities.values()))):
+    rows = {
+      method: {_label(name): row[name] for name in row if _group(name) == group}
+      for method, row in results.quantities.items()
+    }
+    rows = {method: row for method, row in rows.items() if row}
+    _print_table(f"{title}: {group}" if group else title, rows)
   for claim in claims:
     print(format_claim(claim))
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+  return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _group(name: str) -> str:
+  return name.rpartition("/")[0]
+
+
+def _label(name: str) -> str:
+  return name.rpartition("/")[2]
+
+
+def _print_table(title: str, rows: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+  columns, corner = _names(rows.values()), "method"
+  if len(columns) > _MAX_COLUMNS:
+    turned = {name: {m: row[name] for m, row in rows.items() if name in row} for name in columns}
+    rows, columns, corner = turned, list(rows), "quantity"
+  table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+  table.add_column(corner)
+  for name in columns:
+    table.add_column(name, justify="right")
+  for label, row in rows.items():
+    table.add_row(label, *(format_quantity(row[name]) if name in row else "" for name in columns))
+  console().print(table)
 
 
 def console() -> rich.console.Console:

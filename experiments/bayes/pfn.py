@@ -1,9 +1,10 @@
 """Transformers can do Bayesian inference: a network trained on a prior against the exact posterior.
 
-
-hand-motion series), `optimize` (the same network inside Bayesian optimisation), `gp_hyper` (hyper-parameters unknown: MLE-II and a grid mixture), `tabular`
-(a Bayesian-network prior, judged on real classification tables), `regression` (a GP prior in ten
-dimensions, judged on `diabetes`).
+Tasks: `gp` (a GP prior, where the exact posterior is known), `series` (the same network on real
+hand-motion series), `optimize` (the same network inside Bayesian optimisation), `gp_hyper`
+(hyper-parameters unknown: MLE-II and a grid mixture), `tabular` (a prior over Bayesian networks,
+judged on real classification tables), `regression` (a GP prior in ten dimensions, judged on
+`diabetes`).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from experiments.bayes import pfn_real, pfn_tasks
+from experiments.bayes import pfn_real, pfn_tables, pfn_tasks
 
 PAPER = "pfn"
 
@@ -61,12 +62,14 @@ class Config:
   tabular_points: int = 60  # Points of its data sets.
   tabular_features: int = 16  # Most features that its network takes.
   tabular_dropout: float = 0.0  # Dropout of its network.
+  # Real tables, see `pfn_tables.classification_tables`.
+  tables: tuple[str, ...] = pfn_tables.TABLES
   num_train: int = 30  # Training points a real table, half of them of either class.
-  num_splits: int = 20  # Splits a real table and seed.
+  num_splits: int = 10  # Splits a real table and seed.
   regression_steps: int = 4000  # Updates of the task regression.
   regression_points: int = 150  # Points of its data sets.
   regression_train: int = 100  # Training points of `diabetes`.
-  regression_splits: int = 10  # Splits a seed.
+  regression_splits: int = 5  # Splits a seed.
 
 
 _SMOKE = Config(
@@ -92,6 +95,7 @@ _SMOKE = Config(
   hyper_context_sizes=(2, 5),
   tabular_steps=4,
   tabular_points=40,
+  tables=("iris",),
   num_splits=1,
   regression_steps=4,
   regression_points=40,

@@ -67,9 +67,9 @@ def run_tabular(config, context) -> tuple[dict, dict]:
 
 def _score_tables(config, seed, network) -> dict[str, dict[str, float]]:
   """Per method the mean of every score over tables and splits, and the AUC of every table."""
-  tables = pfn_tables.classification_tables()
   found: dict[str, dict[str, list]] = {}
-  for table, (x, y) in tables.items():
+  for table in config.tables:
+    x, y = pfn_tables.classification_table(table)
     rng = np.random.default_rng([seed, 3])
     for split in range(config.num_splits):
       train, test = pfn_tables.balanced_split(y, num_train=config.num_train, rng=rng)

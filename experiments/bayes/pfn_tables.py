@@ -20,27 +20,22 @@ from sklearn.gaussian_process import kernels
 
 from jaxlab import data
 
+TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
 NUM_REGRESSION_FEATURES = 10
 
 
-def classification_tables() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Binary tables `(x[n, f], y[n])` with at most 16 features, all shipped by packages."""
-
-  def table(name):
-    arrays = data.as_arrays(data.load_source(name, split="all"))
-    return arrays["features"].astype(np.float64), arrays["label"]
-
-  iris_x, iris_y = table("iris")
-  wine_x, wine_y = table("wine")
-  cancer_x, cancer_y = table("breast_cancer")
-  tables = {
-    "iris": (iris_x[iris_y > 0], iris_y[iris_y > 0] - 1),
-    "wine": (wine_x, (wine_y == 0).astype(int)),
-    "breast_cancer": (cancer_x[:, :10], cancer_y),
-  }
-  for name in ("pima", "heart", "australian", "bupa", "haberman"):
-    tables[name] = table(f"keel/{name}")
-  return tables
+def classification_table(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """A binary table `(x[n, f], y[n])` of at most 16 features, shipped by a package."""
+  source = name if name in ("iris", "wine", "breast_cancer") else f"keel/{name}"
+  arrays = data.as_arrays(data.load_source(source, split="all"))
+  x, y = arrays["features"].astype(np.float64), arrays["label"]
+  if name == "iris":  # Versicolor or virginica.
+    return x[y > 0], y[y > 0] - 1
+  if name == "wine":
+    return x, (y == 0).astype(int)
+  if name == "breast_cancer":  # The ten means.
+    return x[:, :10], y
+  return x, y
 
 
 def balanced_split(y: np.ndarray, *, num_train: int, rng) -> tuple[np.ndarray, np.ndarray]:

@@ -358,5 +358,5 @@ def _locked(root: pathlib.Path, name: str) -> Iterator[None]:
   directory = root / ".locks"
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / name.replace("/", "__"), "w") as file:
-    pass
+    fcntl.flock(file, fcntl.LOCK_EX)
     yield

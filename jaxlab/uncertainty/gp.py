@@ -74,16 +74,16 @@ def kernel_matrix(
   """
   if kernel not in _CORRELATIONS:
     raise ValueError(f"kernel must be one of {tuple(_CORRELATIONS)}, got {kernel!r}.")
-  x, x2 = _as_accumulator(x), _as_accumulator(x2)
+  x, x2, lengthscale, outputscale = map(_as_accumulator, (x, x2, lengthscale, outputscale))
   chex.assert_rank([x, x2], 2)
   chex.assert_equal(x.shape[1], x2.shape[1])
-  if jnp.ndim(lengthscale):
+  if lengthscale.ndim:
     chex.assert_shape(lengthscale, (x.shape[1],))
   # Differences first: expanding the square would cancel where points are close.
-  differences = (x[:, None, :] - x2[None, :, :]) / _as_accumulator(lengthscale)
+  differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
   differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
   squared = jnp.sum(jnp.square(differences), axis=-1)
-  return _as_accumulator(outputscale) * _CORRELATIONS[kernel](squared)
+  return outputscale * _CORRELATIONS[kernel](squared)
 
 
 def _distance(squared):
@@ -268,8 +268,10 @@ def gp_mixture_log_prob(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_shape([outputscales, noises, log_weights], (jnp.shape(lengthscales)[0],))
-  chex.assert_shape(y_query, (jnp.shape(x_query)[0],))
+  grid = jax.tree.map(_as_accumulator, GPHyperparameters(lengthscales, outputscales, noises))
+  num_components = grid.lengthscale.shape[0]
+  chex.assert_shape([grid.outputscale, grid.noise, log_weights], (num_components,))
+  chex.assert_shape(y_query, (x_query.shape[0],))
 
   def component(hyperparameters):
     conditioned = _condition(x, y, hyperparameters, kernel, mask)
@@ -277,8 +279,6 @@ def gp_mixture_log_prob(
     log_density = norm.logpdf(_as_accumulator(y_query), mean, jnp.sqrt(variance))
     return _log_evidence(conditioned), log_density
 
-  grid = GPHyperparameters(lengthscales, outputscales, noises)
-  grid = jax.tree.map(_as_accumulator, grid)
   log_evidence, log_density = jax.vmap(component)(grid)
   log_posterior = jax.nn.log_softmax(log_weights + log_evidence)
   return jax.nn.logsumexp(log_posterior[:, None] + log_density, axis=0)

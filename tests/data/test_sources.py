@@ -17,6 +17,7 @@ from jaxlab.data.builders.columns import encode_classes, split_of
 from jaxlab.data.builders.mnist1d import mnist1d_dataset_builder
 from jaxlab.data.sources import as_arrays, load_source, prepare, source_names, stack_examples
 
+ROOT = pathlib.Path(__file__).parents[2]
 SPLITS = ("train", "validation", "test")
 
 
@@ -238,6 +239,7 @@ print(directory, len(as_arrays(load_source("digits", split="all", data_dir=data_
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      cwd=ROOT,
     )
     for i in range(2)
   ]
@@ -370,8 +372,7 @@ def test_importing_the_door_is_light():
     "print([m for m in ('tensorflow_datasets', 'grain', 'sklearn', 'pandas', 'aeon')"
     " if m in sys.modules])"
   )
-  root = pathlib.Path(__file__).parents[2]
   result = subprocess.run(
-    [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True
+    [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
   )
   assert result.stdout.strip() == "[]"

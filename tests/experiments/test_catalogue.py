@@ -54,7 +54,8 @@ def test_every_experiment_is_one(slug):
   assert paper.experiment == f"experiments.{paper.family}.{slug}"
   module = importlib.import_module(paper.experiment)
   assert slug == module.PAPER
-  assert list(module.PRESETS) == list(paper.cost) == ["smoke", "laptop", "paper"]
+  assert list(module.PRESETS) == list(paper.cost)
+  assert {"smoke", "laptop", "paper"} <= set(module.PRESETS)
   assert all(isinstance(preset, module.Config) for preset in module.PRESETS.values())
   for name in ("run", "claims", "figure", "abstract"):
     assert callable(getattr(module, name))

@@ -127,6 +127,16 @@ def test_table_shows_digits_that_mean_something(capsys):
   assert lines[-1] == "does not hold: c (measured 1, baseline 2, paper 3)"
 
 
+def test_groups_get_tables_and_wide_ones_are_turned(capsys):
+  wide = {f"gp/nll c={c}": [1.0, 2.0] for c in range(7)}
+  quantities = {"ours": {**wide, "real/auc": 0.5}, "theirs": {"real/auc": 0.25}}
+  report.print_report("T", common.Results(quantities), [])
+  lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+  assert [line for line in lines if line[0] == "T:"] == [["T:", "gp"], ["T:", "real"]]
+  assert ["quantity", "ours"] in lines and ["nll", "c=6", "1.50", "±", "0.50"] in lines
+  assert ["method", "auc"] in lines and ["theirs", "0.25"] in lines
+
+
 def test_times_are_not_reproducible():
   entry = {"values": [1.0]}
   content = {
