@@ -24,6 +24,7 @@ import importlib.util
 import math
 import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -240,7 +241,7 @@ def _mesh_axes(text: str) -> dict[str, int]:
   axes = {}
   for part in text.split(","):
     name, _, size = part.strip().partition(":")
-    if not name.isidentifier() or name in axes or not size.lstrip("-").isdigit():
+    if not name.isidentifier() or name in axes or not re.fullmatch(r"-1|[1-9]\d*", size):
       raise UsageError(
         f"--mesh={text} is not allowed: name:size between commas, each name once, at most one size "
         f"-1, for example {_DEFAULT_MESH}."
@@ -267,7 +268,7 @@ def _start_jax(arguments: Arguments) -> None:
   in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if wanted is None and jax.config.jax_num_cpu_devices < 1 and not in_flags:
     sizes = arguments.mesh.values()
-    wanted = cores if -1 in sizes else math.prod(sizes)
+    wanted = cores if -1 in sizes or arguments.multihost else math.prod(sizes)
   if wanted is not None:
     try:
       jax.config.update("jax_num_cpu_devices", wanted)

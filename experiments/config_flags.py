@@ -86,8 +86,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
   except flags.UnrecognizedFlagError as error:
     near = difflib.get_close_matches(error.flagname, list(values), n=3)
     hint = f"there is --{', --'.join(near)}" if near else "--help lists those that there are"
-    given = error.flagname if error.flagvalue is None else f"{error.flagname}={error.flagvalue}"
-    raise UsageError(f"--{given} is no flag of this experiment; {hint}.") from error
+    raise UsageError(f"{error.flagvalue} is no flag of this experiment; {hint}.") from error
   except flags.Error as error:
     raise UsageError(str(error)) from error
   if rest:

@@ -115,7 +115,8 @@ class Context:
       before = [row for row in rows.read() if row["step"] <= step]
       if step == num_steps:
         return FitResult(state, before)
-      print(f"{name}: {num_steps} steps" + (f", from step {step} on" if step else ""), flush=True)
+      if jax.process_index() == 0:
+        print(f"{name}: {num_steps} steps" + (f", from step {step} on" if step else ""), flush=True)
       writers.append(ConsoleWriter(num_steps))
       try:
         result = fit(

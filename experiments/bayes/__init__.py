@@ -1,0 +1,1 @@
+"""Bayesian and in-context learning."""

@@ -118,7 +118,7 @@ def run_with_early_stopping(
 def _check_rule(confidence: chex.Numeric, horizon: str) -> None:
   if horizon not in ("final", "any"):
     raise ValueError(f"horizon must be 'final' or 'any', got {horizon!r}.")
-  if not isinstance(confidence, jax.core.Tracer) and not 0 < confidence < 1:
+  if not isinstance(confidence, jax.core.Tracer) and not 0 < float(confidence) < 1:
     raise ValueError(f"confidence must lie in (0, 1), got {confidence}.")
 
 

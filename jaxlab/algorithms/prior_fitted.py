@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlab.samplers import contexts
@@ -137,7 +138,7 @@ def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
   """
   chex.assert_rank([loss, num_context], [2, 0])
   batch_size, num_points = loss.shape
-  if not isinstance(num_context, jax.core.Tracer) and not 0 <= num_context <= num_points:
+  if not isinstance(num_context, jax.core.Tracer) and not 0 <= int(num_context) <= num_points:
     raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
   is_query = jnp.arange(num_points) >= num_context
   total = jnp.sum(jnp.where(is_query, loss.astype(jnp.float32), 0))
@@ -175,7 +176,7 @@ def loss_by_context(
   """
   num_points = batch.x.shape[1]
   if not isinstance(context_sizes, jax.core.Tracer):
-    for size in context_sizes:
+    for size in np.asarray(context_sizes):
       if not 0 <= size < num_points:
         raise ValueError(f"context_sizes must lie in [0, {num_points - 1}], got {size}")
   sizes = jnp.asarray(context_sizes, jnp.int32)

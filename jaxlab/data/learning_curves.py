@@ -223,7 +223,7 @@ def sample_learning_curves(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
-  if not isinstance(log_noise_std, jax.core.Tracer) and not log_noise_std >= 0:
+  if not isinstance(log_noise_std, jax.core.Tracer) and not float(log_noise_std) >= 0:
     raise ValueError(f"log_noise_std must not be negative, got {log_noise_std}.")
   curve_key, level_key, noise_key = jax.random.split(key, 3)
   clean = sample_accepted_curves(

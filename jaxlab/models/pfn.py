@@ -28,7 +28,7 @@ def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array
   """
   chex.assert_scalar_non_negative(num_points)
   chex.assert_rank(num_context, 0)
-  if not isinstance(num_context, jax.core.Tracer) and not 0 <= num_context <= num_points:
+  if not isinstance(num_context, jax.core.Tracer) and not 0 <= int(num_context) <= num_points:
     raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
   points = jnp.arange(num_points)
   return (points[None, :] < num_context) | (points[:, None] == points[None, :])

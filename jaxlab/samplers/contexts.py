@@ -59,7 +59,7 @@ def sample_context_size(
   https://arxiv.org/abs/2112.10510.
   """
   log_probs = jnp.log(context_size_probs(max_context, scheme=scheme))
-  if not isinstance(min_context, jax.core.Tracer) and not 0 <= min_context < max_context:
+  if not isinstance(min_context, jax.core.Tracer) and not 0 <= int(min_context) < max_context:
     raise ValueError(f"min_context must lie in [0, {max_context - 1}], got {min_context}.")
   allowed = jnp.arange(max_context) >= min_context
   return jax.random.categorical(key, jnp.where(allowed, log_probs, -jnp.inf)).astype(jnp.int32)

@@ -138,7 +138,7 @@ def affine_invariant_mcmc(
   num_kept = (num_steps - burn_in) // thin
   if num_kept < 1:
     raise ValueError(f"num_steps must be at least burn_in + thin, got {num_steps}.")
-  if not isinstance(stretch, jax.core.Tracer) and not stretch > 1:
+  if not isinstance(stretch, jax.core.Tracer) and not float(stretch) > 1:
     raise ValueError(f"stretch must exceed 1, got {stretch}.")
 
   def log_probs_fn(positions):

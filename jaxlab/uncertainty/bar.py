@@ -198,7 +198,8 @@ def bar_quantile(
   https://arxiv.org/abs/2112.10510; inverse of the distribution function of `bar_cdf`.
   """
   logits, borders = _checked(logits, borders)
-  if not isinstance(q, jax.core.Tracer) and not np.all((q >= 0) & (q <= 1)):
+  # Compared by NumPy: under `jit` JAX would trace a comparison of known arrays too.
+  if not isinstance(q, jax.core.Tracer) and not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
     raise ValueError(f"q must lie in [0, 1], got {q}.")
   q = jnp.asarray(q, borders.dtype)
   num_bars = logits.shape[-1]
@@ -212,14 +213,16 @@ def bar_quantile(
   upto = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0]
   before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[..., None], axis=-1)[..., 0]
   before = jnp.where(index > 0, before, 0.0)
-  mass = upto - before
-  level = jnp.clip((q - before) / jnp.where(mass > 0, mass, 1.0), 0, 1)
-  quantile = borders[index] + jnp.diff(borders)[index] * level
+  mass = jnp.where(upto > before, upto - before, 1.0)
+  below, above = (q - before) / mass, (upto - q) / mass
+  quantile = borders[index] + jnp.diff(borders)[index] * jnp.clip(below, 0, 1)
   if full_support:
     scales = half_normal_scales(borders)
-    level = jnp.clip(level, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
-    left = borders[1] + scales.left * ndtri(level / 2)
-    right = borders[-2] - scales.right * ndtri((1 - level) / 2)
+    # The right tail has its own level: 1 - below would round small ones away.
+    below = jnp.clip(below, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
+    above = jnp.clip(above, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
+    left = borders[1] + scales.left * ndtri(below / 2)
+    right = borders[-2] - scales.right * ndtri(above / 2)
     quantile = jnp.where(index == 0, left, quantile)
     quantile = jnp.where(index == num_bars - 1, right, quantile)
   return quantile
@@ -334,7 +337,9 @@ def expected_improvement(
     inside = scales.right * _HALF_NORMAL_MEAN - height
     beyond = _half_normal_excess(height, scales.right)
     gains = gains.at[..., -1].set(jnp.where(height >= 0, beyond, inside))
-  return jnp.sum(jax.nn.softmax(logits) * gains, axis=-1)
+  probs = jax.nn.softmax(logits)
+  # Bars without mass gain nothing, even where the gain is infinite.
+  return jnp.sum(jnp.where(probs > 0, probs * gains, 0.0), axis=-1)
 
 
 def _half_normal_excess(threshold, scale):
@@ -400,7 +405,7 @@ def upper_confidence_bound(
   Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
   https://arxiv.org/abs/2305.17535.
   """
-  if not isinstance(rest_prob, jax.core.Tracer) and not 0 <= rest_prob <= 1:
+  if not isinstance(rest_prob, jax.core.Tracer) and not 0 <= float(rest_prob) <= 1:
     raise ValueError(f"rest_prob must lie in [0, 1], got {rest_prob}.")
   return bar_quantile(logits, borders, 1 - rest_prob, full_support=full_support)
 

@@ -215,7 +215,8 @@ def test_flags_take_every_type(argument, expected):
     ("--sizes=1,x", ["--sizes=1,x", "an integer, any number of them between commas"]),
     ("--pair=1", ["--pair=1", "an integer , a number"]),
     ("--kinds=a,c", ["--kinds=a,c", "one of a, b"]),
-    ("--whle=1", ["--whle=1", "--whole"]),
+    ("--whle=1", ["--whle=1 is no flag", "there is --whole"]),
+    ("--whle", ["--whle is no flag", "there is --whole"]),
     ("whole", ["'whole' is no flag"]),
   ],
 )
@@ -283,6 +284,7 @@ def test_help_opens_with_the_paper(capsys):
     (["--seeds=0"], ["--seeds=0", "at least 1"]),
     (["--mesh=data"], ["--mesh=data", "data:-1,model:1"]),
     (["--mesh=data:2,data:2"], ["--mesh=data:2,data:2"]),
+    (["--mesh=data:0"], ["--mesh=data:0"]),
     (["--mesh=model:1"], ["no axis data"]),
     (["--mesh=data:3,model:-1"], ["--mesh=data:3,model:-1", "8 devices"]),
     (["--host_devices=3"], ["--host_devices=3", "too late"]),

@@ -1,0 +1,12 @@
+"""Side-by-side measurements against peers: one script a table, ratios from one run each."""
+
+TABLES = (
+  "pfn_step",
+  "posterior",
+  "curves",
+  "conv_scan",
+  "seeds",
+  "losses",
+  "engine_overhead",
+  "imports",
+)

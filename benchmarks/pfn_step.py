@@ -1,0 +1,189 @@
+"""PFN training step, prior draw included: one host device a core beside PyTorch on all cores."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.measure import Row, Timed
+from experiments.bayes.pfn_tasks import prior_borders
+from experiments.bayes.prior_training import PriorBatches, draw_prior, prior_loss, prior_trainer
+from jaxlab import losses, models, samplers, training
+
+PACKAGES = ("torch",)
+_STEPS = 10  # In one call, of either side.
+_LEARNING_RATE, _LENGTHSCALE, _NOISE, _NUM_HEADS = 1e-3, 0.2, 0.01, 4
+_OURS, _SINGLE, _PEER = "one device a core", "one device", "PyTorch"
+_PARTS = ("drawing the prior", "... and the forward pass", "... and the backward pass")
+
+
+class Size(NamedTuple):
+  """One problem."""
+
+  embed_dim: int
+  num_layers: int
+  num_points: int
+  batch_size: int = 64
+  num_bars: int = 100
+
+  @property
+  def group(self) -> str:
+    """Its name."""
+    return f"D {self.embed_dim}, {self.num_layers} layers, T {self.num_points}"
+
+
+SIZES = (Size(64, 3, 40), Size(128, 6, 60))
+ROWS = tuple(
+  row
+  for size in SIZES
+  for row in (
+    Row(size.group, _OURS, _PEER, goal=1.3, stretch=1.5, unit="step"),
+    Row(size.group, _SINGLE, _PEER, unit="step"),
+    # Where the time goes: what a step would take if it ended there.
+    *(Row(size.group, part, _OURS, kind="cost", unit="step") for part in _PARTS),
+  )
+)
+
+
+def run(quick: bool) -> Iterator[dict[str, Any]]:
+  # Imported before XLA starts, and after nothing that would set its number of threads.
+  from benchmarks.pfn_torch import TorchPFN
+
+  mesh = measure.start(divides=SIZES[0].batch_size)
+  for size in SIZES:
+    problem = size._replace(num_layers=1, batch_size=8 * mesh.size) if quick else size
+    ours = _Ours(problem)
+    peer = TorchPFN(
+      **problem._asdict(),
+      num_heads=_NUM_HEADS,
+      lengthscale=_LENGTHSCALE,
+      noise=_NOISE,
+      learning_rate=_LEARNING_RATE,
+      borders=np.array(ours.borders),
+      num_threads=len(os.sched_getaffinity(0)),
+    )
+    functions = {
+      _OURS: ours.training(mesh),
+      _SINGLE: ours.training(None),
+      _PEER: functools.partial(peer.train, _STEPS),
+      **dict(zip(_PARTS, ours.parts(mesh))),
+    }
+    same = {"the same network: outputs agree to 1e-4": ours.largest_difference(peer) < 1e-4}
+    times = measure.interleave(
+      {name: Timed(call, _STEPS) for name, call in functions.items()}, quick=quick
+    )
+    for row in (row for row in ROWS if row.group == size.group):
+      yield measure.result(row, times, checks=same if row.peer == _PEER else None)
+
+
+class _Ours:
+  """Our side of one problem."""
+
+  def __init__(self, size: Size):
+    self.size = size
+    self.module = models.PFN(
+      size.num_bars,
+      embed_dim=size.embed_dim,
+      num_layers=size.num_layers,
+      num_heads=_NUM_HEADS,
+    )
+    self.prior_fn = functools.partial(
+      samplers.gp_prior,
+      batch_size=1,
+      num_points=size.num_points,
+      lengthscale=_LENGTHSCALE,
+      noise=_NOISE,
+    )
+    self.borders = prior_borders(jax.random.key(0), self.prior_fn, size.num_bars)
+    self.trainer = functools.partial(
+      prior_trainer,
+      self.module,
+      self.prior_fn,
+      self._nll,
+      num_steps=100_000,
+      batch_size=size.batch_size,
+      num_points=size.num_points,
+      num_features=1,
+      max_context=size.num_points,
+      learning_rate=_LEARNING_RATE,
+      steps_per_call=_STEPS,
+    )
+    self.params = self.trainer().init(jax.random.key(1)).params
+
+  def _nll(self, logits, targets):
+    return losses.bar_nll(logits, targets, self.borders)
+
+  def training(self, mesh) -> Callable[[], Any]:
+    """A function that makes the next steps of a training run."""
+    trainer = self.trainer(mesh=mesh)
+    state, batches = trainer.init(jax.random.key(1)), self._batches()
+
+    def train():
+      nonlocal state
+      state, metrics = trainer.update(state, next(batches))
+      return metrics
+
+    return train
+
+  def _batches(self) -> PriorBatches:
+    size = self.size
+    return PriorBatches(
+      seed=0,
+      batch_size=size.batch_size,
+      max_context=size.num_points,
+      steps_per_call=_STEPS,
+    )
+
+  def parts(self, mesh) -> Iterator[Callable[[], Any]]:
+    """Functions that make the same steps up to a point, without all-reduce and optimizer."""
+    loss = prior_loss(self.module, self.prior_fn, self._nll)
+
+    def draw(params, batch):
+      return draw_prior(self.prior_fn, batch["key"]).y.sum()
+
+    def forward(params, batch):
+      output = loss(params, None, batch, jax.random.key(0))
+      return (output.values * output.weights).sum()
+
+    rows_first = jax.tree.map(lambda x: x.swapaxes(0, 1), next(self._batches()))
+    for part in (draw, forward, jax.grad(forward)):
+
+      def steps(params, batch, part=part):
+        def step(total, batch):
+          return jax.tree.map(jnp.add, total, part(params, batch)), None
+
+        batch = jax.tree.map(lambda x: x.swapaxes(0, 1), batch)
+        zeros = jax.tree.map(
+          lambda x: jnp.zeros(x.shape), jax.eval_shape(part, params, _first(batch))
+        )
+        return jax.tree.map(lambda x: x[None], jax.lax.scan(step, zeros, batch)[0])
+
+      run = training.data_parallel(steps, mesh, sharded_outputs=True)
+      inputs = training.replicate(self.params, mesh), training.shard_batch(rows_first, mesh)
+      yield functools.partial(run, *inputs)
+
+  def largest_difference(self, peer) -> float:
+    """Between outputs for the queries of a data set, with the peer's parameters set to ours."""
+    rng = np.random.default_rng(0)
+    # The branches of a new network are zero, and would hide what is in them.
+    params = jax.tree.map(
+      lambda p: np.asarray(p) + 0.05 * rng.standard_normal(p.shape, np.float32), self.params
+    )
+    x = rng.random((2, self.size.num_points, 1), np.float32)
+    y = rng.standard_normal(x.shape[:2], np.float32)
+    ours = self.module.apply({"params": params}, x, y, 7)[:, 7:]
+    return float(np.abs(np.asarray(ours) - peer.outputs_with(params, x, y, 7)[:, 7:]).max())
+
+
+def _first(batch):
+  return jax.tree.map(lambda x: x[0], batch)
+
+
+if __name__ == "__main__":
+  measure.main(sys.modules[__name__])
