@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-DEMO ?= docs/demo
+DEMO ?= demo
 
 .PHONY: demo test lint format colabs bench docs lock clean help
 
@@ -21,8 +21,9 @@ $(READY): requirements.lock pyproject.toml
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## train a PFN (about 2 minutes) and show its posterior beside the exact one
-	$(BIN)/python -m experiments.demo --outdir=runs/demo $(DEMO_FLAGS)
+demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the exact one
+	$(BIN)/python -m experiments.bayes.pfn --preset=$(DEMO) --task=series --seeds=1 --workdir=runs/demo-$(DEMO)
+	@echo "picture: runs/demo-$(DEMO)/figure.png"
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 $(TEST_FLAGS)

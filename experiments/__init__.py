@@ -1,0 +1,1 @@
+"""One program a paper: `python -m experiments` lists them."""

@@ -63,6 +63,7 @@ _FRAME_FLAGS = {
   "mesh": (str, "Devices by axis; one size may be -1; default data:-1,model:1."),
   "host_devices": (int, "CPU devices to make; default: as the mesh says, else one a core."),
   "compilation_cache": (str, "Directory of compiled programs; empty: none."),
+  "data_dir": (str, "Where data sets are prepared; default $JAXLAB_DATA_DIR or ~/.cache/jaxlab."),
   "help": (bool, "Show this and stop."),
 }
 
@@ -78,6 +79,7 @@ class Arguments(NamedTuple):
     mesh: axis -> number of devices.
     host_devices: CPU devices to make, or None for as many as the mesh or the cores ask for.
     compilation_cache: directory of compiled programs, "" for none, None for the default.
+    data_dir: directory of prepared data sets, or None for the default.
     overwrite: whether an earlier run goes.
     dry_run: whether to compile only.
     multihost: whether this is one of several processes.
@@ -91,6 +93,7 @@ class Arguments(NamedTuple):
   mesh: dict[str, int]
   host_devices: int | None
   compilation_cache: str | None
+  data_dir: str | None
   overwrite: bool
   dry_run: bool
   multihost: bool
@@ -229,6 +232,7 @@ def _arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[str]
     mesh=_mesh_axes(given["mesh"] or _DEFAULT_MESH),
     host_devices=given["host_devices"],
     compilation_cache=given["compilation_cache"],
+    data_dir=given["data_dir"],
     overwrite=bool(given["overwrite"]),
     dry_run=bool(given["dry_run"]),
     multihost=bool(given["multihost"]),
@@ -261,6 +265,8 @@ def _program(module: ModuleType) -> list[str]:
 
 def _start_jax(arguments: Arguments) -> None:
   """Sets what must be set before the first device is touched."""
+  if arguments.data_dir is not None:
+    os.environ["JAXLAB_DATA_DIR"] = arguments.data_dir
   if arguments.dry_run:
     jax.config.update("jax_platforms", "cpu")  # The mesh is simulated.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,6 +11,8 @@ from scipy import optimize, stats
 
 from jaxlab import data, samplers, training, uncertainty
 
+_SHARE = 16  # Real curves of one device in one compiled chain.
+
 
 def starts(config, key) -> tuple[jax.Array, jax.Array]:
   """Accepted prior draws, `[m, 13]`, among which the walkers of every curve find their start."""
@@ -80,9 +82,9 @@ def mcmc_on_real(config, context, values, lengths, observed, key) -> dict:
 
   for count in np.unique(observed):
     rows = np.flatnonzero(observed == count)
-    # Whole shares for every device; the repeated curves are dropped again.
-    num_devices = context.mesh.shape["data"]
-    padded = np.resize(rows, -(-len(rows) // num_devices) * num_devices)
+    # Whole shares for every device, and sizes that repeat; the repeated curves are dropped again.
+    share = _SHARE * context.mesh.shape["data"]
+    padded = np.resize(rows, -(-len(rows) // share) * share)
     keys = jax.random.split(jax.random.fold_in(key, int(count)), len(padded))
     sampler = mcmc_sampler(config, int(count), num_steps)
     inputs = training.shard_batch((keys, values[padded, :count]), context.mesh)

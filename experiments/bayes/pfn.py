@@ -52,7 +52,7 @@ class Config:
   series_contexts: tuple[int, ...] = (2, 5, 10, 20)  # Seen moments in the task series.
   num_functions: int = 64  # Functions that the task optimize maximises.
   num_evaluations: int = 16  # Evaluations a function, the random first one counted.
-  hyper_steps: int = 6000  # Updates of the task gp_hyper.
+  hyper_steps: int = 4000  # Updates of the task gp_hyper.
   num_hyper_test: int = 200  # Fresh data sets of the task gp_hyper.
   hyper_context_sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 30)  # Where it is judged.
   lengthscale_gamma: tuple[float, float] = (3.0, 12.0)  # Shape and rate of the hyper-prior.
@@ -66,7 +66,7 @@ class Config:
   tables: tuple[str, ...] = pfn_tables.TABLES
   num_train: int = 30  # Training points a real table, half of them of either class.
   num_splits: int = 10  # Splits a real table and seed.
-  regression_steps: int = 4000  # Updates of the task regression.
+  regression_steps: int = 2500  # Updates of the task regression.
   regression_points: int = 150  # Points of its data sets.
   regression_train: int = 100  # Training points of `diabetes`.
   regression_splits: int = 5  # Splits a seed.
@@ -92,7 +92,7 @@ _SMOKE = Config(
   num_evaluations=3,
   hyper_steps=4,
   num_hyper_test=2,
-  hyper_context_sizes=(2, 5),
+  hyper_context_sizes=(5,),
   tabular_steps=4,
   tabular_points=40,
   tables=("iris",),

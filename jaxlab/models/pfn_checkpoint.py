@@ -126,7 +126,8 @@ def save_pfn(
   }
   directory.mkdir(parents=True, exist_ok=True)
   _replace(directory / weights_file, weights)
-  _replace(directory / "config.json", json.dumps(config, indent=2, default=float).encode())
+  text = json.dumps(config, indent=2, default=lambda scalar: scalar.item())
+  _replace(directory / "config.json", text.encode())
   for stale in directory.glob("weights-*.safetensors"):
     if stale.name != weights_file:
       stale.unlink()

@@ -5,6 +5,7 @@ under `jit`.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -223,7 +224,7 @@ def bnn_prior(
     weight_std_gamma: shape and scale of the gamma distribution of the weights' standard
       deviation.
     noise_std_gamma: shape and scale of that of the noise.
-    group_size: data sets that share a network; divides `batch_size`.
+    group_size: data sets that share a network; the last group may have fewer.
     binary: whether `y` is a class index; the standardised output of the network otherwise.
     num_classes: with 2 the class is 1 above the (lower) median; with more, the output is cut at
       equal quantiles and the classes are numbered in a random order of each data set's own.
@@ -232,9 +233,8 @@ def bnn_prior(
     `PriorBatch` with targets equal to `y`; class indices are floats.
 
   Raises:
-    ValueError: if a size is below its minimum, `group_size` does not divide `batch_size`,
-      `num_classes` lies outside `[2, num_points]`, or more than two classes are asked for
-      without `binary`.
+    ValueError: if a size is below its minimum, `num_classes` lies outside `[2, num_points]`, or
+      more than two classes are asked for without `binary`.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 6 and
   appendix, https://arxiv.org/abs/2112.10510.
@@ -244,14 +244,12 @@ def bnn_prior(
     raise ValueError(f"num_points must be at least 2, got {num_points}.")
   if max_hidden < 2:
     raise ValueError(f"max_hidden must be at least 2, got {max_hidden}.")
-  if batch_size % group_size:
-    raise ValueError(f"group_size {group_size} must divide batch_size {batch_size}.")
   if not 2 <= num_classes <= num_points:
     raise ValueError(f"num_classes must lie in [2, {num_points}], got {num_classes}.")
   if not binary and num_classes > 2:
     raise ValueError(f"num_classes={num_classes} needs binary=True.")
   network_key, hyper_key, x_key, label_key = jax.random.split(key, 4)
-  num_groups = batch_size // group_size
+  num_groups = math.ceil(batch_size / group_size)
   x = jax.random.normal(x_key, (num_groups, group_size, num_points, num_features))
   used, hidden, weight_std, noise_std = _network_hyperparameters(
     hyper_key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
@@ -260,8 +258,8 @@ def bnn_prior(
   units = jnp.arange(max_hidden) < hidden[:, None]
   network_keys = jax.random.split(network_key, num_groups)
   y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
-  x = _standardise(x.reshape(batch_size, num_points, num_features), axis=1)
-  y = _standardise(y.reshape(batch_size, num_points), axis=1)
+  x = _standardise(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
+  y = _standardise(y.reshape(-1, num_points)[:batch_size], axis=1)
   if binary and num_classes == 2:
     median = jnp.sort(y, axis=1)[:, (num_points - 1) // 2, None]
     y = (y > median).astype(y.dtype)

@@ -158,7 +158,8 @@ def bar_cdf(
   logits, borders = _checked(logits, borders)
   chex.assert_rank(values, 1)
   by_bar = _cdf_by_bar(borders, jnp.asarray(values, borders.dtype), full_support)
-  return jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
+  cdf = jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
+  return jnp.minimum(cdf, 1.0)  # The masses may add up to more by rounding.
 
 
 def _cdf_by_bar(borders, values, full_support):
@@ -375,7 +376,7 @@ def probability_of_improvement(
   # The distribution function of -y at -best: small probabilities keep their digits, which
   # 1 - cdf would lose.
   survival = _cdf_by_bar(-borders[::-1], -best, full_support)[..., ::-1]
-  return jnp.sum(jax.nn.softmax(logits) * survival, axis=-1)
+  return jnp.minimum(jnp.sum(jax.nn.softmax(logits) * survival, axis=-1), 1.0)
 
 
 def upper_confidence_bound(

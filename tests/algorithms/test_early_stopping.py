@@ -125,6 +125,12 @@ def test_predictive_stop_rules():
   assert predictive_stop(half, confidence=0.49)[0]
 
 
+def test_known_confidence_may_be_an_array_that_a_jitted_function_closes_over():
+  confidence, exceedance = jnp.float32(0.9), jnp.array([[0.05], [0.2]])
+  got = jax.jit(lambda e: predictive_stop(e, confidence=confidence))(exceedance)
+  np.testing.assert_array_equal(got, [True, False])
+
+
 def test_any_implies_final_and_certainty_never_stops():
   exceedance = np.random.default_rng(1).uniform(1e-4, 0.1, (500, 3)).astype(np.float32)
   stops = {h: np.asarray(predictive_stop(exceedance, horizon=h)) for h in ("any", "final")}

@@ -66,6 +66,8 @@ def test_query_mean_loss_ignores_the_context():
   assert value == 1
   expected = np.where(np.arange(_T) >= 2, 1 / (_B * (_T - 2)), 0)
   np.testing.assert_allclose(gradient, np.broadcast_to(expected, (_B, _T)), rtol=1e-6)
+  known = jnp.int32(2)  # closed over, which makes its comparisons traced
+  assert jax.jit(lambda loss: query_mean_loss(loss, known))(loss) == 1
   value, gradient = jax.jit(jax.value_and_grad(query_mean_loss))(loss, _T)
   assert value == 0 and not gradient.any()
 
@@ -184,6 +186,11 @@ def test_loss_by_context_matches_single_calls():
     lambda s: loss_by_context(_linear, _PARAMS, batch, _squared_error, context_sizes=s)
   )
   np.testing.assert_allclose(traced(jnp.array(sizes)), expected, rtol=1e-5)
+  known = jnp.array(sizes)
+  closed = jax.jit(
+    lambda p: loss_by_context(_linear, p, batch, _squared_error, context_sizes=known)
+  )
+  np.testing.assert_allclose(closed(_PARAMS), expected, rtol=1e-5)
   for size in (-1, _T):
     with pytest.raises(ValueError, match="context_sizes"):
       loss_by_context(_linear, _PARAMS, batch, _squared_error, context_sizes=[0, size])

@@ -234,6 +234,11 @@ def test_noise_levels(batch):
     )
   )
   np.testing.assert_allclose(sample(-2.0).noise_std, math.exp(-2), rtol=1e-6)
+  std = jnp.float32(0.0)  # closed over, which makes its comparisons traced
+  closed = jax.jit(
+    lambda key: lc.sample_learning_curves(key, batch_size=4, length=LENGTH, log_noise_std=std)
+  )
+  np.testing.assert_allclose(closed(jax.random.key(0)).noise_std, math.exp(-4), rtol=1e-6)
 
 
 def test_rows_never_accepted_become_the_constant_half(monkeypatch):

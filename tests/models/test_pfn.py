@@ -166,6 +166,10 @@ def test_traced_context_size_equals_static():
   x, y = _data()
   static = jax.jit(lambda x, y: module.apply({"params": params}, x, y, 4))(x, y)
   np.testing.assert_allclose(apply(params, x, y, 4), static, rtol=1e-5, atol=1e-5)
+  known = jnp.int32(4)  # closed over, which makes its comparisons traced
+  np.testing.assert_array_equal(
+    jax.jit(lambda: context_query_mask(_T, known))(), context_query_mask(_T, 4)
+  )
   sizes = jnp.arange(_T + 1)
   mapped = jax.vmap(apply, in_axes=(None, None, None, 0))(params, x, y, sizes)
   np.testing.assert_allclose(mapped[4], static, rtol=1e-5, atol=1e-5)

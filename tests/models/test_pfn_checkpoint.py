@@ -61,6 +61,14 @@ def test_round_trip_of_a_classifier(tmp_path):
   assert loaded.borders is None and loaded.task == task
 
 
+def test_numpy_numbers_in_the_configuration(tmp_path):
+  module = PFN(np.int64(4), embed_dim=4, num_layers=1, num_heads=2, input_scale=np.float32(0.5))
+  save_pfn(tmp_path, module, _params(), task=PFNTask(num_features=np.int64(2)))
+  loaded = load_pfn(tmp_path)
+  assert loaded.module == _MODULE and loaded.task == PFNTask(num_features=2)
+  _assert_trees_equal(loaded.params, _params())
+
+
 def test_saving_again_replaces_and_leaves_no_litter(tmp_path):
   save_pfn(tmp_path, _MODULE, _params(0), task=_TASK, borders=_BORDERS)
   save_pfn(tmp_path, _MODULE, _params(1), task=_TASK, borders=_BORDERS)

@@ -43,6 +43,8 @@ def test_same_key_same_size():
   key = jax.random.key(1)
   assert sample_context_size(key, 9) == jax.jit(sample_context_size, static_argnums=1)(key, 9)
   assert sample_context_size(key, 9, min_context=8) == 8
+  known = jnp.int32(8)  # closed over, which makes its comparisons traced
+  assert jax.jit(lambda key: sample_context_size(key, 9, min_context=known))(key) == 8
 
 
 def test_errors():

@@ -116,6 +116,11 @@ def test_moves_follow_the_acceptance_rule():
   result = mcmc.affine_invariant_mcmc(
     jax.random.key(4), lambda x: 0.0, walkers, num_steps=1, stretch=4.0
   )
+  stretch = jnp.float32(4.0)  # closed over, which makes its comparisons traced
+  closed = jax.jit(
+    lambda key: mcmc.affine_invariant_mcmc(key, lambda x: 0.0, walkers, num_steps=1, stretch=stretch)
+  )(jax.random.key(4))
+  np.testing.assert_allclose(closed.samples, result.samples, rtol=1e-5)
   first = np.asarray(result.samples)[:2, 0]
   z = 1 - first[first != 0]  # partner is 1: the proposal is 1 - z
   assert np.all((z >= 0.25 - 1e-6) & (z <= 4.0 + 1e-5))

@@ -261,6 +261,15 @@ def test_bnn_with_small_weights_is_linear_and_shared_in_a_group(small_networks):
   assert np.abs(slopes[:8].mean(0) - slopes[8:].mean(0)).max() > 0.2
 
 
+def test_bnn_last_group_may_be_smaller():
+  batch = draw(priors.bnn_prior, **{**TABULAR, "batch_size": 12})
+  x = np.asarray(batch.x)
+  assert x.shape == (12, 30, 6) and batch.y.shape == (12, 30) and np.all(np.isfinite(batch.y))
+  used = np.any(x != 0, axis=1)
+  for group in (used[:8], used[8:]):
+    np.testing.assert_array_equal(group, np.broadcast_to(group[0], group.shape))
+
+
 def test_bnn_noise_hides_the_function(small_networks):
   _, fit, _ = small_networks((1e4, 1e-3))
   assert np.mean(fit**2) < 0.1
@@ -275,7 +284,6 @@ def test_bnn_noise_hides_the_function(small_networks):
     (priors.gp_hyper_prior, {"kernel": ("rbf", "cubic")}, "'cubic'"),
     (priors.gp_hyper_prior, {"kernel": ()}, "at least one kernel"),
     (priors.ridge_prior, {"num_features": 0}, "num_features .* got 0"),
-    (priors.bnn_prior, {"group_size": 3}, "group_size 3 must divide batch_size 8"),
     (priors.bnn_prior, {"group_size": 0}, "group_size .* got 0"),
     (priors.bnn_prior, {"num_points": 1}, "num_points .* got 1"),
     (priors.bnn_prior, {"max_hidden": 1}, "max_hidden .* got 1"),

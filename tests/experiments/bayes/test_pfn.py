@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn import linear_model
+
+from experiments import common
+from experiments.bayes import pfn, pfn_tables, pfn_tasks
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("pfn") / "run"
+  arguments = ["pfn", "--preset=smoke", f"--workdir={directory}"]
+  assert common.execute(pfn, arguments) == 0
+  return directory, arguments
+
+
+def test_smoke_measures_every_task(smoke):
+  directory, _ = smoke
+  stored = json.loads((directory / "results.json").read_text())
+  names = {name.split("/")[0] for row in stored["quantities"].values() for name in row}
+  assert names == {"gp", "series", "optimize", "gp_hyper", "tabular", "regression"}
+  values = [e["mean"] for row in stored["quantities"].values() for e in row.values()]
+  assert np.isfinite(values).all()
+  assert {claim["holds"] for claim in stored["claims"]} == {None}
+  assert (directory / "figure.png").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_shown_not_repeated(smoke, capsys):
+  directory, arguments = smoke
+  before = (directory / "results.json").read_bytes()
+  assert common.execute(pfn, arguments) == 0
+  assert (directory / "results.json").read_bytes() == before
+  assert "exact GP" in capsys.readouterr().out
+
+
+def test_the_exact_posterior_is_not_beaten_by_a_wrong_one(smoke):
+  directory, _ = smoke
+  rows = json.loads((directory / "results.json").read_text())["quantities"]
+  assert rows["exact GP"]["gp/mean gap"]["mean"] == 0.0
+  assert rows[pfn_tasks.WRONG_GP]["gp/mean gap"]["mean"] > 0.0
+  # With no context every Gaussian process of the prior's variance says the same.
+  np.testing.assert_allclose(
+    rows["prior"]["gp/NLL c=0"]["mean"], rows["exact GP"]["gp/NLL c=0"]["mean"], rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize("preset", ["laptop", "demo"])
+def test_the_step_of_a_preset_compiles_from_shapes(preset, capsys):
+  assert common.execute(pfn, ["pfn", f"--preset={preset}", "--dry_run", "--workdir=unused"]) == 0
+  assert "parameters" in capsys.readouterr().out
+
+
+def test_the_hyper_grid_is_made_of_equally_likely_values():
+  lengthscales, outputscales, noises = pfn_tasks.hyper_grid(pfn.Config(), shape=(400, 2, 50))
+  assert len(lengthscales) == 400 * 2 * 50
+  shape, rate = pfn.Config().lengthscale_gamma
+  np.testing.assert_allclose(lengthscales.mean(), shape / rate, rtol=0.01)
+  shape, rate = pfn.Config().noise_gamma
+  np.testing.assert_allclose(noises.mean(), shape / rate, rtol=0.05)
+
+
+def test_a_split_is_balanced_and_whole():
+  y = np.repeat([0, 1], [40, 160])
+  train, test = pfn_tables.balanced_split(y, num_train=20, rng=np.random.default_rng(0))
+  assert y[train].sum() == 10 and len(train) == 20
+  assert sorted(np.concatenate([train, test])) == list(range(200))
+
+
+def test_calibration_error_of_a_calibrated_and_of_a_boastful_forecast():
+  rng = np.random.default_rng(0)
+  probs = rng.uniform(size=20_000)
+  labels = (rng.uniform(size=20_000) < probs).astype(int)
+  assert pfn_tables.calibration_error(probs, labels) < 0.02
+  assert pfn_tables.calibration_error(np.full(100, 0.9), np.repeat([0, 1], 50)) == pytest.approx(
+    0.4
+  )
+
+
+def test_gaussian_scores():
+  rng = np.random.default_rng(0)
+  y = rng.normal(3.0, 2.0, 50_000)
+  scores = pfn_tables.score_gaussian(np.full_like(y, 3.0), np.full_like(y, 2.0), y, 0.1)
+  entropy = 0.5 * np.log(2 * np.pi * np.e * 4.0)
+  np.testing.assert_allclose(scores["NLL"], entropy, atol=0.02)
+  np.testing.assert_allclose(scores["RMSE"], 2.0, atol=0.02)
+  np.testing.assert_allclose(scores["90% coverage"], 0.9, atol=0.01)
+
+
+def test_a_regressor_without_a_spread_gets_its_held_out_one():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(200, 2))
+  y = x @ [1.0, -1.0] + rng.normal(0.0, 0.5, 200)
+  ridge = pfn_tables.regressors(0)["ridge"]
+  mean, std = pfn_tables.gaussian_prediction(ridge, (x, y), x[:5], seed=0)
+  reference = linear_model.LinearRegression().fit(x, y).predict(x[:5])
+  np.testing.assert_allclose(mean, reference, atol=0.05)
+  np.testing.assert_allclose(std, 0.5, atol=0.06)
+
+
+@pytest.mark.parametrize("name", pfn_tables.TABLES)
+def test_every_table_is_binary_finite_and_narrow(name):
+  x, y = pfn_tables.classification_table(name)
+  assert np.isfinite(x).all() and x.shape[1] <= pfn.Config().tabular_features
+  assert set(np.unique(y)) == {0, 1} and np.bincount(y).min() > pfn.Config().num_train
