@@ -76,20 +76,15 @@ def _section(name: str, stored: Mapping[str, Any]) -> list[str]:
     "",
     f"`python -m benchmarks {name}`, {stored['date']}, {stored['wall_seconds'] / 60:.1f} minutes.",
     f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-    f"{machine['system']}, Python {machine['python']}, load before {machine['load_before']}; "
+    f"{machine['system']}, Python {machine['python']}, {machine['busy_before']:.0%} busy before; "
     f"{', '.join(f'{package} {version}' for package, version in versions.items())}.",
     "",
     _line(measure.HEADINGS),
     _line(["---"] * len(measure.HEADINGS)),
     *(_line(measure.cells(row)) for row in stored["rows"]),
   ]
-  notes = [
-    f"- {row['group']}, {row['ours']} against {row['peer']}: "
-    + ", ".join(f"{key} {value:.4g}" for key, value in row["notes"].items())
-    for row in stored["rows"]
-    if row["notes"]
-  ]
-  return lines + ([""] + notes if notes else [])
+  notes = [f"- {measure.notes(row)}" for row in stored["rows"] if row["notes"]]
+  return [*lines, *([""] if notes else []), *notes]
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import functools
 import importlib.metadata
 import json
 import math
@@ -23,6 +22,7 @@ import rich.table
 from jaxlab import training
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "benchmarks"
+_QUIET = 0.05
 _VERSIONS = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -64,12 +64,19 @@ def start(*, divides: int) -> jax.sharding.Mesh:
   Returns:
     A mesh with the axis `data`.
   """
-  cores = len(os.sched_getaffinity(0))
-  devices = max(n for n in range(1, cores + 1) if divides % n == 0)
-  os.environ["NPROC"] = str(max(2 * cores, int(os.environ.get("NPROC", 0))))
+  devices = max(n for n in range(1, num_cores() + 1) if divides % n == 0)
+  # More threads than devices, or LAPACK calls in a sharded program wait for each other for ever.
+  os.environ["NPROC"] = str(max(2 * num_cores(), int(os.environ.get("NPROC", 0))))
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
   return training.make_mesh({"data": devices})
+
+
+def num_cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def interleave(
@@ -95,7 +102,7 @@ def interleave(
   """
   timed = {n: f if isinstance(f, Timed) else Timed(f) for n, f in functions.items()}
   if quick:
-    repetitions, min_seconds = 2, 0.0
+    repetitions, min_seconds = min(repetitions, 2), 0.0
   calls = {}
   for name, function in timed.items():
     _seconds(function.call, 1)
@@ -200,6 +207,12 @@ def cells(stored: Mapping[str, Any]) -> tuple[str, ...]:
   )
 
 
+def notes(stored: Mapping[str, Any]) -> str:
+  """What was noted beside a stored row, as text."""
+  texts = (f"{name} {value:.4g}" for name, value in stored["notes"].items())
+  return f"{stored['group']}, {stored['ours']} / {stored['peer']}: {', '.join(texts)}"
+
+
 def _duration(seconds: float) -> str:
   sizes = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
   unit = next((unit for unit, size in sizes.items() if seconds >= size), "ns")
@@ -220,8 +233,10 @@ def main(module: ModuleType) -> None:
   parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
   arguments = parser.parse_args()
   machine, begin = describe_machine(), time.monotonic()
+  if machine["busy_before"] > _QUIET:
+    print(f"{machine['busy_before']:.0%} of the cores are at work already: ratios will be off")
   stored = {
-    "title": module.__doc__.partition("\n")[0],
+    "title": module.__doc__.partition("\n")[0].rstrip("."),
     "quick": arguments.quick,
     "date": datetime.date.today().isoformat(),
     "machine": machine,
@@ -250,8 +265,8 @@ def _print(stored: Mapping[str, Any]) -> None:
     table.add_row(*cells(row))
   rich.console.Console(markup=False, highlight=False, width=160).print(table)
   for row in stored["rows"]:
-    for name, value in row["notes"].items():
-      print(f"{row['group']}, {row['ours']} / {row['peer']}: {name} {value:.4g}")
+    if row["notes"]:
+      print(notes(row))
   for row in stored["rows"]:
     if row["met"] is not None:
       print(
@@ -265,16 +280,32 @@ def describe_machine() -> dict[str, Any]:
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   return {
     "processor": _processor(),
-    "cores": len(os.sched_getaffinity(0)),
+    "cores": num_cores(),
     "memory_gib": round(memory / 2**30),
     "system": platform.platform(),
     "python": platform.python_version(),
-    # Above about 0.5 somebody else was at work.
-    "load_before": round(os.getloadavg()[0], 2),
+    "busy_before": round(_busy(), 2),
   }
 
 
-@functools.cache
+def _busy(seconds: float = 1.0) -> float:
+  """Share of the cores' time that others use; the load average would count the last script."""
+  path = pathlib.Path("/proc/stat")
+  if not path.exists():
+    return math.nan
+
+  def times():
+    user, nice, system, idle, waiting, *rest = map(
+      int, path.read_text().split("\n")[0].split()[1:8]
+    )
+    return np.array([user + nice + system + sum(rest), idle + waiting])
+
+  before = times()
+  time.sleep(seconds)
+  busy, idle = times() - before
+  return float(busy / max(busy + idle, 1))
+
+
 def _processor() -> str:
   lines = pathlib.Path("/proc/cpuinfo")
   if lines.exists():

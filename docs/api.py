@@ -32,13 +32,17 @@ def reference() -> str:
 
 
 def _signature(name: str, value) -> str:
+  # Every flax module takes these two; they say nothing about this one.
+  hidden = ("parent", "name") if hasattr(value, "apply") else ()
   if not callable(value):
     return name
+  if isinstance(value, type) and issubclass(value, BaseException):
+    value = value.__init__
   parameters = inspect.signature(value).parameters.values()
   shown = [
     parameter.replace(annotation=inspect.Parameter.empty)
     for parameter in parameters
-    if parameter.name not in ("parent", "name")
+    if parameter.name not in ("self", *hidden)
   ]
   return f"{name}{inspect.Signature(shown)}"
 

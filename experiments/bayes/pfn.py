@@ -66,8 +66,8 @@ class Config:
   tables: tuple[str, ...] = pfn_tables.TABLES
   num_train: int = 30  # Training points a real table, half of them of either class.
   num_splits: int = 10  # Splits a real table and seed.
-  regression_steps: int = 2500  # Updates of the task regression.
-  regression_points: int = 150  # Points of its data sets.
+  regression_steps: int = 3000  # Updates of the task regression.
+  regression_points: int = 110  # Points of its data sets.
   regression_train: int = 100  # Training points of `diabetes`.
   regression_splits: int = 5  # Splits a seed.
 

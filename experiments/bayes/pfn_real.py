@@ -4,13 +4,14 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn import pipeline, preprocessing
 
 from experiments.bayes import pfn_tables, pfn_tasks
 from experiments.bayes.prior_training import prior_trainer
-from jaxlab import losses, models, samplers
+from jaxlab import losses, models, samplers, uncertainty
 
 _GROUP = 8  # Data sets of the tabular prior that share a random network.
 
@@ -89,7 +90,7 @@ def _score_tables(config, seed, network) -> dict[str, dict[str, float]]:
 
 def run_regression(config, context) -> tuple[dict, dict]:
   """A network trained on ten-dimensional Gaussian processes regresses `diabetes`."""
-  prior_fn = functools.partial(_standardised_gp, num_points=config.regression_points)
+  prior_fn = functools.partial(standardised_gp, num_points=config.regression_points)
   borders = pfn_tasks.prior_borders(jax.random.fold_in(context.key, 4), prior_fn, config.num_bars)
   module = models.PFN(
     config.num_bars,
@@ -135,21 +136,24 @@ def run_regression(config, context) -> tuple[dict, dict]:
   return rows, {}
 
 
-def _standardised_gp(key, *, num_points: int) -> samplers.PriorBatch:
-  """Smooth functions of ten inputs, of any share of noise, standardised as real targets are."""
-  draw = samplers.gp_hyper_prior(
-    key,
-    batch_size=1,
-    num_points=num_points,
-    num_features=pfn_tables.NUM_REGRESSION_FEATURES,
-    lengthscale_gamma=(2.0, 0.7),
-    outputscale_gamma=(2.0, 2.0),
-    noise_gamma=(1.5, 1.5),
-    kernel=("rbf", "matern52"),
+def standardised_gp(key, *, num_points: int) -> samplers.PriorBatch:
+  """Smooth functions of one to ten inputs, noisy by any share, standardised as real targets are.
+
+  Data sets of few inputs are learned first and teach the network to read a context at all.
+  """
+  used_key, x_key, scale_key, hyper_key, y_key = jax.random.split(key, 5)
+  num_features = pfn_tables.NUM_REGRESSION_FEATURES
+  used = jnp.arange(num_features) < jax.random.randint(used_key, (), 1, num_features + 1)
+  x = jnp.where(used, jax.random.uniform(x_key, (num_points, num_features)), 0.5)
+  lengthscales = jax.random.gamma(scale_key, 3.0, (num_features,)) / 1.5
+  signal, noise = jax.random.gamma(hyper_key, 2.0, (2,)) / jnp.array([0.2, 2.0])
+  covariance = uncertainty.kernel_matrix(
+    x, x, lengthscale=lengthscales, outputscale=signal, kernel="matern52"
   )
-  mean, std = draw.y.mean(1, keepdims=True), draw.y.std(1, keepdims=True)
-  y = (draw.y - mean) / (std + 1e-6)
-  return samplers.PriorBatch(draw.x, y, y)
+  root = jnp.linalg.cholesky(covariance + (noise + 1e-3) * jnp.eye(num_points))
+  y = root @ jax.random.normal(y_key, (num_points,))
+  y = (y - y.mean()) / (y.std() + 1e-6)
+  return samplers.PriorBatch(x[None], y[None], y[None])
 
 
 def _score_regression(config, seed, network) -> dict[str, dict[str, float]]:

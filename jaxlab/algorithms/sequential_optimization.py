@@ -60,6 +60,7 @@ def optimize_on_grid(
   """
   chex.assert_rank([candidates, values], [2, 1])
   chex.assert_equal_shape_prefix([candidates, values], 1)
+  candidates, values = jnp.asarray(candidates), jnp.asarray(values)
   num_candidates, total = values.shape[0], num_init + num_steps
   if num_init < 0 or num_steps < 0 or not 1 <= total <= num_candidates:
     raise ValueError(

@@ -79,7 +79,7 @@ def initial_walkers(
   log_weights = _nan_to_minus_inf(_promote(log_weights))
   gumbel = jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
   _, chosen = jax.lax.top_k(log_weights + gumbel, num_walkers)
-  return candidates[chosen]
+  return jnp.asarray(candidates)[chosen]
 
 
 def affine_invariant_mcmc(

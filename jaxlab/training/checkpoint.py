@@ -68,7 +68,9 @@ class Checkpointer:
     """
     if max_to_keep is not None and max_to_keep < 1:
       raise ValueError(f"max_to_keep must be at least 1 or None, got {max_to_keep}")
-    self._config = _as_json(config)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+      config = dataclasses.asdict(config)
+    self._config = json.loads(_dumps("config", config))
     self._corrupt: set[int] = set()
     self._has_saved = False
     path = os.fspath(directory)
@@ -102,17 +104,16 @@ class Checkpointer:
         f"cannot save step {step}: {self._manager.directory} already holds step {newest};"
         " restore that one, or use another directory"
       )
-    leaves, treedef = jax.tree.flatten(state)
-    stored = [_storable(leaf) for leaf in leaves]
+    stored = jax.tree.map(_storable, state)
     record = {
       "config": self._config,
       "leaves": _descriptions(state),
-      "key_impls": [str(jax.random.key_impl(leaf)) for leaf in leaves if _is_key(leaf)],
-      "fingerprints": [int(bits) for bits in jax.device_get([_fingerprint(x) for x in stored])],
+      "key_impls": [str(jax.random.key_impl(x)) for x in jax.tree.leaves(state) if _is_key(x)],
+      "fingerprints": _fingerprints(stored),
       "data_states": _from_every_process(data_state),
     }
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(treedef.unflatten(stored)),
+      state=ocp.args.StandardSave(stored),
       record=ocp.args.JsonSave({"crc32": _crc32(record), "record": record}),
     )
     with _names_directory(self._manager.directory):
@@ -216,17 +217,15 @@ class Checkpointer:
     _raise_if_different(name, record["leaves"], _descriptions(state_like))
     data_state = _of_this_process(name, record["data_states"])
 
-    leaves, treedef = jax.tree.flatten(state_like)
     with _marks_corrupt(name):
-      target = ocp.args.StandardRestore(treedef.unflatten([_target(leaf) for leaf in leaves]))
-      tree = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
-      arrays = treedef.flatten_up_to(tree)
-      found = jax.device_get([_fingerprint(x) for x in arrays])
-      for path, written, read in zip(_descriptions(state_like), record["fingerprints"], found):
+      target = ocp.args.StandardRestore(jax.tree.map(_target, state_like))
+      stored = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
+      found = _fingerprints(stored)
+      for path, written, read in zip(record["leaves"], record["fingerprints"], found):
         if written != read:
           raise ValueError(f"{path} is not what was written")
     impls = iter(record["key_impls"])
-    state = treedef.unflatten([_like(leaf, x, impls) for leaf, x in zip(leaves, arrays)])
+    state = jax.tree.map(lambda leaf, x: _like(leaf, x, impls), state_like, stored)
     return Restored(state, _decode(json.loads(data_state)))
 
 
@@ -298,9 +297,7 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
   if jax.process_count() > 1 and bound:
     bound = not sharding.is_fully_addressable
   if _is_key(leaf):
-    concrete = isinstance(leaf, jax.Array)
-    data = jax.random.key_data(leaf) if concrete else jax.eval_shape(jax.random.key_data, leaf)
-    leaf, sharding = data, data.sharding if concrete else sharding
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
   if bound:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return np.empty(np.shape(leaf), _dtype(leaf))
@@ -312,6 +309,10 @@ def _like(leaf: Any, data: jax.Array | np.ndarray, key_impls: Iterator[str]) -> 
   if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
     return jnp.asarray(data)
   return data if isinstance(leaf, np.ndarray) else data.item()
+
+
+def _fingerprints(tree: chex.ArrayTree) -> list[int]:
+  return [int(x) for x in jax.device_get([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])]
 
 
 @jax.jit
@@ -334,12 +335,6 @@ def _fingerprint(x: jax.Array) -> jax.Array:
   for axis, size in enumerate(words.shape):
     place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
   return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-
-def _as_json(config: Any) -> Any:
-  if dataclasses.is_dataclass(config) and not isinstance(config, type):
-    config = dataclasses.asdict(config)
-  return json.loads(_dumps("config", config))
 
 
 def _dumps(name: str, value: Any) -> str:
@@ -369,6 +364,9 @@ def _encode(value: Any) -> Any:
   if isinstance(value, bytes):
     return {_BYTES: base64.b64encode(value).decode()}
   if isinstance(value, Mapping):
+    for key in value:
+      if not isinstance(key, str):  # JSON would turn it into one
+        raise ValueError(f"data_state must be JSON-able: key {key!r} is not a string")
     return {key: _encode(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [_encode(item) for item in value]
@@ -394,9 +392,9 @@ def _from_every_process(text: str) -> list[str]:
 
 
 def _of_this_process(name: str, states: list[str]) -> str:
-  if len(states) == jax.process_count():
+  count = jax.process_count()
+  if len(states) == count:
     return states[jax.process_index()]
   if len(set(states)) == 1:
     return states[0]
-  count = jax.process_count()
   raise ValueError(f"{name} is of another run: {len(states)} processes there, {count} here")

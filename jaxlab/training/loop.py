@@ -103,7 +103,8 @@ def fit(
     state: where to start; its buffers are donated to `update` if that donates.
     update: `(state, batch) -> (state, metrics)`, each call adding `steps_per_call` to `state.step`.
     batches: yields one batch a call, with a leading axis `steps_per_call` if that is above 1. If
-      its iterator has `get_state`, that is saved with every checkpoint.
+      its iterator has `get_state`, that is saved with every checkpoint. NumPy arrays must not be
+      written to once they are yielded: on CPU the device may read them in place, later.
     num_steps: total number of updates, those before `state` included; a state that is there
       already comes back as it is.
     steps_per_call: updates that one call of `update` makes; metrics then have this leading axis.

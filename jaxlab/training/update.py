@@ -1,6 +1,7 @@
 """One jitted step: the same numbers for any number of devices, micro-batches and steps a call."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -96,24 +97,20 @@ def build_update(
   devices = _data_size(mesh)
   row_axis = int(steps_per_call > 1)
 
+  def numerator(params, model_state, batch, key):
+    """The weighted sum of losses of one micro-batch; besides it all sums and the model state."""
+    output = loss_fn(params, model_state, batch, key)
+    sums = _sum(output)
+    return sums.weighted["loss"], (sums, _next_model_state(model_state, output))
+
   def gradient(params, model_state, batch, key):
-    """Gradient of one micro-batch's numerator, its sums, and the next model state."""
-
-    def numerator(params):
-      output = loss_fn(params, model_state, batch, key)
-      sums = _sum(output)
-      return sums.weighted["loss"], (sums, _next_model_state(model_state, output))
-
-    grads, (sums, model_state) = jax.grad(numerator, has_aux=True)(params)
-    return jax.tree.map(_widen, grads), sums, model_state
-
-  def accumulated(params, model_state, batch, key, device):
-    """`gradient`, summed over the micro-batches of this device."""
+    """Gradient of the numerators and sums over the micro-batches of this device."""
 
     def body(carry, inputs):
       (total, model_state), (index, rows) = carry, inputs
-      key_i = _key(key, index, device, devices)
-      grads, sums, model_state = gradient(params, model_state, rows, key_i)
+      grads, (sums, model_state) = jax.grad(numerator, has_aux=True)(
+        params, model_state, rows, _key(key, index, devices)
+      )
       return (jax.tree.map(jnp.add, total, grads), model_state), sums
 
     carry = jax.tree.map(lambda x: jnp.zeros_like(_widen(x)), params), model_state
@@ -123,9 +120,9 @@ def build_update(
     carry, sums = jax.lax.scan(body, carry, (jnp.arange(accumulate), pieces))
     return carry, jax.tree.map(lambda x: x.sum(0), sums)
 
-  def step(state, batch, device):
+  def step(state, batch):
     key = jax.random.fold_in(state.key, state.step)
-    (grads, model_state), sums = accumulated(state.params, state.model_state, batch, key, device)
+    (grads, model_state), sums = gradient(state.params, state.model_state, batch, key)
     scalars, unravel = ravel_pytree(sums)
     grads, scalars = jax.lax.psum((grads, scalars), _DATA)  # the one all-reduce
     sums = unravel(scalars)
@@ -144,15 +141,12 @@ def build_update(
     )
     return state, metrics
 
-  def steps(state, batch, device):
-    if steps_per_call == 1:
-      return step(state, batch, device[0])
-    return jax.lax.scan(lambda state, batch: step(state, batch, device[0]), state, batch)
+  steps = step if steps_per_call == 1 else partial(jax.lax.scan, step)
 
   def train_step(state, batch):
     for leaf in jax.tree.leaves(batch):
       _check_rows(leaf.shape, steps_per_call, devices, accumulate)
-    return _over_data(steps, mesh, row_axis)(state, batch, jnp.arange(devices))
+    return _over_data(steps, mesh, row_axis)(state, batch)
 
   program = _pinned(train_step, mesh)
 
@@ -218,16 +212,16 @@ def _sum(output: LossOutput, row_weights: jax.Array | None = None) -> _Sums:
   return sums
 
 
-def _averages(sums: _Sums, count: int) -> dict[str, jax.Array]:
+def _averages(sums: _Sums, count: int, xp: Any = jnp) -> dict[str, jax.Array]:
   """Metrics from global sums: one division each, whatever the cuts."""
-  weighted = {name: _divide(x, sums.weight) for name, x in sums.weighted.items()}
+  weighted = {name: _divide(x, sums.weight, xp) for name, x in sums.weighted.items()}
   return weighted | {name: x / count for name, x in sums.plain.items()} | {"weight": sums.weight}
 
 
-def _divide(x: jax.Array, weight: jax.Array) -> jax.Array:
+def _divide(x: jax.Array, weight: jax.Array, xp: Any = jnp) -> jax.Array:
   """`x / weight`, and 0 where nothing has weight."""
   empty = weight == 0
-  return jnp.where(empty, 0, x / jnp.where(empty, 1, weight))
+  return xp.where(empty, 0, x / xp.where(empty, 1, weight))
 
 
 def _widen(x: jax.Array) -> jax.Array:
@@ -246,11 +240,12 @@ def _next_model_state(old: Any, output: LossOutput) -> Any:
   return jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, output.model_state)
 
 
-def _key(key: chex.PRNGKey, index: Any, device: jax.Array, devices: int) -> chex.PRNGKey:
+def _key(key: chex.PRNGKey, index: Any, devices: int) -> chex.PRNGKey:
   """Key of a micro-batch on a device; device 0 has the key that one device alone would have."""
   key = jax.random.fold_in(key, index)
   if devices == 1:
     return key
+  device = jax.lax.axis_index(_DATA)
   return jnp.where(device == 0, key, jax.random.fold_in(key, device))
 
 
@@ -274,7 +269,7 @@ def _check_rows(shape: tuple[int, ...], steps: int, devices: int, accumulate: in
 
 
 def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> Callable[..., Any]:
-  """Binds "data" around `fn(whole, rows, rows in front)`, whose results all devices share."""
+  """Binds "data" around `fn(whole, rows)`, whose results all devices share."""
   if mesh is None:
     # An axis of one, with nothing mapped over it: collectives over it are the identity.
     return jax.vmap(fn, in_axes=None, out_axes=None, axis_name=_DATA, axis_size=1)
@@ -282,7 +277,7 @@ def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> 
   return jax.shard_map(
     fn,
     mesh=mesh,
-    in_specs=(PartitionSpec(), rows, PartitionSpec(_DATA)),
+    in_specs=(PartitionSpec(), rows),
     out_specs=PartitionSpec(),
     axis_names={_DATA},
     # With the check on, `grad` would sum over devices by itself, once a micro-batch.
@@ -291,7 +286,7 @@ def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> 
 
 
 def _pinned(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[[TrainState], Any]:
-  """`state -> jitted fn` whose new state lies where the old one did, so that it compiles once."""
+  """`state -> jitted fn` whose new state lies where that one did, so that it compiles once."""
   free = jax.jit(fn, donate_argnums=0)
   if mesh is None:
     return lambda state: free
@@ -300,20 +295,21 @@ def _pinned(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[[TrainState],
   def program(state):
     if isinstance(state.step, jax.core.Tracer):
       return free
-    structure = jax.tree.structure(state)
-    if structure not in programs:
-      shardings = jax.tree.map(
-        lambda x: x.sharding if meshes.on_mesh(x, mesh) else replicated, state
+    leaves, structure = jax.tree.flatten(state)
+    place = structure, tuple(getattr(x, "sharding", None) for x in leaves)
+    if place not in programs:
+      shardings = [x.sharding if meshes.on_mesh(x, mesh) else replicated for x in leaves]
+      programs[place] = jax.jit(
+        fn, donate_argnums=0, out_shardings=(structure.unflatten(shardings), replicated)
       )
-      programs[structure] = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, replicated))
-    return programs[structure]
+    return programs[place]
 
   return program
 
 
-def _placed(state: TrainState, mesh: Mesh) -> TrainState:
+def _placed(state: TrainState, mesh: Mesh | None) -> TrainState:
   """Replicates what is not on the mesh yet; a look at one leaf tells that nothing is to do."""
-  if meshes.on_mesh(state.step, mesh):
+  if mesh is None or meshes.on_mesh(state.step, mesh):
     return state
   return jax.tree.map(lambda x: x if meshes.on_mesh(x, mesh) else meshes.replicate(x, mesh), state)
 
@@ -344,23 +340,20 @@ def build_evaluate(
   devices = _data_size(mesh)
   pieces = 1 if mesh is None else meshes.local_data_size(mesh)
 
-  def sums_of(whole, batch, rows):
+  def sums_of(whole, rows):
     params, model_state, key = whole
-    device, row_weights = rows
-    output = loss_fn(params, model_state, batch, _key(key, 0, device[0], devices))
+    batch, row_weights = rows
+    output = loss_fn(params, model_state, batch, _key(key, 0, devices))
     scalars, unravel = ravel_pytree(_sum(output, row_weights))
     return unravel(jax.lax.psum(scalars, _DATA))
 
   @jax.jit
   def program(params, model_state, key, index, batch, row_weights):
     key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATION), index)
-    rows = (jnp.arange(devices), row_weights)
-    return _over_data(sums_of, mesh)((params, model_state, key), batch, rows)
+    return _over_data(sums_of, mesh)((params, model_state, key), (batch, row_weights))
 
   def evaluate(state, batches):
-    if mesh is not None:
-      state = _placed(state, mesh)
-    sums, target = [], 0
+    state, sums, target = _placed(state, mesh), [], 0
     for index, batch in enumerate(batches):
       count = _num_rows(batch)
       # Global arrays count all rows, others those of this process.
@@ -379,17 +372,17 @@ def build_evaluate(
     if not sums:
       raise ValueError("batches is empty: there is nothing to evaluate")
     total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64)), *jax.device_get(sums))
-    return _float_averages(total, len(sums) * devices)
+    return {name: float(x) for name, x in _averages(total, len(sums) * devices, np).items()}
 
   return evaluate
 
 
 def _num_rows(batch: chex.ArrayTree) -> int:
   """Rows of a batch, on which all its leaves must agree."""
-  rows = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
-  if len(rows) != 1:
+  rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+  if len(rows) != 1 or () in rows:
     raise ValueError(f"the leaves of a batch must have the same number of rows, got {sorted(rows)}")
-  return rows.pop()
+  return rows.pop()[0]
 
 
 def _pad(batch: chex.ArrayTree, rows: int) -> chex.ArrayTree:
@@ -402,10 +395,3 @@ def _pad(batch: chex.ArrayTree, rows: int) -> chex.ArrayTree:
     return xp.concatenate([x, xp.repeat(x[:1], rows - x.shape[0], axis=0)])
 
   return jax.tree.map(pad, batch)
-
-
-def _float_averages(sums: _Sums, count: int) -> dict[str, float]:
-  """`_averages` on the host, in float64."""
-  weight = float(sums.weight)
-  weighted = {k: float(v) / weight if weight else 0.0 for k, v in sums.weighted.items()}
-  return weighted | {k: float(v) / count for k, v in sums.plain.items()} | {"weight": weight}

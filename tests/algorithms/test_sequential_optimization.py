@@ -53,6 +53,15 @@ def test_matches_a_loop():
     assert result.indices.dtype == jnp.int32 and result.best.dtype == _VALUES.dtype
 
 
+def test_numpy_arrays():
+  arrays = np.asarray(_CANDIDATES), np.asarray(_VALUES)
+  result = optimize_on_grid(
+    jax.random.key(0), *arrays, _nearest_value_plus_distance, num_init=_INIT, num_steps=_STEPS
+  )
+  expected = _run(jax.random.key(0), _nearest_value_plus_distance)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+
+
 def test_many_functions_by_vmap():
   keys = jax.random.split(jax.random.key(0), 3)
   values = jnp.stack([_VALUES, -_VALUES, _VALUES[::-1]])

@@ -118,7 +118,9 @@ def test_moves_follow_the_acceptance_rule():
   )
   stretch = jnp.float32(4.0)  # closed over, which makes its comparisons traced
   closed = jax.jit(
-    lambda key: mcmc.affine_invariant_mcmc(key, lambda x: 0.0, walkers, num_steps=1, stretch=stretch)
+    lambda key: mcmc.affine_invariant_mcmc(
+      key, lambda x: 0.0, walkers, num_steps=1, stretch=stretch
+    )
   )(jax.random.key(4))
   np.testing.assert_allclose(closed.samples, result.samples, rtol=1e-5)
   first = np.asarray(result.samples)[:2, 0]
@@ -151,7 +153,7 @@ def test_bfloat16_walkers_are_moved_in_float32():
 
 
 def test_initial_walkers_follow_the_weights_without_replacement():
-  candidates = jnp.arange(6.0)[:, None]
+  candidates = np.arange(6.0, dtype=np.float32)[:, None]
   log_weights = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4, 0.0, jnp.nan]))
   keys = jax.random.split(jax.random.key(8), 4000)
 

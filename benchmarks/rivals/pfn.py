@@ -25,9 +25,7 @@ class TorchPFN:
     noise,
     learning_rate,
     borders,
-    num_threads,
   ):
-    torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     self._shape = batch_size, num_points
     self._lengthscale, self._noise = lengthscale, noise
@@ -36,8 +34,9 @@ class TorchPFN:
     self._optimizer = torch.optim.Adam(self._network.parameters(), learning_rate, fused=True)
     self._rng = np.random.default_rng(0)
 
-  def train(self, num_steps: int) -> float:
+  def train(self, num_steps: int, *, num_threads: int) -> float:
     """Makes the next steps of the training run; returns the last loss."""
+    torch.set_num_threads(num_threads)
     for _ in range(num_steps):
       num_context = int(self._rng.integers(self._shape[1]))
       x, y = self._draw()
