@@ -51,7 +51,7 @@ docs: $(READY)  ## make the generated tables and the API reference anew
 	$(BIN)/python -m docs.api --write
 
 lock: $(READY)  ## resolve the dependencies anew
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra test --extra docs --universal \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra test --universal \
 	  --python-version 3.11 --generate-hashes --no-header --upgrade -o requirements.lock
 
 clean:  ## remove what was built, not what was measured

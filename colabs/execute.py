@@ -29,7 +29,10 @@ def execute(path: pathlib.Path, *, timeout: int = 300):
 
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
-    notebook, timeout=timeout, resources={"metadata": {"path": str(FOLDER.parent)}}
+    notebook,
+    timeout=timeout,
+    coalesce_streams=True,
+    resources={"metadata": {"path": str(FOLDER.parent)}},
   )
   client.execute()
   for cell in notebook.cells:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from experiments.bayes import pfn_real, pfn_tables, pfn_tasks
+from experiments.bayes import pfn_tasks
 
 PAPER = "pfn"
+TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Config:
   tabular_points: int = 60  # Points of its data sets.
   tabular_features: int = 16  # Most features that its network takes.
   tabular_dropout: float = 0.0  # Dropout of its network.
-  # Real tables, see `pfn_tables.classification_tables`.
-  tables: tuple[str, ...] = pfn_tables.TABLES
+  tables: tuple[str, ...] = TABLES  # Real tables.
   num_train: int = 30  # Training points a real table, half of them of either class.
   num_splits: int = 10  # Splits a real table and seed.
   regression_steps: int = 3000  # Updates of the task regression.
@@ -156,6 +156,8 @@ def run(config: Config, context: common.Context) -> common.Results:
       add(pfn_tasks.run_optimize(config, context, networks))
   if _wants(config, "gp_hyper"):
     add(pfn_tasks.run_gp_hyper(config, context))
+  if _wants(config, "tabular", "regression"):
+    from experiments.bayes import pfn_real  # Brings scikit-learn, which nothing else here needs.
   if _wants(config, "tabular"):
     add(pfn_real.run_tabular(config, context))
   if _wants(config, "regression"):

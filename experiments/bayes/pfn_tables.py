@@ -20,7 +20,6 @@ from sklearn.gaussian_process import kernels
 
 from jaxlab import data
 
-TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
 NUM_REGRESSION_FEATURES = 10
 
 

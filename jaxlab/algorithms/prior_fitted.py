@@ -114,7 +114,7 @@ def prior_fitting(
     loss, grads = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    info = PriorFittingInfo(loss, num_context, optax.global_norm(grads))
+    info = PriorFittingInfo(loss, num_context, optax.tree.norm(grads))
     return PriorFittingState(params, opt_state, state.step + 1), info
 
   return PriorFitting(init, update)

@@ -127,7 +127,7 @@ def build_update(
     grads, scalars = jax.lax.psum((grads, scalars), _DATA)  # the one all-reduce
     sums = unravel(scalars)
     grads = jax.tree.map(lambda g: _divide(g, sums.weight), grads)
-    metrics = _averages(sums, accumulate * devices) | {"grad_norm": optax.global_norm(grads)}
+    metrics = _averages(sums, accumulate * devices) | {"grad_norm": optax.tree.norm(grads)}
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, value=metrics["loss"]

@@ -99,7 +99,7 @@ def test_a_regressor_without_a_spread_gets_its_held_out_one():
   np.testing.assert_allclose(std, 0.5, atol=0.06)
 
 
-@pytest.mark.parametrize("name", pfn_tables.TABLES)
+@pytest.mark.parametrize("name", pfn.TABLES)
 def test_every_table_is_binary_finite_and_narrow(name):
   x, y = pfn_tables.classification_table(name)
   assert np.isfinite(x).all() and x.shape[1] <= pfn.Config().tabular_features
