@@ -31,11 +31,11 @@ class Config:
   num_layers: int = 3  # Encoder layers.
   num_heads: int = 4  # Attention heads.
   dropout: float = 0.0  # Dropout of the network.
-  num_bars: int = 100  # Bars of the predictive distribution.
+  num_bars: int = 200  # Bars of the predictive distribution.
   batch_size: int = 64  # Curves an update.
   group_size: int = 16  # Curves that one key draws together.
   learning_rate: float = 1e-3  # Peak of the schedule.
-  num_steps: int = 3000  # Updates.
+  num_steps: int = 8000  # Updates.
   steps_per_call: int = 100  # Updates in one compiled program.
   save_every: int = 1000  # Updates between checkpoints.
   num_test: int = 200  # Fresh curves of the prior.

@@ -232,6 +232,12 @@ def claims(results: common.Results) -> list[common.Claim]:
         paper="equal or better likelihood, 200x faster",
       ),
       common.compare(
+        "gp_hyper: NLL below that of MLE-II with the prior as penalty (MAP), contexts up to 10",
+        mean("PFN", short),
+        mean("MAP-II", short),
+        better="lower",
+      ),
+      common.compare(
         "gp_hyper: NLL not below the grid mixture's, all contexts",
         mean("PFN", names),
         mean("grid mixture", names),

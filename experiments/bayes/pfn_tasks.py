@@ -419,16 +419,22 @@ def _score_hyper(config, key, module, params, borders) -> dict:
   network = jax.jit(
     lambda c: losses.bar_nll(module.apply({"params": params}, draw.x, draw.y, c), draw.y, borders)
   )
-  scores: dict[str, list] = {"PFN": [], "MLE-II": [], "grid mixture": []}
+
+  def log_prior(hyper):
+    gammas = (config.lengthscale_gamma, config.outputscale_gamma, config.noise_gamma)
+    return sum(
+      jax.scipy.stats.gamma.logpdf(value, a, scale=1.0 / rate)
+      for value, (a, rate) in zip(hyper, gammas)
+    )
+
+  scores: dict[str, list] = {"PFN": [], "MLE-II": [], "MAP-II": [], "grid mixture": []}
   for c in config.hyper_context_sizes:
     scores["PFN"].append(network(jnp.int32(c))[:, c:].mean())
 
-    def mle(xy, c=c):
+    def fitted(xy, c=c, log_prior_fn=None):
       x, y = xy
-      fitted = uncertainty.fit_gp(x[:c], y[:c], kernel="matern52")
-      posterior = uncertainty.gp_posterior(
-        x[:c], y[:c], x[c:], kernel="matern52", **fitted._asdict()
-      )
+      best = uncertainty.fit_gp(x[:c], y[:c], kernel="matern52", log_prior_fn=log_prior_fn)
+      posterior = uncertainty.gp_posterior(x[:c], y[:c], x[c:], kernel="matern52", **best._asdict())
       return -jax.scipy.stats.norm.logpdf(y[c:], posterior.mean, jnp.sqrt(posterior.variance))
 
     def mixture(xy, c=c):
@@ -437,7 +443,12 @@ def _score_hyper(config, key, module, params, borders) -> dict:
         x[:c], y[:c], x[c:], y[c:], lengthscales, outputscales, noises, log_weights
       )
 
-    for name, fn in (("MLE-II", mle), ("grid mixture", mixture)):
+    rivals = (
+      ("MLE-II", fitted),
+      ("MAP-II", functools.partial(fitted, log_prior_fn=log_prior)),
+      ("grid mixture", mixture),
+    )
+    for name, fn in rivals:
       nll = jax.jit(lambda xy, fn=fn: jax.lax.map(fn, xy, batch_size=8))((draw.x, draw.y))
       scores[name].append(nll.mean())
   return {name: np.asarray(values) for name, values in scores.items()}
