@@ -61,7 +61,10 @@ _FRAME_FLAGS = {
   "dry_run": (bool, "Compile one step from shapes, print its cost, run nothing."),
   "multihost": (bool, "One of several processes: JAX_COORDINATOR_ADDRESS and so on, or a cluster."),
   "mesh": (str, "Devices by axis; one size may be -1; default data:-1,model:1."),
-  "host_devices": (int, "CPU devices to make; default: as the mesh says, else one a core."),
+  "host_devices": (
+    int,
+    "CPU devices to make; default: as the mesh says, else one a core, 4 at most.",
+  ),
   "compilation_cache": (str, "Directory of compiled programs; empty: none."),
   "data_dir": (str, "Where data sets are prepared; default $JAXLAB_DATA_DIR or ~/.cache/jaxlab."),
   "help": (bool, "Show this and stop."),
@@ -274,7 +277,9 @@ def _start_jax(arguments: Arguments) -> None:
   in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if wanted is None and jax.config.jax_num_cpu_devices < 1 and not in_flags:
     sizes = arguments.mesh.values()
-    wanted = cores if -1 in sizes or arguments.multihost else math.prod(sizes)
+    # A power of two up to four, by which the batches of the laptop presets divide.
+    spread = 1 << min(cores.bit_length() - 1, 2)
+    wanted = spread if -1 in sizes or arguments.multihost else math.prod(sizes)
   if wanted is not None:
     try:
       jax.config.update("jax_num_cpu_devices", wanted)

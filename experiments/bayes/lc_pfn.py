@@ -430,6 +430,8 @@ def figure(results: common.Results):
   for i, ax in enumerate(axes[0]):
     bands = [extras[f"prior/pfn c={context} q={q}"][i] for q in (0.1, 0.5, 0.9)]
     _plot_curve(ax, extras["prior/values"][i], context, bands)
+    if i == 0:
+      ax.legend(fontsize=6)
     ax.set_title("Curve of the prior", fontsize=10)
   if real:
     for i, ax in enumerate(axes[1]):
@@ -469,7 +471,6 @@ def _plot_curve(ax, values, observed, bands):
   ax.plot(steps[:observed], values[:observed], "k.", label="seen")
   ax.plot(steps[observed:], values[observed:], ".", color="gray", label="unseen")
   ax.set(xlabel="step", ylabel="value")
-  ax.legend(fontsize=6)
 
 
 def abstract(config: Config, mesh):

@@ -309,7 +309,7 @@ def figure(results: common.Results):
   panels = iter(axes.flat)
   for title in titles:
     band = {n.split("/")[2]: a for n, a in extras.items() if n.startswith(f"bands/{title}/")}
-    _plot_bands(next(panels), title, band)
+    _plot_bands(next(panels), title, band, legend=title == titles[0])
   if has_gaps:
     _plot_gaps(next(panels), quantities)
   if has_search:
@@ -322,15 +322,11 @@ def figure(results: common.Results):
   for label in bars:
     ax = next(panels)
     chosen = {name: common.quantity(row[label]) for name, row in quantities.items() if label in row}
-    ax.barh(
-      list(chosen),
-      [value.mean for value in chosen.values()],
-      xerr=np.nan_to_num([value.standard_error for value in chosen.values()]),
-      color=["tab:blue" if name == "PFN" else "lightgray" for name in chosen],
-    )
-    means = [value.mean for value in chosen.values()]
-    room = 0.15 * (max(means) - min(means)) + 1e-3
-    ax.set_xlim(min(means) - room, max(means) + room)
+    for i, (name, value) in enumerate(chosen.items()):
+      color = "tab:blue" if name == "PFN" else "dimgray"
+      ax.errorbar(value.mean, i, xerr=np.nan_to_num(value.standard_error), fmt="o", color=color)
+    ax.set_yticks(range(len(chosen)), list(chosen))
+    ax.grid(axis="x", alpha=0.3)
     ax.set_title(label.replace("/", ": "))
     ax.invert_yaxis()
   for ax in panels:
@@ -338,7 +334,7 @@ def figure(results: common.Results):
   return fig
 
 
-def _plot_bands(ax, title, band):
+def _plot_bands(ax, title, band, *, legend):
   grid = band["grid"]
   low, mean, high = band["exact"]
   ax.fill_between(grid, low, high, color="lightgray", label="exact posterior, 90%")
@@ -352,7 +348,8 @@ def _plot_bands(ax, title, band):
     ax.plot(np.linspace(0, 1, len(truth)), truth, ":", color="tab:red", label="real series")
   ax.plot(band["x"], band["y"], "k.", label="seen")
   ax.set_title(title, fontsize=10)
-  ax.legend(fontsize=6)
+  if legend:
+    ax.legend(fontsize=6)
 
 
 def _plot_gaps(ax, quantities):

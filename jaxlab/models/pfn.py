@@ -103,6 +103,7 @@ class PFN(nn.Module):
     num_context: chex.Numeric,
     *,
     deterministic: bool = True,
+    max_context: int | None = None,
   ) -> chex.Array:
     """Predicts every query from the context.
 
@@ -111,17 +112,22 @@ class PFN(nn.Module):
       y: targets `[b, T]`; those of queries are never read and may be NaN.
       num_context: context size c in [0, T], shared by the batch; may be traced.
       deterministic: False applies dropout, with the random stream "dropout".
+      max_context: an upper bound of `num_context` that is known when the program is traced, in
+        [1, T]; None is T. Attention then costs `T * max_context` in place of `T * T`, with the
+        same outputs up to rounding, and other draws of dropout. Context points beyond it would go
+        unread, which a traced `num_context` cannot report.
 
     Returns:
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
 
     Raises:
-      ValueError: if `num_context` is known and lies outside [0, T].
+      ValueError: if `max_context` lies outside [1, T], or `num_context` is known and lies outside
+        [0, T] or above `max_context`.
     """
     chex.assert_rank([x, y], [3, 2])
     chex.assert_equal_shape_prefix([x, y], 2)
     num_points, num_features = x.shape[1:]
-    mask = context_query_mask(num_points, num_context)
+    mask = _attention_mask(num_points, num_context, max_context)
     is_context = jnp.arange(num_points) < num_context
 
     x = _standardise(x, self.input_shift, self.input_scale)
@@ -141,6 +147,23 @@ class PFN(nn.Module):
       h = _layer_norm("norm")(h)
     h = _gelu(_linear(mlp_dim, self.embed_dim, name="head_in")(h))
     return _linear(self.num_outputs, mlp_dim, name="head_out")(h)
+
+
+def _attention_mask(num_points, num_context, max_context):
+  """`context_query_mask`, or its first columns and one more for the own key of later points."""
+  mask = context_query_mask(num_points, num_context)
+  if max_context is None:
+    return mask
+  if not 1 <= max_context <= num_points:
+    raise ValueError(f"max_context must lie in [1, {num_points}], got {max_context}")
+  if not isinstance(num_context, jax.core.Tracer) and int(num_context) > max_context:
+    raise ValueError(
+      f"num_context must be at most max_context, got {num_context} and {max_context}"
+    )
+  if max_context == num_points:
+    return mask
+  is_later = jnp.arange(num_points) >= max_context
+  return jnp.concatenate([mask[:, :max_context], is_later[:, None]], axis=1)
 
 
 class _EncoderLayer(nn.Module):
@@ -175,16 +198,28 @@ class _EncoderLayer(nn.Module):
 
 
 def _attend(q, k, v, mask, drop):
-  """Scaled dot-product attention over `[b, T, heads, d]`, float32 inside the softmax."""
+  """Scaled dot-product attention over `[b, T, heads, d]`, float32 inside the softmax.
+
+  The mask is `[T, T]`, or narrower, `[T, m + 1]`: the first m keys, then the point's own.
+  """
   wide = jnp.promote_types(v.dtype, jnp.float32)
+  has_own = mask.shape[1] < k.shape[1]
+  num_keys = mask.shape[1] - has_own
   q = q * q.shape[-1] ** -0.5
-  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k[:, :num_keys], preferred_element_type=wide)
+  if has_own:
+    own = jnp.einsum("bqhd,bqhd->bhq", q, k, preferred_element_type=wide)
+    scores = jnp.concatenate([scores, own[..., None]], axis=-1)
   scores = jnp.where(mask, scores, -jnp.inf)
   # Dividing after the product with v touches d numbers of a row in place of T.
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
   weights = drop(weights).astype(v.dtype)
-  mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v, preferred_element_type=wide)
+  shared, v_shared = weights[..., :num_keys], v[:, :num_keys]
+  mixed = jnp.einsum("bhqk,bkhd->bqhd", shared, v_shared, preferred_element_type=wide)
+  if has_own:
+    own = weights[..., num_keys]
+    mixed += jnp.einsum("bhq,bqhd->bqhd", own, v, preferred_element_type=wide)
   return (mixed / total).astype(v.dtype)
 
 

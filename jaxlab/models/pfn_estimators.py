@@ -1,5 +1,6 @@
 """Prior-data fitted networks behind scikit-learn's interface."""
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -47,13 +48,19 @@ class _PFNEstimator(BaseEstimator):
         stacklevel=3,
       )
     self.context_x_ = x
-    self.network_ = network
+    # On the device from here on: NumPy parameters would be transferred anew by every prediction.
+    self.network_ = dataclasses.replace(
+      network,
+      params=jax.device_put(network.params),
+      borders=jax.device_put(network.borders),
+    )
 
   def _outputs(self, x):
     """Yields `(rows, outputs, own)`: outputs of a padded chunk, and which of them answer `rows`.
 
     The layout is [context, queries, padding]. Queries never see one another, so padding needs no
-    mask, and a chunk's total length is a power of two: data sets of other sizes share a program.
+    mask, and a chunk's total length is a power of two, as is the part of it that attention takes
+    keys from: data sets of other sizes share a program.
     """
     task = self.network_.task
     reference = np.concatenate([self.context_x_, x]) if self.transductive else self.context_x_
@@ -64,7 +71,7 @@ class _PFNEstimator(BaseEstimator):
     num_context = self.context_x_.shape[0]
     start = 0
     while start < x.shape[0]:
-      length = _bucket(num_context + min(x.shape[0] - start, self.max_queries))
+      length = _bucket(num_context + min(x.shape[0] - start, self.max_queries), least=64)
       rows = slice(start, min(start + length - num_context, x.shape[0]))
       own = slice(num_context, num_context + rows.stop - rows.start)
       inputs = np.zeros((length, task.num_features), np.float32)
@@ -73,7 +80,12 @@ class _PFNEstimator(BaseEstimator):
       targets = np.zeros(length, np.float32)
       targets[:num_context] = self.context_y_
       outputs = _forward(
-        self.network_.module, self.network_.params, inputs, targets, np.int32(num_context)
+        self.network_.module,
+        self.network_.params,
+        inputs,
+        targets,
+        np.int32(num_context),
+        _bucket(num_context, least=32),
       )
       yield rows, outputs, own
       start = rows.stop
@@ -302,9 +314,11 @@ def _resolve(pfn):
   raise ValueError(f"pfn must be a TrainedPFN or the directory of one, got {type(pfn).__name__}")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(module, params, x, y, num_context):
-  outputs = module.apply({"params": params}, x[None], y[None], num_context)[0]
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _forward(module, params, x, y, num_context, max_context):
+  outputs = module.apply(
+    {"params": params}, x[None], y[None], num_context, max_context=max_context
+  )[0]
   return outputs.astype(jnp.float32)
 
 
@@ -326,9 +340,9 @@ def _nll(logits, targets, borders, full_support):
   return bar_nll(logits, targets, borders, full_support=full_support)
 
 
-def _bucket(size):
-  """The next power of two, from 64 on."""
-  return max(64, 1 << (size - 1).bit_length())
+def _bucket(size, *, least):
+  """The next power of two, from `least` on."""
+  return max(least, 1 << (size - 1).bit_length())
 
 
 def _shift_and_scale(values: chex.ArrayNumpy, scaling: str):

@@ -1,12 +1,15 @@
 import functools
+import itertools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlab.losses.bar import bar_nll
+from jaxlab.models import pfn
 from jaxlab.models.pfn import PFN, context_query_mask
 from jaxlab.samplers.priors import ridge_prior
 from jaxlab.uncertainty.bar import bar_borders
@@ -175,6 +178,86 @@ def test_traced_context_size_equals_static():
   np.testing.assert_allclose(mapped[4], static, rtol=1e-5, atol=1e-5)
 
 
+@functools.cache
+def _bounded(max_context):
+  """Outputs, and the gradients of a loss on them, with keys from the first rows alone."""
+  module, _, _ = _network()
+
+  def loss(params, x, y, c):
+    outputs = module.apply({"params": params}, x, y, c, max_context=max_context)
+    weights = jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape)
+    return jnp.sum(weights * outputs), outputs
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+@pytest.mark.parametrize("max_context", [1, 4])
+def test_bound_of_the_context_changes_neither_outputs_nor_gradients(max_context):
+  _, params, _ = _network()
+  x, y = _data()
+  for num_context in {0, 1, max_context // 2, max_context}:
+    args = params, x, np.where(np.arange(_T) < num_context, y, np.nan), num_context
+    (_, outputs), gradients = _bounded(max_context)(*args)
+    (_, expected), expected_gradients = _bounded(None)(*args)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    for leaf, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients)):
+      np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-5 * (1 + np.abs(other).max()))
+
+
+@pytest.mark.parametrize("max_context", [_T - 1, _T])
+def test_bound_of_nearly_all_points_is_the_plain_mask(max_context):
+  for num_context in (0, 3, max_context):
+    mask = pfn._attention_mask(_T, num_context, max_context)
+    np.testing.assert_array_equal(mask, context_query_mask(_T, num_context))
+
+
+def test_context_beyond_its_bound_is_unread():
+  # A bound that is too small must show: otherwise the keys were not those of the first rows.
+  _, params, apply = _network()
+  x, y = _data()
+  (_, outputs), _ = _bounded(4)(params, x, y, 6)
+  assert not np.allclose(outputs, apply(params, x, y, 6), atol=1e-2)
+
+
+def test_bounded_attention_is_finite_and_close_for_extreme_inputs_and_bfloat16():
+  _, params, apply = _network()
+  x, y = _data()
+  (_, outputs), gradients = _bounded(4)(params, x * 1e4, y * 1e4, 2)
+  np.testing.assert_allclose(outputs, apply(params, x * 1e4, y * 1e4, 2), rtol=1e-3, atol=1e-3)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x, y))
+  (_, outputs), _ = _bounded(4)(*half, 3)
+  assert outputs.dtype == jnp.bfloat16
+  expected = apply(params, x, y, 3)
+  np.testing.assert_allclose(outputs.astype(jnp.float32), expected, atol=0.15 * np.std(expected))
+
+
+def test_dropout_reaches_shared_and_own_keys_alike():
+  # Equal values v and one head: the mix is v times the mean of keep / (1 - rate) over the keys
+  # of a point, of which a point beyond the bound has c + 1, the last one its own.
+  rate, num_context, size = 0.25, 2, 4
+  q = jnp.zeros((2000, size, 1, 1))
+  v = jnp.broadcast_to(jnp.array([1.0, 10.0, 0.0, 100.0])[:, None, None], q.shape)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def mix(max_context, key):
+    mask = pfn._attention_mask(size, num_context, max_context)
+    drop = nn.Dropout(rate, deterministic=False)
+    return nn.apply(lambda drop: pfn._attend(q, q, v, mask, drop), drop)({}, rngs={"dropout": key})[
+      :, 3, 0, 0
+    ]
+
+  terms = np.array([1.0, 10.0, 100.0]) / (3 * (1 - rate))
+  possible = {round(float(np.dot(keep, terms)), 2) for keep in itertools.product((0, 1), repeat=3)}
+  for max_context in (None, 2):
+    mixed = np.asarray(mix(max_context, jax.random.key(0)))
+    assert {round(float(value), 2) for value in mixed} == possible
+    kept_own = mixed > terms[2] - 0.01
+    kept_first = np.mod(np.round(mixed / terms[0]), 10) == 1
+    np.testing.assert_allclose([kept_own.mean(), kept_first.mean()], 1 - rate, atol=0.04)
+    assert abs(np.corrcoef(kept_own, kept_first)[0, 1]) < 0.09
+
+
 def test_layers_start_as_normalisations():
   module, _, apply = _network()
   x, y = _data()
@@ -287,6 +370,12 @@ def test_bad_arguments():
       module.apply({"params": params}, x, y, num_context)
     with pytest.raises(ValueError, match="num_context"):
       context_query_mask(_T, num_context)
+  for max_context in (0, -1, _T + 1):
+    with pytest.raises(ValueError, match="max_context"):
+      module.apply({"params": params}, x, y, 0, max_context=max_context)
+  for num_context in (4, jnp.int32(4)):
+    with pytest.raises(ValueError, match="num_context must be at most max_context, got 4 and 3"):
+      module.apply({"params": params}, x, y, num_context, max_context=3)
   with pytest.raises(AssertionError):
     module.apply({"params": params}, x, y[:, 1:], 2)
   with pytest.raises(AssertionError):

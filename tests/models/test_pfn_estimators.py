@@ -19,14 +19,14 @@ from jaxlab.uncertainty.bar import bar_mean, bar_quantile, bar_variance
 
 
 class _CountingPFN(PFN):
-  """Notes the number of points of each program that is traced."""
+  """Notes the number of points of each program that is traced, and the bound of its context."""
 
   traced = []
 
   @nn.compact
-  def __call__(self, x, y, num_context, *, deterministic=True):
-    self.traced.append(x.shape[1])
-    return super().__call__(x, y, num_context, deterministic=deterministic)
+  def __call__(self, x, y, num_context, *, deterministic=True, max_context=None):
+    self.traced.append((x.shape[1], max_context))
+    return super().__call__(x, y, num_context, deterministic=deterministic, max_context=max_context)
 
 
 @functools.cache
@@ -170,9 +170,33 @@ def test_data_sets_of_other_sizes_share_a_program():
   for num_context, num_queries in ((5, 4), (20, 9), (33, 31), (1, 63)):
     model.fit(*_data(num_context)).predict(_data(num_queries)[0])
   clone(model).fit(*_data(6)).predict(_data(3)[0])
-  assert _CountingPFN.traced[traced_before:] == [64]
+  assert _CountingPFN.traced[traced_before:] == [(64, 32), (64, 64)]
   model.predict(_data(70)[0])
-  assert _CountingPFN.traced[traced_before:] == [64, 128]
+  assert _CountingPFN.traced[traced_before:] == [(64, 32), (64, 64), (128, 32)]
+
+
+@pytest.mark.parametrize("num_context", [1, 31, 32, 33, 64, 65])
+def test_size_of_the_context_needs_no_care(num_context):
+  network = _network(1, num_classes=2)
+  (x, _), (queries, _) = _data(num_context), _data(40, seed=1)
+  labels = np.arange(num_context) % 2
+  probs = PFNClassifier(network).fit(x, labels).predict_proba(queries)
+  scale = x.std(axis=0, ddof=1) if num_context > 1 else np.ones(3)
+  logits = _logits(network, (x - x.mean(axis=0)) / scale, labels, (queries - x.mean(0)) / scale)
+  expected = jax.nn.sigmoid(logits[:, 0]) if num_context > 1 else np.ones(40)
+  np.testing.assert_allclose(probs[:, -1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_numpy_parameters_move_to_the_device_once():
+  network = _network(6)
+  x, y = _data(10)
+  host = TrainedPFN(
+    network.module, jax.device_get(network.params), network.task, np.asarray(network.borders)
+  )
+  model = PFNRegressor(host).fit(x, y)
+  leaves = jax.tree.leaves((model.network_.params, model.network_.borders))
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+  np.testing.assert_array_equal(model.predict(x), PFNRegressor(network).fit(x, y).predict(x))
 
 
 def test_queries_in_chunks():

@@ -11,7 +11,10 @@ from experiments.bayes import lc_pfn_rivals as rivals
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
   directory = tmp_path_factory.mktemp("lc_pfn") / "run"
-  assert common.execute(lc_pfn, ["lc_pfn", "--preset=smoke", f"--workdir={directory}"]) == 0
+  assert (
+    common.execute(lc_pfn, ["lc_pfn", "--preset=smoke", "--mesh=data:2", f"--workdir={directory}"])
+    == 0
+  )
   return json.loads((directory / "results.json").read_text())
 
 
@@ -22,7 +25,7 @@ def test_smoke_measures_network_and_chain(smoke):
 
 
 def test_the_step_of_a_preset_compiles_from_shapes(capsys):
-  assert common.execute(lc_pfn, ["lc_pfn", "--preset=laptop", "--dry_run"]) == 0
+  assert common.execute(lc_pfn, ["lc_pfn", "--preset=laptop", "--dry_run", "--mesh=data:2"]) == 0
   assert "parameters" in capsys.readouterr().out
 
 

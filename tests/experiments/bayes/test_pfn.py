@@ -11,7 +11,7 @@ from experiments.bayes import pfn, pfn_tables, pfn_tasks
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
   directory = tmp_path_factory.mktemp("pfn") / "run"
-  arguments = ["pfn", "--preset=smoke", f"--workdir={directory}"]
+  arguments = ["pfn", "--preset=smoke", "--mesh=data:2", f"--workdir={directory}"]
   assert common.execute(pfn, arguments) == 0
   return directory, arguments
 
@@ -48,7 +48,7 @@ def test_the_exact_posterior_is_not_beaten_by_a_wrong_one(smoke):
 
 @pytest.mark.parametrize("preset", ["laptop", "demo"])
 def test_the_step_of_a_preset_compiles_from_shapes(preset, capsys):
-  assert common.execute(pfn, ["pfn", f"--preset={preset}", "--dry_run", "--workdir=unused"]) == 0
+  assert common.execute(pfn, ["pfn", f"--preset={preset}", "--dry_run", "--mesh=data:2"]) == 0
   assert "parameters" in capsys.readouterr().out
 
 
