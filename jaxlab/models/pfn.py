@@ -150,7 +150,10 @@ class PFN(nn.Module):
 
 
 def _attention_mask(num_points, num_context, max_context):
-  """`context_query_mask`, or its first columns and one more for the own key of later points."""
+  """`context_query_mask`, or its first columns and one more for the own key of later points.
+
+  With `max_context = T - 1` the two are the same: only the last point is later.
+  """
   mask = context_query_mask(num_points, num_context)
   if max_context is None:
     return mask

@@ -175,16 +175,15 @@ def test_data_sets_of_other_sizes_share_a_program():
   assert _CountingPFN.traced[traced_before:] == [(64, 32), (64, 64), (128, 32)]
 
 
-@pytest.mark.parametrize("num_context", [1, 31, 32, 33, 64, 65])
-def test_size_of_the_context_needs_no_care(num_context):
+@pytest.mark.parametrize("num_context", [32, 33])
+def test_contexts_that_fill_their_bound_or_need_the_next(num_context):
   network = _network(1, num_classes=2)
   (x, _), (queries, _) = _data(num_context), _data(40, seed=1)
   labels = np.arange(num_context) % 2
+  mean, std = x.mean(axis=0), x.std(axis=0, ddof=1)
+  logits = _logits(network, (x - mean) / std, labels, (queries - mean) / std)
   probs = PFNClassifier(network).fit(x, labels).predict_proba(queries)
-  scale = x.std(axis=0, ddof=1) if num_context > 1 else np.ones(3)
-  logits = _logits(network, (x - x.mean(axis=0)) / scale, labels, (queries - x.mean(0)) / scale)
-  expected = jax.nn.sigmoid(logits[:, 0]) if num_context > 1 else np.ones(40)
-  np.testing.assert_allclose(probs[:, -1], expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(probs[:, 1], jax.nn.sigmoid(logits[:, 0]), rtol=1e-4)
 
 
 def test_numpy_parameters_move_to_the_device_once():
