@@ -73,9 +73,7 @@ def test_calibration_error_of_a_calibrated_and_of_a_boastful_forecast():
   probs = rng.uniform(size=20_000)
   labels = (rng.uniform(size=20_000) < probs).astype(int)
   assert pfn_tables.calibration_error(probs, labels) < 0.02
-  assert pfn_tables.calibration_error(np.full(100, 0.9), np.tile([0, 1], 50)) == pytest.approx(
-    0.4
-  )
+  assert pfn_tables.calibration_error(np.full(100, 0.9), np.tile([0, 1], 50)) == pytest.approx(0.4)
 
 
 def test_gaussian_scores():
