@@ -5,6 +5,7 @@ notebooks, less what would change from one run to the next (execution times, wid
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -34,7 +35,8 @@ def execute(path: pathlib.Path, *, timeout: int = 300):
     coalesce_streams=True,
     resources={"metadata": {"path": str(FOLDER.parent)}},
   )
-  client.execute()
+  # The kernel draws into the notebook whatever backend this process was told to use.
+  client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
   for cell in notebook.cells:
     cell.metadata.pop("execution", None)
   notebook.metadata.pop("widgets", None)
