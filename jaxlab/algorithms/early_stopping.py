@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab.losses.contracts import as_accumulator, check_range
+
 
 class EarlyStoppingRun(NamedTuple):
   """Steps spent on every run `i32[n]`, best value after every run `[n]`, and all steps spent."""
@@ -41,7 +43,7 @@ def predictive_stop(
   """
   _check_rule(confidence, horizon)
   chex.assert_rank(exceedance, 2)
-  exceedance = _promote(exceedance)
+  exceedance = as_accumulator(exceedance)
   chance = exceedance[:, -1] if horizon == "final" else jnp.max(exceedance, axis=1)
   return chance < 1 - confidence
 
@@ -89,7 +91,7 @@ def run_with_early_stopping(
   if interval < 1:
     raise ValueError(f"interval must be at least 1, got {interval}.")
   chex.assert_rank(curves, 2)
-  curves = _promote(curves)
+  curves = as_accumulator(curves)
   length = curves.shape[1]
   decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
   steps = jnp.arange(length)
@@ -118,10 +120,4 @@ def run_with_early_stopping(
 def _check_rule(confidence: chex.Numeric, horizon: str) -> None:
   if horizon not in ("final", "any"):
     raise ValueError(f"horizon must be 'final' or 'any', got {horizon!r}.")
-  if not isinstance(confidence, jax.core.Tracer) and not 0 < float(confidence) < 1:
-    raise ValueError(f"confidence must lie in (0, 1), got {confidence}.")
-
-
-def _promote(x: chex.Array) -> jax.Array:
-  """Casts to a float of at least 32 bits."""
-  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+  check_range("confidence", confidence, "(0, 1)")

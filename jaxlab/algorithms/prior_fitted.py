@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from jaxlab.losses.contracts import check_range
 from jaxlab.samplers import contexts
 
 
@@ -138,8 +138,7 @@ def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
   """
   chex.assert_rank([loss, num_context], [2, 0])
   batch_size, num_points = loss.shape
-  if not isinstance(num_context, jax.core.Tracer) and not 0 <= int(num_context) <= num_points:
-    raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
+  check_range("num_context", num_context, f"[0, {num_points}]")
   is_query = jnp.arange(num_points) >= num_context
   total = jnp.sum(jnp.where(is_query, loss.astype(jnp.float32), 0))
   return total / jnp.maximum(batch_size * (num_points - num_context), 1)
@@ -175,10 +174,7 @@ def loss_by_context(
   https://arxiv.org/abs/2112.10510.
   """
   num_points = batch.x.shape[1]
-  if not isinstance(context_sizes, jax.core.Tracer):
-    for size in np.asarray(context_sizes):
-      if not 0 <= size < num_points:
-        raise ValueError(f"context_sizes must lie in [0, {num_points - 1}], got {size}")
+  check_range("context_sizes", context_sizes, f"[0, {num_points - 1}]")
   sizes = jnp.asarray(context_sizes, jnp.int32)
   chex.assert_rank(sizes, 1)
 

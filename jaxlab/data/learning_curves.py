@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.losses.contracts import check_range
 from jaxlab.uncertainty.learning_curves import (
   CURVE_COMPONENTS,
   LOG_NOISE_PRIOR,
@@ -223,8 +224,7 @@ def sample_learning_curves(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
-  if not isinstance(log_noise_std, jax.core.Tracer) and not float(log_noise_std) >= 0:
-    raise ValueError(f"log_noise_std must not be negative, got {log_noise_std}.")
+  check_range("log_noise_std", log_noise_std, "[0, inf)")
   curve_key, level_key, noise_key = jax.random.split(key, 3)
   clean = sample_accepted_curves(
     curve_key,

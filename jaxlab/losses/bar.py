@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab.losses.contracts import as_accumulator
+
 # The third quartile of the standard normal: a half-normal of scale w / _Z75 has half its mass
 # within w.
 _Z75 = 0.6744897501960817
@@ -57,7 +59,7 @@ def bar_nll(
   logits = jnp.asarray(logits)
   chex.assert_shape(borders, (logits.shape[-1] + 1,))
   chex.assert_shape(targets, logits.shape[:-1])
-  scores, targets, borders = _as_accumulator(logits, targets, borders)
+  scores, targets, borders = as_accumulator(logits, targets, borders)
   missing = jnp.isnan(targets)
   targets = jnp.where(missing, borders[0], targets)
   index = bar_index(borders, targets)
@@ -91,7 +93,7 @@ def half_normal_scales(borders: chex.Array) -> HalfNormalScales:
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
   https://arxiv.org/abs/2112.10510.
   """
-  (borders,) = _as_accumulator(borders)
+  borders = as_accumulator(borders)
   chex.assert_rank(borders, 1)
   if borders.shape[0] < 3:
     raise ValueError(f"full support needs at least two bars, got {borders.shape[0] - 1}.")
@@ -117,12 +119,6 @@ def bar_index(borders: chex.Array, targets: chex.Array) -> chex.Array:
   https://arxiv.org/abs/2112.10510.
   """
   chex.assert_rank(borders, 1)
-  borders, targets = _as_accumulator(borders, targets)
+  borders, targets = as_accumulator(borders, targets)
   index = jnp.searchsorted(borders, targets, side="left", method="scan_unrolled") - 1
   return jnp.clip(index, 0, borders.shape[0] - 2).astype(jnp.int32)
-
-
-def _as_accumulator(*arrays):
-  """Casts to float32, or to the widest type given if that is wider."""
-  dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-  return tuple(jnp.asarray(array, dtype) for array in arrays)

@@ -5,6 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlab.losses.contracts import check_range
+
 
 def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array:
   """Which point may attend to which: everyone to the context, and each point to itself.
@@ -28,8 +30,7 @@ def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array
   """
   chex.assert_scalar_non_negative(num_points)
   chex.assert_rank(num_context, 0)
-  if not isinstance(num_context, jax.core.Tracer) and not 0 <= int(num_context) <= num_points:
-    raise ValueError(f"num_context must lie in [0, {num_points}], got {num_context}")
+  check_range("num_context", num_context, f"[0, {num_points}]")
   points = jnp.arange(num_points)
   return (points[None, :] < num_context) | (points[:, None] == points[None, :])
 
@@ -159,10 +160,7 @@ def _attention_mask(num_points, num_context, max_context):
     return mask
   if not 1 <= max_context <= num_points:
     raise ValueError(f"max_context must lie in [1, {num_points}], got {max_context}")
-  if not isinstance(num_context, jax.core.Tracer) and int(num_context) > max_context:
-    raise ValueError(
-      f"num_context must be at most max_context, got {num_context} and {max_context}"
-    )
+  check_range("num_context", num_context, f"[0, {max_context}]")
   if max_context == num_points:
     return mask
   is_later = jnp.arange(num_points) >= max_context

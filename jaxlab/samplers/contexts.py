@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab.losses.contracts import check_range
+
 _SCHEMES = ("weighted", "uniform")
 
 
@@ -59,7 +61,6 @@ def sample_context_size(
   https://arxiv.org/abs/2112.10510.
   """
   log_probs = jnp.log(context_size_probs(max_context, scheme=scheme))
-  if not isinstance(min_context, jax.core.Tracer) and not 0 <= int(min_context) < max_context:
-    raise ValueError(f"min_context must lie in [0, {max_context - 1}], got {min_context}.")
+  check_range("min_context", min_context, f"[0, {max_context - 1}]")
   allowed = jnp.arange(max_context) >= min_context
   return jax.random.categorical(key, jnp.where(allowed, log_probs, -jnp.inf)).astype(jnp.int32)

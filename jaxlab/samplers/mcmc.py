@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab.losses.contracts import as_accumulator, check_range
+
 
 class StretchProposal(NamedTuple):
   """Proposed positions `[n, d]` and the log of their volume factor, `[n]`."""
@@ -42,7 +44,7 @@ def stretch_proposal(walkers: chex.Array, partners: chex.Array, z: chex.Array) -
   chex.assert_rank(walkers, 2)
   chex.assert_equal_shape([walkers, partners])
   chex.assert_shape(z, walkers.shape[:1])
-  walkers, partners, z = _promote(walkers), _promote(partners), _promote(z)
+  walkers, partners, z = as_accumulator(walkers, partners, z)
   proposals = partners + z[:, None] * (walkers - partners)
   return StretchProposal(proposals, (walkers.shape[1] - 1) * jnp.log(z))
 
@@ -76,7 +78,7 @@ def initial_walkers(
   chex.assert_equal_shape_prefix([candidates, log_weights], 1)
   if not 1 <= num_walkers <= candidates.shape[0]:
     raise ValueError(f"num_walkers must lie in [1, {candidates.shape[0]}], got {num_walkers}.")
-  log_weights = _nan_to_minus_inf(_promote(log_weights))
+  log_weights = _nan_to_minus_inf(as_accumulator(log_weights))
   gumbel = jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
   _, chosen = jax.lax.top_k(log_weights + gumbel, num_walkers)
   return jnp.asarray(candidates)[chosen]
@@ -138,11 +140,10 @@ def affine_invariant_mcmc(
   num_kept = (num_steps - burn_in) // thin
   if num_kept < 1:
     raise ValueError(f"num_steps must be at least burn_in + thin, got {num_steps}.")
-  if not isinstance(stretch, jax.core.Tracer) and not float(stretch) > 1:
-    raise ValueError(f"stretch must exceed 1, got {stretch}.")
+  check_range("stretch", stretch, "(1, inf)")
 
   def log_probs_fn(positions):
-    return _nan_to_minus_inf(_promote(jax.vmap(log_prob_fn)(positions)))
+    return _nan_to_minus_inf(as_accumulator(jax.vmap(log_prob_fn)(positions)))
 
   def move(key, walkers, log_probs, others):
     partner_key, stretch_key, accept_key = jax.random.split(key, 3)
@@ -174,7 +175,7 @@ def affine_invariant_mcmc(
     )
     return (first, second, num_accepted + first_accepted + second_accepted, kept), None
 
-  walkers = _promote(walkers)
+  walkers = as_accumulator(walkers)
   log_probs = log_probs_fn(walkers)
   half = num_walkers // 2
   kept = [jnp.zeros((num_kept + 1, *x.shape), x.dtype) for x in (walkers, log_probs)]
@@ -191,11 +192,6 @@ def affine_invariant_mcmc(
     log_probs[:num_kept].reshape(-1),
     num_accepted / (num_steps * num_walkers),
   )
-
-
-def _promote(x: chex.Array) -> jax.Array:
-  """Casts to a float of at least 32 bits."""
-  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def _nan_to_minus_inf(log_prob: jax.Array) -> jax.Array:

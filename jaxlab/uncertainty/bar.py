@@ -9,10 +9,10 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import erf, erfc, ndtri
 
 from jaxlab.losses.bar import half_normal_scales
+from jaxlab.losses.contracts import check_range
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 # Keeps the tails' quantiles finite at the levels 0 and 1.
@@ -199,9 +199,7 @@ def bar_quantile(
   https://arxiv.org/abs/2112.10510; inverse of the distribution function of `bar_cdf`.
   """
   logits, borders = _checked(logits, borders)
-  # Compared by NumPy: under `jit` JAX would trace a comparison of known arrays too.
-  if not isinstance(q, jax.core.Tracer) and not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
-    raise ValueError(f"q must lie in [0, 1], got {q}.")
+  check_range("q", q, "[0, 1]")
   q = jnp.asarray(q, borders.dtype)
   num_bars = logits.shape[-1]
   shape = jnp.broadcast_shapes(q.shape, logits.shape[:-1])
@@ -406,8 +404,7 @@ def upper_confidence_bound(
   Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
   https://arxiv.org/abs/2305.17535.
   """
-  if not isinstance(rest_prob, jax.core.Tracer) and not 0 <= float(rest_prob) <= 1:
-    raise ValueError(f"rest_prob must lie in [0, 1], got {rest_prob}.")
+  check_range("rest_prob", rest_prob, "[0, 1]")
   return bar_quantile(logits, borders, 1 - rest_prob, full_support=full_support)
 
 

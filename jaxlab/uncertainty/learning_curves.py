@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.losses.contracts import as_accumulator
+
 CURVE_COMPONENTS = ("pow3", "ilog2", "janoschek")
 
 
@@ -66,7 +68,7 @@ def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
   """
   curve = _family(family)
   chex.assert_axis_dimension(params, -1, len(curve.peaked))
-  x, params = _promote(x), _promote(params)
+  x, params = as_accumulator(x), as_accumulator(params)
   return curve.fn(x, jnp.log(x), *jnp.moveaxis(params, -1, 0))
 
 
@@ -120,7 +122,7 @@ def combined_curve(
   families = [_family(name) for name in components]
   sizes = [len(family.peaked) for family in families]
   chex.assert_axis_dimension(params, -1, sum(sizes) + len(sizes) + 1)
-  params = _promote(params)
+  params = as_accumulator(params)
   # Constants of the program: the density is evaluated millions of times on the same steps.
   steps = np.arange(1, length + 1).astype(params.dtype)
   log_steps = np.log(np.arange(1, length + 1)).astype(params.dtype)
@@ -172,7 +174,9 @@ def learning_curve_log_likelihood(
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
   _check_curve(params, values, length)
-  log_prob = _log_likelihood(combined_curve(params, length=length), _promote(params)[-1], values)
+  log_prob = _log_likelihood(
+    combined_curve(params, length=length), as_accumulator(params)[-1], values
+  )
   return jnp.where(jnp.isnan(log_prob), -jnp.inf, log_prob)
 
 
@@ -200,7 +204,7 @@ def learning_curve_log_density(
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
   _check_curve(params, values, length)
-  params = _promote(params)
+  params = as_accumulator(params)
   curve = combined_curve(params, length=length)
   log_prob = _log_likelihood(curve, params[-1], values) + _log_prior(params)
   return jnp.where(is_learning_curve(curve) & ~jnp.isnan(log_prob), log_prob, -jnp.inf)
@@ -226,9 +230,9 @@ def curve_predictive_log_prob(
   """
   chex.assert_rank(samples, 2)
   _check_curve(samples[0], values, length)
-  samples = _promote(samples)
+  samples = as_accumulator(samples)
   means = combined_curve(samples, length=length)[:, : values.shape[0]]
-  log_probs = _normal_log_density(_promote(values), means, samples[:, -1:])
+  log_probs = _normal_log_density(as_accumulator(values), means, samples[:, -1:])
   return jax.nn.logsumexp(log_probs, axis=0) - math.log(samples.shape[0])
 
 
@@ -251,8 +255,8 @@ def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: in
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   chex.assert_rank(samples, 2)
-  samples = _promote(samples)
-  gaps = combined_curve(samples, length=length) - _promote(threshold)
+  samples = as_accumulator(samples)
+  gaps = combined_curve(samples, length=length) - as_accumulator(threshold)
   return jnp.mean(jax.scipy.special.ndtr(gaps * _inverse_std(samples[:, -1:])), axis=0)
 
 
@@ -353,11 +357,6 @@ def _family(name: str) -> _Family:
   return _FAMILIES[name]
 
 
-def _promote(x: chex.Numeric) -> jax.Array:
-  """Casts to a float of at least 32 bits."""
-  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
 def _check_curve(params: chex.Array, values: chex.Array, length: int) -> None:
   chex.assert_rank([params, values], 1)
   if values.shape[0] > length:
@@ -375,7 +374,7 @@ def _normal_log_density(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> ja
 
 
 def _log_likelihood(curve: jax.Array, log_std: jax.Array, values: chex.Array) -> jax.Array:
-  values = _promote(values)
+  values = as_accumulator(values)
   return jnp.sum(_normal_log_density(values, curve[: values.shape[0]], log_std))
 
 
