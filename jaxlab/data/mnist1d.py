@@ -1,0 +1,97 @@
+"""MNIST-1D: noisy one-dimensional digits, as many as wanted, made by the package's generator."""
+
+import hashlib
+import json
+import os
+import random
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlab.data.sources import data_root, locked
+
+
+class Signals(NamedTuple):
+  """Labelled signals.
+
+  Attributes:
+    series: f32 `[n, 40, 1]`, standardised by the generator over all n.
+    labels: the digit, i32 `[n]`.
+  """
+
+  series: np.ndarray
+  labels: np.ndarray
+
+
+def generate_mnist1d(num_samples: int, *, seed: int = 42, **arguments) -> Signals:
+  """Generates MNIST-1D samples, shuffled; it takes milliseconds a sample.
+
+  Args:
+    num_samples: number n of samples.
+    seed: of the generator; the same seed gives the same samples.
+    **arguments: of the generator, in place of its defaults: `scale_coeff`, `max_translation`,
+      `corr_noise_scale`, `iid_noise_scale`, `shear_scale`, ...
+
+  Returns:
+    `Signals`.
+
+  Raises:
+    ValueError: if `num_samples` < 1 or the generator has no such argument.
+    ImportError: if the package is missing.
+
+  Reference: Greydanus and Kobak, Scaling Down Deep Learning with MNIST-1D, ICML 2024,
+  https://arxiv.org/abs/2011.14439.
+  """
+  from mnist1d.data import ObjectView, get_dataset_args, make_dataset
+
+  if num_samples < 1:
+    raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+  settings = get_dataset_args(as_dict=True)
+  for name, value in arguments.items():
+    if name not in settings:
+      raise ValueError(f"{name}={value!r} is no argument of the generator: {sorted(settings)}.")
+  # It makes equally many of each class, and would split off a share for testing.
+  settings.update(arguments, num_samples=-(-num_samples // 10) * 10, seed=seed, train_split=1.0)
+  # It reseeds both global generators; the caller's must go on undisturbed.
+  python_state, numpy_state = random.getstate(), np.random.get_state()
+  try:
+    made = make_dataset(ObjectView(settings))
+  finally:
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+  series = made["x"][:num_samples, :, None].astype(np.float32)
+  return Signals(series, made["y"][:num_samples].astype(np.int32))
+
+
+def load_mnist1d(
+  num_samples: int, *, seed: int = 42, data_dir: str | os.PathLike | None = None, **arguments
+) -> Signals:
+  """Generates MNIST-1D samples once, and reads them from disk from then on.
+
+  Args:
+    num_samples: as in `generate_mnist1d`.
+    seed: likewise.
+    data_dir: where the samples are kept; as in `load_source`.
+    **arguments: as in `generate_mnist1d`.
+
+  Returns:
+    `Signals`.
+
+  Raises:
+    ValueError: as `generate_mnist1d`.
+    ImportError: likewise.
+  """
+  wanted = json.dumps([num_samples, seed, arguments], sort_keys=True)
+  name = f"mnist1d_{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
+  root = data_root(data_dir)
+  path = root / "generated" / f"{name}.npz"
+  with locked(root, name):
+    if not path.exists():
+      signals = generate_mnist1d(num_samples, seed=seed, **arguments)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part = path.with_suffix(".part")
+      with part.open("wb") as file:
+        np.savez(file, **signals._asdict())
+      part.rename(path)
+  with path.open("rb") as file:
+    return Signals(**np.load(file))
