@@ -26,7 +26,7 @@ demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the 
 	@echo "picture: runs/demo-$(DEMO)/figure.png"
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 --junitxml=.cache/tests.xml $(TEST_FLAGS)
 
 lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
 	$(BIN)/ruff check .

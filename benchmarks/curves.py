@@ -18,7 +18,7 @@ from benchmarks import measure
 from benchmarks.measure import Row, Timed
 from benchmarks.rivals.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
-from experiments.bayes import lc_pfn
+from experiments.bayes import lc_pfn, lc_pfn_prior
 from experiments.bayes import lc_pfn_rivals as rivals
 from experiments.context import Context
 from jaxlab import data, losses, samplers, uncertainty
@@ -68,11 +68,10 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
 
 def _network(config: lc_pfn.Config, context: Context) -> Callable[[np.ndarray], np.ndarray]:
   """`values [b, 30] -> log density [b]` of the last one given the first, by a trained network."""
-  prior = functools.partial(data.sample_learning_curves, batch_size=10_000, length=config.length)
-  borders = uncertainty.bar_borders(jax.jit(prior)(context.key).y, config.num_bars)
-  trainer = lc_pfn.trainer(config, borders, context.mesh)
+  borders = lc_pfn_prior.curve_borders(config, context.key)
+  trainer = lc_pfn_prior.curve_trainer(config, borders, context.mesh)
   params = jax.tree.map(jnp.asarray, trainer.train(context, "train", 0))
-  predictor = lc_pfn.Predictor(trainer.module, params, borders)
+  predictor = lc_pfn_prior.Predictor(trainer.module, params, borders)
 
   @jax.jit
   def log_prob(values):

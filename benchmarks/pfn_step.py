@@ -11,8 +11,13 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
-from experiments.bayes.pfn_tasks import prior_borders
-from experiments.bayes.prior_training import PriorBatches, draw_prior, prior_loss, prior_trainer
+from experiments.bayes.prior_training import (
+  PriorBatches,
+  draw_prior,
+  prior_borders,
+  prior_loss,
+  prior_trainer,
+)
 from jaxlab import losses, models, samplers, training
 
 PACKAGES = ("torch",)

@@ -17,7 +17,8 @@ from benchmarks import measure
 from benchmarks.measure import Row
 from benchmarks.rivals import gp
 from benchmarks.scores import compare_scores, record
-from experiments.bayes import pfn, pfn_tasks
+from experiments.bayes import pfn, pfn_hyper
+from experiments.bayes.prior_training import draw_data_sets
 from experiments.context import Context
 from jaxlab import losses, models
 
@@ -56,17 +57,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
 
 def _trained(config: pfn.Config, context: Context) -> models.TrainedPFN:
   """The network of the task gp_hyper, trained once and kept."""
-  prior_fn = pfn_tasks.gp_hyper_prior(config)
-  borders = pfn_tasks.prior_borders(context.key, prior_fn, config.num_bars)
-  trainer = pfn_tasks.bar_trainer(
-    config,
-    prior_fn,
-    borders,
-    embed_dim=config.embed_dim,
-    num_layers=config.num_layers,
-    num_steps=config.hyper_steps,
-    mesh=context.mesh,
-  )
+  trainer, borders = pfn_hyper.hyper_trainer(config, context.key, context.mesh)
   params = jax.tree.map(jnp.asarray, trainer.train(context, "train", 0))
   task = models.PFNTask(num_features=1, input_scaling="none", target_scaling="none")
   return models.TrainedPFN(trainer.module, params, task, borders)
@@ -75,7 +66,7 @@ def _trained(config: pfn.Config, context: Context) -> models.TrainedPFN:
 def _data_sets(config: pfn.Config, count: int) -> list[gp.DataSet]:
   """Draws of the prior; their sizes differ, as those of real data do."""
   longer = dataclasses.replace(config, num_points=_MAX_CONTEXT + _NUM_QUERIES)
-  draws = pfn_tasks.draw_data_sets(pfn_tasks.gp_hyper_prior(longer), jax.random.key(1), count)
+  draws = draw_data_sets(pfn_hyper.gp_hyper_prior(longer), jax.random.key(1), count)
   sizes = 30 + np.arange(count) % (_MAX_CONTEXT - 29)
   return [
     gp.DataSet(x[:n], y[:n], x[n : n + _NUM_QUERIES], y[n : n + _NUM_QUERIES])

@@ -297,7 +297,8 @@ def _start_jax(arguments: Arguments) -> None:
     cache = str(pathlib.Path("~/.cache/jaxlab/xla").expanduser())
   if cache is not None:
     jax.config.update("jax_compilation_cache_dir", cache or None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # A start compiles hundreds of programs that take hundredths of a second each.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if arguments.multihost:
     try:
       initialize_multihost()

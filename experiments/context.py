@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from experiments.workdir import load_tree, save_tree, write_atomic
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.loop import FitResult, fit, resume
+from jaxlab.training.mesh import make_mesh
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import ConsoleWriter, Writer, read_jsonl
 
@@ -37,7 +38,7 @@ class Context:
     key: random key of the run.
     seeds: number of seeds.
     writers: each makes a metric writer for the training stage of a name.
-    mesh: the devices, or None for the default one.
+    mesh: the devices; by default all of them, on the axis `data`.
     smoke: whether only the program is tested; no claim is judged then.
   """
 
@@ -45,7 +46,7 @@ class Context:
   key: chex.PRNGKey
   seeds: int = 1
   writers: Sequence[Callable[[str], Writer]] = ()
-  mesh: jax.sharding.Mesh | None = None
+  mesh: jax.sharding.Mesh = dataclasses.field(default_factory=lambda: make_mesh({"data": -1}))
   smoke: bool = False
   _taken: set[tuple[str, str]] = dataclasses.field(default_factory=set, init=False, repr=False)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from experiments.bayes import pfn
+from experiments.bayes import pfn, pfn_hyper
 from jaxlab import training, uncertainty
 
 _NUM_CHAINS = 4
@@ -44,8 +44,7 @@ def nuts(config: pfn.Config, *, num_steps: int, max_points: int) -> Callable[[Da
   """
   import blackjax
 
-  gammas = np.array([config.lengthscale_gamma, config.outputscale_gamma, config.noise_gamma])
-  concentrations, rates = jnp.asarray(gammas.T, jnp.float32)
+  concentrations, rates = jnp.array(list(pfn_hyper.gammas(config).values())).T
 
   def hyperparameters(position):
     lengthscale, outputscale, noise = jnp.exp(position)

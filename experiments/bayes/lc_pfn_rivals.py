@@ -52,6 +52,14 @@ def last_step_log_prob(samples: jax.Array, values: jax.Array) -> jax.Array:
   return uncertainty.curve_predictive_log_prob(samples, values, length=values.shape[-1])[-1]
 
 
+def timed(fn, *arguments):
+  """The result of a compiled call, and its seconds without the compilation."""
+  jax.block_until_ready(fn(*arguments))
+  start = time.perf_counter()
+  result = jax.block_until_ready(fn(*arguments))
+  return result, time.perf_counter() - start
+
+
 def scores(last, *, nll, median, low, high, seconds) -> dict[str, float]:
   """The row of one method on real curves."""
   return {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from experiments.bayes import pfn_tasks
+from experiments.bayes import pfn_hyper, pfn_tasks
 
 PAPER = "pfn"
 TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
@@ -155,7 +155,7 @@ def run(config: Config, context: common.Context) -> common.Results:
     if _wants(config, "optimize"):
       add(pfn_tasks.run_optimize(config, context, networks))
   if _wants(config, "gp_hyper"):
-    add(pfn_tasks.run_gp_hyper(config, context))
+    add(pfn_hyper.run_gp_hyper(config, context))
   if _wants(config, "tabular", "regression"):
     from experiments.bayes import pfn_real  # Brings scikit-learn, which nothing else here needs.
   if _wants(config, "tabular"):
@@ -366,11 +366,10 @@ def _plot_gaps(ax, quantities):
 
 def abstract(config: Config, mesh):
   """The training step of the task gp, for a dry run."""
-  prior_fn = pfn_tasks.gp_prior(config)
   borders = jnp.linspace(-3.0, 3.0, config.num_bars + 1)
-  trainer = pfn_tasks.bar_trainer(
+  trainer = pfn_tasks.gp_trainer(
     dataclasses.replace(config, steps_per_call=1),
-    prior_fn,
+    pfn_tasks.gp_prior(config),
     borders,
     embed_dim=config.embed_dim,
     num_layers=config.num_layers,

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from sklearn import pipeline, preprocessing
 
-from experiments.bayes import pfn_tables, pfn_tasks
-from experiments.bayes.prior_training import prior_trainer
-from jaxlab import losses, models, samplers, uncertainty
+from experiments.bayes import pfn_tables
+from experiments.bayes.prior_training import bar_trainer, prior_borders, prior_trainer
+from jaxlab import models, samplers, uncertainty
 
 _GROUP = 8  # Data sets of the tabular prior that share a random network.
 
@@ -56,14 +56,7 @@ def run_tabular(config, context) -> tuple[dict, dict]:
     network = models.TrainedPFN(module, params, task)
     return _score_tables(config, seed, models.PFNClassifier(network, transductive=True))
 
-  rows: dict[str, dict[str, list]] = {}
-  for seed in range(context.seeds):
-    params = trainer.train(context, f"tabular/seed{seed}", seed, save_every=config.save_every)
-    scores = context.cached(f"tabular/scores/seed{seed}", score, seed, params)
-    for method, values in scores.items():
-      for name, value in values.items():
-        rows.setdefault(method, {}).setdefault(f"tabular/{name}", []).append(value)
-  return rows, {}
+  return trainer.train_and_score(context, "tabular", score, save_every=config.save_every), {}
 
 
 def _score_tables(config, seed, network) -> dict[str, dict[str, float]]:
@@ -91,25 +84,18 @@ def _score_tables(config, seed, network) -> dict[str, dict[str, float]]:
 def run_regression(config, context) -> tuple[dict, dict]:
   """A network trained on ten-dimensional Gaussian processes regresses `diabetes`."""
   prior_fn = functools.partial(standardised_gp, num_points=config.regression_points)
-  borders = pfn_tasks.prior_borders(jax.random.fold_in(context.key, 4), prior_fn, config.num_bars)
-  module = models.PFN(
-    config.num_bars,
+  borders = prior_borders(jax.random.fold_in(context.key, 4), prior_fn, config.num_bars)
+  trainer = bar_trainer(
+    config,
+    prior_fn,
+    borders,
     embed_dim=config.embed_dim,
     num_layers=config.num_layers,
-    num_heads=config.num_heads,
-  )
-  trainer = prior_trainer(
-    module,
-    prior_fn,
-    lambda logits, targets: losses.bar_nll(logits, targets, borders),
     num_steps=config.regression_steps,
     batch_size=config.batch_size // 2,
     num_points=config.regression_points,
     num_features=pfn_tables.NUM_REGRESSION_FEATURES,
     max_context=config.regression_points,
-    learning_rate=config.learning_rate,
-    warmup_fraction=config.warmup_fraction,
-    steps_per_call=config.steps_per_call,
     mesh=context.mesh,
   )
   task = models.PFNTask(
@@ -119,21 +105,14 @@ def run_regression(config, context) -> tuple[dict, dict]:
   )
 
   def score(seed, params):
-    network = models.TrainedPFN(module, params, task, borders)
+    network = models.TrainedPFN(trainer.module, params, task, borders)
     # The prior's inputs are uniform on the unit cube, and so are ranks.
     ranks = preprocessing.QuantileTransformer(n_quantiles=config.regression_train)
     return _score_regression(
       config, seed, pipeline.make_pipeline(ranks, models.PFNRegressor(network))
     )
 
-  rows: dict[str, dict[str, list]] = {}
-  for seed in range(context.seeds):
-    params = trainer.train(context, f"regression/seed{seed}", seed, save_every=config.save_every)
-    scores = context.cached(f"regression/scores/seed{seed}", score, seed, params)
-    for method, values in scores.items():
-      for name, value in values.items():
-        rows.setdefault(method, {}).setdefault(f"regression/{name}", []).append(value)
-  return rows, {}
+  return trainer.train_and_score(context, "regression", score, save_every=config.save_every), {}
 
 
 def standardised_gp(key, *, num_points: int) -> samplers.PriorBatch:

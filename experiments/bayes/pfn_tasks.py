@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from experiments.bayes.prior_training import prior_trainer
+from experiments.bayes.prior_training import (
+  PriorTrainer,
+  bar_trainer,
+  draw_data_sets,
+  prior_borders,
+)
 from jaxlab import algorithms, data, losses, models, samplers, uncertainty
 
 WRONG_LENGTHSCALE = 3.0  # In multiples of the prior's own.
@@ -27,52 +32,23 @@ def gp_prior(config):
   )
 
 
-def gp_hyper_prior(config):
-  """The prior of the task `gp_hyper`: hyper-parameters drawn with every data set."""
-  return functools.partial(
-    samplers.gp_hyper_prior,
-    batch_size=1,
-    num_points=config.num_points,
-    num_features=config.num_features,
-    lengthscale_gamma=config.lengthscale_gamma,
-    outputscale_gamma=config.outputscale_gamma,
-    noise_gamma=config.noise_gamma,
-  )
-
-
-def prior_borders(key, prior_fn, num_bars: int, num_values: int = 20_000) -> jax.Array:
-  """Borders of bars that hold equal shares of the prior's targets."""
-  one = prior_fn(key)
-  keys = jax.random.split(key, -(-num_values // one.y.size))
-  values = jax.jit(lambda keys: jax.lax.map(lambda k: prior_fn(k).targets, keys))(keys)
-  return uncertainty.bar_borders(values.reshape(-1)[:num_values], num_bars)
-
-
-def draw_data_sets(prior_fn, key, count: int) -> samplers.PriorBatch:
-  """Draws `count` fresh data sets of a prior that makes one a key."""
-  draws = jax.jit(lambda keys: jax.lax.map(prior_fn, keys))(jax.random.split(key, count))
-  return jax.tree.map(lambda leaf: leaf[:, 0], draws)
-
-
-def bar_trainer(config, prior_fn, borders, *, embed_dim, num_layers, num_steps, mesh):
-  """The trainer of a network with a bar distribution on a GP prior."""
-  module = models.PFN(
-    config.num_bars, embed_dim=embed_dim, num_layers=num_layers, num_heads=config.num_heads
-  )
-  return prior_trainer(
-    module,
+def gp_trainer(
+  config, prior_fn, borders, *, embed_dim: int, num_layers: int, num_steps: int, mesh
+) -> PriorTrainer:
+  """The trainer of one network on a prior of the shape that `config` gives the GP priors."""
+  return bar_trainer(
+    config,
     prior_fn,
-    lambda logits, targets: losses.bar_nll(logits, targets, borders),
+    borders,
+    embed_dim=embed_dim,
+    num_layers=num_layers,
     num_steps=num_steps,
     batch_size=config.batch_size,
     num_points=config.num_points,
     num_features=config.num_features,
     max_context=config.max_context,
     scheme=config.scheme,
-    learning_rate=config.learning_rate,
-    warmup_fraction=config.warmup_fraction,
     accumulate=config.accumulate,
-    steps_per_call=config.steps_per_call,
     mesh=mesh,
   )
 
@@ -101,7 +77,7 @@ def train_gp(config, context, *, both: bool) -> GpNetworks:
   modules, params = {}, {}
   for embed_dim, num_layers in chosen[: 1 + both]:
     name = f"PFN {embed_dim}x{num_layers}"
-    trainer = bar_trainer(
+    trainer = gp_trainer(
       config,
       prior_fn,
       borders,
@@ -199,7 +175,7 @@ def _score_gp(config, key, networks, seed) -> dict:
 def _synthetic_bands(config, context, networks) -> dict:
   if config.num_features != 1:
     return {}
-  draw = gp_prior(config)(jax.random.fold_in(context.key, 7))
+  draw = jax.jit(gp_prior(config))(jax.random.fold_in(context.key, 7))
   shown = [c for c in (3, 8, 20) if c < config.num_points]
   return {
     f"bands/{c} points of a prior function/{name}": value
@@ -210,29 +186,40 @@ def _synthetic_bands(config, context, networks) -> dict:
 
 def bands(config, networks, x, y, *, truth=None, num_grid: int = 100) -> dict:
   """What a picture of a posterior needs: mean and central 90%, the network's and the exact ones."""
-  grid = jnp.linspace(0.0, 1.0, num_grid)[:, None]
-  tokens = jnp.concatenate([x, grid])[None]
-  values = jnp.concatenate([y, jnp.zeros(num_grid)])[None]
-  module, params = networks.modules[networks.main], networks.params[networks.main][0]
-  logits = module.apply({"params": params}, tokens, values, len(y))[0, len(y) :]
-  posterior = uncertainty.gp_posterior(
-    x, y, grid, lengthscale=config.lengthscale, noise=config.noise
+  grid = np.linspace(0.0, 1.0, num_grid, dtype=np.float32)
+  # Padded to one length, so that all pictures share a program.
+  padding = (0, config.num_points - len(y))
+  exact, network = _mean_and_bounds(
+    networks.modules[networks.main],
+    networks.params[networks.main][0],
+    networks.borders,
+    np.pad(x, (padding, (0, 0))),
+    np.pad(y, padding),
+    len(y),
+    grid[:, None],
+    config.lengthscale,
+    config.noise,
   )
-  spread = stats.norm.ppf(0.95) * np.sqrt(posterior.variance)
-  found = {
-    "x": x[:, 0],
-    "y": y,
-    "grid": grid[:, 0],
-    "exact": [posterior.mean - spread, posterior.mean, posterior.mean + spread],
-    "PFN": [
-      uncertainty.bar_quantile(logits, networks.borders, 0.05),
-      uncertainty.bar_mean(logits, networks.borders),
-      uncertainty.bar_quantile(logits, networks.borders, 0.95),
-    ],
-  }
+  found = {"x": x[:, 0], "y": y, "grid": grid, "exact": exact, "PFN": network}
   if truth is not None:
     found["truth"] = truth
   return {name: np.asarray(value) for name, value in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean_and_bounds(module, params, borders, x, y, num_context, grid, lengthscale, noise):
+  """Low, mean and high `[3, m]` on a grid given the first points, of the GP and the network."""
+  mask = jnp.arange(len(y)) < num_context
+  mean, variance = uncertainty.gp_posterior(
+    x, y, grid, lengthscale=lengthscale, noise=noise, mask=mask
+  )
+  spread = stats.norm.ppf(0.95) * jnp.sqrt(variance)
+  tokens = jnp.concatenate([x, grid])[None]
+  values = jnp.concatenate([y, jnp.zeros(len(grid))])[None]
+  logits = module.apply({"params": params}, tokens, values, num_context)[0, len(y) :]
+  low, high = (uncertainty.bar_quantile(logits, borders, q) for q in (0.05, 0.95))
+  exact = jnp.stack([mean - spread, mean, mean + spread])
+  return exact, jnp.stack([low, uncertainty.bar_mean(logits, borders), high])
 
 
 # ----------------------------------------------------------------------------------- task series
@@ -367,88 +354,3 @@ def _regrets(config, key, networks, seed) -> dict:
     )(keys)
     regrets[name] = np.asarray(draw.y.max(1, keepdims=True) - result.best)
   return regrets
-
-
-# --------------------------------------------------------------------------------- task gp_hyper
-
-
-def run_gp_hyper(config, context) -> tuple[dict, dict]:
-  """Hyper-parameters unknown: the network against MLE-II and a mixture over their prior's grid."""
-  prior_fn = gp_hyper_prior(config)
-  borders = prior_borders(jax.random.fold_in(context.key, 3), prior_fn, config.num_bars)
-  trainer = bar_trainer(
-    config,
-    prior_fn,
-    borders,
-    embed_dim=config.embed_dim,
-    num_layers=config.num_layers,
-    num_steps=config.hyper_steps,
-    mesh=context.mesh,
-  )
-  rows: dict[str, dict[str, list]] = {}
-  for seed in range(context.seeds):
-    params = trainer.train(context, f"gp_hyper/seed{seed}", seed, save_every=config.save_every)
-    key = jax.random.fold_in(context.seed_key(seed), 3)
-    scores = context.cached(
-      f"gp_hyper/scores/seed{seed}",
-      functools.partial(_score_hyper, config, key, trainer.module, params, borders),
-    )
-    for method, nll in scores.items():
-      for c, value in zip(config.hyper_context_sizes, nll):
-        rows.setdefault(method, {}).setdefault(f"gp_hyper/NLL c={c}", []).append(value)
-  return rows, {}
-
-
-def hyper_grid(config, shape=(8, 4, 4)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Equally likely (lengthscale, outputscale, noise) of the hyper-prior, `[G]` each."""
-  axes = [
-    stats.gamma.ppf((np.arange(count) + 0.5) / count, a, scale=1.0 / rate)
-    for count, (a, rate) in zip(
-      shape, (config.lengthscale_gamma, config.outputscale_gamma, config.noise_gamma)
-    )
-  ]
-  axes[2] = np.maximum(axes[2], 1e-4)
-  return tuple(axis.reshape(-1) for axis in np.meshgrid(*axes, indexing="ij"))
-
-
-def _score_hyper(config, key, module, params, borders) -> dict:
-  """Per method the mean NLL at every context size, over the next point of fresh data sets."""
-  draw = draw_data_sets(gp_hyper_prior(config), key, config.num_hyper_test)
-  lengthscales, outputscales, noises = (jnp.asarray(g, jnp.float32) for g in hyper_grid(config))
-  log_weights = jnp.full(len(noises), -np.log(len(noises)), jnp.float32)
-  network = jax.jit(
-    lambda c: losses.bar_nll(module.apply({"params": params}, draw.x, draw.y, c), draw.y, borders)
-  )
-
-  def log_prior(hyper):
-    gammas = (config.lengthscale_gamma, config.outputscale_gamma, config.noise_gamma)
-    return sum(
-      jax.scipy.stats.gamma.logpdf(value, a, scale=1.0 / rate)
-      for value, (a, rate) in zip(hyper, gammas)
-    )
-
-  scores: dict[str, list] = {"PFN": [], "MLE-II": [], "MAP-II": [], "grid mixture": []}
-  for c in config.hyper_context_sizes:
-    scores["PFN"].append(network(jnp.int32(c))[:, c:].mean())
-
-    def fitted(xy, c=c, log_prior_fn=None):
-      x, y = xy
-      best = uncertainty.fit_gp(x[:c], y[:c], kernel="matern52", log_prior_fn=log_prior_fn)
-      posterior = uncertainty.gp_posterior(x[:c], y[:c], x[c:], kernel="matern52", **best._asdict())
-      return -jax.scipy.stats.norm.logpdf(y[c:], posterior.mean, jnp.sqrt(posterior.variance))
-
-    def mixture(xy, c=c):
-      x, y = xy
-      return -uncertainty.gp_mixture_log_prob(
-        x[:c], y[:c], x[c:], y[c:], lengthscales, outputscales, noises, log_weights
-      )
-
-    rivals = (
-      ("MLE-II", fitted),
-      ("MAP-II", functools.partial(fitted, log_prior_fn=log_prior)),
-      ("grid mixture", mixture),
-    )
-    for name, fn in rivals:
-      nll = jax.jit(lambda xy, fn=fn: jax.lax.map(fn, xy, batch_size=8))((draw.x, draw.y))
-      scores[name].append(nll.mean())
-  return {name: np.asarray(values) for name, values in scores.items()}

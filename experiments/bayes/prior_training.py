@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlab import algorithms, samplers, training
+from jaxlab import algorithms, losses, models, samplers, training, uncertainty
 
 
 class PriorBatches:
@@ -70,6 +70,20 @@ def draw_prior(prior_fn, key_data) -> samplers.PriorBatch:
   return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:]), draws)
 
 
+def draw_data_sets(prior_fn, key, count: int) -> samplers.PriorBatch:
+  """Draws `count` fresh data sets of a prior that makes one a key."""
+  draws = jax.jit(lambda keys: jax.lax.map(prior_fn, keys))(jax.random.split(key, count))
+  return jax.tree.map(lambda leaf: leaf[:, 0], draws)
+
+
+def prior_borders(key, prior_fn, num_bars: int, num_values: int = 20_000) -> jax.Array:
+  """Borders of bars that hold equal shares of the prior's targets."""
+  size = jax.eval_shape(prior_fn, key).y.size
+  keys = jax.random.split(key, -(-num_values // size))
+  values = jax.jit(lambda keys: jax.lax.map(lambda k: prior_fn(k).targets, keys))(keys)
+  return uncertainty.bar_borders(values.reshape(-1)[:num_values], num_bars)
+
+
 def prior_loss(module, prior_fn, loss_fn):
   """The engine's loss of a PFN: `loss_fn(outputs, targets)` averaged over the queries."""
 
@@ -118,6 +132,20 @@ class PriorTrainer(NamedTuple):
     )
     return jax.tree.map(np.asarray, result.state.params)
 
+  def train_and_score(self, context, task: str, score, **options) -> dict[str, dict[str, list]]:
+    """Trains every seed and scores it by `score(seed, params) -> {method: {quantity: number}}`.
+
+    Training and scoring are stages of their own; the result has one number a seed.
+    """
+    rows: dict[str, dict[str, list]] = {}
+    for seed in range(context.seeds):
+      params = self.train(context, f"{task}/seed{seed}", seed, **options)
+      scores = context.cached(f"{task}/scores/seed{seed}", score, seed, params)
+      for method, row in scores.items():
+        for name, value in row.items():
+          rows.setdefault(method, {}).setdefault(f"{task}/{name}", []).append(value)
+    return rows
+
 
 def prior_trainer(
   module,
@@ -160,3 +188,45 @@ def prior_trainer(
   )
   sample = (jnp.zeros((1, num_points, num_features)), jnp.zeros((1, num_points)))
   return PriorTrainer(module, optimizer, update, batches, num_steps, steps_per_call, sample)
+
+
+def bar_trainer(
+  config,
+  prior_fn,
+  borders,
+  *,
+  embed_dim: int,
+  num_layers: int,
+  num_steps: int,
+  batch_size: int,
+  num_points: int,
+  num_features: int,
+  max_context: int,
+  scheme: str = "uniform",
+  accumulate: int = 1,
+  mesh,
+) -> PriorTrainer:
+  """Builds the trainer of a network with a bar distribution; a key of its prior is a data set.
+
+  Heads, learning rate and steps a call are the configuration's; the keywords are what differs
+  between tasks.
+  """
+  module = models.PFN(
+    config.num_bars, embed_dim=embed_dim, num_layers=num_layers, num_heads=config.num_heads
+  )
+  return prior_trainer(
+    module,
+    prior_fn,
+    lambda logits, targets: losses.bar_nll(logits, targets, borders),
+    num_steps=num_steps,
+    batch_size=batch_size,
+    num_points=num_points,
+    num_features=num_features,
+    max_context=max_context,
+    scheme=scheme,
+    accumulate=accumulate,
+    learning_rate=config.learning_rate,
+    warmup_fraction=config.warmup_fraction,
+    steps_per_call=config.steps_per_call,
+    mesh=mesh,
+  )

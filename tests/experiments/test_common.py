@@ -515,6 +515,12 @@ def context_at(directory, seeds=1):
   return common.Context(directory, jax.random.key(0), seeds)
 
 
+def test_a_context_has_all_devices_unless_it_is_given_others(tmp_path):
+  assert dict(context_at(tmp_path).mesh.shape) == {"data": 8}
+  mesh = common.make_mesh({"data": 2})
+  assert common.Context(tmp_path, jax.random.key(0), mesh=mesh).mesh is mesh
+
+
 def test_seed_keys_are_those_of_over_seeds(tmp_path):
   context = context_at(tmp_path, 3)
   draws = over_seeds(context.key, jax.random.normal, num_seeds=3)

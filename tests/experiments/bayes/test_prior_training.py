@@ -98,3 +98,34 @@ def test_the_loss_is_the_mean_over_queries(trainer_of):
     count += nll[:, c:].size
   np.testing.assert_allclose(metrics["loss"], total / count, rtol=1e-5)
   assert metrics["weight"] == count
+
+
+def test_bars_hold_equal_shares_of_fresh_targets():
+  prior_fn = functools.partial(samplers.gp_prior, batch_size=1, num_points=5)
+  borders = prior_training.prior_borders(jax.random.key(0), prior_fn, 8)
+  draw = prior_training.draw_data_sets(prior_fn, jax.random.key(1), 4000)
+  assert draw.x.shape == (4000, 5, 1) and draw.y.shape == (4000, 5)
+  shares, _ = np.histogram(draw.y, np.asarray(borders))
+  np.testing.assert_allclose(shares / draw.y.size, 1 / 8, atol=0.015)
+
+
+def test_rows_hold_one_score_a_seed():
+  class Trainer(prior_training.PriorTrainer):
+    def train(self, context, name, seed, **options):
+      assert options == {"save_every": 5}
+      return {"stage": name}
+
+  class Context:
+    seeds = 2
+
+    def cached(self, name, fn, *args):
+      return {"ours": {"NLL": fn(*args)["ours"]["NLL"], "stage": name}}
+
+  def score(seed, params):
+    assert params == {"stage": f"task/seed{seed}"}
+    return {"ours": {"NLL": 1.0 + seed}}
+
+  trainer = Trainer(None, None, None, {}, 1, 1, ())
+  rows = trainer.train_and_score(Context(), "task", score, save_every=5)
+  stages = ["task/scores/seed0", "task/scores/seed1"]
+  assert rows == {"ours": {"task/NLL": [1.0, 2.0], "task/stage": stages}}
