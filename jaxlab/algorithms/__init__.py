@@ -1,9 +1,37 @@
 """Methods with a state: `init`/`update` pairs built from the other rooms."""
 
+from jaxlab.algorithms.early_exit import alternate_phases
 from jaxlab.algorithms.early_stopping import (
   EarlyStoppingRun,
   predictive_stop,
   run_with_early_stopping,
+)
+from jaxlab.algorithms.large_batch import (
+  Regime,
+  adapt_regime,
+  gradient_noise_weights,
+  scaled_learning_rate,
+)
+from jaxlab.algorithms.mean_teachers import (
+  ContinualMeanTeacherState,
+  MeanTeacherState,
+  continual_mean_teacher,
+  mean_teacher_warm_up,
+  robust_mean_teacher,
+)
+from jaxlab.algorithms.online_adaptation import (
+  AdaptBatch,
+  AdapterState,
+  AdaptInfo,
+  AdaptLoss,
+  FilteredState,
+  GuardedStep,
+  OnlineAdapter,
+  accept_step,
+  adapt_stream,
+  guarded_step,
+  init_optimizer,
+  loss_adapter,
 )
 from jaxlab.algorithms.prior_fitted import (
   PriorFitting,
@@ -16,18 +44,72 @@ from jaxlab.algorithms.prior_fitted import (
   warmup_cosine,
 )
 from jaxlab.algorithms.sequential_optimization import SequentialResult, optimize_on_grid
+from jaxlab.algorithms.source_free import (
+  FineTuned,
+  centroid_pseudo_labels,
+  fine_tune,
+  information_maximization_adaptation,
+  linear_probe_fine_tune,
+)
+from jaxlab.algorithms.test_time import (
+  entropy_minimization,
+  filtered_entropy_minimization,
+  norm_adaptation,
+  norm_affine_only,
+)
+from jaxlab.algorithms.transductive import (
+  ProportionRegularized,
+  cosine_logits,
+  masked_prototype,
+  proportion_regularized_inference,
+)
 
 __all__ = [
+  "accept_step",
+  "adapt_regime",
+  "adapt_stream",
+  "AdaptBatch",
+  "AdapterState",
+  "AdaptInfo",
+  "AdaptLoss",
+  "alternate_phases",
+  "centroid_pseudo_labels",
+  "continual_mean_teacher",
+  "ContinualMeanTeacherState",
+  "cosine_logits",
   "EarlyStoppingRun",
+  "entropy_minimization",
+  "filtered_entropy_minimization",
+  "FilteredState",
+  "fine_tune",
+  "FineTuned",
+  "gradient_noise_weights",
+  "guarded_step",
+  "GuardedStep",
+  "information_maximization_adaptation",
+  "init_optimizer",
+  "linear_probe_fine_tune",
+  "loss_adapter",
   "loss_by_context",
+  "masked_prototype",
+  "mean_teacher_warm_up",
+  "MeanTeacherState",
+  "norm_adaptation",
+  "norm_affine_only",
+  "OnlineAdapter",
   "optimize_on_grid",
   "predictive_stop",
   "prior_fitting",
   "PriorFitting",
   "PriorFittingInfo",
   "PriorFittingState",
+  "proportion_regularized_inference",
+  "ProportionRegularized",
   "query_mean_loss",
+  "Regime",
+  "robust_mean_teacher",
   "run_with_early_stopping",
+  "scaled_learning_rate",
   "SequentialResult",
   "transformer_peak_learning_rate",
   "warmup_cosine",

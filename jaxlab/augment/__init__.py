@@ -1,1 +1,59 @@
 """Inputs and labels in, perturbed inputs and labels out."""
+
+from jaxlab.augment.boxes import BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks
+from jaxlab.augment.corruptions import (
+  SIGNAL_CORRUPTIONS,
+  CorruptionStream,
+  corrupt_signals,
+  corruption_stream,
+)
+from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
+from jaxlab.augment.interpolation import (
+  MultiMixed,
+  RegressionMix,
+  all_pairs_mix,
+  interpolate_pairs,
+  mix_regression_pairs,
+  multi_mixup,
+)
+from jaxlab.augment.mixing import (
+  MixDraw,
+  Mixed,
+  cutmix,
+  draw_mix,
+  mixing_layer,
+  mixup,
+  saliency_box_mix,
+  segment_mix,
+)
+from jaxlab.augment.signals import blur_signals, jitter_signals
+
+__all__ = [
+  "all_pairs_mix",
+  "blur_signals",
+  "box_masks",
+  "box_mix",
+  "BoxMix",
+  "center_surround_saliency",
+  "corrupt_images",
+  "corrupt_signals",
+  "corruption_stream",
+  "CorruptionStream",
+  "cutmix",
+  "draw_mix",
+  "IMAGE_CORRUPTIONS",
+  "interpolate_pairs",
+  "jitter_signals",
+  "mix_regression_pairs",
+  "MixDraw",
+  "Mixed",
+  "mixing_layer",
+  "mixup",
+  "multi_mixup",
+  "MultiMixed",
+  "RegressionMix",
+  "saliency_box_mix",
+  "segment_masks",
+  "segment_mix",
+  "SIGNAL_CORRUPTIONS",
+]

@@ -1,1 +1,86 @@
 """Predictions and targets in, numbers for people out."""
+
+from jaxlab.metrics.calibration import (
+  Reliability,
+  average_calibration_error,
+  confidence_calibration_error,
+  expected_calibration_error,
+  interpolator_temperature_scaled_nll,
+  kolmogorov_smirnov_error,
+  maximum_calibration_error,
+  negative_log_likelihood,
+  reliability_diagram,
+  static_calibration_error,
+)
+from jaxlab.metrics.dynamics import (
+  LogDiffusion,
+  PowerDiffusion,
+  feature_alignment,
+  fit_log_diffusion,
+  fit_power_diffusion,
+  parameter_distance,
+)
+from jaxlab.metrics.early_exit import (
+  CostAccuracy,
+  area_under_cost_curve,
+  cost_accuracy,
+  exit_levels,
+  exited_values,
+  threshold_exits,
+)
+from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
+from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
+from jaxlab.metrics.ranking import auroc
+from jaxlab.metrics.regression import (
+  mean_absolute_percentage_error,
+  pearson_correlation,
+  root_mean_squared_error,
+  worst_group_rmse,
+)
+from jaxlab.metrics.segmentation import (
+  IntersectionAndUnion,
+  MeanIoU,
+  intersection_and_union,
+  mean_iou_by_class,
+)
+from jaxlab.metrics.subgroups import mean_class_accuracy
+
+__all__ = [
+  "area_under_cost_curve",
+  "auroc",
+  "average_calibration_error",
+  "closed_set_error",
+  "confidence_calibration_error",
+  "cost_accuracy",
+  "CostAccuracy",
+  "exit_levels",
+  "exited_values",
+  "expected_calibration_error",
+  "feature_alignment",
+  "fit_log_diffusion",
+  "fit_power_diffusion",
+  "interpolator_temperature_scaled_nll",
+  "intersection_and_union",
+  "IntersectionAndUnion",
+  "kolmogorov_smirnov_error",
+  "LogDiffusion",
+  "maximum_calibration_error",
+  "mean_absolute_percentage_error",
+  "mean_class_accuracy",
+  "mean_iou_by_class",
+  "MeanIoU",
+  "negative_log_likelihood",
+  "open_set_classification_rate",
+  "parameter_distance",
+  "pearson_correlation",
+  "plot_cost_accuracy",
+  "plot_reliability",
+  "plot_stream_error",
+  "PowerDiffusion",
+  "Reliability",
+  "reliability_diagram",
+  "root_mean_squared_error",
+  "static_calibration_error",
+  "threshold_exits",
+  "worst_group_rmse",
+]

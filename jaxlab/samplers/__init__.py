@@ -8,6 +8,11 @@ from jaxlab.samplers.mcmc import (
   initial_walkers,
   stretch_proposal,
 )
+from jaxlab.samplers.mixing import (
+  label_similarity_logits,
+  label_similarity_probabilities,
+  sample_partners,
+)
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, gp_hyper_prior, gp_prior, ridge_prior
 
 __all__ = [
@@ -17,10 +22,13 @@ __all__ = [
   "gp_hyper_prior",
   "gp_prior",
   "initial_walkers",
+  "label_similarity_logits",
+  "label_similarity_probabilities",
   "McmcResult",
   "PriorBatch",
   "ridge_prior",
   "sample_context_size",
+  "sample_partners",
   "stretch_proposal",
   "StretchProposal",
 ]

@@ -1,0 +1,28 @@
+"""Schedule of the joint training of exits and gates."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def alternate_phases(step: chex.Numeric, *, period: int = 200) -> jax.Array:
+  """Whether a step trains the gates or the classifiers.
+
+  Each part learns while the other one stands still, so that a gate judges a classifier as it is.
+
+  Args:
+    step: number of the update, from 0; may be traced or an array.
+    period: updates of a phase.
+
+  Returns:
+    0 for the gates, which begin, and 1 for the classifiers; int32, in the shape of `step`.
+
+  Raises:
+    ValueError: if `period` < 1.
+
+  Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
+  ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
+  """
+  if period < 1:
+    raise ValueError(f"period must be at least 1, got {period}.")
+  return (jnp.asarray(step) // period % 2).astype(jnp.int32)

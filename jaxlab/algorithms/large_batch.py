@@ -1,0 +1,123 @@
+"""Training with large batches as if they were small: rate, schedule and gradient noise."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+
+from jaxlab.losses.contracts import check_range
+
+
+class Regime(NamedTuple):
+  """A training schedule, in epochs.
+
+  Attributes:
+    boundaries: epochs at which the learning rate changes.
+    num_epochs: length of training.
+  """
+
+  boundaries: tuple[int, ...]
+  num_epochs: int
+
+
+def scaled_learning_rate(
+  learning_rate: float,
+  *,
+  batch_size: int,
+  base_batch_size: int,
+  rule: Literal["sqrt", "linear", "none"] = "sqrt",
+) -> float:
+  """Learning rate for a batch of another size than the one it was tuned for.
+
+  The covariance of the update stays what it was with the root of the ratio of sizes; its mean over
+  an epoch stays with the ratio itself.
+
+  Args:
+    learning_rate: the rate tuned for `base_batch_size`.
+    batch_size: examples of a batch now.
+    base_batch_size: examples of the batch that the rate was tuned for.
+    rule: "sqrt" or "linear" in the ratio of sizes, or "none".
+
+  Returns:
+    The learning rate.
+
+  Raises:
+    ValueError: if the rule is unknown or a size is not positive.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4.1,
+  https://arxiv.org/abs/1705.08741.
+  """
+  _check_sizes(batch_size, base_batch_size)
+  ratio = batch_size / base_batch_size
+  factors = {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}
+  if rule not in factors:
+    raise ValueError(f"rule must be 'sqrt', 'linear' or 'none', got {rule!r}.")
+  return learning_rate * factors[rule]
+
+
+def adapt_regime(
+  boundaries: Sequence[int], num_epochs: int, *, batch_size: int, base_batch_size: int
+) -> Regime:
+  """Stretches a schedule so that a large batch does as many updates in each of its phases.
+
+  Too few updates, not the batch itself, are what large batches lose accuracy by.
+
+  Args:
+    boundaries: epochs at which the learning rate changes with `base_batch_size`.
+    num_epochs: length of training with `base_batch_size`.
+    batch_size: examples of a batch now.
+    base_batch_size: examples of the batch that the schedule was made for.
+
+  Returns:
+    The `Regime` with all epochs times the ratio of sizes, rounded up.
+
+  Raises:
+    ValueError: if a size is not positive.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 5,
+  https://arxiv.org/abs/1705.08741.
+  """
+  _check_sizes(batch_size, base_batch_size)
+  factor = -(-batch_size // base_batch_size)
+  return Regime(tuple(epoch * factor for epoch in boundaries), num_epochs * factor)
+
+
+def gradient_noise_weights(
+  key: chex.PRNGKey, *, batch_size: int, base_batch_size: int, scale: chex.Numeric = 1.0
+) -> jax.Array:
+  """Random weights of examples that give a large batch the gradient noise of a small one.
+
+  The mean over the batch of weight times loss has the same expected gradient as without weights.
+
+  Args:
+    key: random key.
+    batch_size: examples of the batch.
+    base_batch_size: examples of the small batch whose noise is wanted.
+    scale: multiplies the noise; 1 matches the covariance of the small batch's gradient.
+
+  Returns:
+    Draws from N(1, scale² (batch_size / base_batch_size - 1)), `[batch_size]`, float32. They may be
+    negative: divide the weighted sum by the size of the batch, never by the weights' sum.
+
+  Raises:
+    ValueError: if `batch_size` < `base_batch_size`, a size is not positive, or `scale` is negative.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4.1,
+  https://arxiv.org/abs/1705.08741.
+  """
+  _check_sizes(batch_size, base_batch_size)
+  if batch_size < base_batch_size:
+    raise ValueError(
+      f"batch_size must be at least base_batch_size {base_batch_size}, got {batch_size}."
+    )
+  check_range("scale", scale, "[0, inf)")
+  deviation = scale * math.sqrt(batch_size / base_batch_size - 1)
+  return 1 + deviation * jax.random.normal(key, (batch_size,))
+
+
+def _check_sizes(batch_size: int, base_batch_size: int) -> None:
+  for name, size in (("batch_size", batch_size), ("base_batch_size", base_batch_size)):
+    if size < 1:
+      raise ValueError(f"{name} must be at least 1, got {size}.")

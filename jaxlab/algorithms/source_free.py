@@ -1,0 +1,337 @@
+"""Adaptation of a source model to a target domain without the source data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.algorithms.online_adaptation import (
+  AdaptBatch,
+  AdaptLoss,
+  ForwardFn,
+  OnlineAdapter,
+  Path,
+  guarded_step,
+  init_optimizer,
+  loss_adapter,
+)
+from jaxlab.losses.adaptation import information_maximization_loss
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+Labelled = tuple[chex.Array, chex.Array]
+
+
+class FineTuned(NamedTuple):
+  """The best parameters of a fine-tuning run.
+
+  Attributes:
+    params: parameters at the step with the lowest validation loss.
+    best_step: number of updates they have seen, int32 `[]`; 0: the start was the best.
+    best_validation_loss: mean cross-entropy there, in nats, `[]`.
+  """
+
+  params: chex.ArrayTree
+  best_step: jax.Array
+  best_validation_loss: jax.Array
+
+
+def centroid_pseudo_labels(
+  features: chex.Array, probs: chex.Array, *, num_rounds: int = 2
+) -> jax.Array:
+  """Labels unlabelled samples by the nearest class centroid, centroids by the model's guesses.
+
+  Where the features are clustered, samples that the head gets wrong lie with those that it gets
+  right, and their cluster outvotes the head.
+
+  Args:
+    features: features of the samples, `[n, d]`.
+    probs: the model's class probabilities, `[n, k]`.
+    num_rounds: how often centroids and labels are renewed, the first time from `probs`, then from
+      the labels.
+
+  Returns:
+    Labels, int32 `[n]`: of the classes that some sample is currently predicted as, the one whose
+    centroid has the smallest cosine distance (a constant 1 is appended to features); the lowest
+    one on ties. No gradient flows.
+
+  Raises:
+    ValueError: if `num_rounds` < 1, or `features` and `probs` are not `[n, d]` and `[n, k]`.
+
+  Reference: Liang et al., SHOT, ICML 2020, equations 4 to 6, https://arxiv.org/abs/2002.08546.
+  """
+  if num_rounds < 1:
+    raise ValueError(f"num_rounds must be at least 1, got {num_rounds}.")
+  features, probs = as_accumulator(features), as_accumulator(probs)
+  if features.ndim != 2 or probs.ndim != 2 or features.shape[0] != probs.shape[0]:
+    raise ValueError(
+      f"features must be [n, d] and probs [n, k], got shapes {features.shape} and {probs.shape}."
+    )
+  features, probs = jax.lax.stop_gradient((features, probs))
+  num_classes = probs.shape[1]
+  features = jnp.pad(features, ((0, 0), (0, 1)), constant_values=1.0)
+  features = _unit(features / jnp.max(jnp.abs(features), axis=1, keepdims=True))
+  affinity, labels = probs, jnp.argmax(probs, axis=1)
+  for _ in range(num_rounds):
+    centroids = affinity.T @ features / (1e-8 + jnp.sum(affinity, axis=0)[:, None])
+    predicted = jnp.sum(jax.nn.one_hot(labels, num_classes), axis=0) > 0
+    distances = jnp.where(predicted, 1 - features @ _unit(centroids).T, jnp.inf)
+    labels = jnp.argmin(distances, axis=1)
+    affinity = jax.nn.one_hot(labels, num_classes)
+  return labels.astype(jnp.int32)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+  return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def fine_tune(
+  key: chex.PRNGKey,
+  apply_fn: ForwardFn,
+  params: chex.ArrayTree,
+  optimizer: optax.GradientTransformation,
+  data: Labelled,
+  validation: Labelled,
+  *,
+  num_steps: int,
+  batch_size: int,
+  trainable: Callable[[Path], bool],
+  eval_every: int = 10,
+  train_fn: Callable[[chex.ArrayTree, chex.Array], tuple[Any, chex.ArrayTree]] | None = None,
+) -> FineTuned:
+  """Trains a part of the parameters on a few labelled examples and keeps the best step.
+
+  One labelled example a class is enough to stop in time, which is what unlabelled target data
+  cannot tell. One `lax.scan`; only the best parameters are carried.
+
+  Args:
+    key: of the order of the examples.
+    apply_fn: `(params, inputs) -> logits [b, k]`, or an output with a field `logits`; in
+      evaluation mode.
+    params: where to begin. Running statistics of normalisation layers, where there are any, are
+      leaves of it too.
+    optimizer: the gradient transformation of the trainable leaves.
+    data: inputs `[n, ...]` and classes, int `[n]`.
+    validation: inputs and classes to stop on.
+    num_steps: number of updates.
+    batch_size: rows of an update. Shuffled epochs follow each other without a gap, so that few
+      examples are repeated, equally often, until a batch is full.
+    trainable: `(path) -> bool`, the path being the names from the root to a leaf; the other
+      leaves do not change.
+    eval_every: updates between evaluations; those after the last one cannot be chosen and are
+      not done.
+    train_fn: `(params, inputs) -> (output, params)` for training mode: the output of normalisation
+      by batch statistics, and `params` with new running statistics. None: `apply_fn`.
+
+  Returns:
+    A `FineTuned`: the evaluation (step 0 among them) with the lowest mean cross-entropy on
+    `validation`, the first one on ties.
+
+  Raises:
+    ValueError: if `num_steps`, `batch_size` or `eval_every` < 1, `data` or `validation` is empty,
+      a label lies outside [0, k), or nothing is trainable.
+
+  Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
+  section 3, https://arxiv.org/abs/2304.00792.
+  """
+  for name, value in (
+    ("num_steps", num_steps),
+    ("batch_size", batch_size),
+    ("eval_every", eval_every),
+  ):
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}.")
+  data, validation = _labelled("data", data), _labelled("validation", validation)
+  params = jax.tree.map(jnp.asarray, params)
+  classes = jax.eval_shape(lambda: _logits(apply_fn(params, validation[0]))).shape[-1]
+  check_range("labels", jnp.concatenate([data[1], validation[1]]), f"[0, {classes})")
+  train_fn = train_fn or (lambda params, inputs: (apply_fn(params, inputs), params))
+
+  def step(carry, rows):
+    inputs, labels = jax.tree.map(lambda array: array[rows], data)
+
+    def objective(params):
+      output, params = train_fn(params, inputs)
+      return _cross_entropy(output, labels), jax.lax.stop_gradient(params)
+
+    stepped = guarded_step(objective, optimizer, *carry, trainable=trainable)
+    # What is not trained may still be renewed: running statistics.
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, new, renewed: new if trainable(_names(path)) else renewed,
+      stepped.params,
+      stepped.aux,
+    )
+    return (params, stepped.opt_state), None
+
+  def validation_loss(params):
+    return _cross_entropy(apply_fn(params, validation[0]), validation[1])
+
+  def phase(carry, rows):
+    state, best, index = carry
+    state, _ = jax.lax.scan(step, state, rows)
+    found = FineTuned(state[0], (index + 1) * eval_every, validation_loss(state[0]))
+    better = found.best_validation_loss < best.best_validation_loss
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+    return (state, best, index + 1), None
+
+  num_phases = num_steps // eval_every
+  start = FineTuned(params, jnp.int32(0), validation_loss(params))
+  opt_state = init_optimizer(optimizer, params, trainable=trainable)
+  carry = ((params, opt_state), start, jnp.int32(0))
+  rows = _repeated_rows(key, data[1].shape[0], num_phases * eval_every * batch_size)
+  (_, best, _), _ = jax.lax.scan(phase, carry, rows.reshape(num_phases, eval_every, batch_size))
+  return best
+
+
+def _labelled(name: str, pair: Labelled) -> tuple[jax.Array, jax.Array]:
+  inputs, labels = map(jnp.asarray, pair)
+  chex.assert_rank(labels, 1)
+  chex.assert_type(labels, int)
+  chex.assert_equal_shape_prefix([inputs, labels], 1)
+  if labels.shape[0] == 0:
+    raise ValueError(f"{name} is empty.")
+  return inputs, labels
+
+
+def _names(path: tuple[Any, ...]) -> Path:
+  return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def _cross_entropy(output: Any, labels: jax.Array) -> jax.Array:
+  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_logits(output), labels))
+
+
+def _logits(output: Any) -> jax.Array:
+  return as_accumulator(getattr(output, "logits", output))
+
+
+def _repeated_rows(key: chex.PRNGKey, num_rows: int, num_draws: int) -> jax.Array:
+  """Shuffled epochs one after the other, `[num_draws]`."""
+  keys = jax.random.split(key, -(-num_draws // num_rows))
+  orders = jax.lax.map(lambda k: jax.random.permutation(k, num_rows), keys)
+  return orders.reshape(-1)[:num_draws]
+
+
+def linear_probe_fine_tune(
+  key: chex.PRNGKey,
+  apply_fn: ForwardFn,
+  params: chex.ArrayTree,
+  head_optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
+  data: Labelled,
+  validation: Labelled,
+  *,
+  num_head_steps: int = 400,
+  num_steps: int,
+  batch_size: int,
+  is_head: Callable[[Path], bool],
+  eval_every: int = 10,
+  trainable: Callable[[Path], bool] = lambda path: True,
+  train_fn: Callable[[chex.ArrayTree, chex.Array], tuple[Any, chex.ArrayTree]] | None = None,
+) -> FineTuned:
+  """Fine-tunes the classifier on frozen features first, then everything from there.
+
+  While the head is still wrong, its gradient would distort the features.
+
+  Args:
+    key: of the order of the examples.
+    apply_fn: as in `fine_tune`.
+    params: where to begin.
+    head_optimizer: for the first stage.
+    optimizer: for the second one.
+    data: as in `fine_tune`.
+    validation: likewise.
+    num_head_steps: updates of the first stage.
+    num_steps: updates of the second one.
+    batch_size: rows of an update.
+    is_head: `(path) -> bool`, the leaves that the first stage trains.
+    eval_every: updates between evaluations.
+    trainable: the leaves that the second stage trains; all by default, which running statistics
+      must not be among.
+    train_fn: as in `fine_tune`, for the second stage: frozen features stay in evaluation mode.
+
+  Returns:
+    The `FineTuned` of the second stage, which begins at the best step of the first one.
+
+  Raises:
+    ValueError: as `fine_tune`.
+
+  Reference: Kumar et al., Fine-Tuning can Distort Pretrained Features, ICLR 2022,
+  https://arxiv.org/abs/2202.10054; Lee et al., https://arxiv.org/abs/2304.00792.
+  """
+  head_key, key = jax.random.split(key)
+  probed = fine_tune(
+    head_key,
+    apply_fn,
+    params,
+    head_optimizer,
+    data,
+    validation,
+    num_steps=num_head_steps,
+    batch_size=batch_size,
+    trainable=is_head,
+    eval_every=eval_every,
+  )
+  return fine_tune(
+    key,
+    apply_fn,
+    probed.params,
+    optimizer,
+    data,
+    validation,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    trainable=trainable,
+    eval_every=eval_every,
+    train_fn=train_fn,
+  )
+
+
+def information_maximization_adaptation(
+  apply_fn: ForwardFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  pseudo_label_weight: chex.Numeric = 0.3,
+  trainable: Callable[[Path], bool],
+) -> OnlineAdapter:
+  """SHOT: sure and diverse predictions, and cross-entropy to centroid pseudo-labels.
+
+  The head, which knows the source classes, is usually not `trainable`: the features move to it.
+
+  Args:
+    apply_fn: `(params, inputs) -> outputs` with `features` `[b, d]` and `logits` `[b, k]`.
+    optimizer: steps the trained leaves, once a batch.
+    pseudo_label_weight: weight of the cross-entropy, >= 0.
+    trainable: `(path) -> bool`, which leaves are trained.
+
+  Returns:
+    An `OnlineAdapter` with `init(params) -> AdapterState`. Its update takes pseudo-labels, int
+    `[b]`, as an optional fourth argument, such as those of an epoch (`adapt_stream` hands them on
+    as `source_batches`); without them they are the `centroid_pseudo_labels` of the batch.
+
+  Raises:
+    ValueError: if `pseudo_label_weight` < 0; on a call, if no leaf is trained.
+
+  Reference: Liang et al., Do We Really Need to Access the Source Data?, ICML 2020,
+  https://arxiv.org/abs/2002.08546.
+  """
+  check_range("pseudo_label_weight", pseudo_label_weight, "[0, inf)")
+
+  def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
+    del key
+    (_, labels), logits = batch.inputs, as_accumulator(batch.outputs.logits)
+    if labels is None:
+      labels = centroid_pseudo_labels(batch.outputs.features, jax.nn.softmax(logits))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return AdaptLoss(information_maximization_loss(logits) + pseudo_label_weight * cross_entropy)
+
+  adapter = loss_adapter(
+    lambda params, inputs: apply_fn(params, inputs[0]), loss_fn, optimizer, trainable=trainable
+  )
+
+  def update(key, state, inputs, pseudo_labels=None):
+    return adapter.update(key, state, (inputs, pseudo_labels))
+
+  return OnlineAdapter(adapter.init, update)

@@ -1,0 +1,169 @@
+"""Test-time adaptation: a source model meets a stream of shifted, unlabelled batches.
+
+Every adapter has one interface, `OnlineAdapter`, and runs over a stream by `adapt_stream`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.algorithms.mean_teachers import (
+  ContinualMeanTeacherState,
+  MeanTeacherState,
+  continual_mean_teacher,
+  mean_teacher_warm_up,
+  robust_mean_teacher,
+)
+from jaxlab.algorithms.online_adaptation import (
+  AdaptBatch,
+  AdapterState,
+  AdaptInfo,
+  AdaptLoss,
+  FilteredState,
+  ForwardFn,
+  OnlineAdapter,
+  Path,
+  adapt_stream,
+  loss_adapter,
+)
+from jaxlab.losses.adaptation import (
+  confidence_difference_mask,
+  open_set_entropy_loss,
+  softmax_entropy,
+)
+from jaxlab.losses.contracts import check_range
+
+__all__ = [
+  "AdaptBatch",
+  "AdaptInfo",
+  "AdaptLoss",
+  "AdapterState",
+  "ContinualMeanTeacherState",
+  "FilteredState",
+  "MeanTeacherState",
+  "OnlineAdapter",
+  "adapt_stream",
+  "continual_mean_teacher",
+  "entropy_minimization",
+  "filtered_entropy_minimization",
+  "loss_adapter",
+  "mean_teacher_warm_up",
+  "norm_adaptation",
+  "norm_affine_only",
+  "robust_mean_teacher",
+]
+
+
+def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:
+  """Predicts by the statistics of each batch and learns nothing.
+
+  Where `forward_fn` normalises by stored statistics instead, this is the source model: the frame
+  in which both baselines run as every other adapter does.
+
+  Args:
+    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
+
+  Returns:
+    An `OnlineAdapter` with `init(params) -> AdapterState`; its loss, `selected` and `skipped` are
+    0.
+
+  Reference: Schneider et al., Improving robustness against common corruptions by covariate shift
+  adaptation, NeurIPS 2020, https://arxiv.org/abs/2006.16971.
+  """
+
+  def init(params):
+    return AdapterState(jax.tree.map(jnp.asarray, params), ())
+
+  def update(key, state, inputs):
+    del key
+    logits = forward_fn(state.params, inputs).logits
+    zero = jnp.zeros((), jnp.float32)
+    return state, AdaptInfo(logits, zero, jnp.zeros(logits.shape[0], jnp.float32), zero)
+
+  return OnlineAdapter(init, update)
+
+
+def norm_affine_only(path: Path) -> bool:
+  """Whether a leaf is a scale or a bias of a normalisation layer.
+
+  Args:
+    path: names from the root to the leaf.
+
+  Returns:
+    True for a leaf named `scale` or `bias` below a module whose name, lower-cased, holds `norm` or
+    `bn`.
+
+  Reference: Wang et al., Tent, ICLR 2021, section 3.2, https://arxiv.org/abs/2006.10726.
+  """
+  *modules, leaf = (str(name) for name in path)
+  is_norm = any(tag in name.lower() for name in modules for tag in ("norm", "bn"))
+  return leaf in ("scale", "bias") and is_norm
+
+
+def entropy_minimization(
+  forward_fn: ForwardFn, optimizer: optax.GradientTransformation, *, trainable=norm_affine_only
+) -> OnlineAdapter:
+  """Tent: makes predictions sure, by the scales and biases of normalisation layers.
+
+  Args:
+    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
+    optimizer: steps the trained leaves, once a batch.
+    trainable: `(path) -> bool`, which leaves are trained.
+
+  Returns:
+    An `OnlineAdapter` with `init(params) -> AdapterState`.
+
+  Raises:
+    ValueError: on a call, if no leaf is trained.
+
+  Reference: Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021,
+  https://arxiv.org/abs/2006.10726.
+  """
+
+  def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
+    del key
+    return AdaptLoss(softmax_entropy(batch.outputs.logits))
+
+  return loss_adapter(forward_fn, loss_fn, optimizer, trainable=trainable)
+
+
+def filtered_entropy_minimization(
+  forward_fn: ForwardFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  trainable=norm_affine_only,
+  diversity_weight: chex.Numeric = 0.5,
+) -> OnlineAdapter:
+  """Entropy minimisation on the rows that are not less sure than they were in the source model.
+
+  Rows that are wrong, or of a class the model does not know, lose confidence against the crowd of
+  the others; without them, adaptation over long streams does not run away.
+
+  Args:
+    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`; the frozen source model runs
+      on each batch as well.
+    optimizer: steps the trained leaves, once a batch.
+    trainable: `(path) -> bool`, which leaves are trained.
+    diversity_weight: weight of the entropy of the mean prediction, which is maximised, >= 0.
+
+  Returns:
+    An `OnlineAdapter` with `init(params) -> FilteredState`; `selected` marks the rows kept.
+
+  Raises:
+    ValueError: if `diversity_weight` < 0; on a call, if no leaf is trained.
+
+  Reference: Lee et al., Towards Open-Set Test-Time Adaptation Utilizing the Wisdom of Crowds in
+  Entropy Minimization, ICCV 2023, https://arxiv.org/abs/2308.06879.
+  """
+  check_range("diversity_weight", diversity_weight, "[0, inf)")
+
+  def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
+    del key
+    logits, source = batch.outputs.logits, batch.source_outputs.logits
+    return AdaptLoss(
+      open_set_entropy_loss(logits, source, diversity_weight=diversity_weight),
+      confidence_difference_mask(logits, source),
+    )
+
+  return loss_adapter(forward_fn, loss_fn, optimizer, trainable=trainable, keep_source=True)

@@ -1,0 +1,138 @@
+"""Boxes and segments that one example pastes into another, and a saliency that places them."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+# Keeps the side of a box from falling below a whole number of pixels by rounding alone.
+_ROUNDING = 1e-6
+_SURROUND_RADII = (1, 2, 4)
+
+
+class BoxMix(NamedTuple):
+  """Images with pasted pixels.
+
+  Attributes:
+    images: the images, in their shape and dtype.
+    ratio: share of pixels that an image kept, float32 `[b]`.
+  """
+
+  images: chex.Array
+  ratio: chex.Array
+
+
+def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxMix:
+  """Takes the partner's pixels where a mask says so.
+
+  Args:
+    images: `[b, h, w, c]`, or signals `[b, t, c]`.
+    partners: the same shape, such as `images[permutation]`.
+    masks: 1 where the partner goes and 0 elsewhere, `[b, h, w]` or `[b, t]`.
+
+  Returns:
+    A `BoxMix`; a ratio is 1 minus the share of pixels taken.
+
+  Reference: Yun et al., CutMix, ICCV 2019, section 3, https://arxiv.org/abs/1905.04899.
+  """
+  images, partners, masks = jnp.asarray(images), jnp.asarray(partners), jnp.asarray(masks)
+  chex.assert_equal_shape([images, partners])
+  chex.assert_shape(masks, images.shape[:-1])
+  taken = masks > 0.5
+  pixels = taken[0].size
+  counts = jnp.sum(taken.reshape(-1, pixels), axis=-1, dtype=jnp.float32)
+  mixed = jnp.where(taken[..., None], partners.astype(images.dtype), images)
+  return BoxMix(mixed, 1.0 - counts / pixels)
+
+
+def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: int) -> jax.Array:
+  """Boxes of which an image keeps about the share `ratio`, clipped at the borders.
+
+  Args:
+    centers: row and column of each centre, `[b, 2]`.
+    ratio: share that is kept, `[b]` or one for all, in [0, 1]; the sides are those of the image
+      times sqrt(1 - ratio), rounded down to even numbers.
+    height: height h of the images in pixels.
+    width: width w.
+
+  Returns:
+    1 in the box and 0 elsewhere, float32 `[b, h, w]`.
+
+  Raises:
+    ValueError: if a ratio lies outside [0, 1].
+
+  Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
+  """
+  centers = jnp.asarray(centers)
+  chex.assert_shape(centers, (None, 2))
+  scale = jnp.sqrt(1.0 - _row_ratios(ratio, centers.shape[0]))
+  rows = _span(centers[:, 0], height * scale, height)
+  columns = _span(centers[:, 1], width * scale, width)
+  return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+
+
+def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> jax.Array:
+  """Segments of which a signal keeps about the share `ratio`, clipped at the ends.
+
+  Args:
+    centers: position of each centre, `[b]`.
+    ratio: share that is kept, `[b]` or one for all, in [0, 1].
+    length: length t of the signals.
+
+  Returns:
+    1 in the segment and 0 elsewhere, float32 `[b, t]`.
+
+  Raises:
+    ValueError: if a ratio lies outside [0, 1].
+
+  Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
+  """
+  centers = jnp.asarray(centers)
+  chex.assert_rank(centers, 1)
+  kept = _row_ratios(ratio, centers.shape[0])
+  return _span(centers, length * (1.0 - kept), length).astype(jnp.float32)
+
+
+def center_surround_saliency(images: chex.Array) -> jax.Array:
+  """How much every pixel stands out from its neighbourhood, at three scales.
+
+  Args:
+    images: `[b, h, w, c]`.
+
+  Returns:
+    The mean over channels of the distances to the box means of sides 3, 5 and 9 (borders repeated
+    outwards), `[b, h, w]`, in float32 or wider.
+
+  Reference: Montabone and Soto, Human detection using a mobile platform and novel features derived
+  from a visual saliency mechanism, Image and Vision Computing 2010; the use for mixing is that of
+  Uddin et al., SaliencyMix, ICLR 2021, https://arxiv.org/abs/2006.01791.
+  """
+  images = as_accumulator(images)
+  chex.assert_rank(images, 4)
+  contrasts = (jnp.abs(images - _box_mean(images, radius)) for radius in _SURROUND_RADII)
+  return jnp.mean(sum(contrasts), axis=-1)
+
+
+def _row_ratios(ratio: chex.Numeric, batch_size: int) -> jax.Array:
+  check_range("ratio", ratio, "[0, 1]")
+  return jnp.broadcast_to(as_accumulator(ratio), (batch_size,))
+
+
+def _span(centers: jax.Array, side: jax.Array, size: int) -> jax.Array:
+  """Whether positions `[size]` lie within half a side of each centre, `[b, size]`."""
+  half = jnp.floor(side + _ROUNDING).astype(jnp.int32)[:, None] // 2
+  centers, positions = centers[:, None], jnp.arange(size)
+  return (positions >= centers - half) & (positions < centers + half)
+
+
+def _box_mean(images: jax.Array, radius: int) -> jax.Array:
+  side = 2 * radius + 1
+  border = (radius, radius)
+  sums = jnp.pad(images, ((0, 0), border, border, (0, 0)), mode="edge")
+  for window in ((1, side, 1, 1), (1, 1, side, 1)):
+    zero = jnp.zeros((), sums.dtype)
+    sums = jax.lax.reduce_window(sums, zero, jax.lax.add, window, (1, 1, 1, 1), "VALID")
+  return sums / side**2

@@ -1,0 +1,176 @@
+"""Convex combinations of examples: of given pairs, of several at once, of all pairs of a set."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+class RegressionMix(NamedTuple):
+  """Mixed pairs of a regression set.
+
+  Attributes:
+    inputs: mixed inputs, `[b, ...]`.
+    targets: targets mixed in the same ratio, `[b, d]`.
+    ratio: share of the first of each pair, one for the batch, float32 `[]`.
+  """
+
+  inputs: chex.Array
+  targets: chex.Array
+  ratio: chex.Array
+
+
+class MultiMixed(NamedTuple):
+  """A batch of which each row mixes several examples.
+
+  Attributes:
+    inputs: mixed inputs, `[b, ...]`.
+    labels: labels of the examples in a row, `[m, b]`; the first are those of the rows themselves.
+    weights: shares of the examples, one set for the batch, float32 `[m]`, of sum 1.
+  """
+
+  inputs: chex.Array
+  labels: chex.ArrayTree
+  weights: chex.Array
+
+
+def interpolate_pairs(
+  inputs: chex.Array, permutation: chex.Array, ratio: chex.Numeric
+) -> jax.Array:
+  """Mixes every row with its partner: ratio x + (1 - ratio) x[permutation].
+
+  Args:
+    inputs: inputs or hidden activations, `[b, ...]`; integers give float32.
+    permutation: row of each partner, `[b]`.
+    ratio: share of the row itself, `[b]` or one for all, in [0, 1].
+
+  Returns:
+    The mixed rows, `[b, ...]`.
+
+  Raises:
+    ValueError: if a ratio lies outside [0, 1].
+
+  Reference: Verma et al., Manifold Mixup, ICML 2019, https://arxiv.org/abs/1806.05236.
+  """
+  inputs, permutation = jnp.asarray(inputs), jnp.asarray(permutation)
+  chex.assert_shape(permutation, inputs.shape[:1])
+  check_range("ratio", ratio, "[0, 1]")
+  ratio = jnp.broadcast_to(as_accumulator(ratio), permutation.shape)
+  return _interpolate(inputs, inputs[permutation], ratio)
+
+
+def mix_regression_pairs(
+  key: chex.PRNGKey,
+  inputs: chex.Array,
+  targets: chex.Array,
+  indices: chex.Array,
+  partners: chex.Array,
+  *,
+  alpha: chex.Numeric = 2.0,
+) -> RegressionMix:
+  """Convex combinations of given pairs, inputs and targets alike.
+
+  Args:
+    key: random key.
+    inputs: training inputs, `[n, ...]`.
+    targets: training targets, `[n, d]`.
+    indices: first row of each pair, `[b]`, such as a shuffled epoch's batch.
+    partners: second row of each pair, `[b]`, such as `samplers.sample_partners` draws.
+    alpha: one ratio for the batch is drawn from Beta(alpha, alpha), alpha > 0.
+
+  Returns:
+    A `RegressionMix`.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
+  """
+  check_range("alpha", alpha, "(0, inf)")
+  inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
+  indices, partners = jnp.asarray(indices), jnp.asarray(partners)
+  chex.assert_equal_shape_prefix([inputs, targets], 1)
+  chex.assert_rank([indices, partners], 1)
+  chex.assert_equal_shape([indices, partners])
+  ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
+  mixed = (_interpolate(array[indices], array[partners], ratio) for array in (inputs, targets))
+  return RegressionMix(*mixed, ratio)
+
+
+def multi_mixup(
+  key: chex.PRNGKey,
+  inputs: chex.Array,
+  labels: chex.ArrayTree,
+  *,
+  num_mixed: int = 2,
+  alpha: chex.Numeric = 1.0,
+) -> MultiMixed:
+  """Convex combinations of several examples of a batch.
+
+  Its loss is `losses.multi_mixup_cross_entropy`; two examples at alpha 1 are mixup at alpha 1.
+
+  Args:
+    key: random key.
+    inputs: `[b, ...]`; integers give float32.
+    labels: pytree of arrays `[b, ...]`.
+    num_mixed: number m of examples in a row.
+    alpha: the weights are drawn from a symmetric Dirichlet(alpha), alpha > 0.
+
+  Returns:
+    A `MultiMixed`.
+
+  Raises:
+    ValueError: if `num_mixed` < 2 or `alpha` is not positive.
+
+  Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
+  Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
+  """
+  check_range("alpha", alpha, "(0, inf)")
+  if num_mixed < 2:
+    raise ValueError(f"num_mixed must be at least 2, got {num_mixed}.")
+  inputs, labels = jnp.asarray(inputs), jax.tree.map(jnp.asarray, labels)
+  chex.assert_tree_shape_prefix(labels, inputs.shape[:1])
+  b = inputs.shape[0]
+  weight_key, order_key = jax.random.split(key)
+  concentration = jnp.full((num_mixed,), alpha, jnp.float32)
+  weights = jax.random.dirichlet(weight_key, concentration, dtype=jnp.float32)
+  orders = [jax.random.permutation(k, b) for k in jax.random.split(order_key, num_mixed - 1)]
+  orders = jnp.stack([jnp.arange(b), *orders])
+  mixed = sum(weights[i] * as_accumulator(inputs)[orders[i]] for i in range(num_mixed))
+  labels = jax.tree.map(lambda leaf: leaf[orders], labels)
+  return MultiMixed(mixed.astype(_mixed_dtype(inputs)), labels, weights)
+
+
+def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
+  """All n^2 mixtures of a set with itself, for the objective that mixup samples.
+
+  Args:
+    inputs: `[n, ...]`; integers give float32.
+    ratio: share of the example of the first axis, in [0, 1].
+
+  Returns:
+    `[n, n, ...]`; entry (i, j) is ratio x_i + (1 - ratio) x_j.
+
+  Raises:
+    ValueError: if `ratio` lies outside [0, 1].
+
+  Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
+  https://arxiv.org/abs/2303.08433.
+  """
+  check_range("ratio", ratio, "[0, 1]")
+  inputs = jnp.asarray(inputs)
+  return _interpolate(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
+
+
+def _interpolate(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
+  """Mixes in float32 or wider; the ratio's axes are the leading ones."""
+  ratio = ratio.reshape(*ratio.shape, *(1,) * (first.ndim - ratio.ndim))
+  a, b, ratio = as_accumulator(first, second, ratio)
+  return (ratio * a + (1.0 - ratio) * b).astype(_mixed_dtype(first))
+
+
+def _mixed_dtype(inputs: jax.Array) -> jnp.dtype:
+  return inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32

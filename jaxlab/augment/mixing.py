@@ -1,0 +1,305 @@
+"""Mixing examples: convex combinations, pasted boxes and segments, hidden layers.
+
+One door: every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and gives a
+`Mixed`, and every loss of two labels (`jaxlab.losses.mixup`) takes what a `Mixed` holds, so that
+any policy goes with any loss:
+
+    mixed = augment.cutmix(key, images, labels, alpha=0.2)
+    logits = apply(params, mixed.inputs)
+    values = losses.decoupled_mixup_loss(logits, mixed.labels_a, mixed.labels_b, mixed.ratio)
+
+Mixing hidden activations needs the network's help: `draw_mix` and `mixing_layer` draw once, and the
+network calls `interpolate_pairs` at the layer drawn. The ratio is always the share of the first
+example, the one that stands in its own row.
+"""
+
+import operator
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.augment.boxes import (
+  BoxMix,
+  box_masks,
+  box_mix,
+  center_surround_saliency,
+  segment_masks,
+)
+from jaxlab.augment.interpolation import (
+  MultiMixed,
+  RegressionMix,
+  all_pairs_mix,
+  interpolate_pairs,
+  mix_regression_pairs,
+  multi_mixup,
+)
+from jaxlab.losses.contracts import check_range
+
+# Whatever mixes is to be had here, wherever its arithmetic stands.
+__all__ = [
+  "BoxMix",
+  "MixDraw",
+  "Mixed",
+  "MultiMixed",
+  "RegressionMix",
+  "all_pairs_mix",
+  "box_masks",
+  "box_mix",
+  "center_surround_saliency",
+  "cutmix",
+  "draw_mix",
+  "interpolate_pairs",
+  "mix_regression_pairs",
+  "mixing_layer",
+  "mixup",
+  "multi_mixup",
+  "saliency_box_mix",
+  "segment_masks",
+  "segment_mix",
+]
+
+
+class Mixed(NamedTuple):
+  """A mixed batch, as every policy gives it and every mixup loss takes it.
+
+  Attributes:
+    inputs: the mixed inputs, `[b, ...]`.
+    labels_a: labels of the rows themselves: the labels given, unchanged.
+    labels_b: labels of the partners.
+    ratio: share of a row's own example, float32 `[b]`.
+    permutation: row of each partner, int32 `[b]`.
+  """
+
+  inputs: chex.Array
+  labels_a: chex.ArrayTree
+  labels_b: chex.ArrayTree
+  ratio: chex.Array
+  permutation: chex.Array
+
+
+class MixDraw(NamedTuple):
+  """Which rows are mixed, and how.
+
+  Attributes:
+    ratio: share of a row's own example, float32 `[b]`.
+    permutation: row of each partner, int32 `[b]`.
+  """
+
+  ratio: chex.Array
+  permutation: chex.Array
+
+
+def mixup(
+  key: chex.PRNGKey,
+  inputs: chex.Array,
+  labels: chex.ArrayTree,
+  *,
+  alpha: chex.Numeric = 1.0,
+  per_example: bool = False,
+) -> Mixed:
+  """Convex combinations of random pairs of a batch.
+
+  Args:
+    key: random key.
+    inputs: `[b, ...]`; integers give float32.
+    labels: pytree of arrays `[b, ...]`.
+    alpha: ratios are drawn from Beta(alpha, alpha), alpha > 0.
+    per_example: whether every row draws a ratio of its own; else one serves the batch.
+
+  Returns:
+    A `Mixed`.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018,
+  https://arxiv.org/abs/1710.09412.
+  """
+  inputs = _batch(inputs, labels)
+  draw = draw_mix(key, batch_size=inputs.shape[0], alpha=alpha, per_example=per_example)
+  return _mixed(interpolate_pairs(inputs, draw.permutation, draw.ratio), labels, draw)
+
+
+def cutmix(
+  key: chex.PRNGKey,
+  images: chex.Array,
+  labels: chex.ArrayTree,
+  *,
+  alpha: chex.Numeric = 1.0,
+  per_example: bool = False,
+) -> Mixed:
+  """Pastes a box of a random partner into every image.
+
+  Args:
+    key: random key.
+    images: `[b, h, w, c]`.
+    labels: pytree of arrays `[b, ...]`.
+    alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0; the box is clipped
+      at the borders, and the ratio returned counts the pixels.
+    per_example: whether every row draws a box of its own; else one serves the batch.
+
+  Returns:
+    A `Mixed`, its inputs in the dtype of `images`.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Yun et al., CutMix, ICCV 2019, https://arxiv.org/abs/1905.04899.
+  """
+  images = _batch(images, labels, rank=4)
+  b, height, width, _ = images.shape
+  draw_key, center_key = jax.random.split(key)
+  draw = draw_mix(draw_key, batch_size=b, alpha=alpha, per_example=per_example)
+  shape = (b if per_example else 1, 2)
+  centers = jax.random.randint(center_key, shape, 0, jnp.array([height, width]))
+  centers = jnp.broadcast_to(centers, (b, 2))
+  masks = box_masks(centers, draw.ratio, height=height, width=width)
+  return _pasted(images, labels, draw, masks)
+
+
+def saliency_box_mix(
+  key: chex.PRNGKey, images: chex.Array, labels: chex.ArrayTree, *, alpha: chex.Numeric = 1.0
+) -> Mixed:
+  """Pastes the partner's box around its most salient pixel.
+
+  A box at random may show nothing of the partner whose label it brings along; the saliency is that
+  of `center_surround_saliency`, and its first maximum is the centre.
+
+  Args:
+    key: random key.
+    images: `[b, h, w, c]`.
+    labels: pytree of arrays `[b, ...]`.
+    alpha: the share that is kept is drawn from Beta(alpha, alpha), one for the batch, alpha > 0.
+
+  Returns:
+    A `Mixed`, its inputs in the dtype of `images`.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Uddin et al., SaliencyMix, ICLR 2021, https://arxiv.org/abs/2006.01791.
+  """
+  images = _batch(images, labels, rank=4)
+  b, height, width, _ = images.shape
+  draw = draw_mix(key, batch_size=b, alpha=alpha)
+  saliency = center_surround_saliency(images)[draw.permutation]
+  peaks = jnp.argmax(saliency.reshape(b, -1), axis=-1)
+  centers = jnp.stack([peaks // width, peaks % width], axis=-1)
+  masks = box_masks(centers, draw.ratio, height=height, width=width)
+  return _pasted(images, labels, draw, masks)
+
+
+def segment_mix(
+  key: chex.PRNGKey,
+  signals: chex.Array,
+  labels: chex.ArrayTree,
+  *,
+  alpha: chex.Numeric = 1.0,
+  per_example: bool = False,
+) -> Mixed:
+  """Pastes a segment of a random partner into every signal: `cutmix` in one dimension.
+
+  Args:
+    key: random key.
+    signals: `[b, t, c]`.
+    labels: pytree of arrays `[b, ...]`.
+    alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0.
+    per_example: whether every row draws a segment of its own; else one serves the batch.
+
+  Returns:
+    A `Mixed`, its inputs in the dtype of `signals`.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Yun et al., CutMix, ICCV 2019, https://arxiv.org/abs/1905.04899.
+  """
+  signals = _batch(signals, labels, rank=3)
+  b, length, _ = signals.shape
+  draw_key, center_key = jax.random.split(key)
+  draw = draw_mix(draw_key, batch_size=b, alpha=alpha, per_example=per_example)
+  centers = jax.random.randint(center_key, (b if per_example else 1,), 0, length)
+  masks = segment_masks(jnp.broadcast_to(centers, (b,)), draw.ratio, length=length)
+  return _pasted(signals, labels, draw, masks)
+
+
+def draw_mix(
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  alpha: chex.Numeric = 1.0,
+  per_example: bool = False,
+  majority: bool = False,
+) -> MixDraw:
+  """Draws partners and ratios for a batch.
+
+  Args:
+    key: random key.
+    batch_size: number b of rows.
+    alpha: ratios are drawn from Beta(alpha, alpha), alpha > 0.
+    per_example: whether every row draws a ratio of its own; else one serves the batch.
+    majority: whether the larger share goes to the row itself, max(ratio, 1 - ratio): where its
+      label is known and its partner's guessed, the known one dominates.
+
+  Returns:
+    A `MixDraw`; partners are a uniform permutation of the rows.
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  Reference: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412.
+  """
+  check_range("alpha", alpha, "(0, inf)")
+  ratio_key, order_key = jax.random.split(key)
+  shape = (batch_size if per_example else 1,)
+  ratio = jax.random.beta(ratio_key, alpha, alpha, shape, jnp.float32)
+  if majority:
+    ratio = jnp.maximum(ratio, 1.0 - ratio)
+  order = jax.random.permutation(order_key, batch_size).astype(jnp.int32)
+  return MixDraw(jnp.broadcast_to(ratio, (batch_size,)), order)
+
+
+def mixing_layer(key: chex.PRNGKey, *, num_layers: int) -> jax.Array:
+  """Draws the layer at which manifold mixup mixes.
+
+  The network calls back at each of its layers, and the callback mixes where the number fits
+  (`jnp.where` or `jax.lax.switch`), so that one program serves all layers.
+
+  Args:
+    key: random key.
+    num_layers: number of layers, the input among them as layer 0.
+
+  Returns:
+    A number in `[0, num_layers)`, int32 `[]`.
+
+  Raises:
+    ValueError: if `num_layers` < 1.
+
+  Reference: Verma et al., Manifold Mixup, ICML 2019, https://arxiv.org/abs/1806.05236.
+  """
+  if num_layers < 1:
+    raise ValueError(f"num_layers must be at least 1, got {num_layers}.")
+  return jax.random.randint(key, (), 0, num_layers, jnp.int32)
+
+
+def _batch(inputs: chex.Array, labels: chex.ArrayTree, rank: int | None = None) -> jax.Array:
+  """The inputs as an array, after a look at the shapes."""
+  inputs = jnp.asarray(inputs)
+  if rank is not None:
+    chex.assert_rank(inputs, rank)
+  chex.assert_tree_shape_prefix(jax.tree.map(jnp.asarray, labels), inputs.shape[:1])
+  return inputs
+
+
+def _mixed(inputs: jax.Array, labels: chex.ArrayTree, draw: MixDraw) -> Mixed:
+  labels = jax.tree.map(jnp.asarray, labels)
+  partners = jax.tree.map(operator.itemgetter(draw.permutation), labels)
+  return Mixed(inputs, labels, partners, *draw)
+
+
+def _pasted(images: jax.Array, labels: chex.ArrayTree, draw: MixDraw, masks: jax.Array) -> Mixed:
+  """What counts is the share of pixels, not the one that was drawn."""
+  pasted = box_mix(images, images[draw.permutation], masks)
+  return _mixed(pasted.images, labels, draw._replace(ratio=pasted.ratio))

@@ -1,0 +1,76 @@
+"""Augmentation and smoothing of standardised signals `[b, T, c]`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+_BLUR_RADIUS = 6
+_MAX_SHIFT = 2
+
+
+def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
+  """Perturbs each signal as its class allows: gain, shift, offset, noise and sometimes blur.
+
+  The twin of the colour jitter, small affine maps, blur and noise that test-time adaptation of
+  image classifiers augments with: y = g x(shifted by s) + o + .05 noise with g ~ U(.7, 1.3),
+  s ~ U{-2..2} (the edge values fill in), o ~ U(-.2, .2), then with probability 1/2 a Gaussian blur
+  of standard deviation U(.001, .5). Every row draws its own.
+
+  Args:
+    key: random key.
+    signals: standardised signals, `[b, T, c]`.
+
+  Returns:
+    The perturbed signals, in the shape and dtype of `signals`.
+
+  Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 3.3,
+  https://arxiv.org/abs/2211.13081.
+  """
+  signals = jnp.asarray(signals)
+  chex.assert_rank(signals, 3)
+  chex.assert_type(signals, float)
+  rows, length, _ = signals.shape
+  wide = as_accumulator(signals)
+  gain_key, shift_key, offset_key, noise_key, coin_key, std_key = jax.random.split(key, 6)
+  per_row = (rows, 1, 1)
+  shift = jax.random.randint(shift_key, per_row, -_MAX_SHIFT, _MAX_SHIFT + 1)
+  index = jnp.clip(jnp.arange(length)[:, None] - shift, 0, length - 1)
+  moved = jnp.take_along_axis(wide, index, axis=1)
+  gain = jax.random.uniform(gain_key, per_row, wide.dtype, 0.7, 1.3)
+  offset = jax.random.uniform(offset_key, per_row, wide.dtype, -0.2, 0.2)
+  noisy = gain * moved + offset + 0.05 * jax.random.normal(noise_key, wide.shape, wide.dtype)
+  std = jax.random.uniform(std_key, (rows,), wide.dtype, 0.001, 0.5)
+  coin = jax.random.bernoulli(coin_key, 0.5, per_row)
+  return jnp.where(coin, blur_signals(noisy, std), noisy).astype(signals.dtype)
+
+
+def blur_signals(signals: chex.Array, std: chex.Numeric) -> jax.Array:
+  """Smooths signals by a Gaussian kernel of radius 6, normalised, with edge padding.
+
+  Args:
+    signals: `[b, T, c]`.
+    std: standard deviation of the kernel in samples, a scalar or one a row, `[b]`.
+
+  Returns:
+    The smoothed signals, in the shape and dtype of `signals`.
+
+  Raises:
+    ValueError: if `std` is not positive.
+  """
+  check_range("std", std, "(0, inf)")
+  signals = jnp.asarray(signals)
+  chex.assert_rank(signals, 3)
+  chex.assert_type(signals, float)
+  wide = as_accumulator(signals)
+  std = jnp.asarray(std, wide.dtype)
+  if std.ndim:
+    chex.assert_shape(std, signals.shape[:1])
+  rows, length, _ = signals.shape
+  offsets = jnp.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
+  kernel = jnp.exp(-jnp.square(offsets / std[..., None]) / 2)
+  kernel = jnp.broadcast_to(kernel / kernel.sum(-1, keepdims=True), (rows, offsets.size))
+  padded = jnp.pad(wide, ((0, 0), (_BLUR_RADIUS, _BLUR_RADIUS), (0, 0)), mode="edge")
+  blurred = sum(kernel[:, i, None, None] * padded[:, i : i + length] for i in range(offsets.size))
+  return blurred.astype(signals.dtype)

@@ -1,0 +1,300 @@
+"""Objectives of adaptation without labels: entropies, consistency, prototypes, selection."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+_MIN_NORM = 1e-12
+_MIN_COSINE_NORM = 1e-8
+_LOG_OFFSET = 1e-5
+
+
+def softmax_entropy(logits: chex.Array) -> jax.Array:
+  """Entropy of the softmax of logits: how unsure a prediction is.
+
+  Args:
+    logits: scores, `[..., k]`.
+
+  Returns:
+    Entropies in nats, `[...]`, in float32 or wider.
+
+  Reference: Wang et al., Tent, ICLR 2021, equation 1, https://arxiv.org/abs/2006.10726.
+  """
+  log_probs = jax.nn.log_softmax(as_accumulator(logits))
+  return _cross_entropy(log_probs, log_probs)
+
+
+def _cross_entropy(log_target: jax.Array, log_probs: jax.Array) -> jax.Array:
+  """-sum p log q from log p and log q, with 0 log 0 = 0; NaN stays NaN."""
+  target = jnp.exp(log_target)
+  return -jnp.sum(target * jnp.where(target == 0, 0.0, log_probs), axis=-1)
+
+
+def symmetric_cross_entropy(
+  logits: chex.Array, teacher_logits: chex.Array, *, alpha: chex.Numeric = 0.5
+) -> jax.Array:
+  """Cross-entropy from teacher to student plus the reverse direction.
+
+  The plain direction has a large gradient where the student is sure and disagrees, and a small one
+  where it is unsure; the reverse one balances both, which a teacher that may err needs.
+
+  Args:
+    logits: the student's scores, `[..., k]`.
+    teacher_logits: the teacher's scores, `[..., k]`; no gradient flows into them.
+    alpha: weight of the reverse direction, in which the student's probabilities weigh the teacher's
+      log-probabilities, in [0, 1]; 0 is the plain consistency loss.
+
+  Returns:
+    Loss per example in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `alpha` lies outside [0, 1].
+
+  Reference: Döbler et al., Robust Mean Teacher for Continual and Gradual Test-Time Adaptation,
+  CVPR 2023, equation 2, https://arxiv.org/abs/2211.13081.
+  """
+  check_range("alpha", alpha, "[0, 1]")
+  chex.assert_equal_shape([logits, teacher_logits])
+  logits, teacher_logits = as_accumulator(logits, teacher_logits)
+  student = jax.nn.log_softmax(logits)
+  teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits))
+  forward = _cross_entropy(teacher, student)
+  return (1 - alpha) * forward + alpha * _cross_entropy(student, teacher)
+
+
+def multiview_contrastive_loss(
+  features: chex.Array, *, temperature: chex.Numeric = 0.1
+) -> jax.Array:
+  """Pulls the views of a row together and pushes the views of other rows away.
+
+  Every view is an anchor once; its positives are the other views of its row. Equal rows are still
+  negatives of each other.
+
+  Args:
+    features: v views of b rows, `[b, v, d]`, not normalised. A vector shorter than 1e-12 counts as
+      it is and takes no gradient.
+    temperature: divides the cosine similarities, > 0.
+
+  Returns:
+    Mean loss of each row's v anchors in nats, `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `temperature` <= 0 or there are fewer than two views.
+
+  Reference: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, equation 2,
+  https://arxiv.org/abs/2004.11362; Döbler et al., CVPR 2023, equation 4,
+  https://arxiv.org/abs/2211.13081.
+  """
+  check_range("temperature", temperature, "(0, inf)")
+  features = jnp.asarray(features)
+  chex.assert_rank(features, 3)
+  num_rows, num_views, size = features.shape
+  if num_views < 2:
+    raise ValueError(f"features must hold at least two views, got shape {features.shape}.")
+  vectors = _unit(as_accumulator(features).reshape(-1, size), _MIN_NORM)
+  similarities = vectors @ vectors.T / temperature
+  row = jnp.arange(num_rows * num_views) // num_views
+  itself = jnp.eye(row.size, dtype=bool)
+  positive = (row[:, None] == row) & ~itself
+  log_partition = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, similarities), axis=-1)
+  mean_positive = jnp.sum(jnp.where(positive, similarities, 0.0), axis=-1) / (num_views - 1)
+  return (log_partition - mean_positive).reshape(num_rows, num_views).mean(1)
+
+
+def _unit(vectors: jax.Array, min_norm: float) -> jax.Array:
+  """`x / max(|x|, min_norm)`, for any finite length and with a finite gradient at 0."""
+  # Squares of long vectors would overflow; the direction does not depend on the scale.
+  largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+  vectors = vectors / jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
+  square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+  short = square < min_norm**2
+  clamped = jax.lax.stop_gradient(vectors) / min_norm
+  return jnp.where(short, clamped, vectors * jax.lax.rsqrt(jnp.where(short, 1.0, square)))
+
+
+def nearest_prototypes(features: chex.Array, prototypes: chex.Array) -> jax.Array:
+  """The class whose prototype has the largest cosine similarity to each feature.
+
+  Args:
+    features: `[b, d]`.
+    prototypes: one a class, `[k, d]`; a prototype of zeros has similarity 0 to everything.
+
+  Returns:
+    Classes, i32 `[b]`; the lowest on ties. No gradient flows.
+
+  Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
+  """
+  chex.assert_rank([features, prototypes], 2)
+  chex.assert_equal_shape_suffix([features, prototypes], 1)
+  features, prototypes = jax.lax.stop_gradient(as_accumulator(features, prototypes))
+  similarities = _unit(features, _MIN_COSINE_NORM) @ _unit(prototypes, _MIN_COSINE_NORM).T
+  return jnp.argmax(similarities, axis=-1).astype(jnp.int32)
+
+
+def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: int) -> jax.Array:
+  """Mean feature of each class.
+
+  Args:
+    features: `[n, d]`.
+    labels: classes, integers `[n]`; where they are traced, rows outside the classes are left out.
+    num_classes: number k of classes.
+
+  Returns:
+    Prototypes, `[k, d]`, in float32 or wider; zeros for a class without rows.
+
+  Raises:
+    ValueError: if `num_classes` < 1, or a known label lies outside [0, k).
+
+  Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
+  """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  chex.assert_rank(features, 2)
+  chex.assert_shape(labels, (features.shape[0],))
+  chex.assert_type(labels, int)
+  check_range("labels", labels, f"[0, {num_classes - 1}]")
+  features = as_accumulator(features)
+  # A scatter would count negative labels from the end.
+  index = jnp.where(labels < 0, num_classes, labels)
+  sums = jax.ops.segment_sum(features, index, num_classes)
+  counts = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), index, num_classes)
+  return sums / jnp.maximum(counts, 1.0)[:, None]
+
+
+def confidence_difference(logits: chex.Array, source_logits: chex.Array) -> jax.Array:
+  """How much an adapted model has gained in confidence in the class that the source model chose.
+
+  Right predictions of known classes gain while adaptation goes on, others lose: a score for both.
+
+  Args:
+    logits: scores of the adapted model, `[b, k]`.
+    source_logits: scores of the source model, `[b, k]`; no gradient flows into them.
+
+  Returns:
+    Differences of probabilities in [-1, 1], `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if the shapes differ.
+
+  Reference: Lee et al., Towards Open-Set Test-Time Adaptation, ICCV 2023, section 3,
+  https://arxiv.org/abs/2308.06879.
+  """
+  adapted, source = _log_confidences(logits, source_logits)
+  return jnp.exp(adapted) - jnp.exp(source)
+
+
+def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) -> jax.Array:
+  """Keeps the rows whose confidence is not lower in the adapted model than in the source model.
+
+  Args:
+    logits: scores of the adapted model, `[b, k]`.
+    source_logits: scores of the source model, `[b, k]`.
+
+  Returns:
+    1 for kept rows and 0 for others, f32 `[b]`; no gradient flows.
+
+  Raises:
+    ValueError: if the shapes differ.
+
+  Reference: Lee et al., ICCV 2023, equation 2, https://arxiv.org/abs/2308.06879.
+  """
+  adapted, source = _log_confidences(logits, source_logits)
+  return (jax.lax.stop_gradient(adapted) >= source).astype(jnp.float32)
+
+
+def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities of the source model's class under both models, `[b]` each."""
+  shapes = jnp.shape(logits), jnp.shape(source_logits)
+  if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+    raise ValueError(
+      f"logits and source_logits must have one shape [b, k], got {shapes[0]} and {shapes[1]}."
+    )
+  logits, source_logits = as_accumulator(logits, source_logits)
+  source_logits = jax.lax.stop_gradient(source_logits)
+  chosen = jnp.argmax(source_logits, axis=-1, keepdims=True)
+  both = (jax.nn.log_softmax(scores) for scores in (logits, source_logits))
+  adapted, source = (jnp.take_along_axis(scores, chosen, axis=-1)[:, 0] for scores in both)
+  return adapted, source
+
+
+def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -> jax.Array:
+  """Entropy of the mean prediction of a batch: high where predictions are diverse.
+
+  Args:
+    logits: scores, `[b, k]`.
+    weights: how much each row counts in the mean, `[b]`; None for ones.
+
+  Returns:
+    The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0.
+
+  Reference: Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, equation 4,
+  https://arxiv.org/abs/2002.08546.
+  """
+  chex.assert_rank(logits, 2)
+  probs = jax.nn.softmax(as_accumulator(logits))
+  if weights is None:
+    return _entropy(probs.mean(0))
+  chex.assert_shape(weights, probs.shape[:1])
+  weights = as_accumulator(weights)
+  total = weights.sum()
+  probs = jnp.where(weights[:, None] == 0, 0.0, probs)
+  mean = weights @ probs / jnp.where(total == 0, 1.0, total)
+  return jnp.where(total == 0, 0.0, _entropy(mean))
+
+
+def _entropy(probs: jax.Array) -> jax.Array:
+  """-sum p log p with 0 log 0 = 0; NaN stays NaN."""
+  positive = jnp.where(probs <= 0, 1.0, probs)
+  return -jnp.sum(probs * jnp.log(positive), axis=-1)
+
+
+def open_set_entropy_loss(
+  logits: chex.Array, source_logits: chex.Array, *, diversity_weight: chex.Numeric = 0.5
+) -> jax.Array:
+  """Mean entropy of the rows that gained confidence, less the entropy of the mean prediction.
+
+  Minimising every row's entropy also makes a model sure of what is wrong or of no known class.
+  The marginal term, over all rows, keeps the predictions from collapsing into one class.
+
+  Args:
+    logits: scores of the adapted model, `[b, k]`.
+    source_logits: scores of the source model on the same batch, `[b, k]`; no gradient flows into
+      them.
+    diversity_weight: weight of the marginal entropy, >= 0.
+
+  Returns:
+    Values per row whose MEAN is the loss, `[b]`, in nats, in float32 or wider. The first term is 0
+    if no row is kept.
+
+  Raises:
+    ValueError: if `diversity_weight` < 0 or the shapes differ.
+
+  Reference: Lee et al., ICCV 2023, equation 3, https://arxiv.org/abs/2308.06879.
+  """
+  check_range("diversity_weight", diversity_weight, "[0, inf)")
+  kept = confidence_difference_mask(logits, source_logits)
+  share = kept * kept.size / jnp.maximum(kept.sum(), 1.0)
+  return share * softmax_entropy(logits) - diversity_weight * marginal_entropy(logits)
+
+
+def information_maximization_loss(logits: chex.Array) -> jax.Array:
+  """Entropy of each row less the entropy of the mean prediction.
+
+  It asks for predictions that are sure one by one and diverse together. Logarithms are of
+  probabilities plus 1e-5, which is part of the definition.
+
+  Args:
+    logits: scores, `[b, k]`.
+
+  Returns:
+    Values per row whose mean is the loss, `[b]`, in nats, in float32 or wider.
+
+  Reference: Liang et al., ICML 2020, equations 3 and 4, https://arxiv.org/abs/2002.08546.
+  """
+  chex.assert_rank(logits, 2)
+  probs = jax.nn.softmax(as_accumulator(logits))
+  mean = probs.mean(0)
+  entropy = -jnp.sum(probs * jnp.log(probs + _LOG_OFFSET), axis=-1)
+  return entropy + jnp.sum(mean * jnp.log(mean + _LOG_OFFSET))

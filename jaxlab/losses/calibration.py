@@ -1,0 +1,83 @@
+"""Losses that train a calibrator: of the confidence alone, or of all probabilities."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def correctness_aware_loss(
+  logits: chex.Array,
+  labels: chex.Array,
+  *,
+  balanced: bool = True,
+  correct: chex.Array | None = None,
+) -> chex.Array:
+  """Squared distance of the largest probability from whether the prediction is right.
+
+  Cross-entropy pushes up the true class even where the prediction is wrong, so a narrow miss stays
+  confident. This loss asks of a calibrator only what calibration is about: confidence 1 where the
+  prediction is right, 0 where it is wrong.
+
+  Args:
+    logits: calibrated scores, `[b, k]`.
+    labels: true classes, int `[b]`.
+    balanced: whether right and wrong rows weigh the same in the batch's mean; a batch of one kind
+      is not weighted.
+    correct: whether the predictions are right, `[b]`; None takes the largest logit's. A temperature
+      does not change it. No gradient flows into it.
+
+  Returns:
+    Loss per example, `[b]`, in float32 or wider; its mean over the batch is the objective.
+
+  Raises:
+    ValueError: if a label is known and no class.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  equation 8, https://arxiv.org/abs/2404.13016.
+  """
+  _check(logits, labels)
+  scores = as_accumulator(logits)
+  if correct is None:
+    correct = jnp.argmax(scores, axis=-1) == labels
+  chex.assert_equal_shape([labels, correct])
+  correct = jax.lax.stop_gradient(jnp.asarray(correct, scores.dtype))
+  values = jnp.square(jnp.max(jax.nn.softmax(scores), axis=-1) - correct)
+  if not balanced:
+    return values
+  accuracy = jnp.mean(correct)
+  weights = correct * (1 - accuracy) + (1 - correct) * accuracy
+  total = jnp.sum(weights)
+  one_kind = total == 0
+  weights = jnp.where(one_kind, 1.0, weights * len(values) / jnp.where(one_kind, 1.0, total))
+  return values * weights
+
+
+def brier_loss(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Squared distance of all probabilities from the one-hot label.
+
+  A proper score, bounded where the cross-entropy is not.
+
+  Args:
+    logits: scores, `[b, k]`.
+    labels: true classes, int `[b]`.
+
+  Returns:
+    Loss per example in [0, 2], `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a label is known and no class.
+
+  Reference: Brier, Verification of forecasts expressed in terms of probability, 1950,
+  https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2.
+  """
+  _check(logits, labels)
+  probs = jax.nn.softmax(as_accumulator(logits))
+  return jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+
+
+def _check(logits: chex.Array, labels: chex.Array) -> None:
+  chex.assert_rank(logits, 2)
+  chex.assert_shape(labels, jnp.shape(logits)[:1])
+  check_range("labels", labels, f"[0, {jnp.shape(logits)[1]})")

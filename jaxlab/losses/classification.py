@@ -1,0 +1,40 @@
+"""Cross-entropy with softened targets."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def label_smoothed_cross_entropy(
+  logits: chex.Array, labels: chex.Array, *, label_smoothing: chex.Numeric = 0.1
+) -> jax.Array:
+  """Cross-entropy to the label mixed with the uniform distribution.
+
+  Logits of finite size are then optimal, which keeps the features of a source model clustered and
+  its confidence in check.
+
+  Args:
+    logits: scores of the classes, `[..., k]`.
+    labels: classes, int `[...]`.
+    label_smoothing: share of the uniform distribution in the target, in [0, 1).
+
+  Returns:
+    Loss per example in nats, float32 or wider, `[...]`.
+
+  Raises:
+    ValueError: if `label_smoothing` lies outside [0, 1) or a label outside [0, k).
+
+  Reference: Müller et al., When Does Label Smoothing Help?, NeurIPS 2019,
+  https://arxiv.org/abs/1906.02629; Liang et al., SHOT, ICML 2020, equation 1,
+  https://arxiv.org/abs/2002.08546.
+  """
+  check_range("label_smoothing", label_smoothing, "[0, 1)")
+  logits, labels = as_accumulator(logits), jnp.asarray(labels)
+  chex.assert_shape(labels, logits.shape[:-1])
+  chex.assert_type(labels, int)
+  check_range("labels", labels, f"[0, {logits.shape[-1]})")
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+  return -(1 - label_smoothing) * chosen - label_smoothing * jnp.mean(log_probs, axis=-1)

@@ -1,0 +1,354 @@
+"""Losses of mixed examples, which carry two labels or more.
+
+Those of two labels take `(logits, labels_a, labels_b, ratio)`, what every mixing policy of
+`jaxlab.augment.mixing` gives, so that any policy goes with any loss. The ratio is the share of the
+first label. Labels are class numbers; known ones outside the classes raise, traced ones give NaN.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+_MASKED = -1e30
+# A label with less than this share is as good as absent.
+_MIN_SHARE = 1e-3
+
+
+def mixup_cross_entropy(
+  logits: chex.Array, labels_a: chex.Array, labels_b: chex.Array, ratio: chex.Numeric
+) -> jax.Array:
+  """Cross-entropies to both labels, in the ratio of the mixture.
+
+  Args:
+    logits: scores of the mixed inputs, `[b, k]`.
+    labels_a: classes of the first examples, `[b]`.
+    labels_b: classes of the second examples, `[b]`.
+    ratio: share of the first, `[b]` or one for all, in [0, 1].
+
+  Returns:
+    Loss per example in nats, `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a known ratio lies outside [0, 1] or a known label outside the classes.
+
+  Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018,
+  https://arxiv.org/abs/1710.09412.
+  """
+  logits, labels_a, labels_b, ratio = _mixed_arguments(logits, labels_a, labels_b, ratio)
+  return _label_costs(logits, (labels_a, labels_b), (ratio, 1.0 - ratio))
+
+
+def decoupled_mixup_loss(
+  logits: chex.Array,
+  labels_a: chex.Array,
+  labels_b: chex.Array,
+  ratio: chex.Numeric,
+  *,
+  eta: chex.Numeric = 0.1,
+  eta_mode: Literal["both", "less", "more", "first"] = "both",
+  threshold: chex.Numeric = 0.5,
+  rescale_power: chex.Numeric = 0.0,
+) -> jax.Array:
+  """Mixup's cross-entropy plus, for each label, one in which the other label does not compete.
+
+  In one softmax the two labels of a mixture take probability from each other, so that a network
+  sure of both is punished. The decoupled terms, each a softmax over all classes but the other
+  label, let it be sure of both. Rows of two equal labels, or with a share of at most .001 for one
+  of them, have no decoupled terms.
+
+  Args:
+    logits: scores of the mixed inputs, `[b, k]`.
+    labels_a: classes of the first examples, `[b]`.
+    labels_b: classes of the second examples, `[b]`.
+    ratio: share of the first, `[b]` or one for all, in [0, 1].
+    eta: weight of the decoupled terms, at least 0.
+    eta_mode: which terms count: "both"; "less", the one of the label whose ratio lies below the
+      threshold; "more", the one of the other label; "first", that of `labels_a` (whose labels are
+      known where `labels_b` are guesses).
+    threshold: ratio from which on the first label counts as the larger, in [0, 1].
+    rescale_power: a term's weight is its label's share to this power; 0 for equal weights.
+
+  Returns:
+    Loss per example in nats, `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `eta` < 0, the mode is unknown, `threshold` or a known ratio lies outside
+      [0, 1], a known label outside the classes, or there are fewer than three classes and `eta` is
+      not 0.
+
+  Reference: Liu et al., Harnessing Hard Mixed Samples with Decoupled Regularizer, NeurIPS 2023,
+  section 4, https://arxiv.org/abs/2203.10761.
+  """
+  check_range("eta", eta, "[0, inf)")
+  check_range("threshold", threshold, "[0, 1]")
+  if eta_mode not in ("both", "less", "more", "first"):
+    raise ValueError(f"eta_mode must be 'both', 'less', 'more' or 'first', got {eta_mode!r}.")
+  logits, labels_a, labels_b, ratio = _mixed_arguments(logits, labels_a, labels_b, ratio)
+  num_classes = logits.shape[-1]
+  if num_classes < 3 and not isinstance(eta, jax.core.Tracer) and np.any(np.asarray(eta) > 0):
+    raise ValueError(f"logits must have at least 3 classes where eta > 0, got {num_classes}.")
+  same = labels_a == labels_b
+  rest, score_a, score_b = _split_scores(logits, labels_a, labels_b)
+  # What is not there must not compete: with equal labels the second would count twice.
+  rival = jnp.where(same, _MASKED, score_b)
+  cost_a = jax.nn.softplus(jnp.logaddexp(rest, rival) - score_a)
+  cost_b = jax.nn.softplus(jnp.logaddexp(rest, jnp.where(same, _MASKED, score_a)) - score_b)
+  coupled = ratio * cost_a + (1.0 - ratio) * cost_b
+  if eta_mode == "both":
+    use_a, use_b = True, True
+  elif eta_mode == "first":
+    use_a, use_b = True, False
+  else:
+    use_a = (ratio < threshold) if eta_mode == "less" else (ratio >= threshold)
+    use_b = ~use_a
+  weight_a = jnp.where(use_a, rescale_mix_ratio(ratio, power=rescale_power), 0.0)
+  weight_b = jnp.where(use_b, rescale_mix_ratio(1.0 - ratio, power=rescale_power), 0.0)
+  decoupled = weight_a * jax.nn.softplus(rest - score_a)
+  decoupled += weight_b * jax.nn.softplus(rest - score_b)
+  alone = same | (jnp.minimum(ratio, 1.0 - ratio) <= _MIN_SHARE)
+  return coupled + eta * jnp.where(alone, 0.0, decoupled)
+
+
+def decoupled_mixup_binary_loss(
+  logits: chex.Array,
+  labels_a: chex.Array,
+  labels_b: chex.Array,
+  ratio: chex.Numeric,
+  *,
+  power: chex.Numeric = 1.0,
+  threshold: chex.Numeric = 0.8,
+  rescale_a: bool = True,
+  rescale_b: bool = True,
+) -> jax.Array:
+  """One logistic loss a class, with targets that may both be sure.
+
+  Args:
+    logits: scores of the mixed inputs, `[b, k]`.
+    labels_a: classes of the first examples, `[b]`.
+    labels_b: classes of the second examples, `[b]`.
+    ratio: share of the first, `[b]` or one for all, in [0, 1].
+    power: exponent of `rescale_mix_ratio`; with power 1 and threshold 1 the targets are the ratios.
+    threshold: share from which on a target is 1, in (0, 1].
+    rescale_a: whether the first share is rescaled; else it is the target.
+    rescale_b: whether the second share is rescaled; else it is the target.
+
+  Returns:
+    Loss per example in nats, a sum over classes, `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `threshold` lies outside (0, 1], a known ratio outside [0, 1], or a known label
+      outside the classes.
+
+  Reference: Liu et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2203.10761.
+  """
+  check_range("threshold", threshold, "(0, 1]")
+  logits, labels_a, labels_b, ratio = _mixed_arguments(logits, labels_a, labels_b, ratio)
+
+  target_a, target_b = (
+    rescale_mix_ratio(share, power=power, threshold=threshold) if rescale else share
+    for share, rescale in ((ratio, rescale_a), (1.0 - ratio, rescale_b))
+  )
+  same = labels_a == labels_b
+  target_a = jnp.clip(jnp.where(same, target_a + target_b, target_a), 0.0, 1.0)
+  target_b = jnp.where(same, 0.0, target_b)
+  # The targets are 0 but at the labels, so that no array of targets need be made.
+  at_zero = jnp.sum(_softplus(logits), axis=-1)
+  return at_zero - target_a * _chosen(logits, labels_a) - target_b * _chosen(logits, labels_b)
+
+
+def rescale_mix_ratio(
+  ratio: chex.Numeric, *, power: chex.Numeric = 1.0, threshold: chex.Numeric = 1.0
+) -> jax.Array:
+  """Maps a share of a mixture to a target: (ratio / threshold)^|power|, at most 1.
+
+  A label with a large share is then fully there.
+
+  Args:
+    ratio: shares, `[...]`, in [0, 1].
+    power: exponent, its sign ignored; 0 gives 1 everywhere.
+    threshold: share from which on the target is 1, in (0, 1].
+
+  Returns:
+    Targets in [0, 1], `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `threshold` lies outside (0, 1] or a known ratio outside [0, 1].
+
+  Reference: Liu et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2203.10761.
+  """
+  check_range("ratio", ratio, "[0, 1]")
+  check_range("threshold", threshold, "(0, 1]")
+  ratio = as_accumulator(ratio)
+  power = jnp.abs(jnp.asarray(power, ratio.dtype))
+  scaled = ratio / threshold
+  # Powers below 1 have no slope at 0.
+  inside = (scaled > 0) & (scaled < 1)
+  powered = jnp.where(inside, scaled, 0.5) ** power
+  ends = jnp.where((scaled >= 1) | (power == 0), 1.0, 0.0)
+  return jnp.where(inside | jnp.isnan(scaled), jnp.where(inside, powered, scaled), ends)
+
+
+def pseudo_label_mix_weight(
+  max_prob: chex.Array,
+  ratio: chex.Numeric,
+  *,
+  cutoff: chex.Numeric = 0.95,
+  mix_cutoff: chex.Numeric = 0.95,
+) -> jax.Array:
+  """Whether a mixture with a guessed label counts.
+
+  The less of the guessed example a mixture holds, the less sure its label need be.
+
+  Args:
+    max_prob: probability of the guessed class on the weak view, `[b]`.
+    ratio: share of the example whose label is known, `[b]` or one for all, as it is (fold it to
+      the larger share first).
+    cutoff: probability that is always enough, in [0, 1].
+    mix_cutoff: probability that is enough where the guessed example has no larger share, in [0, 1];
+      equal to `cutoff` it makes the ratio irrelevant.
+
+  Returns:
+    1 where max_prob >= min(cutoff, max(mix_cutoff, 1 - ratio)) and 0 elsewhere, `[b]`.
+
+  Raises:
+    ValueError: if a cutoff or a known ratio lies outside [0, 1].
+
+  Reference: Liu et al., NeurIPS 2023, section 4.3, https://arxiv.org/abs/2203.10761.
+  """
+  for name, value in (("cutoff", cutoff), ("mix_cutoff", mix_cutoff), ("ratio", ratio)):
+    check_range(name, value, "[0, 1]")
+  max_prob, ratio = as_accumulator(max_prob, ratio)
+  ratio = jnp.broadcast_to(ratio, max_prob.shape)
+  needed = jnp.minimum(cutoff, jnp.maximum(mix_cutoff, 1.0 - ratio))
+  return (max_prob >= needed).astype(max_prob.dtype)
+
+
+def multi_mixup_cross_entropy(
+  logits: chex.Array, labels: chex.Array, weights: chex.Array
+) -> jax.Array:
+  """Cross-entropies to the labels of all mixed examples, by their weights.
+
+  Args:
+    logits: scores of the mixed inputs, `[b, k]`.
+    labels: classes of the examples in each row, `[m, b]`.
+    weights: shares of the examples, `[m]`.
+
+  Returns:
+    Loss per example in nats, `[b]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a known label lies outside the classes.
+
+  Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
+  Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
+  """
+  logits, weights = as_accumulator(logits, weights)
+  labels = _class_numbers("labels", labels, logits.shape[-1])
+  chex.assert_shape(labels, (None, *logits.shape[:-1]))
+  chex.assert_shape(weights, labels.shape[:1])
+  return _label_costs(logits, tuple(labels), tuple(weights))
+
+
+def all_pairs_mixup_loss(
+  logits: chex.Array,
+  labels: chex.Array,
+  *,
+  ratio: chex.Numeric,
+  label_ratio: chex.Numeric | None = None,
+) -> jax.Array:
+  """Mixup's cross-entropy for all n^2 pairs of a set, whose labels may mix in a ratio of their own.
+
+  Args:
+    logits: scores of the mixtures, `[n, n, k]`; the first axis is the example of share `ratio`.
+    labels: classes of the examples, `[n]`.
+    ratio: share of the first example in the inputs, in [0, 1].
+    label_ratio: share of the first label, in [0, 1]; None for that of the inputs.
+
+  Returns:
+    Loss per pair in nats, `[n, n]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a share lies outside [0, 1], there is not a label an example, or a known label
+      lies outside the classes.
+
+  Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
+  https://arxiv.org/abs/2303.08433.
+  """
+  check_range("ratio", ratio, "[0, 1]")
+  if label_ratio is not None:
+    check_range("label_ratio", label_ratio, "[0, 1]")
+  logits, share = as_accumulator(logits, ratio if label_ratio is None else label_ratio)
+  chex.assert_rank(logits, 3)
+  num = logits.shape[0]
+  chex.assert_axis_dimension(logits, 1, num)
+  labels = _class_numbers("labels", labels, logits.shape[-1])
+  if labels.shape != (num,):
+    raise ValueError(f"labels must have shape ({num},) as logits ask, got {labels.shape}.")
+  first = jnp.broadcast_to(labels[:, None], (num, num))
+  return _label_costs(logits, (first, first.T), (share, 1.0 - share))
+
+
+def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]:
+  """Checked arguments in their working types, the ratio one a row."""
+  check_range("ratio", ratio, "[0, 1]")
+  logits, ratio = as_accumulator(logits, ratio)
+  labels_a = _class_numbers("labels_a", labels_a, logits.shape[-1])
+  labels_b = _class_numbers("labels_b", labels_b, logits.shape[-1])
+  chex.assert_shape([labels_a, labels_b], logits.shape[:-1])
+  return logits, labels_a, labels_b, jnp.broadcast_to(ratio, labels_a.shape)
+
+
+def _class_numbers(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
+  if not isinstance(labels, jax.core.Tracer):
+    known = np.asarray(labels)
+    if known.size and not (known.min() >= 0 and known.max() < num_classes):
+      raise ValueError(
+        f"{name} must lie in [0, {num_classes}), got {known.min()} to {known.max()}."
+      )
+  labels = jnp.asarray(labels)
+  chex.assert_type(labels, int)
+  return labels
+
+
+@jax.custom_jvp
+def _softplus(x: jax.Array) -> jax.Array:
+  """Softplus that costs one pass, with the slope that its kinks at 0 would spoil."""
+  return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+_softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
+
+
+def _chosen(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Scores of the labels; NaN where there is no such class."""
+  # A negative index would count from the end.
+  labels = jnp.where(labels < 0, logits.shape[-1], labels)
+  return jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="fill")[..., 0]
+
+
+def _label_costs(logits: jax.Array, labels: tuple, weights: tuple) -> jax.Array:
+  """Weighted cross-entropies to several labels a row, from one pass over the logits."""
+  # Less the maximum, so that no digits are lost where a large score belongs to the label.
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  log_total = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
+  costs = (log_total - (_chosen(logits, label) - largest) for label in labels)
+  return sum(weight * cost for weight, cost in zip(weights, costs))
+
+
+def _split_scores(
+  logits: jax.Array, labels_a: jax.Array, labels_b: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Log-sum-exp of the classes that are neither label, and the two labels' scores.
+
+  All softmaxes of the loss are functions of these three: one pass over the logits serves them, and
+  a label that does not compete cannot get a gradient.
+  """
+  classes = jnp.arange(logits.shape[-1])
+  either = (classes == labels_a[..., None]) | (classes == labels_b[..., None])
+  rest = jax.nn.logsumexp(jnp.where(either, _MASKED, logits), axis=-1)
+  return rest, _chosen(logits, labels_a), _chosen(logits, labels_b)

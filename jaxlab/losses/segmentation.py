@@ -1,0 +1,99 @@
+"""Losses of two-class segmentation on the foreground's probabilities, one number a task.
+
+A mask without a valid pixel gives 0, and no gradient. Probabilities of exactly 0 and 1 give finite
+values and gradients.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator
+
+_EPSILON = 1e-10
+_IGNORE = 255
+
+
+def foreground_cross_entropy(foreground: chex.Array, masks: chex.Array) -> jax.Array:
+  """Cross-entropy of the pixels of each task.
+
+  Args:
+    foreground: probability of the foreground, `[n, s, h, w]`.
+    masks: 1 for foreground, 0 for background, 255 for pixels that do not count, `[n, s, h, w]`.
+
+  Returns:
+    Mean over the pixels that count, in nats, `[n]`.
+
+  Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning, CVPR 2021, equation 1,
+  https://arxiv.org/abs/2012.06166.
+  """
+  foreground, masks = as_accumulator(foreground), jnp.asarray(masks)
+  chex.assert_rank(foreground, 4)
+  chex.assert_equal_shape([foreground, masks])
+  likelihood = jnp.where(masks == 1, foreground, _background(foreground))
+  return _mean(-jnp.log(likelihood + _EPSILON), masks != _IGNORE)
+
+
+def pixel_entropy(foreground: chex.Array, valid: chex.Array) -> jax.Array:
+  """Entropy of the pixels' predictions: what is minimised to make a query's pixels decide.
+
+  Args:
+    foreground: probability of the foreground, `[n, s, h, w]`.
+    valid: 1 for pixels that count, else 0, `[n, s, h, w]`.
+
+  Returns:
+    Mean over the pixels that count, in nats, `[n]`.
+
+  Reference: Boudiaf et al., CVPR 2021, equation 1, https://arxiv.org/abs/2012.06166.
+  """
+  foreground, valid = as_accumulator(foreground), jnp.asarray(valid)
+  chex.assert_rank(foreground, 4)
+  chex.assert_equal_shape([foreground, valid])
+  background = _background(foreground)
+  entropy = -(
+    foreground * jnp.log(foreground + _EPSILON) + background * jnp.log(background + _EPSILON)
+  )
+  return _mean(entropy, valid == 1)
+
+
+def proportion_kl(foreground: chex.Array, proportion: chex.Array, valid: chex.Array) -> jax.Array:
+  """KL divergence from the predicted share of the foreground to an estimate of it.
+
+  Without it the entropy is least where all pixels are of one class.
+
+  Args:
+    foreground: probability of the foreground, `[n, s, h, w]`.
+    proportion: estimated share of the foreground, in [0, 1], `[n]`.
+    valid: 1 for pixels that count, else 0, `[n, s, h, w]`.
+
+  Returns:
+    Divergence of the two-class shares, in nats, `[n]`.
+
+  Reference: Boudiaf et al., CVPR 2021, equations 1 and 2, https://arxiv.org/abs/2012.06166.
+  """
+  foreground, proportion = as_accumulator(foreground, proportion)
+  valid = jnp.asarray(valid)
+  chex.assert_rank(foreground, 4)
+  chex.assert_equal_shape([foreground, valid])
+  chex.assert_shape(proportion, foreground.shape[:1])
+  valid = valid == 1
+
+  def term(probs, share):
+    predicted = _mean(probs, valid)
+    present = predicted > 0
+    log_ratio = jnp.log(jnp.where(present, predicted, 1.0)) - jnp.log(share + _EPSILON)
+    return jnp.where(present, predicted * log_ratio, 0.0)
+
+  return term(_background(foreground), _background(proportion)) + term(foreground, proportion)
+
+
+def _background(foreground: jax.Array) -> jax.Array:
+  # The maximum keeps the compiler from folding (1 - p) + epsilon into 1 - p, whose log is -inf.
+  return jnp.maximum(1.0 - foreground, 0.0)
+
+
+def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+  """Mean over the pixels that count, 0 if none does."""
+  axes = tuple(range(1, values.ndim))
+  num = jnp.sum(counts, axis=axes, dtype=values.dtype)
+  return jnp.sum(jnp.where(counts, values, 0.0), axis=axes) / jnp.maximum(num, 1.0)

@@ -1,0 +1,38 @@
+"""Losses on unlabelled examples, whose targets are the network's own guesses."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def fixmatch_loss(
+  logits: chex.Array, weak_logits: chex.Array, *, threshold: chex.Numeric = 0.95
+) -> jax.Array:
+  """Cross-entropy of a strong view to the class that a weak view is sure of.
+
+  Rows of which the weak view is unsure cost nothing: take the mean over all rows, not over the
+  sure ones, so that the loss counts for more as the network learns.
+
+  Args:
+    logits: scores of the strongly augmented view, `[..., k]`.
+    weak_logits: scores of the weakly augmented view, `[..., k]`; no gradient flows into them.
+    threshold: least probability of the guessed class, in [0, 1].
+
+  Returns:
+    Loss per example in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `threshold` lies outside [0, 1].
+
+  Reference: Sohn et al., FixMatch, NeurIPS 2020, equation 4, https://arxiv.org/abs/2001.07685.
+  """
+  check_range("threshold", threshold, "[0, 1]")
+  logits, weak_logits = as_accumulator(logits, jax.lax.stop_gradient(weak_logits))
+  chex.assert_equal_shape([logits, weak_logits])
+  confident = jnp.max(jax.nn.softmax(weak_logits, axis=-1), axis=-1) >= threshold
+  guess = jnp.argmax(weak_logits, axis=-1)
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  values = -jnp.take_along_axis(log_probs, guess[..., None], axis=-1)[..., 0]
+  return jnp.where(confident, values, 0.0)

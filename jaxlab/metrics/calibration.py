@@ -1,0 +1,292 @@
+"""Calibration: binned errors, reliability, likelihood, and what one temperature can reach at best.
+
+Bins are of equal width and closed on the right: a confidence on an edge belongs to the bin below
+it, and 0 to the first. NaN in the predictions gives NaN.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+# Rows whose sum float32 carries to five digits and more.
+_CHUNK = 256
+
+
+class Reliability(NamedTuple):
+  """A reliability diagram; empty bins are 0 throughout.
+
+  Attributes:
+    confidence: mean confidence of each bin, `[num_bins]`.
+    accuracy: share of right predictions of each bin, `[num_bins]`.
+    count: predictions in each bin, int32 `[num_bins]`.
+  """
+
+  confidence: chex.Array
+  accuracy: chex.Array
+  count: chex.Array
+
+
+def expected_calibration_error(
+  probs: chex.Array, labels: chex.Array, *, num_bins: int = 15
+) -> chex.Array:
+  """Gap between confidence and accuracy, averaged over predictions.
+
+  Args:
+    probs: predicted probabilities, `[n, k]`; the confidence is the largest of a row.
+    labels: true classes, int `[n]`.
+    num_bins: number of bins of equal width.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: if `num_bins` < 1, n = 0, or a label is known and no class.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5,
+  https://arxiv.org/abs/1706.04599.
+  """
+  return _expected_gap(reliability_diagram(probs, labels, num_bins=num_bins))
+
+
+def average_calibration_error(
+  probs: chex.Array, labels: chex.Array, *, num_bins: int = 15
+) -> chex.Array:
+  """Gap between confidence and accuracy, averaged over the bins that are not empty.
+
+  A crowded bin counts no more than a sparse one, so unsure predictions are heard too.
+
+  Args:
+    probs: predicted probabilities, `[n, k]`.
+    labels: true classes, int `[n]`.
+    num_bins: number of bins of equal width.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: as `expected_calibration_error`.
+
+  Reference: Neumann et al., Relaxed Softmax, 2018, as used by Chidambaram and Ge, ICLR 2024,
+  https://arxiv.org/abs/2306.00740.
+  """
+  diagram = reliability_diagram(probs, labels, num_bins=num_bins)
+  return jnp.sum(_gaps(diagram)) / jnp.sum(diagram.count > 0)
+
+
+def maximum_calibration_error(
+  probs: chex.Array, labels: chex.Array, *, num_bins: int = 15
+) -> chex.Array:
+  """Largest gap between confidence and accuracy over the bins.
+
+  Args:
+    probs: predicted probabilities, `[n, k]`.
+    labels: true classes, int `[n]`.
+    num_bins: number of bins of equal width.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: as `expected_calibration_error`.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 6,
+  https://arxiv.org/abs/1706.04599.
+  """
+  return jnp.max(_gaps(reliability_diagram(probs, labels, num_bins=num_bins)))
+
+
+def reliability_diagram(
+  probs: chex.Array, labels: chex.Array, *, num_bins: int = 15
+) -> Reliability:
+  """Confidence and accuracy by bins of confidence.
+
+  Args:
+    probs: predicted probabilities, `[n, k]`; of equal ones the first class is predicted.
+    labels: true classes, int `[n]`.
+    num_bins: number of bins of equal width.
+
+  Returns:
+    A `Reliability`; `metrics.plot_reliability` draws it.
+
+  Raises:
+    ValueError: as `expected_calibration_error`.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 3 and 4,
+  https://arxiv.org/abs/1706.04599.
+  """
+  _check_predictions(probs, labels)
+  probs = as_accumulator(probs)
+  return _bin(jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1) == labels, num_bins)
+
+
+def confidence_calibration_error(
+  confidence: chex.Array, correct: chex.Array, *, num_bins: int = 25
+) -> chex.Array:
+  """Expected calibration error of any confidence in any kind of correctness.
+
+  Args:
+    confidence: predicted probability of being right, `[n]`.
+    correct: whether it was, bool or 0 and 1, `[n]`.
+    num_bins: number of bins of equal width.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: if `num_bins` < 1 or n = 0.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  section 5, https://arxiv.org/abs/2404.13016.
+  """
+  return _expected_gap(_bin(confidence, correct, num_bins))
+
+
+def kolmogorov_smirnov_error(confidence: chex.Array, correct: chex.Array) -> chex.Array:
+  """Largest distance of the cumulated confidence from the cumulated correctness.
+
+  It needs no bins.
+
+  Args:
+    confidence: predicted probability of being right, `[n]`; equal ones are taken in their order.
+    correct: whether it was, bool or 0 and 1, `[n]`.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: if n = 0.
+
+  Reference: Gupta et al., Calibration of Neural Networks using Splines, ICLR 2021, section 3,
+  https://arxiv.org/abs/2006.12800.
+  """
+  confidence, correct = _confidence_and_correct(confidence, correct)
+  order = jnp.argsort(confidence, stable=True)
+  surplus = jnp.cumsum((confidence - correct)[order])
+  return jnp.max(jnp.abs(surplus)) / confidence.shape[0]
+
+
+def static_calibration_error(
+  probs: chex.Array, labels: chex.Array, *, num_bins: int = 15
+) -> chex.Array:
+  """Expected calibration error of the probability of every class, averaged over classes.
+
+  Args:
+    probs: predicted probabilities, `[n, k]`.
+    labels: true classes, int `[n]`.
+    num_bins: number of bins of each class.
+
+  Returns:
+    The error in [0, 1], a float32 scalar (or wider).
+
+  Raises:
+    ValueError: as `expected_calibration_error`.
+
+  Reference: Nixon et al., Measuring Calibration in Deep Learning, 2019, section 3,
+  https://arxiv.org/abs/1904.01685.
+  """
+  _check_predictions(probs, labels)
+
+  def of_class(class_probs, index):
+    return _expected_gap(_bin(class_probs, labels == index, num_bins))
+
+  classes = jnp.arange(jnp.shape(probs)[-1])
+  return jnp.mean(jax.vmap(of_class, in_axes=(1, 0))(as_accumulator(probs), classes))
+
+
+def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Negative log-probability of the true class.
+
+  Args:
+    logits: scores, `[..., k]`.
+    labels: true classes, int `[...]`.
+
+  Returns:
+    Nats an example, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a label is known and no class.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 7,
+  https://arxiv.org/abs/1706.04599.
+  """
+  chex.assert_shape(labels, jnp.shape(logits)[:-1])
+  check_range("labels", labels, f"[0, {jnp.shape(logits)[-1]})")
+  log_probs = jax.nn.log_softmax(as_accumulator(logits))
+  return -jnp.take_along_axis(log_probs, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+
+
+def interpolator_temperature_scaled_nll(
+  overlap: chex.Numeric, num_classes: chex.Numeric
+) -> chex.Array:
+  """Likelihood that the best temperature leaves to a network that interpolates overlapping classes.
+
+  On the overlap two classes are equally likely and the network is sure of one of them, so it errs
+  in half of the cases with no hint where. However scaled, its loss exceeds the Bayes risk
+  `overlap * log 2` by about `overlap / 2 * log(num_classes)`.
+
+  Args:
+    overlap: share of the mass where two classes overlap (twice the error), in [0, 1].
+    num_classes: number of classes, at least 2; the two arguments are broadcast.
+
+  Returns:
+    Expected negative log-likelihood in nats, float32 or wider. Its slope at no overlap is infinite.
+
+  Raises:
+    ValueError: if `overlap` lies outside [0, 1] or `num_classes` is less than 2.
+
+  Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
+  Overlaps, ICLR 2024, section 4, https://arxiv.org/abs/2306.00740.
+  """
+  check_range("overlap", overlap, "[0, 1]")
+  check_range("num_classes", num_classes, "[2, inf]")
+  overlap, num_classes = as_accumulator(overlap, num_classes)
+  error = overlap / 2
+  entropy = -jax.scipy.special.xlogy(error, error) - (1 - error) * jnp.log1p(-error)
+  return entropy + error * jnp.log(num_classes - 1)
+
+
+def _check_predictions(probs: chex.Array, labels: chex.Array) -> None:
+  chex.assert_rank(probs, 2)
+  chex.assert_shape(labels, jnp.shape(probs)[:1])
+  check_range("labels", labels, f"[0, {jnp.shape(probs)[1]})")
+
+
+def _confidence_and_correct(confidence: chex.Array, correct: chex.Array) -> tuple[jax.Array, ...]:
+  chex.assert_rank(confidence, 1)
+  chex.assert_equal_shape([confidence, correct])
+  if jnp.shape(confidence)[0] == 0:
+    raise ValueError("a calibration error needs at least one prediction, got n = 0.")
+  return as_accumulator(confidence, correct)
+
+
+def _bin(confidence: chex.Array, correct: chex.Array, num_bins: int) -> Reliability:
+  if num_bins < 1:
+    raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+  confidence, correct = _confidence_and_correct(confidence, correct)
+  num_rows = confidence.shape[0]
+  inner_edges = jnp.asarray(np.linspace(0.0, 1.0, num_bins + 1)[1:-1], confidence.dtype)
+  bins = jnp.searchsorted(inner_edges, confidence, side="left").astype(jnp.int32)
+  # A million equal terms summed one by one in float32 lose whole percents, so sum in two levels.
+  num_chunks = -(-num_rows // _CHUNK)
+  segments = bins + num_bins * (jnp.arange(num_rows) // _CHUNK)
+
+  def sums(values):
+    parts = jax.ops.segment_sum(values, segments, num_bins * num_chunks)
+    return parts.reshape(num_chunks, num_bins).sum(0)
+
+  count = sums(jnp.ones_like(bins))
+  divisor = jnp.maximum(count, 1)
+  return Reliability(sums(confidence) / divisor, sums(correct) / divisor, count)
+
+
+def _gaps(diagram: Reliability) -> jax.Array:
+  return jnp.abs(diagram.confidence - diagram.accuracy)
+
+
+def _expected_gap(diagram: Reliability) -> jax.Array:
+  return jnp.sum(diagram.count * _gaps(diagram)) / jnp.sum(diagram.count)

@@ -1,0 +1,152 @@
+"""How far weights have moved, by which law of time, and along which features."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+class LogDiffusion(NamedTuple):
+  """A fit of distance = slope · log(step) + intercept.
+
+  Attributes:
+    slope: distance per unit of the natural logarithm of the step.
+    intercept: distance at step 1.
+    r_squared: share of the variance of the distances that the fit explains.
+  """
+
+  slope: chex.Array
+  intercept: chex.Array
+  r_squared: chex.Array
+
+
+class PowerDiffusion(NamedTuple):
+  """A fit of log(distance) = exponent · log(step) + log_scale.
+
+  Attributes:
+    exponent: power of the step.
+    log_scale: natural logarithm of the distance at step 1.
+    r_squared: share of the variance of the log-distances that the fit explains.
+  """
+
+  exponent: chex.Array
+  log_scale: chex.Array
+  r_squared: chex.Array
+
+
+def parameter_distance(params: chex.ArrayTree, initial: chex.ArrayTree) -> jax.Array:
+  """Euclidean distance of two parameter vectors, over all leaves.
+
+  How far a walk has come is what a batch size or a learning rate changes about it.
+
+  Args:
+    params: parameters.
+    initial: those they are measured from, a tree of the same structure and shapes.
+
+  Returns:
+    The distance, `[]`; its gradient is 0 where both are equal.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 3.2,
+  https://arxiv.org/abs/1705.08741.
+  """
+  chex.assert_trees_all_equal_shapes(params, initial)
+
+  def squares(a, b):
+    a, b = as_accumulator(a, b)
+    return jnp.sum(jnp.square(a - b))
+
+  total = sum(jax.tree.leaves(jax.tree.map(squares, params, initial)), start=jnp.float32(0.0))
+  apart = total != 0
+  return jnp.where(apart, jnp.sqrt(jnp.where(apart, total, 1.0)), 0.0)
+
+
+def fit_log_diffusion(steps: chex.Array, distances: chex.Array) -> LogDiffusion:
+  """Fits the law of ultra-slow diffusion, distance against the natural logarithm of the step.
+
+  A walk in a landscape whose height is as rough as it is wide moves this way; runs of the same
+  slope explore at the same rate.
+
+  Args:
+    steps: numbers of updates, `[m]`, positive. If all are equal the slope is 0.
+    distances: distances from the start, `[m]`.
+
+  Returns:
+    A `LogDiffusion` of scalars; `r_squared` is 1 if all distances are equal.
+
+  Raises:
+    ValueError: if there are fewer than two points or a known step is not positive.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 3.2,
+  https://arxiv.org/abs/1705.08741.
+  """
+  return LogDiffusion(*_least_squares(_log_steps(steps, distances), as_accumulator(distances)))
+
+
+def fit_power_diffusion(steps: chex.Array, distances: chex.Array) -> PowerDiffusion:
+  """Fits a power law, the logarithm of the distance against that of the step.
+
+  The rival of logarithmic growth: ordinary diffusion has exponent 1/2.
+
+  Args:
+    steps: numbers of updates, `[m]`, positive. If all are equal the exponent is 0.
+    distances: distances from the start, `[m]`, positive.
+
+  Returns:
+    A `PowerDiffusion` of scalars; `r_squared` is 1 if all distances are equal.
+
+  Raises:
+    ValueError: if there are fewer than two points or a known step or distance is not positive.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 3.2,
+  https://arxiv.org/abs/1705.08741.
+  """
+  log_steps = _log_steps(steps, distances)
+  check_range("distances", distances, "(0, inf)")
+  return PowerDiffusion(*_least_squares(log_steps, jnp.log(as_accumulator(distances))))
+
+
+def _log_steps(steps: chex.Array, distances: chex.Array) -> jax.Array:
+  chex.assert_rank([steps, distances], 1)
+  chex.assert_equal_shape([steps, distances])
+  if len(steps) < 2:
+    raise ValueError(f"steps must hold at least two points, got {len(steps)}.")
+  check_range("steps", steps, "(0, inf)")
+  return jnp.log(as_accumulator(steps))
+
+
+def _least_squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Slope, intercept and R² of a straight line."""
+  # Differences from the first point: equal values then have a variance of exactly 0.
+  x_shift, y_shift = x - x[0], y - y[0]
+  x_centred, y_centred = x_shift - x_shift.mean(), y_shift - y_shift.mean()
+  spread, total = jnp.sum(jnp.square(x_centred)), jnp.sum(jnp.square(y_centred))
+  slope = jnp.sum(x_centred * y_centred) / jnp.where(spread > 0, spread, 1.0)
+  residual = jnp.sum(jnp.square(y_centred - slope * x_centred))
+  intercept = y[0] + y_shift.mean() - slope * (x[0] + x_shift.mean())
+  r_squared = jnp.where(total == 0, 1.0, 1.0 - residual / jnp.where(total == 0, 1.0, total))
+  return slope, intercept, r_squared
+
+
+def feature_alignment(weights: chex.Array, features: chex.Array) -> jax.Array:
+  """How strongly each class's filters respond to each feature, summed over filters.
+
+  In a network with square activation this is the class score that the bare feature earns, so it
+  says which features have been learnt.
+
+  Args:
+    weights: filters w, `[k, m, d]`.
+    features: feature vectors f, `[f, d]`.
+
+  Returns:
+    `sum_r <w[c, r], f>^2`, `[k, f]`, in float32 or wider.
+
+  Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023,
+  https://arxiv.org/abs/2303.08433.
+  """
+  chex.assert_rank([weights, features], [3, 2])
+  chex.assert_equal_shape_suffix([weights, features], 1)
+  weights, features = as_accumulator(weights, features)
+  return jnp.square(jnp.einsum("kmd,fd->kmf", weights, features, precision="highest")).sum(1)

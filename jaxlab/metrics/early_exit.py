@@ -1,0 +1,141 @@
+"""Where samples leave a network with early exits, what that costs, and how right they are."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.losses.early_exit import conditional_exit_probabilities
+
+
+class CostAccuracy(NamedTuple):
+  """One point of the curve of accuracy against cost.
+
+  Attributes:
+    cost: mean cost of a sample.
+    accuracy: share of right samples, each at the exit where it left.
+    exit_share: share of the samples that left at each exit, `[L + 1]`.
+  """
+
+  cost: chex.Array
+  accuracy: chex.Array
+  exit_share: chex.Array
+
+
+def exit_levels(exit_probs: chex.Array, *, threshold: chex.Numeric = 0.5) -> jax.Array:
+  """The exit each sample takes: the first whose conditional probability reaches a threshold.
+
+  Args:
+    exit_probs: distribution over the exits, `[..., L + 1]`.
+    threshold: of the conditional probability of leaving, in (0, 1).
+
+  Returns:
+    Numbers of exits, L where no gate opens, int32 `[...]`.
+
+  Raises:
+    ValueError: if `threshold` lies outside (0, 1).
+
+  Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
+  ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
+  """
+  check_range("threshold", threshold, "(0, 1)")
+  return _first(conditional_exit_probabilities(exit_probs) >= threshold)
+
+
+def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Array:
+  """The first exit whose confidence reaches its threshold: the usual rule without gates.
+
+  Args:
+    confidence: of each exit but the final one, such as its largest probability, `[..., L]`.
+    thresholds: of each of those exits, `[L]`; one above every confidence is never reached.
+
+  Returns:
+    Numbers of exits, L where no threshold is reached, int32 `[...]`.
+
+  Raises:
+    ValueError: if there are not as many thresholds as columns of `confidence`.
+
+  Reference: Teerapittayanon et al., BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686.
+  """
+  confidence, thresholds = as_accumulator(confidence, thresholds)
+  _check_exits("thresholds", thresholds, confidence.shape[-1])
+  return _first(confidence >= thresholds)
+
+
+def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
+  """Picks what each sample's own exit gave.
+
+  Args:
+    values: what every exit gave, `[b, L + 1, ...]`.
+    levels: the exit each sample takes, `[b]`.
+
+  Returns:
+    `[b, ...]`.
+  """
+  values, levels = jnp.asarray(values), jnp.asarray(levels)
+  chex.assert_shape(levels, values.shape[:1])
+  index = levels.reshape(-1, *(1,) * (values.ndim - 1))
+  return jnp.take_along_axis(values, index, axis=1)[:, 0]
+
+
+def cost_accuracy(levels: chex.Array, correct: chex.Array, costs: chex.Array) -> CostAccuracy:
+  """Mean cost and accuracy of samples that leave where they do.
+
+  Args:
+    levels: the exit each sample takes, `[b]`.
+    correct: whether each exit is right, or its score, `[b, L + 1]`.
+    costs: cost of each exit, `[L + 1]`.
+
+  Returns:
+    A `CostAccuracy`.
+
+  Raises:
+    ValueError: if there are not as many costs as columns of `correct`.
+
+  Reference: Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification,
+  ICLR 2018, https://arxiv.org/abs/1703.09844.
+  """
+  correct, costs = as_accumulator(correct, costs)
+  chex.assert_rank(correct, 2)
+  _check_exits("costs", costs, correct.shape[-1])
+  share = jnp.mean(jax.nn.one_hot(levels, correct.shape[-1], dtype=correct.dtype), axis=0)
+  accuracy = jnp.mean(exited_values(correct, levels))
+  return CostAccuracy(cost=share @ costs, accuracy=accuracy, exit_share=share)
+
+
+def area_under_cost_curve(cost: chex.Array, accuracy: chex.Array) -> jax.Array:
+  """Mean accuracy over the range of costs, by trapezoids: one number for a whole curve.
+
+  Args:
+    cost: of each point, in any order, `[m]`.
+    accuracy: of each point, `[m]`.
+
+  Returns:
+    The area divided by the range of costs, a scalar; the mean accuracy if all costs are equal.
+
+  Raises:
+    ValueError: if there is no point.
+  """
+  cost, accuracy = as_accumulator(cost, accuracy)
+  chex.assert_rank(cost, 1)
+  chex.assert_equal_shape([cost, accuracy])
+  if cost.size == 0:
+    raise ValueError("cost must hold at least one point, got none.")
+  order = jnp.argsort(cost)
+  cost, accuracy = cost[order], accuracy[order]
+  width = cost[-1] - cost[0]
+  area = jnp.sum(jnp.diff(cost) * (accuracy[1:] + accuracy[:-1]) / 2)
+  return jnp.where(width > 0, area / jnp.where(width > 0, width, 1.0), jnp.mean(accuracy))
+
+
+def _first(leaves: jax.Array) -> jax.Array:
+  """Index of the first True, the number of columns if there is none."""
+  last = jnp.ones_like(leaves[..., :1])
+  return jnp.argmax(jnp.concatenate([leaves, last], axis=-1), axis=-1).astype(jnp.int32)
+
+
+def _check_exits(name: str, values: jax.Array, num: int) -> None:
+  if values.shape != (num,):
+    raise ValueError(f"{name} must have one entry for each of {num} exits, got {values.shape}.")

@@ -1,0 +1,52 @@
+"""How well scores rank positives above negatives."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
+  """Area under the receiver operating characteristic, exact with ties.
+
+  The probability that a random positive has a higher score than a random negative, ties counted
+  as one half: how good a score is at telling two groups apart, whatever the threshold.
+
+  Args:
+    scores: real scores, higher for positives, `[n]`.
+    labels: 1 (or True) for positives and 0 for negatives, `[n]`.
+
+  Returns:
+    A scalar in [0, 1], float32; NaN if one of the groups is empty or a score is NaN.
+
+  Raises:
+    ValueError: if a label is known and neither 0 nor 1.
+
+  Reference: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 2006, section 7,
+  https://doi.org/10.1016/j.patrec.2005.10.010.
+  """
+  chex.assert_rank([scores, labels], 1)
+  chex.assert_equal_shape([scores, labels])
+  if not isinstance(labels, jax.core.Tracer):
+    values = np.unique(np.asarray(labels))
+    if not np.isin(values, (0, 1)).all():
+      raise ValueError(f"labels must be 0 or 1, got the values {values}.")
+  scores, positive = jnp.asarray(scores), jnp.asarray(labels) == 1
+  num = scores.shape[0]
+  if num == 0:
+    return jnp.array(jnp.nan, jnp.float32)
+  order = jnp.argsort(scores)
+  ranked, positive = scores[order], positive[order]
+  # Negatives before each position: integers, because sums of ranks overflow float32's digits.
+  negatives = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(~positive, dtype=jnp.int32)])
+  steps = jnp.arange(num)
+  new = jnp.concatenate([jnp.ones(1, bool), ranked[1:] != ranked[:-1]])
+  first = jax.lax.cummax(jnp.where(new, steps, 0))
+  last = jax.lax.cummin(jnp.where(jnp.roll(new, -1), steps, num), reverse=True)
+  below, upto = negatives[first], negatives[last + 1]
+  num_negative = negatives[-1]
+  beaten = (below.astype(jnp.float32) + upto) / (2 * jnp.maximum(num_negative, 1))
+  num_positive = num - num_negative
+  area = jnp.sum(jnp.where(positive, beaten, 0.0)) / jnp.maximum(num_positive, 1)
+  defined = (num_positive > 0) & (num_negative > 0) & ~jnp.any(jnp.isnan(scores))
+  return jnp.where(defined, area, jnp.nan)

@@ -1,0 +1,137 @@
+"""How far real predictions are from their targets."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Array:
+  """Pearson correlation, per output dimension, averaged over dimensions whose targets vary.
+
+  Args:
+    predictions: real predictions, `[n]` or `[n, d]`.
+    targets: real targets of the same shape.
+
+  Returns:
+    Mean correlation in [-1, 1], float32 or wider, `[]`. Constant predictions have correlation 0;
+    so has a set without a dimension whose targets vary. NaN inputs give NaN.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.2, https://arxiv.org/abs/2210.05775.
+  """
+  predictions, targets = _pair(predictions, targets)
+  if predictions.ndim == 1:
+    predictions, targets = predictions[:, None], targets[:, None]
+  # The standard deviation of equal float32 values need not be 0, their range is.
+  varies, alive = _range(targets) != 0, _range(predictions) != 0
+  correlations = jnp.sum(_unit(predictions, alive) * _unit(targets, varies), axis=0)
+  counted = jnp.sum(varies)
+  total = jnp.sum(jnp.where(varies & alive, jnp.clip(correlations, -1.0, 1.0), 0.0))
+  return total / jnp.maximum(counted, 1)
+
+
+def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.Array]:
+  predictions, targets = as_accumulator(predictions, targets)
+  chex.assert_equal_shape([predictions, targets])
+  chex.assert_rank(predictions, {1, 2})
+  return predictions, targets
+
+
+def _range(values: jax.Array) -> jax.Array:
+  return jax.lax.stop_gradient(jnp.max(values, axis=0) - jnp.min(values, axis=0))
+
+
+def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
+  """Columns centred and of norm 1; constant ones get zeros, and no gradient."""
+  centred = values - jnp.mean(values, axis=0)
+  # The first mean is rounded: of values far from 0 a second one takes out what it left.
+  centred = centred - jnp.mean(centred, axis=0)
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centred), axis=0))
+  scaled = jnp.where(varies, centred / jnp.where(size > 0, size, 1.0), 0.0)
+  square = jnp.sum(jnp.square(scaled), axis=0)
+  return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
+
+
+def mean_absolute_percentage_error(predictions: chex.Array, targets: chex.Array) -> jax.Array:
+  """Mean of the absolute error in percent of the target, over targets that are not 0.
+
+  Args:
+    predictions: real predictions, `[n]` or `[n, d]`.
+    targets: real targets of the same shape.
+
+  Returns:
+    Percent, float32 or wider, `[]`; 0 if all targets are 0.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
+  """
+  predictions, targets = _pair(predictions, targets)
+  counted = targets != 0
+  errors = jnp.abs(predictions - targets) / jnp.where(counted, jnp.abs(targets), 1.0)
+  total = jnp.sum(jnp.where(counted, errors, 0.0))
+  return 100.0 * total / jnp.maximum(jnp.sum(counted), 1)
+
+
+def root_mean_squared_error(predictions: chex.Array, targets: chex.Array) -> jax.Array:
+  """Root of the mean squared error over every value.
+
+  Args:
+    predictions: real predictions, `[n]` or `[n, d]`.
+    targets: real targets of the same shape.
+
+  Returns:
+    Error in units of the targets, float32 or wider, `[]`. Perfect predictions have gradient 0.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
+  """
+  predictions, targets = _pair(predictions, targets)
+  return _root_of_scaled(predictions - targets, jnp.mean)
+
+
+def worst_group_rmse(
+  predictions: chex.Array, targets: chex.Array, groups: chex.Array, *, num_groups: int
+) -> jax.Array:
+  """The largest root mean squared error among groups (domains).
+
+  A model for new domains is judged by the one that it serves worst.
+
+  Args:
+    predictions: real predictions, `[n]` or `[n, d]`.
+    targets: real targets of the same shape.
+    groups: group of each row, int `[n]`.
+    num_groups: number of groups; empty ones are left out.
+
+  Returns:
+    Error in units of the targets, float32 or wider, `[]`.
+
+  Raises:
+    ValueError: if `num_groups` < 1 or a group lies outside [0, num_groups).
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.3, https://arxiv.org/abs/2210.05775.
+  """
+  if num_groups < 1:
+    raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
+  predictions, targets = _pair(predictions, targets)
+  groups = jnp.asarray(groups)
+  chex.assert_shape(groups, predictions.shape[:1])
+  chex.assert_type(groups, int)
+  check_range("groups", groups, f"[0, {num_groups})")
+  counts = jnp.zeros(num_groups, predictions.dtype).at[groups].add(1)
+
+  def largest(square):
+    rows = square.reshape(square.shape[0], -1).mean(axis=1)
+    sums = jnp.zeros(num_groups, rows.dtype).at[groups].add(rows)
+    return jnp.max(sums / jnp.maximum(counts, 1))
+
+  return _root_of_scaled(predictions - targets, largest)
+
+
+def _root_of_scaled(errors: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  """`sqrt(mean(errors^2))` of errors whose squares would overflow, with gradient 0 at 0."""
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(errors)))
+  zero = size == 0
+  scale = jnp.where(zero | jnp.isinf(size), 1.0, size)
+  square = mean(jnp.square(errors / scale))
+  return scale * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))

@@ -1,0 +1,107 @@
+"""Intersection over union of segmentations, by image and by class."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator
+
+
+class IntersectionAndUnion(NamedTuple):
+  """Pixel counts of each class in each image.
+
+  Attributes:
+    intersection: pixels that are of the class and predicted so, i32 `[n, num_classes]`.
+    union: pixels that are of the class or predicted so, i32 `[n, num_classes]`.
+  """
+
+  intersection: chex.Array
+  union: chex.Array
+
+
+class MeanIoU(NamedTuple):
+  """Intersection over union.
+
+  Attributes:
+    mean: mean over the classes that were seen; 0 if none was.
+    per_class: of each class, 0 where it was not seen, `[num_classes]`.
+  """
+
+  mean: chex.Array
+  per_class: chex.Array
+
+
+def intersection_and_union(
+  predictions: chex.Array, targets: chex.Array, *, num_classes: int, ignore: int = 255
+) -> IntersectionAndUnion:
+  """Counts the pixels of each class that prediction and target share, or either has.
+
+  Counts of several images can be added before they are divided.
+
+  Args:
+    predictions: predicted classes, `[n, h, w]`.
+    targets: true classes, `[n, h, w]`.
+    num_classes: number of classes; other values match no class.
+    ignore: target of the pixels that count nowhere.
+
+  Returns:
+    An `IntersectionAndUnion`.
+
+  Raises:
+    ValueError: if `num_classes` < 1.
+
+  Reference: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.
+  """
+  _check_classes(num_classes)
+  predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+  chex.assert_rank(predictions, 3)
+  chex.assert_equal_shape([predictions, targets])
+  counts = (targets != ignore)[..., None]
+  predicted = (predictions[..., None] == jnp.arange(num_classes)) & counts
+  true = (targets[..., None] == jnp.arange(num_classes)) & counts
+  return IntersectionAndUnion(
+    intersection=jnp.sum(predicted & true, axis=(1, 2), dtype=jnp.int32),
+    union=jnp.sum(predicted | true, axis=(1, 2), dtype=jnp.int32),
+  )
+
+
+def mean_iou_by_class(
+  intersection: chex.Array, union: chex.Array, class_ids: chex.Array, *, num_classes: int
+) -> MeanIoU:
+  """Mean IoU of episodes of one class each: counts are summed over a class's episodes first.
+
+  Args:
+    intersection: of each episode's foreground, `[e]`.
+    union: likewise, `[e]`.
+    class_ids: class of each episode, `[e]`; one outside of 0..`num_classes`-1 counts nowhere.
+    num_classes: number of classes.
+
+  Returns:
+    A `MeanIoU`; classes without an episode or with an empty union are left out of the mean.
+
+  Raises:
+    ValueError: if `num_classes` < 1.
+
+  Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning, CVPR 2021, section 4,
+  https://arxiv.org/abs/2012.06166.
+  """
+  _check_classes(num_classes)
+  intersection, union, class_ids = map(jnp.asarray, (intersection, union, class_ids))
+  chex.assert_rank(intersection, 1)
+  chex.assert_equal_shape([intersection, union, class_ids])
+  member = class_ids[:, None] == jnp.arange(num_classes)
+
+  def by_class(counts):
+    # Whole numbers are added as such: float32 is exact up to 2^24 only.
+    return as_accumulator(jnp.sum(jnp.where(member, counts[:, None], 0), axis=0))
+
+  intersection, union = by_class(intersection), by_class(union)
+  seen = union > 0
+  per_class = jnp.where(seen, intersection / jnp.where(seen, union, 1.0), 0.0)
+  return MeanIoU(jnp.sum(per_class) / jnp.maximum(jnp.sum(seen), 1), per_class)
+
+
+def _check_classes(num_classes: int) -> None:
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")

@@ -1,0 +1,44 @@
+"""Accuracy where the classes (or groups) count alike, however rare they are."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator
+
+
+def mean_class_accuracy(
+  predictions: chex.Array, labels: chex.Array, *, num_classes: int
+) -> jax.Array:
+  """Mean over classes of the share of a class's samples that are predicted right.
+
+  Under label shift the plain accuracy measures the frequent classes; this one does not change
+  with the class counts.
+
+  Args:
+    predictions: predicted classes, int `[n]`.
+    labels: true classes, int `[n]`. Those outside [0, num_classes), such as the unknown classes
+      of an open set, are left out.
+    num_classes: number of classes; those without samples are left out.
+
+  Returns:
+    Accuracy in [0, 1], float32, `[]`; 0 if no class has a sample.
+
+  Raises:
+    ValueError: if `num_classes` < 1.
+
+  Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
+  https://arxiv.org/abs/2304.00792.
+  """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
+  chex.assert_rank([predictions, labels], 1)
+  chex.assert_equal_shape([predictions, labels])
+  chex.assert_type([predictions, labels], int)
+  # Of unknown labels the row is all zeros.
+  member = jax.nn.one_hot(labels, num_classes)
+  counts = jnp.sum(member, axis=0)
+  right = as_accumulator(predictions == labels) @ member
+  accuracies = right / jnp.maximum(counts, 1)
+  return jnp.sum(accuracies) / jnp.maximum(jnp.sum(counts > 0), 1)

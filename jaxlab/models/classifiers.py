@@ -1,0 +1,120 @@
+"""Small classifiers of vectors, signals and images, whose features can be had before the head."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlab.models.convolution import Conv
+from jaxlab.models.norm import GhostBatchNorm
+
+Mix = Callable[[int, jax.Array], jax.Array]
+
+
+class ModelOutput(NamedTuple):
+  """What a classifier gives.
+
+  Attributes:
+    features: what the linear head sees, `[b, d]`.
+    logits: scores of the classes, `[b, k]`.
+  """
+
+  features: chex.Array
+  logits: chex.Array
+
+
+class MLP(nn.Module):
+  """Dense blocks (linear, normalisation, activation) and a linear head.
+
+  Attributes:
+    num_outputs: number of classes, or of real outputs.
+    widths: width of each block.
+    norm: makes a normalisation layer, such as `GhostBatchNorm`; None for none.
+    activation: nonlinearity of the blocks.
+  """
+
+  num_outputs: int
+  widths: Sequence[int] = (256, 256)
+  norm: Callable[..., nn.Module] | None = None
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
+
+  @nn.compact
+  def __call__(
+    self, inputs: chex.Array, *, train: bool = False, mix: Mix | None = None
+  ) -> ModelOutput:
+    """Classifies.
+
+    Args:
+      inputs: `[b, ...]`; rows are flattened.
+      train: whether normalisation uses the batch's statistics.
+      mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block
+        (1, 2, ...): the place of manifold mixup.
+
+    Returns:
+      A `ModelOutput`.
+    """
+    hidden = _mixed(mix, 0, inputs).reshape(inputs.shape[0], -1)
+    for i, width in enumerate(self.widths):
+      hidden = nn.Dense(width, name=f"dense_{i}")(hidden)
+      if self.norm is not None:
+        hidden = self.norm(name=f"norm_{i}")(hidden, use_running_average=not train)
+      hidden = _mixed(mix, i + 1, self.activation(hidden))
+    return ModelOutput(hidden, nn.Dense(self.num_outputs, name="head")(hidden))
+
+
+class ConvNet(nn.Module):
+  """Convolutional blocks (convolution, normalisation, ReLU), mean over space, a linear head.
+
+  Attributes:
+    num_classes: number k of classes.
+    widths: channels of each block.
+    kernel_size: one entry for signals `[b, t, c]`, two for images `[b, h, w, c]`.
+    strides: stride of each block.
+    pool_after: index of the block that a 2 x 2 max-pooling follows; None for none.
+    norm: makes the normalisation layers.
+  """
+
+  num_classes: int
+  widths: Sequence[int] = (32, 64, 64)
+  kernel_size: Sequence[int] = (5,)
+  strides: Sequence[int] = (2, 2, 2)
+  pool_after: int | None = None
+  norm: Callable[..., nn.Module] = GhostBatchNorm
+
+  @nn.compact
+  def __call__(
+    self, inputs: chex.Array, *, train: bool = False, mix: Mix | None = None
+  ) -> ModelOutput:
+    """Classifies.
+
+    Args:
+      inputs: `[b, t, c]` or `[b, h, w, c]`.
+      train: whether normalisation uses the batch's statistics.
+      mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block.
+
+    Returns:
+      A `ModelOutput`; the features are the last block's channels.
+
+    Raises:
+      ValueError: if there are not as many strides as widths.
+    """
+    if len(self.strides) != len(self.widths):
+      raise ValueError(f"strides {self.strides} and widths {self.widths} must be equally many.")
+    rank = len(self.kernel_size)
+    chex.assert_rank(inputs, rank + 2)
+    hidden = _mixed(mix, 0, inputs)
+    for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
+      hidden = Conv(width, self.kernel_size, strides=stride, name=f"conv_{i}")(hidden)
+      hidden = nn.relu(self.norm(name=f"norm_{i}")(hidden, use_running_average=not train))
+      if i == self.pool_after:
+        hidden = nn.max_pool(hidden, (2,) * rank, (2,) * rank)
+      hidden = _mixed(mix, i + 1, hidden)
+    features = jnp.mean(hidden, axis=tuple(range(1, rank + 1)))
+    return ModelOutput(features, nn.Dense(self.num_classes, name="head")(features))
+
+
+def _mixed(mix: Mix | None, layer: int, hidden: jax.Array) -> jax.Array:
+  return hidden if mix is None else mix(layer, hidden)

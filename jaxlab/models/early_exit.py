@@ -1,0 +1,173 @@
+"""A network with a classifier after every stage, and gates that read how sure the classifier is."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator
+
+
+class EarlyExitOutput(NamedTuple):
+  """What a network with early exits gives.
+
+  Attributes:
+    logits: scores of the classes at each of the L + 1 exits, each `[b, k]`.
+    gate_logits: logits of the gates of the first L exits, `[b, L]`.
+  """
+
+  logits: list[chex.Array]
+  gate_logits: chex.Array
+
+
+def gate_features(logits: chex.Array) -> jax.Array:
+  """Four numbers that say how sure a classifier is.
+
+  No gradient flows through them: a gate must not change the classifier that it judges.
+
+  Args:
+    logits: scores of at least two classes, `[..., k]`.
+
+  Returns:
+    Largest probability, entropy, lead of the largest probability over the second, entropy of the
+    squared and renormalised probabilities (nats), `[..., 4]`.
+
+  Raises:
+    ValueError: if there is only one class.
+
+  Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
+  ICLR 2024, section 5, https://arxiv.org/abs/2310.09163.
+  """
+  logits = jax.lax.stop_gradient(as_accumulator(logits))
+  if logits.shape[-1] < 2:
+    raise ValueError(f"logits must score at least two classes, got shape {logits.shape}.")
+  top = jax.lax.top_k(jax.nn.softmax(logits), 2)[0]
+  return jnp.stack(
+    [top[..., 0], _entropy(logits), top[..., 0] - top[..., 1], _entropy(2 * logits)], axis=-1
+  )
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+  log_probs = jax.nn.log_softmax(logits)
+  # A probability of 0 has the logarithm -inf if its logit is.
+  return -jnp.sum(jnp.exp(log_probs) * jnp.maximum(log_probs, -1e30), axis=-1)
+
+
+class UncertaintyGate(nn.Module):
+  """An affine map from a classifier's `gate_features` to the logit of leaving."""
+
+  @nn.compact
+  def __call__(self, logits: chex.Array) -> jax.Array:
+    """Judges.
+
+    Args:
+      logits: the exit's scores of the classes, `[..., k]`.
+
+    Returns:
+      Logits of leaving, `[...]`.
+    """
+    return nn.Dense(1, name="affine")(gate_features(logits))[..., 0]
+
+
+class EarlyExitNet(nn.Module):
+  """Stages in sequence with an exit after each: mean over positions, linear head, and a gate.
+
+  With a frozen backbone `features` can be computed once and `exits` trained on them:
+  `net.apply(variables, inputs, method="features")`.
+
+  Attributes:
+    stages: modules from hidden to hidden, `[b, ..., c]`; one exit a stage, no gate at the last.
+    num_classes: number k of classes.
+
+  Reference: Chataoui et al., ICLR 2024, https://arxiv.org/abs/2310.09163.
+  """
+
+  stages: Sequence[nn.Module]
+  num_classes: int
+
+  def setup(self):
+    """Makes the exits."""
+    self.heads = [nn.Dense(self.num_classes) for _ in self.stages]
+    self.gates = [UncertaintyGate() for _ in self.stages[1:]]
+
+  def __call__(self, inputs: chex.Array, **kwargs: Any) -> EarlyExitOutput:
+    """Runs all stages and exits.
+
+    Args:
+      inputs: `[b, ...]`, what the first stage takes.
+      **kwargs: handed to every stage, for example `train=True`.
+
+    Returns:
+      An `EarlyExitOutput`.
+    """
+    return self.exits(self.features(inputs, **kwargs))
+
+  def features(
+    self, inputs: chex.Array, *, num_stages: int | None = None, **kwargs: Any
+  ) -> list[jax.Array]:
+    """What the heads see.
+
+    Args:
+      inputs: `[b, ...]`.
+      num_stages: how many stages to run; None for all.
+      **kwargs: handed to every stage.
+
+    Returns:
+      The channels of each stage, averaged over positions, each `[b, c]`.
+    """
+    hidden, pooled = inputs, []
+    for stage in self.stages[:num_stages]:
+      hidden = stage(hidden, **kwargs)
+      pooled.append(jnp.mean(hidden, axis=tuple(range(1, hidden.ndim - 1))))
+    return pooled
+
+  def exits(self, features: Sequence[chex.Array]) -> EarlyExitOutput:
+    """What the exits make of their features.
+
+    Args:
+      features: as `features` gives them, of the first stages or of all.
+
+    Returns:
+      An `EarlyExitOutput` of as many exits.
+    """
+    logits = [head(feature) for head, feature in zip(self.heads, features)]
+    gate_logits = [gate(scores) for gate, scores in zip(self.gates, logits)]
+    stacked = jnp.stack(gate_logits, axis=-1) if gate_logits else jnp.zeros((len(logits[0]), 0))
+    return EarlyExitOutput(logits, stacked)
+
+
+def stage_costs(model: EarlyExitNet, input_shape: Sequence[int]) -> jax.Array:
+  """Cost of leaving at each exit, relative to running the whole network.
+
+  Counts the operations of all stages, heads and gates that a sample has passed by then, on shapes
+  alone.
+
+  Args:
+    model: the network.
+    input_shape: shape of one input, without the batch axis.
+
+  Returns:
+    Costs that rise to 1, f32 `[L + 1]`.
+
+  Raises:
+    ValueError: if the compiler counts no operations on this backend.
+
+  Reference: Chataoui et al., ICLR 2024, section 5, https://arxiv.org/abs/2310.09163.
+  """
+  inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
+
+  def prefix(num_stages):
+    def run(module, inputs):
+      return module.exits(module.features(inputs, num_stages=num_stages))
+
+    program = jax.jit(lambda variables, inputs: model.apply(variables, inputs, method=run))
+    return (program.lower(variables, inputs).cost_analysis() or {}).get("flops", 0.0)
+
+  flops = [prefix(num) for num in range(1, len(model.stages) + 1)]
+  if not flops[-1] > 0:
+    raise ValueError(f"the backend {jax.default_backend()!r} counts no operations: {flops}.")
+  return jnp.asarray(flops, jnp.float32) / flops[-1]

@@ -1,0 +1,234 @@
+"""Batch normalisation by small chunks of a batch, by stored statistics, or by a mixture of both."""
+
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+class NormOutput(NamedTuple):
+  """What a training-mode normalisation gives.
+
+  Attributes:
+    outputs: the normalised inputs, in their shape and dtype.
+    mean: running mean after the batch, `[c]`.
+    var: running variance after the batch, `[c]`.
+  """
+
+  outputs: chex.Array
+  mean: chex.Array
+  var: chex.Array
+
+
+def ghost_batch_norm(
+  x: chex.Array,
+  scale: chex.Array,
+  bias: chex.Array,
+  mean: chex.Array,
+  var: chex.Array,
+  *,
+  ghost_batch_size: int,
+  momentum: float = 0.1,
+  epsilon: float = 1e-5,
+) -> NormOutput:
+  """Normalises every chunk of `ghost_batch_size` rows by the chunk's own statistics.
+
+  A large batch then keeps the noise of small ones. The running statistics are updated once a
+  chunk, in order, so that the last weighs most; they take no gradient.
+
+  Args:
+    x: inputs, `[b, ..., c]`.
+    scale: factor of each channel, `[c]`.
+    bias: offset of each channel, `[c]`.
+    mean: running mean, `[c]`.
+    var: running variance, `[c]`. The chunks' variances enter it as they are, divided by the
+      number of values (PyTorch divides by one less).
+    ghost_batch_size: rows of a chunk; b is ordinary batch normalisation.
+    momentum: share of a chunk in the running statistics, in [0, 1].
+    epsilon: added to variances, at least 0.
+
+  Returns:
+    A `NormOutput`.
+
+  Raises:
+    ValueError: if `ghost_batch_size` < 1 or does not divide b, or another argument lies outside
+      its range.
+
+  Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, algorithm 1,
+  https://arxiv.org/abs/1705.08741.
+  """
+  if ghost_batch_size < 1:
+    raise ValueError(f"ghost_batch_size must be at least 1, got {ghost_batch_size}.")
+  if x.shape[0] % ghost_batch_size:
+    raise ValueError(
+      f"ghost_batch_size {ghost_batch_size} does not divide the {x.shape[0]} rows of x."
+    )
+  check_range("momentum", momentum, "[0, 1]")
+  check_range("epsilon", epsilon, "[0, inf)")
+  x = jnp.asarray(x)
+  _check_channels(x, scale, bias, mean, var)
+  wide = as_accumulator(x)
+  chunks = wide.reshape(-1, ghost_batch_size, *x.shape[1:])
+  axes = tuple(range(1, chunks.ndim - 1))
+  chunk_mean = chunks.mean(axes)
+  # From differences: the difference of squares loses all digits where the mean is large.
+  centred = chunks - jnp.expand_dims(chunk_mean, axes)
+  chunk_var = jnp.square(centred).mean(axes)
+  normed = centred * jnp.expand_dims(jax.lax.rsqrt(chunk_var + epsilon), axes)
+  outputs = _affine(normed.reshape(wide.shape), scale, bias).astype(x.dtype)
+  # The recursion R <- (1 - momentum) R + momentum m over the chunks, written out.
+  num = chunks.shape[0]
+  shares = momentum * (1 - momentum) ** jnp.arange(num - 1, -1, -1, dtype=wide.dtype)
+
+  def running(old, new):
+    after = (1 - momentum) ** num * old + jnp.sum(shares[:, None] * new, axis=0)
+    return jax.lax.stop_gradient(after).astype(jnp.asarray(old).dtype)
+
+  return NormOutput(outputs, running(mean, chunk_mean), running(var, chunk_var))
+
+
+def mixed_batch_norm(
+  x: chex.Array,
+  scale: chex.Array,
+  bias: chex.Array,
+  mean: chex.Array,
+  var: chex.Array,
+  *,
+  source_weight: chex.Numeric = 0.0,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """Normalises by a mixture of stored statistics and those of the batch.
+
+  At test time the batch knows the shift and the stored statistics know more samples.
+
+  Args:
+    x: inputs, `[b, ..., c]`.
+    scale: factor of each channel, `[c]`.
+    bias: offset of each channel, `[c]`.
+    mean: stored mean, `[c]`.
+    var: stored variance, `[c]`.
+    source_weight: weight of the stored statistics, in [0, 1]; the batch's mean and (biased)
+      variance have the rest.
+    epsilon: added to variances, at least 0.
+
+  Returns:
+    The normalised inputs, in the shape and dtype of `x`.
+
+  Raises:
+    ValueError: if `source_weight` or `epsilon` lies outside its range.
+
+  Reference: Schneider et al., Improving robustness against common corruptions by covariate shift
+  adaptation, NeurIPS 2020, https://arxiv.org/abs/2006.16971.
+  """
+  check_range("source_weight", source_weight, "[0, 1]")
+  check_range("epsilon", epsilon, "[0, inf)")
+  x = jnp.asarray(x)
+  _check_channels(x, scale, bias, mean, var)
+  wide = as_accumulator(x)
+  axes = tuple(range(x.ndim - 1))
+  batch_mean = wide.mean(axes)
+  batch_var = jnp.square(wide - batch_mean).mean(axes)
+  mixed_mean = source_weight * mean + (1 - source_weight) * batch_mean
+  mixed_var = source_weight * var + (1 - source_weight) * batch_var
+  return _normalised(x, scale, bias, mixed_mean, mixed_var, epsilon)
+
+
+class GhostBatchNorm(nn.Module):
+  """Batch normalisation by the statistics of chunks, as a layer.
+
+  In training mode the running statistics (collection `batch_stats`) are updated if the collection
+  is mutable, and left alone if it is not: a test-time adapter normalises by the batch it sees and
+  keeps no state.
+
+  Attributes:
+    ghost_batch_size: rows of a chunk; None for the whole batch (ordinary batch normalisation).
+    use_running_average: whether to normalise by the running statistics; here or at the call.
+    momentum: share of a chunk in the running statistics.
+    epsilon: added to variances.
+
+  Reference: Hoffer et al., NeurIPS 2017, https://arxiv.org/abs/1705.08741.
+  """
+
+  ghost_batch_size: int | None = None
+  use_running_average: bool | None = None
+  momentum: float = 0.1
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: chex.Array, use_running_average: bool | None = None) -> jax.Array:
+    """Normalises.
+
+    Args:
+      x: `[b, ..., c]`.
+      use_running_average: as the attribute.
+
+    Returns:
+      The normalised inputs, in the shape and dtype of `x`.
+
+    Raises:
+      ValueError: as `ghost_batch_norm`.
+    """
+    use_running = nn.merge_param(
+      "use_running_average", self.use_running_average, use_running_average
+    )
+    channels = x.shape[-1:]
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+    var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, channels)
+    bias = self.param("bias", nn.initializers.zeros, channels)
+    if use_running:
+      # Not by way of the batch's statistics: one bad row must not reach the others.
+      return _normalised(x, scale, bias, mean.value, var.value, self.epsilon)
+    normed = ghost_batch_norm(
+      x,
+      scale,
+      bias,
+      mean.value,
+      var.value,
+      ghost_batch_size=x.shape[0] if self.ghost_batch_size is None else self.ghost_batch_size,
+      momentum=self.momentum,
+      epsilon=self.epsilon,
+    )
+    if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+      mean.value, var.value = normed.mean, normed.var
+    return normed.outputs
+
+
+class GroupNorm(nn.GroupNorm):
+  """Group normalisation that can stand wherever `GhostBatchNorm` does.
+
+  It knows no batch and no running statistics, so training and evaluation are the same.
+  """
+
+  def __call__(self, x: chex.Array, use_running_average: bool | None = None) -> jax.Array:
+    """Normalises.
+
+    Args:
+      x: `[b, ..., c]`.
+      use_running_average: of no consequence.
+
+    Returns:
+      The normalised inputs, in the shape and dtype of `x`.
+    """
+    del use_running_average
+    return super().__call__(x).astype(x.dtype)
+
+
+def _normalised(x, scale, bias, mean, var, epsilon) -> jax.Array:
+  """Normalises by statistics of each channel."""
+  wide = as_accumulator(x)
+  return _affine((wide - mean) * jax.lax.rsqrt(var + epsilon), scale, bias).astype(x.dtype)
+
+
+def _affine(normed: jax.Array, scale: chex.Array, bias: chex.Array) -> jax.Array:
+  return normed * scale + bias
+
+
+def _check_channels(x: jax.Array, *per_channel: chex.Array) -> None:
+  chex.assert_type(x, float)  # Integers could not hold the outputs.
+  for array in per_channel:
+    chex.assert_shape(array, x.shape[-1:])

@@ -1,0 +1,111 @@
+"""Which examples to mix with each other: partners drawn by how near their labels are."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+_KERNELS = ("gaussian", "tophat")
+
+
+def label_similarity_probabilities(
+  labels: chex.Array, *, bandwidth: chex.Numeric, kernel: str = "gaussian"
+) -> jax.Array:
+  """Probability of every example as the mixing partner of every other.
+
+  Mixing two examples with distant regression targets invents labels that are wrong wherever the
+  function is not linear, so the probability falls with the distance of the labels. An example may
+  be its own partner.
+
+  Args:
+    labels: targets (or whatever shall be near), `[n, d]`.
+    bandwidth: distance of labels, in their units, beyond which partners are rare; 0 is the limit
+      of ordinary training and infinity that of mixing with anyone.
+    kernel: "gaussian", or "tophat": all partners nearer than `bandwidth` alike.
+
+  Returns:
+    Rows that sum to 1, float32 or wider, `[n, n]`. A label with a NaN is nobody's partner, and
+    its own row is NaN.
+
+  Raises:
+    ValueError: if `bandwidth` is not positive, `kernel` is unknown or `labels` is not `[n, d]`.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, equation 6, https://arxiv.org/abs/2210.05775.
+  """
+  logits = label_similarity_logits(labels, labels, bandwidth=bandwidth, kernel=kernel)
+  return jax.nn.softmax(logits, axis=-1)
+
+
+def label_similarity_logits(
+  labels: chex.Array, queries: chex.Array, *, bandwidth: chex.Numeric, kernel: str = "gaussian"
+) -> jax.Array:
+  """Unnormalised log-probabilities of partners, for some rows only.
+
+  The n x n table of all examples need not exist: a batch takes its own rows.
+
+  Args:
+    labels: targets of the candidates, `[n, d]`.
+    queries: targets of the examples that look for a partner, `[q, d]`.
+    bandwidth: as in `label_similarity_probabilities`.
+    kernel: as there.
+
+  Returns:
+    Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN.
+
+  Raises:
+    ValueError: as `label_similarity_probabilities`, and if the widths d differ.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, equation 6, https://arxiv.org/abs/2210.05775.
+  """
+  check_range("bandwidth", bandwidth, "(0, inf]")
+  if kernel not in _KERNELS:
+    raise ValueError(f"kernel must be one of {_KERNELS}, got {kernel!r}.")
+  labels, queries = as_accumulator(labels, queries)
+  for name, array in (("labels", labels), ("queries", queries)):
+    if array.ndim != 2 or array.shape[1] != labels.shape[-1]:
+      raise ValueError(
+        f"{name} must be [rows, d] with one d for both, got shapes {labels.shape} and "
+        f"{queries.shape}."
+      )
+  # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows the
+  # rest; differences, because the expanded square loses near labels.
+  scaled = (queries[:, None] - labels[None]) / bandwidth
+  square = jnp.sum(jnp.square(scaled), axis=-1)
+  logits = -square / 2 if kernel == "gaussian" else jnp.where(square < 1, 0.0, -jnp.inf)
+  return jnp.where(jnp.isnan(square), -jnp.inf, logits)
+
+
+def sample_partners(
+  key: chex.PRNGKey,
+  labels: chex.Array,
+  indices: chex.Array,
+  *,
+  bandwidth: chex.Numeric,
+  kernel: str = "gaussian",
+) -> jax.Array:
+  """Draws a mixing partner for every row of a batch, from all examples.
+
+  Args:
+    key: random key.
+    labels: targets of all examples, `[n, d]`.
+    indices: rows of the batch in `labels`, int `[b]`.
+    bandwidth: as in `label_similarity_probabilities`.
+    kernel: as there.
+
+  Returns:
+    Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
+
+  Raises:
+    ValueError: as `label_similarity_probabilities`, and if an index lies outside [0, n).
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
+  """
+  labels, indices = jnp.asarray(labels), jnp.asarray(indices)
+  chex.assert_rank(indices, 1)
+  chex.assert_type(indices, int)
+  check_range("indices", indices, f"[0, {labels.shape[0]})")
+  logits = label_similarity_logits(labels, labels[indices], bandwidth=bandwidth, kernel=kernel)
+  partners = jax.random.categorical(key, logits, axis=-1)
+  alone = jnp.all(jnp.isneginf(logits), axis=-1)
+  return jnp.where(alone, indices, partners).astype(jnp.int32)

@@ -1,0 +1,154 @@
+"""Split-conformal prediction sets: quantiles of calibration scores, sets, and how good they are.
+
+Scores are non-conformity scores: small where a label is plausible.
+"""
+
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+# (n + 1)(1 - alpha) may exceed a whole number by rounding alone.
+_ROUNDING = 1e-9
+
+
+class SetStatistics(NamedTuple):
+  """How prediction sets fare.
+
+  Attributes:
+    coverage: share of the sets that hold the true label.
+    size: mean number of labels in a set.
+    size_covered: the same among sets that hold the true label; NaN if none does.
+  """
+
+  coverage: chex.Array
+  size: chex.Array
+  size_covered: chex.Array
+
+
+def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "higher") -> jax.Array:
+  """Threshold that the score of a fresh exchangeable example exceeds with probability <= alpha.
+
+  Args:
+    scores: calibration scores of the true labels, `[n]`.
+    alpha: miscoverage, in (0, 1); a number, since it fixes a rank.
+    method: "higher": the ceil((n + 1)(1 - alpha))-th smallest score, +inf if there are fewer;
+      "mquantiles": interpolated between two scores as SciPy's `mstats.mquantiles` does, at level
+      (1 - alpha)(1 + 1/n) or 1.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: if `scores` is empty, `alpha` lies outside (0, 1) or the method is unknown.
+
+  Reference: Vovk et al., Algorithmic Learning in a Random World, 2005; Angelopoulos and Bates,
+  A Gentle Introduction to Conformal Prediction, section 1, https://arxiv.org/abs/2107.07511.
+  """
+  scores = as_accumulator(scores)
+  chex.assert_rank(scores, 1)
+  check_range("alpha", alpha, "(0, 1)")
+  num = scores.size
+  if num == 0:
+    raise ValueError("scores must hold at least one calibration score, got none.")
+  ascending = jnp.sort(scores)
+  if method == "higher":
+    rank = math.ceil((num + 1) * (1 - alpha) - _ROUNDING)
+    return ascending[rank - 1] if rank <= num else jnp.full((), jnp.inf, scores.dtype)
+  if method == "mquantiles":
+    level = min((1 - alpha) * (1 + 1 / num), 1.0)
+    position = num * level + 0.4 + 0.2 * level
+    low = max(math.floor(min(max(position, 1), num - 1)), 1)
+    share = min(max(position - low, 0.0), 1.0)
+    high = min(low, num - 1)
+    return (1 - share) * ascending[low - 1] + share * ascending[high]
+  raise ValueError(f"method must be 'higher' or 'mquantiles', got {method!r}.")
+
+
+def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
+  """The labels whose score does not exceed a threshold.
+
+  Args:
+    scores: score of every label, `[b, K]`.
+    threshold: a scalar, or one a row, `[b, 1]`.
+
+  Returns:
+    Membership, bool `[b, K]`.
+
+  Reference: Angelopoulos and Bates, section 1, https://arxiv.org/abs/2107.07511.
+  """
+  scores, threshold = as_accumulator(scores, threshold)
+  chex.assert_rank(scores, 2)
+  chex.assert_is_broadcastable(threshold.shape, scores.shape)
+  return scores <= threshold
+
+
+def set_statistics(sets: chex.Array, labels: chex.Array) -> SetStatistics:
+  """Coverage and size of prediction sets.
+
+  Args:
+    sets: membership, bool `[b, K]`.
+    labels: the true labels, in 0..K-1, `[b]`.
+
+  Returns:
+    `SetStatistics` of scalars.
+  """
+  sets, labels = jnp.asarray(sets, bool), jnp.asarray(labels)
+  chex.assert_rank(sets, 2)
+  chex.assert_shape(labels, sets.shape[:1])
+  covered = jnp.take_along_axis(sets, labels[:, None], axis=1)[:, 0]
+  size = jnp.sum(sets, axis=1, dtype=jnp.float32)
+  num_covered = jnp.sum(covered, dtype=jnp.float32)
+  size_covered = jnp.sum(jnp.where(covered, size, 0.0)) / jnp.maximum(num_covered, 1.0)
+  return SetStatistics(
+    coverage=jnp.mean(covered, dtype=jnp.float32),
+    size=jnp.mean(size),
+    size_covered=jnp.where(num_covered > 0, size_covered, jnp.nan),
+  )
+
+
+def exit_conformal_thresholds(
+  scores: chex.Array, levels: chex.Array, *, alpha: float, min_points: int = 20
+) -> jax.Array:
+  """A threshold for each exit of a network, from the validation samples that left there.
+
+  Samples that leave at an exit are not a fair sample of all, so neither is one threshold fair to
+  every exit.
+
+  Args:
+    scores: score of the true label at every exit, `[n, L + 1]`.
+    levels: the exit each sample took, `[n]`.
+    alpha: miscoverage, in (0, 1); a number, since it fixes ranks.
+    min_points: an exit with at most so many samples uses the scores of all samples there.
+
+  Returns:
+    Thresholds, each the exit's `conformal_quantile` or its largest score if that is less, so that
+    sets stay finite, `[L + 1]`.
+
+  Raises:
+    ValueError: if there is no sample, `alpha` lies outside (0, 1) or `min_points` < 0.
+
+  Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
+  ICLR 2024, section 5 (there one rank higher), https://arxiv.org/abs/2310.09163.
+  """
+  scores, levels = as_accumulator(scores), jnp.asarray(levels)
+  chex.assert_rank(scores, 2)
+  chex.assert_shape(levels, scores.shape[:1])
+  check_range("alpha", alpha, "(0, 1)")
+  num = scores.shape[0]
+  if num == 0:
+    raise ValueError("scores must hold at least one sample, got none.")
+  if min_points < 0:
+    raise ValueError(f"min_points must be at least 0, got {min_points}.")
+  left = levels[:, None] == jnp.arange(scores.shape[1])
+  left = left | (jnp.sum(left, axis=0) <= min_points)
+  counts = np.arange(1, num + 1)
+  ranks = np.minimum(np.ceil((counts + 1) * (1 - alpha) - _ROUNDING), counts).astype(np.int32)
+  rank = jnp.asarray(ranks)[jnp.sum(left, axis=0) - 1]
+  ascending = jnp.sort(jnp.where(left, scores, jnp.inf), axis=0)
+  return jnp.take_along_axis(ascending, rank[None] - 1, axis=0)[0]

@@ -1,0 +1,205 @@
+"""Temperatures of single samples, from how a prediction changes when its input is transformed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.losses.calibration import correctness_aware_loss
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.uncertainty.temperature import apply_temperature
+
+
+class AdaptiveTemperature(NamedTuple):
+  """Parameters of a network with one hidden layer, from cues to a temperature.
+
+  Attributes:
+    hidden_kernel: `[cues, hidden]`.
+    hidden_bias: `[hidden]`.
+    kernel: `[hidden]`.
+    bias: scalar.
+  """
+
+  hidden_kernel: chex.Array
+  hidden_bias: chex.Array
+  kernel: chex.Array
+  bias: chex.Array
+
+
+def transform_cues(
+  logits: chex.Array, transformed_logits: chex.Array, *, top_k: int = 4
+) -> chex.Array:
+  """Probabilities that transformed versions of an input give to the classes ranked first.
+
+  Where a prediction is right it survives rotation, blur or noise; where it is a narrow miss the
+  ranking changes. So the cues tell right from wrong without a label.
+
+  Args:
+    logits: scores of the inputs, `[b, k]`.
+    transformed_logits: scores of t transformed versions of them, `[t, b, k]`.
+    top_k: number of classes, those with the largest `logits` (of equal ones the first).
+
+  Returns:
+    Cues `[b, t * top_k]`, float32 or wider: for one version after the other the probabilities of
+    these classes, in the order of `logits`.
+
+  Raises:
+    ValueError: if `top_k` does not lie in [1, k] or the shapes do not fit.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  section 4.2, https://arxiv.org/abs/2404.13016.
+  """
+  chex.assert_rank(logits, 2)
+  shape, transformed_shape = jnp.shape(logits), jnp.shape(transformed_logits)
+  if len(transformed_shape) != 3 or transformed_shape[1:] != shape:
+    raise ValueError(
+      f"transformed_logits must be [t, *logits.shape], got {transformed_shape} for logits of "
+      f"shape {shape}."
+    )
+  if not 1 <= top_k <= shape[1]:
+    raise ValueError(f"top_k must lie in [1, {shape[1]}], got {top_k}.")
+  logits, transformed_logits = as_accumulator(logits, transformed_logits)
+  classes = jax.lax.top_k(logits, top_k)[1]
+  probs = jax.nn.softmax(transformed_logits)
+  cues = jnp.take_along_axis(probs, classes[None], axis=-1)
+  return jnp.moveaxis(cues, 0, 1).reshape(shape[0], -1)
+
+
+def init_adaptive_temperature(
+  key: chex.PRNGKey, *, num_cues: int, hidden: int = 5
+) -> AdaptiveTemperature:
+  """Draws the parameters of `adaptive_temperature`.
+
+  The last bias is 1.5, so that the first temperatures lie inside the interval: outside it no
+  gradient flows.
+
+  Args:
+    key: random key.
+    num_cues: number of cues.
+    hidden: width of the hidden layer.
+
+  Returns:
+    An `AdaptiveTemperature`, float32.
+
+  Raises:
+    ValueError: if `num_cues` or `hidden` is less than 1.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  section 4.2, https://arxiv.org/abs/2404.13016.
+  """
+  for name, value in (("num_cues", num_cues), ("hidden", hidden)):
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}.")
+  keys = jax.random.split(key, 3)
+
+  def uniform(key, shape, fan_in):
+    return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+  return AdaptiveTemperature(
+    hidden_kernel=uniform(keys[0], (num_cues, hidden), num_cues),
+    hidden_bias=uniform(keys[1], (hidden,), hidden),
+    kernel=uniform(keys[2], (hidden,), hidden),
+    bias=jnp.float32(1.5),
+  )
+
+
+def adaptive_temperature(
+  params: AdaptiveTemperature,
+  cues: chex.Array,
+  *,
+  min_temperature: chex.Numeric = 0.1,
+  max_temperature: chex.Numeric = 10.0,
+) -> chex.Array:
+  """One temperature a sample.
+
+  Args:
+    params: of `init_adaptive_temperature` or `fit_adaptive_temperature`.
+    cues: `[b, cues]`.
+    min_temperature: the network's output is clipped here; beyond no gradient flows.
+    max_temperature: likewise.
+
+  Returns:
+    Temperatures `[b]` for `apply_temperature`, float32 or wider.
+
+  Raises:
+    ValueError: if `min_temperature` is not positive or not below `max_temperature`.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  section 4.2, https://arxiv.org/abs/2404.13016.
+  """
+  check_range("min_temperature", min_temperature, "(0, inf)")
+  lowest = 0.0 if isinstance(min_temperature, jax.core.Tracer) else min_temperature
+  check_range("max_temperature", max_temperature, f"({lowest}, inf)")
+  chex.assert_shape(cues, (None, params.hidden_kernel.shape[0]))
+  hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias)
+  return jnp.clip(hidden @ params.kernel + params.bias, min_temperature, max_temperature)
+
+
+def fit_adaptive_temperature(
+  key: chex.PRNGKey,
+  logits: chex.Array,
+  cues: chex.Array,
+  labels: chex.Array,
+  *,
+  loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = correctness_aware_loss,
+  num_steps: int = 2000,
+  batch_size: int = 1000,
+  learning_rate: chex.Numeric = 1e-3,
+  hidden: int = 5,
+) -> AdaptiveTemperature:
+  """Fits `adaptive_temperature` to held-out data by Adam.
+
+  Args:
+    key: random key, of the start and the order of the rows.
+    logits: held-out scores, `[n, k]`.
+    cues: of `transform_cues`, `[n, cues]`.
+    labels: true classes, int `[n]`.
+    loss_fn: `(calibrated logits [b, k], labels [b]) -> losses [b]`, whose mean is minimised.
+    num_steps: number of updates, one program.
+    batch_size: rows an update, of shuffled epochs without their incomplete last batch; a set of
+      fewer rows is taken whole.
+    learning_rate: of Adam.
+    hidden: width of the hidden layer.
+
+  Returns:
+    An `AdaptiveTemperature`.
+
+  Raises:
+    ValueError: if n = 0, or `num_steps` or `batch_size` is less than 1.
+
+  Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
+  section 4, https://arxiv.org/abs/2404.13016.
+  """
+  chex.assert_rank([logits, cues], 2)
+  chex.assert_equal_shape_prefix([logits, cues, labels], 1)
+  num_rows = jnp.shape(logits)[0]
+  if num_rows == 0:
+    raise ValueError("a calibrator is fitted to at least one row, got logits with n = 0.")
+  for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}.")
+  logits, cues = as_accumulator(logits, cues)
+  labels = jnp.asarray(labels)
+  optimizer = optax.adam(learning_rate)
+  init_key, order_key = jax.random.split(key)
+  params = init_adaptive_temperature(init_key, num_cues=cues.shape[1], hidden=hidden)
+
+  def objective(params, rows):
+    temperature = adaptive_temperature(params, cues[rows])
+    calibrated = apply_temperature(logits[rows], temperature=temperature)
+    return jnp.mean(loss_fn(calibrated, labels[rows]))
+
+  def step(carry, rows):
+    params, state = carry
+    updates, state = optimizer.update(jax.grad(objective)(params, rows), state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  batch_size = min(batch_size, num_rows)
+  per_epoch = num_rows // batch_size
+  epoch_keys = jax.random.split(order_key, -(-num_steps // per_epoch))
+  orders = jax.lax.map(lambda k: jax.random.permutation(k, num_rows), epoch_keys)
+  rows = orders[:, : per_epoch * batch_size].reshape(-1, batch_size)[:num_steps]
+  return jax.lax.scan(step, (params, optimizer.init(params)), rows)[0][0]

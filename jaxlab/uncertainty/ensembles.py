@@ -1,0 +1,298 @@
+"""Pooling one model's predictions over prompts or demonstrations, and calibrating label scores.
+
+Members are runs of the same model on variations of its input. Their probabilities `[m, b, k]` over
+k labels are pooled by mean, by maximum or by vote.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+class EnsemblePrediction(NamedTuple):
+  """What an ensemble says.
+
+  Attributes:
+    predictions: predicted class, int32 `[b]`.
+    probs: probabilities of the classes, float32 (or wider) `[b, k]`.
+  """
+
+  predictions: chex.Array
+  probs: chex.Array
+
+
+class BatchCalibrationState(NamedTuple):
+  """Running statistics of label scores.
+
+  Attributes:
+    mean: `[k]`.
+    var: variance with the n - 1 denominator, `[k]`.
+    count: updates so far, int32 scalar.
+  """
+
+  mean: chex.Array
+  var: chex.Array
+  count: chex.Array
+
+
+def mean_probability(probs: chex.Array) -> EnsemblePrediction:
+  """Averages the members' probabilities.
+
+  Where members disagree the mean is less confident than they are; its NLL is at most the mean of
+  theirs.
+
+  Args:
+    probs: probabilities of m members, `[m, b, k]`; rows sum to 1, up to rounding.
+
+  Returns:
+    The class of the largest mean (of equal ones the first) and the means, rescaled to sum to 1; a
+    row of zeros stays one.
+
+  Raises:
+    ValueError: if `probs` is not of rank 3 or an axis of m or k is empty.
+
+  Reference: Li et al., On Task Performance and Model Calibration with Supervised and
+  Self-Ensembled In-Context Learning, 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  """
+  return _normalised(jnp.mean(_members(probs), axis=0))
+
+
+def max_probability(probs: chex.Array) -> EnsemblePrediction:
+  """Takes for each class the largest probability that any member gives it.
+
+  Args:
+    probs: probabilities of m members, `[m, b, k]`; rows sum to 1, up to rounding.
+
+  Returns:
+    The class of the largest maximum (of equal ones the first) and the maxima, rescaled to sum to
+    1; a row of zeros stays one.
+
+  Raises:
+    ValueError: as `mean_probability`.
+
+  Reference: Li et al., 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  """
+  return _normalised(jnp.max(_members(probs), axis=0))
+
+
+def _members(probs) -> jax.Array:
+  if jnp.ndim(probs) != 3 or 0 in (jnp.shape(probs)[0], jnp.shape(probs)[2]):
+    raise ValueError(
+      f"probs must be [members, batch, classes] with at least one member and class, got shape "
+      f"{jnp.shape(probs)}."
+    )
+  return as_accumulator(probs)
+
+
+def _normalised(scores) -> EnsemblePrediction:
+  total = jnp.sum(scores, axis=-1, keepdims=True)
+  probs = scores / jnp.where(total == 0, 1, total)
+  return EnsemblePrediction(jnp.argmax(scores, axis=-1).astype(jnp.int32), probs)
+
+
+def vote_probability(probs: chex.Array, *, weighted: bool = False) -> EnsemblePrediction:
+  """Lets the members vote; the winning class brings the mean probabilities of its voters.
+
+  Args:
+    probs: probabilities of m members, `[m, b, k]`. A member votes for its most probable class (of
+      equal ones the first).
+    weighted: whether a vote counts as much as its member's largest probability, in place of 1.
+
+  Returns:
+    The class with most votes, of equal ones that of the first voter among their members, and the
+    mean of its voters' probabilities. It need not be their argmax.
+
+  Raises:
+    ValueError: as `mean_probability`.
+
+  Reference: Li et al., 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  """
+  probs = _members(probs)
+  votes = jnp.argmax(probs, axis=-1)
+  ballots = jax.nn.one_hot(votes, probs.shape[-1], dtype=probs.dtype)
+  weights = jnp.max(probs, axis=-1) if weighted else jnp.ones(votes.shape, probs.dtype)
+  scores = jnp.sum(ballots * weights[..., None], axis=0)
+  leads = scores == jnp.max(scores, axis=-1, keepdims=True)
+  voted_for_leader = jnp.take_along_axis(leads[None], votes[..., None], axis=-1)[..., 0]
+  first = jnp.argmax(voted_for_leader, axis=0)
+  winner = jnp.take_along_axis(votes, first[None], axis=0)[0]
+  voters = (votes == winner).astype(probs.dtype)[..., None]
+  mean = jnp.sum(voters * probs, axis=0) / jnp.sum(voters, axis=0)
+  return EnsemblePrediction(winner.astype(jnp.int32), mean)
+
+
+def batch_calibration(
+  logits: chex.Array,
+  *,
+  mean: chex.Array | None = None,
+  std: chex.Array | None = None,
+  demean_only: bool = False,
+) -> chex.Array:
+  """Standardises the scores of each label over a batch, without any true label.
+
+  A prompt that favours a label favours it for all inputs, so the bias is what a label's scores
+  share.
+
+  Args:
+    logits: label scores of n inputs, `[n, k]`.
+    mean: statistics of another batch, `[k]`; None takes those of this one.
+    std: likewise, `[k]`.
+    demean_only: whether only the mean is taken off; `std` is then not read.
+
+  Returns:
+    `(logits - mean) / std` with the n - 1 denominator in `std`, `[n, k]`, float32 or wider. Where
+    the deviation is 0 the column is 0.
+
+  Raises:
+    ValueError: if `logits` is not of rank 2, a statistic is not `[k]`, or one is missing and n < 2.
+
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772; the idea is that of Zhou et al.,
+  Batch Calibration, ICLR 2024, https://arxiv.org/abs/2309.17249.
+  """
+  logits = _scores(logits, minimum=2 if mean is None or (std is None and not demean_only) else 0)
+  for name, value in (("mean", mean), ("std", std)):
+    if value is not None and jnp.shape(value) != logits.shape[1:]:
+      raise ValueError(f"{name} must have shape {logits.shape[1:]}, got {jnp.shape(value)}.")
+  centred = _centred(logits) if mean is None else logits - as_accumulator(mean)
+  if demean_only:
+    return centred
+  if std is None:
+    variance = _variance(logits)
+    # The root's slope at 0 is infinite.
+    std = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
+  std = as_accumulator(std)
+  return jnp.where(std == 0, 0.0, centred / jnp.where(std == 0, 1.0, std))
+
+
+def _scores(logits, *, minimum: int) -> jax.Array:
+  if jnp.ndim(logits) != 2:
+    raise ValueError(f"logits must be [n, classes], got shape {jnp.shape(logits)}.")
+  if jnp.shape(logits)[0] < minimum:
+    raise ValueError(f"statistics need at least 2 rows of logits, got {jnp.shape(logits)[0]}.")
+  return as_accumulator(logits)
+
+
+def _centred(logits) -> jax.Array:
+  # The mean of equal numbers need not equal them; that of their differences is 0.
+  shifted = logits - logits[:1]
+  return shifted - jnp.mean(shifted, axis=0)
+
+
+def _variance(logits) -> jax.Array:
+  return jnp.sum(jnp.square(_centred(logits)), axis=0) / (logits.shape[0] - 1)
+
+
+def batch_calibration_init(*, num_classes: int) -> BatchCalibrationState:
+  """Statistics before the first batch: mean 0 and variance 1, which leave scores as they are.
+
+  Args:
+    num_classes: number k of labels.
+
+  Returns:
+    A `BatchCalibrationState` with count 0.
+
+  Raises:
+    ValueError: if `num_classes` is not positive.
+
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
+  """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  return BatchCalibrationState(jnp.zeros(num_classes), jnp.ones(num_classes), jnp.int32(0))
+
+
+def batch_calibration_update(
+  state: BatchCalibrationState, logits: chex.Array, *, momentum: chex.Numeric = 0.1
+) -> BatchCalibrationState:
+  """Moves the statistics towards those of a batch; the first batch is copied.
+
+  For scores that come in a stream: `batch_calibration(logits, mean=state.mean,
+  std=jnp.sqrt(state.var))`.
+
+  Args:
+    state: statistics so far.
+    logits: label scores of n inputs, `[n, k]`.
+    momentum: share of the new batch, in [0, 1].
+
+  Returns:
+    The new `BatchCalibrationState`.
+
+  Raises:
+    ValueError: if `momentum` lies outside [0, 1], `logits` is not `[n, k]`, or n < 2.
+
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
+  """
+  check_range("momentum", momentum, "[0, 1]")
+  logits = _scores(logits, minimum=2)
+  if logits.shape[1:] != jnp.shape(state.mean):
+    raise ValueError(f"logits must have {jnp.shape(state.mean)[0]} classes, got {logits.shape}.")
+  share = jnp.where(state.count == 0, 1.0, momentum)
+  mean = logits[0] + jnp.mean(logits - logits[:1], axis=0)
+
+  def moved(old, new):
+    return ((1 - share) * old + share * new).astype(old.dtype)
+
+  return BatchCalibrationState(
+    moved(state.mean, mean), moved(state.var, _variance(logits)), state.count + 1
+  )
+
+
+def verbalizer_logits(
+  token_logits: chex.Array, token_ids: chex.Array, token_mask: chex.Array
+) -> chex.Array:
+  """Scores labels by the tokens of their words, from one forward pass.
+
+  Answer position t scores every label's token t, so no label is fed back and labels of different
+  lengths compare by the mean. Class probabilities are the softmax over labels.
+
+  Args:
+    token_logits: scores of the vocabulary at T' answer positions, `[b, T', v]`.
+    token_ids: tokens of the k labels, padded, int `[k, T]` with T <= T'.
+    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is
+      traced.
+
+  Returns:
+    Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
+
+  Raises:
+    ValueError: if ranks or shapes do not fit, T > T', or it is known that a label has no valid
+      token or that a valid token lies outside the vocabulary.
+
+  Reference: Li et al., 2023, section 3.1, https://arxiv.org/abs/2312.13772.
+  """
+  shape, ids_shape = jnp.shape(token_logits), jnp.shape(token_ids)
+  if len(shape) != 3:
+    raise ValueError(f"token_logits must be [batch, positions, vocabulary], got shape {shape}.")
+  if len(ids_shape) != 2 or jnp.shape(token_mask) != ids_shape:
+    raise ValueError(
+      f"token_ids and token_mask must both be [labels, tokens], got shapes {ids_shape} and "
+      f"{jnp.shape(token_mask)}."
+    )
+  if ids_shape[1] > shape[1]:
+    raise ValueError(f"labels of {ids_shape[1]} tokens need as many positions, got {shape[1]}.")
+  _check_label_tokens(token_ids, token_mask, shape[2])
+  mask = jnp.asarray(token_mask, bool)
+  ids = jnp.where(mask, token_ids, 0)
+  scores = jnp.take_along_axis(as_accumulator(token_logits)[:, : ids_shape[1]], ids.T[None], axis=2)
+  total = jnp.sum(jnp.where(mask.T, scores, 0.0), axis=1)
+  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+
+
+def _check_label_tokens(token_ids, token_mask, vocab_size: int) -> None:
+  if isinstance(token_mask, jax.core.Tracer):
+    return
+  mask = np.asarray(token_mask, bool)
+  if not mask.any(axis=1).all():
+    raise ValueError(f"label {np.argmin(mask.any(axis=1))} of token_mask has no valid token.")
+  if isinstance(token_ids, jax.core.Tracer):
+    return
+  valid = np.asarray(token_ids)[mask]
+  if ((valid < 0) | (valid >= vocab_size)).any():
+    raise ValueError(
+      f"token_ids must lie in [0, {vocab_size}), got {valid.min()} to {valid.max()}."
+    )

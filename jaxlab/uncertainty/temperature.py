@@ -1,0 +1,100 @@
+"""Temperature scaling: one number that makes a classifier's confidence fit held-out data."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def fit_temperature(
+  logits: chex.Array,
+  labels: chex.Array,
+  *,
+  min_temperature: chex.Numeric = 1e-2,
+  max_temperature: chex.Numeric = 1e2,
+  num_steps: int = 60,
+) -> chex.Array:
+  """Temperature that minimises the cross-entropy of held-out data.
+
+  The loss is convex in 1 / temperature, so bisection of its derivative finds the optimum, where
+  gradient descent with a fixed number of steps may not arrive. No gradient flows to the arguments.
+
+  Args:
+    logits: held-out scores, `[n, k]`.
+    labels: their true classes, int `[n]`.
+    min_temperature: smallest answer, which predictions that are all right get (and logits that
+      are all equal, for which every temperature is as good).
+    max_temperature: largest answer, which predictions worse than uniform ones get.
+    num_steps: halvings of the interval, on a log scale.
+
+  Returns:
+    The temperature, a float32 scalar (or wider); NaN if a logit is NaN.
+
+  Raises:
+    ValueError: if n = 0, `num_steps` < 1, a temperature is not positive, `min_temperature` is not
+      below `max_temperature`, or a label is known and no class.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
+  https://arxiv.org/abs/1706.04599.
+  """
+  chex.assert_rank(logits, 2)
+  chex.assert_shape(labels, jnp.shape(logits)[:1])
+  num_rows, num_classes = jnp.shape(logits)
+  if num_rows == 0:
+    raise ValueError("a temperature is fitted to at least one row, got logits with n = 0.")
+  if num_steps < 1:
+    raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+  check_range("labels", labels, f"[0, {num_classes})")
+  check_range("min_temperature", min_temperature, "(0, inf)")
+  lowest = 0.0 if isinstance(min_temperature, jax.core.Tracer) else min_temperature
+  check_range("max_temperature", max_temperature, f"({lowest}, inf)")
+  scores = jax.lax.stop_gradient(as_accumulator(logits))
+  scores = scores - jnp.max(scores, axis=-1, keepdims=True)
+  true_score = jnp.take_along_axis(scores, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
+
+  def slope(inverse):
+    """Derivative of the loss by the inverse temperature, which never falls."""
+    probs = jax.nn.softmax(inverse * scores)
+    expected = jnp.sum(jnp.where(probs > 0, probs * scores, 0.0), axis=-1)
+    return jnp.mean(expected - true_score)
+
+  def halve(_, bracket):
+    low, high = bracket
+    middle = (low + high) / 2
+    # A slope that underflows to 0 belongs to right predictions: go on towards sharper ones.
+    rising = slope(jnp.exp(middle)) > 0
+    return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
+
+  coldest, hottest = (
+    jnp.asarray(bound, scores.dtype) for bound in (min_temperature, max_temperature)
+  )
+  low, high = jax.lax.fori_loop(0, num_steps, halve, (-jnp.log(hottest), -jnp.log(coldest)))
+  at_low, at_high = slope(1 / hottest), slope(1 / coldest)
+  temperature = jnp.exp(-(low + high) / 2)
+  temperature = jnp.where(at_high <= 0, coldest, jnp.where(at_low > 0, hottest, temperature))
+  return jnp.where(jnp.isnan(at_low), jnp.nan, temperature)
+
+
+def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.Array:
+  """Divides logits by a temperature, which leaves the predicted class alone.
+
+  Args:
+    logits: scores, `[..., k]`.
+    temperature: positive; a scalar, or one a row, `[...]`.
+
+  Returns:
+    Scaled logits, `[..., k]`, in float32 or wider.
+
+  Raises:
+    ValueError: if a temperature is known and not positive.
+
+  Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
+  https://arxiv.org/abs/1706.04599.
+  """
+  check_range("temperature", temperature, "(0, inf]")
+  logits, temperature = as_accumulator(logits, temperature)
+  if temperature.ndim:
+    chex.assert_shape(temperature, logits.shape[:-1])
+    temperature = temperature[..., None]
+  return logits / temperature

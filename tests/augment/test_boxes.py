@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import augment
+
+
+def slow_span(center, side, size):
+  half = int(np.floor(side + 1e-6)) // 2
+  return range(max(center - half, 0), min(center + half, size))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 6), (5, 9)])
+def test_boxes_are_the_loop(height, width):
+  rng = np.random.default_rng(height)
+  centers = np.stack([rng.integers(height, size=12), rng.integers(width, size=12)], axis=-1)
+  ratio = rng.random(12).astype(np.float32)
+  ratio[:2] = 0.0, 1.0
+  masks = jax.jit(augment.box_masks, static_argnames=("height", "width"))(
+    centers, ratio, height=height, width=width
+  )
+  expected = np.zeros((12, height, width))
+  for i, ((row, column), share) in enumerate(zip(centers, ratio)):
+    scale = np.sqrt(1 - np.float64(share))
+    for y in slow_span(row, height * scale, height):
+      for x in slow_span(column, width * scale, width):
+        expected[i, y, x] = 1
+  np.testing.assert_array_equal(masks, expected)
+
+
+def test_segments_are_the_loop():
+  rng = np.random.default_rng(0)
+  centers, ratio = rng.integers(11, size=20), rng.random(20).astype(np.float32)
+  masks = augment.segment_masks(centers, ratio, length=11)
+  expected = np.zeros((20, 11))
+  for i, (center, share) in enumerate(zip(centers, ratio)):
+    for t in slow_span(center, 11 * (1 - np.float64(share)), 11):
+      expected[i, t] = 1
+  np.testing.assert_array_equal(masks, expected)
+
+
+def test_empty_whole_and_clipped():
+  masks = augment.box_masks(
+    jnp.array([[4, 4], [4, 4], [0, 0], [7, 7]]), jnp.array([1.0, 0.0, 0.0, 0.0]), height=8, width=8
+  )
+  assert not masks[0].any() and masks[1].all()
+  np.testing.assert_array_equal(masks[2:].sum((1, 2)), [16, 25])  # Corners clip.
+  whole = augment.segment_masks(jnp.array([4, 4]), 0.0, length=8)
+  assert whole.all()
+  # 10 sqrt(1 - .84) is 4, though a little less in single precision.
+  assert augment.box_masks(jnp.array([[5, 5]]), 0.84, height=10, width=10).sum() == 16
+
+
+def test_pasted_pixels_and_their_share():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 255, (5, 6, 4, 3)).astype(np.uint8)
+  partners = rng.integers(0, 255, (5, 6, 4, 3)).astype(np.uint8)
+  masks = rng.integers(0, 2, (5, 6, 4)).astype(np.float32)
+  mixed = jax.jit(augment.box_mix)(images, partners, masks)
+  np.testing.assert_array_equal(mixed.images, np.where(masks[..., None] > 0, partners, images))
+  np.testing.assert_allclose(mixed.ratio, 1 - masks.mean((1, 2)), rtol=1e-6)
+  assert mixed.images.dtype == np.uint8
+  # What is covered does not leak, whatever it is.
+  spoilt = augment.box_mix(np.full((1, 2, 1), np.nan), np.ones((1, 2, 1)), [[1, 1]])
+  np.testing.assert_array_equal(spoilt.images, np.ones((1, 2, 1)))
+
+
+def test_saliency_is_the_loop():
+  images = np.random.default_rng(0).normal(size=(2, 6, 7, 2)).astype(np.float32)
+  expected = np.zeros((2, 6, 7))
+  for radius in (1, 2, 4):
+    for y in range(6):
+      for x in range(7):
+        rows = np.clip(np.arange(y - radius, y + radius + 1), 0, 5)
+        columns = np.clip(np.arange(x - radius, x + radius + 1), 0, 6)
+        mean = images[:, rows][:, :, columns].mean((1, 2))
+        expected[:, y, x] += np.abs(images[:, y, x] - mean).mean(-1)
+  found = jax.jit(augment.center_surround_saliency)(images)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+  half = augment.center_surround_saliency(jnp.asarray(images, jnp.bfloat16))
+  assert half.dtype == jnp.float32
+  flat = augment.center_surround_saliency(jnp.full((1, 5, 5, 1), 3.0))
+  np.testing.assert_allclose(flat, 0, atol=1e-5)
+
+
+def test_errors():
+  centers = jnp.zeros((2, 2), jnp.int32)
+  for bad in (-0.1, 1.5, np.nan):
+    with pytest.raises(ValueError, match="ratio"):
+      augment.box_masks(centers, bad, height=4, width=4)
+    with pytest.raises(ValueError, match="ratio"):
+      augment.segment_masks(centers[:, 0], bad, length=4)
+  with pytest.raises(AssertionError):
+    augment.box_masks(centers[:, :1], 0.5, height=4, width=4)
+  with pytest.raises(AssertionError):
+    augment.box_mix(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)))
+  with pytest.raises(AssertionError):
+    augment.center_surround_saliency(jnp.zeros((4, 4, 1)))

@@ -1,0 +1,151 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxlab import augment
+
+B = 6
+KEY = jax.random.key(0)
+KEYS = jax.random.split(jax.random.key(1), 300)
+IMAGES = np.random.default_rng(0).normal(size=(B, 8, 6, 2)).astype(np.float32)
+SIGNALS = IMAGES.reshape(B, 48, 2)
+LABELS = np.array([0, 1, 2, 3, 4, 0])
+POLICIES = {
+  "mixup": (augment.mixup, IMAGES),
+  "cutmix": (augment.cutmix, IMAGES),
+  "saliency_box_mix": (augment.saliency_box_mix, IMAGES),
+  "segment_mix": (augment.segment_mix, SIGNALS),
+}
+policies = pytest.mark.parametrize(("policy", "inputs"), POLICIES.values(), ids=POLICIES)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+  """What each policy makes of many keys."""
+  return {
+    name: jax.jit(jax.vmap(lambda key, p=policy, x=inputs: p(key, x, LABELS)))(KEYS)
+    for name, (policy, inputs) in POLICIES.items()
+  }
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_labels_partners_and_ratio(mixed, name):
+  found = mixed[name]
+  np.testing.assert_array_equal(found.labels_a, np.tile(LABELS, (len(KEYS), 1)))
+  np.testing.assert_array_equal(found.labels_b, LABELS[found.permutation])
+  np.testing.assert_array_equal(np.sort(found.permutation), np.tile(range(B), (len(KEYS), 1)))
+  assert ((found.ratio >= 0) & (found.ratio <= 1)).all()
+  if name != "saliency_box_mix":  # One ratio serves the batch; there the borders clip by row.
+    assert (found.ratio == found.ratio[:, :1]).all()
+
+
+def test_mixup_interpolates(mixed):
+  for i in range(20):
+    found = jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), mixed["mixup"])
+    share = found.ratio[:, None, None, None]
+    expected = share * IMAGES + (1 - share) * IMAGES[found.permutation.astype(int)]
+    np.testing.assert_allclose(found.inputs, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ratios_follow_their_law_and_partners_are_uniform(mixed):
+  assert stats.kstest(np.asarray(mixed["mixup"].ratio[:, 0]), "uniform").pvalue > 1e-3
+  counts = np.array([(mixed["mixup"].permutation[:, 0] == i).sum() for i in range(B)])
+  assert stats.chisquare(counts).pvalue > 1e-3
+  draws = augment.draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True)
+  assert stats.kstest(np.asarray(draws.ratio), stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
+  folded = augment.draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True, majority=True)
+  np.testing.assert_allclose(folded.ratio, np.maximum(draws.ratio, 1 - draws.ratio))
+
+
+@pytest.mark.parametrize("name", ["cutmix", "saliency_box_mix", "segment_mix"])
+def test_pixels_come_from_one_of_two_and_are_counted(mixed, name):
+  found, inputs = mixed[name], POLICIES[name][1]
+  partners = inputs[np.asarray(found.permutation)]
+  taken = np.all(found.inputs == partners, axis=-1)
+  assert (taken | np.all(found.inputs == inputs, axis=-1)).all()
+  itself = np.asarray(found.permutation) == np.arange(B)
+  counted = np.where(itself, found.ratio, 1 - taken.reshape(len(KEYS), B, -1).mean(-1))
+  np.testing.assert_allclose(counted, found.ratio, atol=1e-6)
+
+
+def test_centers_cover_the_image(mixed):
+  """Any pixel is covered at times: the centre is uniform over all."""
+  for name in ("cutmix", "segment_mix"):
+    inputs = POLICIES[name][1]
+    other = mixed[name].permutation[:, 0] != 0
+    covered = np.any(mixed[name].inputs[:, 0] != inputs[0], axis=-1)[np.asarray(other)]
+    assert covered.any(0).all()
+
+
+def test_the_salient_pixel_is_the_center():
+  images = np.zeros((4, 8, 8, 1), np.float32)
+  peaks = [(2, 2), (5, 3), (4, 6), (3, 5)]
+  for image, (y, x) in zip(images, peaks):
+    image[y, x] = 1
+  found = jax.vmap(lambda key: augment.saliency_box_mix(key, images, np.arange(4)))(KEYS[:40])
+  for inputs, permutation, ratio in zip(found.inputs, found.permutation, found.ratio):
+    for image, partner, share in zip(inputs, permutation, ratio):
+      if share < 1:  # A box that is not empty shows what its label speaks of.
+        assert image[peaks[partner]] == 1
+
+
+def test_every_row_may_have_its_own(mixed):
+  for name in ("mixup", "cutmix", "segment_mix"):
+    policy, inputs = POLICIES[name]
+    own = jax.jit(functools.partial(policy, per_example=True))(KEY, inputs, LABELS)
+    assert len(np.unique(own.ratio)) > 2
+
+
+@policies
+def test_trees_of_labels_dtypes_and_a_batch_of_one(policy, inputs):
+  labels = {"class": LABELS, "soft": np.eye(5, dtype=np.float32)[LABELS]}
+  found = policy(KEY, jnp.asarray(inputs, jnp.bfloat16), labels)
+  assert found.inputs.dtype == jnp.bfloat16 and found.ratio.dtype == jnp.float32
+  np.testing.assert_array_equal(found.labels_a["soft"], labels["soft"])
+  np.testing.assert_array_equal(found.labels_b["soft"].argmax(-1), found.labels_b["class"])
+  alone = policy(KEY, inputs[:1], LABELS[:1])
+  np.testing.assert_allclose(alone.inputs, inputs[:1], rtol=1e-6)
+
+
+@policies
+def test_policies_check(policy, inputs):
+  for alpha in (0.0, -1.0, np.nan):
+    with pytest.raises(ValueError, match="alpha"):
+      policy(KEY, inputs, LABELS, alpha=alpha)
+  with pytest.raises(AssertionError):
+    policy(KEY, inputs, LABELS[:3])
+  spread = jax.vmap(lambda alpha: policy(KEY, inputs, LABELS, alpha=alpha).ratio)
+  assert np.isfinite(spread(jnp.array([1e-3, 1.0, 1e3]))).all()
+
+
+def test_shapes_of_images_and_signals():
+  with pytest.raises(AssertionError):
+    augment.cutmix(KEY, SIGNALS, LABELS)
+  with pytest.raises(AssertionError):
+    augment.segment_mix(KEY, IMAGES, LABELS)
+
+
+def test_manifold_mixup_in_one_program():
+  layers = jax.vmap(lambda key: augment.mixing_layer(key, num_layers=3))(KEYS)
+  assert layers.dtype == jnp.int32
+  assert stats.chisquare(np.bincount(layers, minlength=3)).pvalue > 1e-3
+  draw = augment.draw_mix(KEY, batch_size=B, per_example=True)
+
+  @jax.jit
+  def network(chosen):
+    def mix(layer, hidden):
+      mixed = augment.interpolate_pairs(hidden, draw.permutation, draw.ratio)
+      return jnp.where(layer == chosen, mixed, hidden)
+
+    return mix(1, jnp.square(mix(0, IMAGES)))
+
+  share = np.asarray(draw.ratio)[:, None, None, None]
+  mean = lambda x: share * x + (1 - share) * x[np.asarray(draw.permutation)]  # noqa: E731
+  np.testing.assert_allclose(network(0), np.square(mean(IMAGES)), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(network(1), mean(np.square(IMAGES)), rtol=1e-4, atol=1e-6)
+  with pytest.raises(ValueError, match="num_layers"):
+    augment.mixing_layer(KEY, num_layers=0)

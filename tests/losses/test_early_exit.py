@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxlab.losses import early_exit as ee
+
+L = 4
+distribution = jax.jit(ee.exit_distribution)
+conditional = jax.jit(ee.conditional_exit_probabilities)
+weighted = jax.jit(ee.exit_weighted_loss, static_argnames="preserve_scale")
+
+
+@pytest.fixture(scope="module")
+def gates():
+  rows = np.random.default_rng(0).uniform(0, 1, (32, L)) ** 2
+  rows[:4] = [[1, 1, 1, 1], [0, 0, 0, 0], [0.1, 0.2, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5]]
+  return rows.astype(np.float32)
+
+
+def slow_distribution(row):
+  probs = [max(0.0, min(row[l], 1 - sum(row[:l]))) for l in range(len(row))]
+  return [*probs, 1 - sum(probs)]
+
+
+def test_exit_law_equals_a_slow_loop(gates):
+  want = [slow_distribution(row) for row in gates.astype(np.float64)]
+  got = np.asarray(distribution(gates))
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  np.testing.assert_array_equal(got[0], [1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(got[1], [0, 0, 0, 0, 1])
+  np.testing.assert_array_equal(got[2, :L], gates[2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(arrays(np.float32, (3, L), elements=st.floats(0, 1, width=32)))
+def test_exit_law_is_a_distribution_and_its_conditionals_multiply_back(gates):
+  probs = np.asarray(distribution(gates))
+  assert np.all(probs >= 0)
+  np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-6)
+  h = np.asarray(conditional(probs))
+  assert np.all((h >= 0) & (h <= 1))
+  survive = np.cumprod(np.concatenate([np.ones((3, 1)), 1 - h], 1), 1)
+  np.testing.assert_allclose(survive[:, :L] * h, probs[:, :L], atol=2e-6)
+
+
+def test_nobody_left_is_a_conditional_of_zero():
+  np.testing.assert_array_equal(conditional(np.eye(5)[0]), [1, 0, 0, 0])
+  grad = jax.jit(jax.grad(lambda p: ee.conditional_exit_probabilities(p).sum()))(jnp.eye(5)[0])
+  assert np.all(np.isfinite(grad))
+
+
+def test_optimal_exit_equals_a_loop_and_has_its_ends():
+  rng = np.random.default_rng(0)
+  losses, costs = rng.uniform(0, 3, (20, L + 1)).astype(np.float32), np.linspace(0.2, 1, L + 1)
+  optimal = jax.jit(ee.optimal_exit)
+  for weight in (0.0, 0.7):
+    want = [min(range(L + 1), key=lambda l: row[l] + weight * costs[l]) for row in losses]
+    np.testing.assert_array_equal(optimal(losses, costs, cost_weight=weight), want)
+  np.testing.assert_array_equal(optimal(losses, costs, cost_weight=1e4), 0)
+  assert optimal(np.zeros((1, L + 1)), np.ones(L + 1))[0] == 0
+  # Costs swept by vmap.
+  swept = jax.vmap(lambda w: ee.optimal_exit(losses, costs, cost_weight=w))(jnp.array([0.0, 1e4]))
+  np.testing.assert_array_equal(swept[0], losses.argmin(-1))
+
+
+def slow_gate_loss(row, target, weights):
+  total = 0.0
+  for l, u in enumerate(row):
+    total += weights[l] * np.log1p(np.exp(-u)) if l >= target else np.log1p(np.exp(u))
+  return total / len(row)
+
+
+def test_gate_loss_equals_a_slow_loop():
+  rng = np.random.default_rng(0)
+  logits, targets = rng.normal(size=(10, L)), rng.integers(0, L + 1, 10)
+  weights = rng.uniform(0, 5, L)
+  want = [slow_gate_loss(*pair, weights) for pair in zip(logits, targets)]
+  np.testing.assert_allclose(
+    jax.jit(ee.gate_loss)(logits.astype(np.float32), targets, weights), want, rtol=1e-5
+  )
+  labels = np.arange(L) >= targets[:, None]
+  probs = 1 / (1 + np.exp(-logits))
+  plain = -np.mean(np.where(labels, np.log(probs), np.log(1 - probs)), -1)
+  np.testing.assert_allclose(ee.gate_loss(logits, targets, np.ones(L)), plain, rtol=1e-5)
+
+
+def test_sure_gates_cost_nothing_where_they_are_right():
+  loss = jax.jit(jax.value_and_grad(lambda u, t: ee.gate_loss(u, t, jnp.ones(L)).sum()))
+  for sign, target in ((1.0, 0), (-1.0, L)):
+    value, grad = loss(jnp.full((1, L), sign * 1e4), jnp.array([target]))
+    assert value == 0 and np.all(np.asarray(grad) == 0)
+    value, grad = loss(jnp.full((1, L), -sign * 1e4), jnp.array([target]))
+    assert value == pytest.approx(1e4) and np.all(np.isfinite(grad))
+
+
+def test_pos_weights():
+  targets = np.array([0] * 6 + [1] + [3] * 5)
+  got = ee.gate_pos_weights(targets, num_gates=3)
+  np.testing.assert_allclose(got, [6 / 6, 5.0, 5.0])
+  got = ee.gate_pos_weights(targets, num_gates=3, max_weight=1e3)
+  np.testing.assert_allclose(got, [1, 11, 11.9 / 0.1], rtol=1e-5)
+  np.testing.assert_allclose(ee.gate_pos_weights(np.zeros(1, int), num_gates=1), [0.0])
+
+
+@pytest.fixture(scope="module")
+def batch(gates):
+  losses = np.random.default_rng(1).uniform(0.1, 3, gates.shape).astype(np.float32)
+  return losses, np.asarray(distribution(gates))[:, :L]
+
+
+def test_expectation(batch):
+  losses, probs = batch
+  np.testing.assert_allclose(weighted(losses, probs), (losses * probs).sum(-1), rtol=1e-5)
+  np.testing.assert_array_equal(weighted(losses, np.eye(L)[[2] * 32]), losses[:, 2])
+  grad = jax.grad(lambda c, p: ee.exit_weighted_loss(c, p).sum(), argnums=(0, 1))(losses, probs)
+  np.testing.assert_allclose(grad[0], probs)
+  np.testing.assert_array_equal(grad[1], 0)
+
+
+def test_preserved_scale_keeps_the_value_and_weights_the_gradient(batch):
+  losses, probs = batch
+  value = np.asarray(weighted(losses, probs, preserve_scale=True))
+  some = probs.sum(-1) > 0
+  np.testing.assert_allclose(value[some], losses.mean(-1)[some], rtol=1e-5)
+  assert not some.all() and np.all(value[~some] == 0)
+  grad = jax.jit(
+    jax.grad(lambda c, p: ee.exit_weighted_loss(c, p, preserve_scale=True).sum(), argnums=(0, 1))
+  )(losses, probs)
+  rho = losses.sum(-1) / np.maximum((probs * losses).sum(-1), 1e-12)
+  np.testing.assert_allclose(grad[0], rho[:, None] * probs / L, rtol=1e-5)
+  np.testing.assert_array_equal(grad[1], 0)
+
+
+def test_losses_of_zero_stay_finite():
+  zeros, probs = jnp.zeros((2, L)), jnp.full((2, L), 0.25)
+  value, grad = jax.jit(
+    jax.value_and_grad(lambda c: ee.exit_weighted_loss(c, probs, preserve_scale=True).sum())
+  )(zeros)
+  assert value == 0 and np.all(np.isfinite(grad))
+
+
+def test_warmup_loss():
+  losses = np.random.default_rng(0).uniform(size=(5, L + 1)).astype(np.float32)
+  want = [sum((L + 1 - l) * row[l] for l in range(L)) + row[L] for row in losses]
+  np.testing.assert_allclose(ee.exit_warmup_loss(losses), want, rtol=1e-6)
+
+
+def test_half_precision_and_vmap(batch):
+  losses, probs = batch
+  half = weighted(losses.astype(jnp.bfloat16), probs, preserve_scale=True)
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, weighted(losses, probs, preserve_scale=True), rtol=2e-2)
+  rows = jax.vmap(lambda c, p: ee.exit_weighted_loss(c, p, preserve_scale=True))(losses, probs)
+  np.testing.assert_allclose(rows, weighted(losses, probs, preserve_scale=True), rtol=1e-6)
+  assert distribution(probs.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_missing_losses_stay_missing_in_their_row(batch):
+  losses, probs = np.array(batch[0]), batch[1]
+  losses[5] = np.nan
+  value = np.asarray(weighted(losses, probs))
+  assert np.isnan(value[5]) and np.all(np.isfinite(np.delete(value, 5)))
+
+
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
+    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(3), cost_weight=-1.0), "cost_weight.*-1"),
+    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(2)), "costs.*3 columns"),
+    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), -np.ones(3)), "pos_weights"),
+    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), np.ones(2)), "pos_weights"),
+    (lambda: ee.gate_pos_weights(np.ones(0, int), num_gates=2), "targets"),
+    (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=0), "num_gates.*0"),
+    (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=2, max_weight=-1.0), "max_weight"),
+  ],
+)
+def test_errors(call, words):
+  with pytest.raises(ValueError, match=words):
+    call()
+
+
+def test_shapes_are_checked():
+  with pytest.raises(AssertionError):
+    ee.exit_weighted_loss(np.ones((2, 3)), np.ones((2, 4)))

@@ -1,0 +1,312 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import augment, losses
+
+K = 5
+MODES = ("both", "less", "more", "first")
+decoupled = jax.jit(losses.decoupled_mixup_loss, static_argnames="eta_mode")
+binary = jax.jit(losses.decoupled_mixup_binary_loss, static_argnames=("rescale_a", "rescale_b"))
+coupled = jax.jit(losses.mixup_cross_entropy)
+
+
+def log_sum_exp(scores):
+  scores = np.asarray(scores, np.float64)
+  return scores.max() + np.log(np.exp(scores - scores.max()).sum())
+
+
+def slow_rescale(share, power, threshold):
+  return 1.0 if share >= threshold else (share / threshold) ** abs(power)
+
+
+def slow_decoupled(logits, a, b, ratio, *, eta=0.1, mode="both", threshold=0.5, power=0.0):
+  """One row at a time, with the classes of each softmax written out."""
+  losses_ = []
+  for z, i, j, share in zip(np.asarray(logits, np.float64), a, b, np.asarray(ratio, np.float64)):
+    total = share * (log_sum_exp(z) - z[i]) + (1 - share) * (log_sum_exp(z) - z[j])
+    if i != j and min(share, 1 - share) > 1e-3:
+      terms = {
+        "a": slow_rescale(share, power, 1.0) * (log_sum_exp(np.delete(z, j)) - z[i]),
+        "b": slow_rescale(1 - share, power, 1.0) * (log_sum_exp(np.delete(z, i)) - z[j]),
+      }
+      chosen = {
+        "both": "ab",
+        "less": "a" if share < threshold else "b",
+        "more": "a" if share >= threshold else "b",
+        "first": "a",
+      }[mode]
+      total += eta * sum(terms[name] for name in chosen)
+    losses_.append(total)
+  return np.array(losses_)
+
+
+def slow_binary(logits, a, b, ratio, *, power, threshold, rescale_a, rescale_b):
+  found = []
+  for z, i, j, share in zip(np.asarray(logits, np.float64), a, b, np.asarray(ratio, np.float64)):
+    y = np.zeros(len(z))
+    y[i] += slow_rescale(share, power, threshold) if rescale_a else share
+    y[j] += slow_rescale(1 - share, power, threshold) if rescale_b else 1 - share
+    y = np.clip(y, 0, 1)
+    p = 1 / (1 + np.exp(-z))
+    found.append(-np.sum(y * np.log(p) + (1 - y) * np.log1p(-p)))
+  return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  """Logits, labels and ratios: all kinds of rows, equal labels, shares at the edges."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 3, (8, K)).astype(np.float32)
+  a = np.array([0, 1, 2, 3, 4, 0, 1, 2])
+  b = np.array([1, 1, 0, 2, 3, 4, 0, 3])
+  ratio = np.array([0.3, 0.4, 0.5, 0.0005, 0.8, 1.0, 0.0, 0.62], np.float32)
+  return logits, a, b, ratio
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_decoupled_loss_is_the_loop(batch, mode):
+  for power, threshold in ((0.0, 0.5), (-0.5, 0.35)):
+    found = decoupled(*batch, eta_mode=mode, threshold=threshold, rescale_power=power)
+    expected = slow_decoupled(*batch, mode=mode, threshold=threshold, power=power)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_weight_and_equal_labels_leave_mixups_loss(batch):
+  plain = slow_decoupled(*batch, eta=0.0)
+  np.testing.assert_allclose(coupled(*batch), plain, rtol=1e-5)
+  np.testing.assert_allclose(decoupled(*batch, eta=0.0), plain, rtol=1e-5)
+  logits, a, _, ratio = batch
+  expected = [log_sum_exp(z) - z[i] for z, i in zip(logits, a)]
+  np.testing.assert_allclose(decoupled(logits, a, a, ratio, eta=7.0), expected, rtol=1e-5)
+
+
+def test_less_and_more_make_both(batch):
+  parts = sum(decoupled(*batch, eta_mode=mode) for mode in ("less", "more"))
+  whole = decoupled(*batch, eta_mode="both") + coupled(*batch)
+  np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES[:3])
+def test_the_order_of_a_pair_is_nothing(batch, mode):
+  logits, a, b, ratio = (part[[0, 3, 4, 7]] for part in batch)
+  found = decoupled(logits, a, b, ratio, eta_mode=mode, rescale_power=0.5)
+  swapped = decoupled(logits, b, a, 1 - ratio, eta_mode=mode, rescale_power=0.5)
+  np.testing.assert_allclose(found, swapped, rtol=1e-5)
+
+
+def test_a_decoupled_term_does_not_see_the_other_label():
+  logits = jnp.array([[1.0, -2.0, 0.5, 3.0]])
+
+  def term(logits):
+    labels = jnp.array([0]), jnp.array([3])
+    both = losses.decoupled_mixup_loss(logits, *labels, 0.5, eta=1.0, eta_mode="first")
+    return jnp.sum(both - losses.decoupled_mixup_loss(logits, *labels, 0.5, eta=0.0))
+
+  gradient = jax.grad(term)(logits)
+  assert abs(float(gradient[0, 3])) < 1e-7  # Two equal terms of mixup's loss cancel.
+  np.testing.assert_allclose(term(logits), term(logits.at[0, 3].set(-4.0)), atol=1e-6)
+  # With the share of the other label at 0 but for rounding, nothing has to cancel.
+  rest = jax.grad(lambda z: jnp.sum(losses.decoupled_mixup_loss(z, *pair, 0.5, eta=1e6)))
+  pair = jnp.array([0]), jnp.array([3])
+  assert np.isfinite(rest(logits)).all()
+
+
+def test_both_labels_may_be_sure():
+  """The point of the paper: mixup's loss stops at log 2, the decoupled terms go to 0."""
+  for m in (2.0, 10.0, 40.0):
+    logits = jnp.zeros((1, K)).at[0, :2].set(m)
+    plain = coupled(logits, jnp.array([0]), jnp.array([1]), 0.5)
+    np.testing.assert_allclose(plain, np.log(2 + (K - 2) * np.exp(-m)), rtol=1e-5)
+    extra = decoupled(logits, jnp.array([0]), jnp.array([1]), 0.5, eta=1.0) - plain
+    np.testing.assert_allclose(extra, 2 * np.log1p((K - 2) * np.exp(-m)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rescale", [(True, True), (True, False), (False, True)])
+def test_binary_loss_is_the_loop(batch, rescale):
+  for power, threshold in ((1.0, 0.8), (-2.0, 1.0)):
+    settings = {"power": power, "threshold": threshold}
+    settings |= {"rescale_a": rescale[0], "rescale_b": rescale[1]}
+    expected = slow_binary(*batch, **settings)
+    np.testing.assert_allclose(binary(*batch, **settings), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_binary_gradient_is_probability_minus_target():
+  logits = jnp.array([[0.0, 2.0, -1.0]])
+  loss = lambda z, a, b: binary(z, jnp.array([a]), jnp.array([b]), 0.4, threshold=0.8).sum()  # noqa: E731
+  probs = 1 / (1 + np.exp(-np.asarray(logits)))
+  np.testing.assert_allclose(jax.grad(loss)(logits, 0, 1), probs - [[0.5, 0.75, 0.0]], atol=1e-6)
+  # Equal labels never ask for more than 1.
+  np.testing.assert_allclose(jax.grad(loss)(logits, 1, 1), probs - [[0.0, 1.0, 0.0]], atol=1e-6)
+
+
+def test_rescaling():
+  rescale = jax.jit(losses.rescale_mix_ratio)
+  shares = np.array([0.0, 0.1, 0.4, 0.7999, 0.8, 0.9, 1.0], np.float32)
+  for power, threshold in ((1.0, 0.8), (-2.0, 0.8), (0.3, 1.0), (0.0, 0.8)):
+    expected = [slow_rescale(float(x), power, threshold) for x in shares]
+    found = rescale(shares, power=power, threshold=threshold)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    slopes = jax.grad(lambda x: rescale(x, power=power, threshold=threshold).sum())(shares)  # noqa: B023
+    assert np.isfinite(slopes).all()
+  assert float(rescale(1.0)) == 1.0 and float(rescale(0.0)) == 0.0
+  assert np.isnan(rescale(jnp.nan))
+
+
+def test_weight_of_pseudo_labels():
+  prob = np.array([0.96, 0.94, 0.8, 0.8, 0.3, np.nan], np.float32)
+  ratio = np.array([0.5, 0.9, 0.9, 0.7, 1.0, 0.9], np.float32)
+  constant = losses.pseudo_label_mix_weight(prob, ratio)
+  np.testing.assert_array_equal(constant, [1, 0, 0, 0, 0, 0])
+  looser = jax.jit(losses.pseudo_label_mix_weight)(prob, ratio, cutoff=0.95, mix_cutoff=0.2)
+  np.testing.assert_array_equal(looser, [1, 1, 1, 1, 1, 0])
+  np.testing.assert_array_equal(
+    losses.pseudo_label_mix_weight(prob[:4], np.float32([0.5, 0.9, 0.15, 0.1]), mix_cutoff=0.2),
+    [1, 1, 0, 0],
+  )
+
+
+def test_several_labels():
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(4, K)).astype(np.float32)
+  labels = rng.integers(K, size=(3, 4))
+  weights = np.array([0.5, 0.2, 0.3], np.float32)
+  expected = [
+    sum(w * (log_sum_exp(z) - z[i]) for w, i in zip(weights, row))
+    for z, row in zip(logits, labels.T)
+  ]
+  found = jax.jit(losses.multi_mixup_cross_entropy)(logits, labels, weights)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  two = losses.multi_mixup_cross_entropy(logits, labels[:2], np.float32([0.3, 0.7]))
+  np.testing.assert_allclose(two, coupled(logits, *labels[:2], 0.3), rtol=1e-5)
+  one = losses.multi_mixup_cross_entropy(logits, labels, np.float32([1, 0, 0]))
+  np.testing.assert_allclose(one, coupled(logits, labels[0], labels[0], 1.0), rtol=1e-5)
+
+
+def test_all_pairs():
+  rng = np.random.default_rng(2)
+  n, labels = 4, np.array([0, 1, 1, 2])
+  logits = rng.normal(size=(n, n, K)).astype(np.float32)
+  cost = np.array([[[log_sum_exp(z) - z[c] for c in labels] for z in row] for row in logits])
+  i, j = np.indices((n, n))
+  for ratio, label_ratio in ((0.6, None), (0.6, 0.9), (1.0, None)):
+    share = ratio if label_ratio is None else label_ratio
+    expected = share * cost[i, j, i] + (1 - share) * cost[i, j, j]
+    loss = jax.jit(losses.all_pairs_mixup_loss)
+    found = loss(logits, labels, ratio=ratio, label_ratio=label_ratio)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(found), cost[i, j, i].diagonal(), rtol=1e-5)
+  symmetric = logits + logits.transpose(1, 0, 2)
+  half = losses.all_pairs_mixup_loss(symmetric, labels, ratio=0.5)
+  np.testing.assert_allclose(half, half.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_logits_are_finite(scale):
+  logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]) * scale
+  labels = jnp.array([0, 2, 1]), jnp.array([1, 0, 1])
+  objectives = (
+    losses.mixup_cross_entropy,
+    losses.decoupled_mixup_loss,
+    losses.decoupled_mixup_binary_loss,
+  )
+  for objective in objectives:
+    values, gradient = jax.jit(
+      jax.value_and_grad(lambda z, r, f=objective: f(z, *labels, r).sum(), argnums=(0, 1))
+    )(logits, jnp.array([0.3, 0.0, 1.0]))
+    assert np.isfinite(values) and all(np.isfinite(g).all() for g in gradient)
+
+
+def test_half_precision_sums_in_single(batch):
+  logits, *rest = batch
+  half = jnp.asarray(logits, jnp.bfloat16)
+  for objective in (losses.mixup_cross_entropy, decoupled, binary):
+    found = objective(half, *rest)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, objective(half.astype(jnp.float32), *rest), rtol=1e-6)
+
+
+def test_weights_may_be_traced(batch):
+  etas = jnp.array([0.0, 0.1, 1.0])
+  found = jax.vmap(lambda eta: losses.decoupled_mixup_loss(*batch, eta=eta))(etas)
+  for eta, row in zip(etas, found):
+    np.testing.assert_allclose(row, decoupled(*batch, eta=eta), rtol=1e-5)
+
+
+def test_nan_stays_in_its_row(batch):
+  logits, *rest = batch
+  logits = np.where(np.arange(len(logits))[:, None] == 1, np.nan, logits).astype(np.float32)
+  for objective in (coupled, decoupled, binary):
+    np.testing.assert_array_equal(np.isnan(objective(logits, *rest)), np.arange(8) == 1)
+
+
+def test_unknown_classes(batch):
+  logits, a, b, ratio = batch
+  for objective in (
+    losses.mixup_cross_entropy,
+    losses.decoupled_mixup_loss,
+    losses.decoupled_mixup_binary_loss,
+  ):
+    with pytest.raises(ValueError, match=r"labels_a must lie in \[0, 5\)"):
+      objective(logits, a + 1, b, ratio)
+    with pytest.raises(ValueError, match="labels_b"):
+      objective(logits, a, b - 1, ratio)
+  for objective in (coupled, decoupled, binary):  # Traced labels cannot raise.
+    np.testing.assert_array_equal(np.isnan(objective(logits, a + 1, b, ratio)), a == 4)
+    np.testing.assert_array_equal(np.isnan(objective(logits, a, b - 1, ratio)), b == 0)
+
+
+def test_errors(batch):
+  logits, a, b, ratio = batch
+  loss = functools.partial(losses.decoupled_mixup_loss, *batch)
+  for arguments, message in (
+    ({"eta": -0.1}, "eta"),
+    ({"eta_mode": "most"}, "eta_mode"),
+    ({"threshold": 1.1}, "threshold"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      loss(**arguments)
+  with pytest.raises(ValueError, match="3 classes"):
+    losses.decoupled_mixup_loss(logits[:, :2], a * 0, b * 0 + 1, ratio)
+  two = losses.decoupled_mixup_loss(logits[:, :2], a * 0, b * 0 + 1, ratio, eta=0.0)
+  np.testing.assert_allclose(two, coupled(logits[:, :2], a * 0, b * 0 + 1, ratio), rtol=1e-5)
+  for bad in (-0.1, 1.1, np.nan):
+    for objective in (losses.mixup_cross_entropy, losses.decoupled_mixup_binary_loss):
+      with pytest.raises(ValueError, match="ratio"):
+        objective(logits, a, b, ratio * 0 + bad)
+  for objective in (losses.decoupled_mixup_binary_loss, losses.rescale_mix_ratio):
+    with pytest.raises(ValueError, match="threshold"):
+      objective(*(batch if objective is not losses.rescale_mix_ratio else (0.5,)), threshold=0.0)
+  with pytest.raises(ValueError, match="mix_cutoff"):
+    losses.pseudo_label_mix_weight(ratio, ratio, mix_cutoff=2.0)
+  pairs = np.zeros((2, 2, K), np.float32)
+  for arguments, labels in (
+    ({"ratio": 1.5}, [0, 1]),
+    ({"ratio": 0.5, "label_ratio": -1.0}, [0, 1]),
+    ({"ratio": 0.5}, [0, 1, 2]),
+  ):
+    with pytest.raises(ValueError, match="ratio|labels"):
+      losses.all_pairs_mixup_loss(pairs, labels, **arguments)
+  with pytest.raises(AssertionError):
+    losses.mixup_cross_entropy(logits, a[:3], b, ratio)
+  with pytest.raises(AssertionError):
+    losses.mixup_cross_entropy(logits, a.astype(np.float32), b, ratio)
+  with pytest.raises(AssertionError):
+    losses.multi_mixup_cross_entropy(logits, np.stack([a, b]), np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("policy", ["mixup", "cutmix", "saliency_box_mix"])
+def test_any_policy_goes_with_any_loss(policy):
+  images = jax.random.uniform(jax.random.key(0), (6, 4, 4, 1))
+  mixed = getattr(augment, policy)(jax.random.key(1), images, jnp.arange(6) % K)
+  logits = mixed.inputs.reshape(6, -1)[:, :K]
+  for loss in (
+    losses.mixup_cross_entropy,
+    losses.decoupled_mixup_loss,
+    losses.decoupled_mixup_binary_loss,
+  ):
+    values = loss(logits, mixed.labels_a, mixed.labels_b, mixed.ratio)
+    assert values.shape == (6,) and np.isfinite(values).all()

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.losses.early_exit import exit_distribution
+from jaxlab.metrics import early_exit as metrics
+
+B, L = 40, 3
+
+
+@pytest.fixture(scope="module")
+def probs():
+  gates = np.random.default_rng(0).uniform(0, 0.8, (B, L)).astype(np.float32)
+  gates[0], gates[1], gates[2] = 1, 0, [0.5, 0, 0]
+  return np.asarray(exit_distribution(gates))
+
+
+def slow_level(row, threshold):
+  left = 1.0
+  for l in range(len(row) - 1):
+    if left > 1e-12 and row[l] / left >= threshold:
+      return l
+    left -= row[l]
+  return len(row) - 1
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_levels_equal_a_loop(probs, threshold):
+  got = jax.jit(metrics.exit_levels)(probs, threshold=threshold)
+  np.testing.assert_array_equal(got, [slow_level(row, threshold) for row in probs])
+  assert got.dtype == jnp.int32
+  np.testing.assert_array_equal(got[:2], [0, L])
+  np.testing.assert_array_equal(
+    jax.vmap(lambda row: metrics.exit_levels(row, threshold=threshold))(probs), got
+  )
+
+
+def test_threshold_exits_equal_a_loop():
+  confidence = np.random.default_rng(1).uniform(size=(B, L)).astype(np.float32)
+  thresholds = np.array([0.9, 0.6, 2.0], np.float32)
+  want = [next((l for l in range(L) if row[l] >= thresholds[l]), L) for row in confidence]
+  got = jax.jit(metrics.threshold_exits)(confidence, thresholds=thresholds)
+  np.testing.assert_array_equal(got, want)
+  assert metrics.threshold_exits(np.full((1, L), np.nan), thresholds=thresholds)[0] == L
+
+
+def test_exited_values_pick_each_samples_exit():
+  rng = np.random.default_rng(2)
+  values, levels = rng.normal(size=(B, L + 1, 2, 3)), rng.integers(0, L + 1, B)
+  got = jax.jit(metrics.exited_values)(values, levels)
+  np.testing.assert_allclose(got, values[np.arange(B), levels], rtol=1e-6)
+  assert metrics.exited_values(values[:1], levels[:1]).shape == (1, 2, 3)
+
+
+def test_cost_and_accuracy():
+  rng = np.random.default_rng(3)
+  levels, correct = rng.integers(0, L + 1, B), rng.integers(0, 2, (B, L + 1)).astype(bool)
+  costs = np.array([0.1, 0.4, 0.8, 1.0])
+  got = jax.jit(metrics.cost_accuracy)(levels, correct, costs)
+  np.testing.assert_allclose(got.cost, costs[levels].mean(), rtol=1e-6)
+  np.testing.assert_allclose(got.accuracy, correct[np.arange(B), levels].mean(), rtol=1e-6)
+  np.testing.assert_allclose(got.exit_share, np.bincount(levels, minlength=L + 1) / B, rtol=1e-6)
+
+
+def test_area():
+  area = jax.jit(metrics.area_under_cost_curve)
+  cost, accuracy = np.array([0.7, 0.1, 0.4]), np.array([0.9, 0.5, 0.8])
+  np.testing.assert_allclose(area(cost, accuracy), (0.3 * 0.65 + 0.3 * 0.85) / 0.6, rtol=1e-6)
+  np.testing.assert_allclose(area(np.full(3, 0.2), accuracy), accuracy.mean(), rtol=1e-6)
+  np.testing.assert_allclose(area(cost[:1], accuracy[:1]), 0.9, rtol=1e-6)
+  np.testing.assert_allclose(area(cost, np.full(3, 0.6)), 0.6, rtol=1e-6)
+  assert np.all(np.isfinite(jax.grad(area, argnums=(0, 1))(jnp.full(3, 0.2), accuracy)))
+
+
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
+    (lambda: metrics.exit_levels(np.ones((1, 3)), threshold=0.0), "threshold.*0.0"),
+    (lambda: metrics.exit_levels(np.ones((1, 3)), threshold=1.0), "threshold.*1.0"),
+    (lambda: metrics.threshold_exits(np.ones((1, 3)), thresholds=np.ones(2)), "thresholds"),
+    (lambda: metrics.cost_accuracy(np.ones(2, int), np.ones((2, 3)), np.ones(4)), "costs"),
+    (lambda: metrics.area_under_cost_curve(np.ones(0), np.ones(0)), "cost"),
+  ],
+)
+def test_errors(call, words):
+  with pytest.raises(ValueError, match=words):
+    call()
+
+
+def test_shapes_are_checked():
+  with pytest.raises(AssertionError):
+    metrics.exited_values(np.ones((3, 2)), np.ones(2, int))

@@ -1,0 +1,66 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxlab.metrics.segmentation import intersection_and_union, mean_iou_by_class
+
+C = 3
+
+
+def test_counts_equal_a_slow_loop():
+  rng = np.random.default_rng(0)
+  predictions, targets = rng.integers(0, C, (4, 5, 6)), rng.choice([0, 1, 2, 255], (4, 5, 6))
+  got = jax.jit(intersection_and_union, static_argnames="num_classes")(
+    predictions, targets, num_classes=C
+  )
+  for n in range(4):
+    for c in range(C):
+      pairs = [(p, t) for p, t in zip(predictions[n].ravel(), targets[n].ravel()) if t != 255]
+      assert got.intersection[n, c] == sum(p == c and t == c for p, t in pairs)
+      assert got.union[n, c] == sum(p == c or t == c for p, t in pairs)
+  assert got.union.dtype == np.int32
+
+
+def test_equal_masks_have_iou_one():
+  masks = np.array([[[0, 1], [1, 0]]])
+  counts = intersection_and_union(masks, masks, num_classes=2)
+  iou = mean_iou_by_class(
+    counts.intersection[:, 1], counts.union[:, 1], np.array([0]), num_classes=1
+  )
+  assert iou.mean == 1 and iou.per_class[0] == 1
+
+
+def test_another_value_may_be_ignored():
+  got = intersection_and_union(np.zeros((1, 1, 2), int), np.array([[[0, 7]]]), num_classes=1)
+  assert got.union[0, 0] == 2
+  got = intersection_and_union(
+    np.zeros((1, 1, 2), int), np.array([[[0, 7]]]), num_classes=1, ignore=7
+  )
+  assert got.union[0, 0] == 1
+
+
+def test_classes_are_summed_before_they_are_divided():
+  intersection, union = np.array([1, 3, 2, 0, 9]), np.array([2, 10, 2, 0, 9])
+  ids = np.array([0, 0, 2, 3, 7])
+  got = jax.jit(mean_iou_by_class, static_argnames="num_classes")(
+    intersection, union, ids, num_classes=5
+  )
+  np.testing.assert_allclose(got.per_class, [4 / 12, 0, 1, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(got.mean, (4 / 12 + 1) / 2, rtol=1e-6)
+
+
+def test_large_counts_are_exact_and_nothing_seen_is_zero():
+  big = np.full(3, 2**24 + 1)
+  assert mean_iou_by_class(big, big, np.zeros(3, int), num_classes=1).mean == 1
+  none = mean_iou_by_class(np.zeros(2, int), np.zeros(2, int), np.zeros(2, int), num_classes=2)
+  assert none.mean == 0 and np.all(np.asarray(none.per_class) == 0)
+
+
+def test_errors():
+  masks = np.zeros((1, 2, 2), int)
+  with pytest.raises(ValueError, match="num_classes.*0"):
+    intersection_and_union(masks, masks, num_classes=0)
+  with pytest.raises(ValueError, match="num_classes.*-1"):
+    mean_iou_by_class(np.ones(1), np.ones(1), np.zeros(1, int), num_classes=-1)
+  with pytest.raises(AssertionError):
+    intersection_and_union(masks, masks[:, :1], num_classes=2)

@@ -1,0 +1,69 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.models.classifiers import MLP, ConvNet
+from jaxlab.models.norm import GhostBatchNorm, GroupNorm
+
+SIGNALS = np.random.default_rng(0).normal(size=(4, 12, 2)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+GROUPS = partial(GroupNorm, num_groups=2)
+
+
+@pytest.mark.parametrize(
+  ("module", "inputs", "num_features", "num_layers"),
+  [
+    (MLP(3, (5, 6), norm=GhostBatchNorm), SIGNALS, 6, 3),
+    (MLP(3, (5,)), SIGNALS, 5, 2),
+    (ConvNet(3, (4, 6), strides=(2, 2)), SIGNALS, 6, 3),
+    (ConvNet(3, (4, 6), (3, 3), strides=(1, 1), pool_after=0, norm=GROUPS), IMAGES, 6, 3),
+  ],
+  ids=["normalised mlp", "plain mlp", "signals", "images"],
+)
+def test_a_classifier(check_classifier, module, inputs, num_features, num_layers):
+  check_classifier(module, inputs, num_features=num_features, num_layers=num_layers)
+
+
+def test_mlp_by_hand():
+  module = MLP(2, (4,), activation=jnp.tanh)
+  variables = module.init(jax.random.key(1), SIGNALS)
+  params = jax.tree.map(np.asarray, variables["params"])
+  hidden = np.tanh(SIGNALS.reshape(4, -1) @ params["dense_0"]["kernel"])
+  outputs = module.apply(variables, SIGNALS)
+  np.testing.assert_allclose(outputs.features, hidden, rtol=1e-5, atol=1e-6)
+
+
+def test_pooling_halves_the_image():
+  shapes = []
+
+  def mix(layer, hidden):
+    shapes.append(hidden.shape[1:3])
+    return hidden
+
+  module = ConvNet(2, (4, 4), (3, 3), strides=(1, 2), pool_after=0)
+  jax.eval_shape(lambda x: module.init(jax.random.key(0), x, mix=mix), IMAGES)
+  assert shapes == [(8, 8), (4, 4), (2, 2)]
+
+
+def test_mix_replaces_what_the_next_layer_sees():
+  module = MLP(2, (4, 4))
+  variables = module.init(jax.random.key(0), SIGNALS)
+  order = np.array([1, 0, 3, 2])
+  for layer in range(3):
+    outputs = module.apply(
+      variables, SIGNALS, mix=lambda i, h, layer=layer: h[order] if i == layer else h
+    )
+    np.testing.assert_allclose(
+      outputs.logits, module.apply(variables, SIGNALS).logits[order], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="strides"):
+    module = ConvNet(2, (4, 4), (3, 3), strides=(1,))
+    jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+  with pytest.raises(AssertionError):
+    jax.eval_shape(ConvNet(2).init, jax.random.key(0), IMAGES)
