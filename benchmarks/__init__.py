@@ -7,6 +7,8 @@ TABLES = (
   "conv_scan",
   "seeds",
   "losses",
+  "mixup",
+  "adaptation",
   "engine_overhead",
   "imports",
 )

@@ -142,7 +142,7 @@ def draw_demonstrations(
     ValueError: if `labels` is not of rank 1, `num_shots` is negative or exceeds what can be drawn,
       or `exclude` is known and no row.
 
-  Reference: Li et al., 2023, section 3.1, https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   if jnp.ndim(labels) != 1:
     raise ValueError(f"labels must be of rank 1, got shape {jnp.shape(labels)}.")
@@ -167,7 +167,7 @@ def label_words(template_ids: chex.Array) -> chex.Array:
   Raises:
     ValueError: if a template is known and none of 0 to 3.
 
-  Reference: Li et al., 2023, section 3.1 (verbalizers), https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   check_range("template_ids", template_ids, f"[0, {NUM_TEMPLATES - 1}]")
   turned = jnp.asarray(template_ids)[..., None] == 3
@@ -201,7 +201,7 @@ def render_prompts(
   Raises:
     ValueError: if shapes do not fit, or words, labels or templates are known and out of range.
 
-  Reference: Li et al., 2023, section 3.1, https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   if jnp.ndim(demonstrations) != 4:
     raise ValueError(

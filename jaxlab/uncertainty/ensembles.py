@@ -57,7 +57,7 @@ def mean_probability(probs: chex.Array) -> EnsemblePrediction:
     ValueError: if `probs` is not of rank 3 or an axis of m or k is empty.
 
   Reference: Li et al., On Task Performance and Model Calibration with Supervised and
-  Self-Ensembled In-Context Learning, 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  Self-Ensembled In-Context Learning, 2023, https://arxiv.org/abs/2312.13772.
   """
   return _normalised(jnp.mean(_members(probs), axis=0))
 
@@ -75,7 +75,7 @@ def max_probability(probs: chex.Array) -> EnsemblePrediction:
   Raises:
     ValueError: as `mean_probability`.
 
-  Reference: Li et al., 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   return _normalised(jnp.max(_members(probs), axis=0))
 
@@ -110,7 +110,7 @@ def vote_probability(probs: chex.Array, *, weighted: bool = False) -> EnsemblePr
   Raises:
     ValueError: as `mean_probability`.
 
-  Reference: Li et al., 2023, section 3.2, https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   probs = _members(probs)
   votes = jnp.argmax(probs, axis=-1)
@@ -263,7 +263,7 @@ def verbalizer_logits(
     ValueError: if ranks or shapes do not fit, T > T', or it is known that a label has no valid
       token or that a valid token lies outside the vocabulary.
 
-  Reference: Li et al., 2023, section 3.1, https://arxiv.org/abs/2312.13772.
+  Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   shape, ids_shape = jnp.shape(token_logits), jnp.shape(token_ids)
   if len(shape) != 3:

@@ -1,0 +1,192 @@
+"""Trains small networks on arrays in memory, a seed as one program, for the experiments on them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxlab import data, training
+
+
+class Split(NamedTuple):
+  """Inputs `[n, ...]` and labels `[n]` (or targets)."""
+
+  inputs: chex.Array
+  labels: chex.Array
+
+
+class Trained(NamedTuple):
+  """A trained network.
+
+  Attributes:
+    params: the parameters.
+    model_state: running statistics, or an empty dict.
+    scores: what `evaluate` gave, stacked over evaluations; None without one.
+  """
+
+  params: chex.ArrayTree
+  model_state: chex.ArrayTree
+  scores: Any = None
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `module.apply` takes."""
+    return {"params": self.params, **self.model_state}
+
+
+def mnist1d_splits(*sizes: int, seed: int = 42, **arguments) -> tuple[Split, ...]:
+  """Disjoint sets of MNIST-1D, all standardised by the first one's mean and deviation."""
+  signals = data.load_mnist1d(sum(sizes), seed=seed, **arguments)
+  first = signals.series[: sizes[0]]
+  series = (signals.series - first.mean()) / first.std()
+  ends = np.cumsum(sizes)
+  return tuple(
+    Split(series[end - size : end], signals.labels[end - size : end])
+    for size, end in zip(sizes, ends)
+  )
+
+
+def digits_splits(*sizes: int, seed: int = 0) -> tuple[Split, ...]:
+  """Disjoint sets of `digits` (images in [0, 1], `[n, 8, 8, 1]`), drawn by the seed."""
+  digits = data.as_arrays(data.load_source("digits", split="all"))
+  order = np.random.default_rng(seed).permutation(len(digits["label"]))
+  if sum(sizes) > len(order):
+    raise ValueError(f"sizes {sizes} exceed the {len(order)} digits.")
+  images = digits["image"][order].astype(np.float32) / 16.0
+  labels = digits["label"][order].astype(np.int32)
+  ends = np.cumsum(sizes)
+  return tuple(
+    Split(images[end - size : end], labels[end - size : end]) for size, end in zip(sizes, ends)
+  )
+
+
+def image_splits(name: str, splits: tuple[str, ...] = ("train", "test")) -> tuple[Split, ...]:
+  """Splits of a tfds image set that is on disk, standardised by the first one's channels."""
+  loaded = [data.as_arrays(data.load_source(name, split=split)) for split in splits]
+  images = [arrays["image"].astype(np.float32) / 255.0 for arrays in loaded]
+  mean, std = images[0].mean((0, 1, 2)), images[0].std((0, 1, 2))
+  return tuple(
+    Split((image - mean) / std, arrays["label"].astype(np.int32))
+    for image, arrays in zip(images, loaded)
+  )
+
+
+def classification_loss(module: nn.Module, loss_fn: Callable[..., chex.Array] | None = None):
+  """The engine's loss of a classifier on batches `Split`; the default is the cross-entropy.
+
+  `loss_fn(apply, key, batch) -> values [b]`, where `apply(inputs, **kwargs)` runs the network in
+  training mode; the running statistics are those of its first call.
+  """
+
+  def plain(apply, key, batch):
+    del key
+    return optax.softmax_cross_entropy_with_integer_labels(apply(batch.inputs).logits, batch.labels)
+
+  def loss(params, model_state, batch, key):
+    seen = []
+
+    def apply(inputs, **kwargs):
+      outputs, state = module.apply(
+        {"params": params, **model_state}, inputs, train=True, mutable=["batch_stats"], **kwargs
+      )
+      seen.append(dict(state))
+      return outputs
+
+    values = (loss_fn or plain)(apply, key, batch)
+    return training.LossOutput(values, model_state=jax.lax.stop_gradient(seen[0]))
+
+  return loss
+
+
+def train(
+  key: chex.PRNGKey,
+  module: nn.Module,
+  loss_fn: Callable[..., training.LossOutput],
+  optimizer: optax.GradientTransformation,
+  batch: chex.ArrayTree,
+  *,
+  num_steps: int,
+  batch_size: int,
+  start: Trained | None = None,
+  schedule: chex.ArrayTree | None = None,
+  evaluate: Callable[[Trained], Any] | None = None,
+  eval_every: int | None = None,
+) -> Trained:
+  """Trains one seed: a traceable function, for `over_seeds` and `jit`.
+
+  Args:
+    key: of the initial parameters, the order of the rows and the loss.
+    module: network whose `__call__` takes `batch[0]`.
+    loss_fn: the engine's loss, as of `classification_loss`.
+    optimizer: the gradient transformation.
+    batch: pytree of arrays `[n, ...]`, a `Split` or another tuple; rows are shuffled every epoch.
+    num_steps: number of updates.
+    batch_size: rows an update, at most n.
+    start: where to begin; None initialises.
+    schedule: pytree of arrays `[num_steps, ...]`; with one the loss sees (rows of `batch`, entries
+      of its step, repeated for every row).
+    evaluate: `(trained) -> pytree`, every `eval_every` steps, which must divide `num_steps`.
+    eval_every: steps between evaluations.
+
+  Returns:
+    A `Trained`.
+  """
+  init_key, order_key, state_key = jax.random.split(key, 3)
+  num_rows = jax.tree.leaves(batch)[0].shape[0]
+  if not 1 <= batch_size <= num_rows:
+    raise ValueError(f"batch_size must lie in [1, {num_rows}], got {batch_size}.")
+  if start is None:
+    variables = dict(module.init(init_key, jax.tree.leaves(batch)[0][:batch_size]))
+    start = Trained(variables.pop("params"), variables)
+  state = training.init_state(state_key, start.params, optimizer, model_state=start.model_state)
+  update = training.build_update(loss_fn, optimizer)
+  batch = jax.tree.map(jnp.asarray, batch)
+
+  def step(state, inputs):
+    rows, now = inputs
+    seen = jax.tree.map(lambda array: array[rows], batch)
+    if schedule is not None:
+      seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
+    state, _ = update(state, seen)
+    return state, None
+
+  def phase(state, inputs):
+    state, _ = jax.lax.scan(step, state, inputs)
+    return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
+
+  eval_every = num_steps if evaluate is None else eval_every
+  if num_steps % eval_every:
+    raise ValueError(f"eval_every={eval_every} does not divide num_steps={num_steps}.")
+  rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
+  inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
+  state, scores = jax.lax.scan(phase, state, inputs)
+  return Trained(state.params, state.model_state, scores)
+
+
+def epoch_rows(key, num_rows: int, *, num_steps: int, batch_size: int) -> jax.Array:
+  """Row numbers `[num_steps, batch_size]`: shuffled epochs, incomplete batches dropped."""
+  per_epoch = num_rows // batch_size
+  keys = jax.random.split(key, -(-num_steps // per_epoch))
+  orders = jax.lax.map(lambda k: jax.random.permutation(k, num_rows), keys)
+  rows = orders[:, : per_epoch * batch_size].reshape(-1, batch_size)
+  return rows[:num_steps]
+
+
+def predict(module: nn.Module, variables, inputs: chex.Array, *, batch_size: int = 500, **kwargs):
+  """The network's outputs in evaluation mode, in batches that bound memory; traceable."""
+  return jax.lax.map(
+    lambda row: jax.tree.map(lambda out: out[0], module.apply(variables, row[None], **kwargs)),
+    inputs,
+    batch_size=batch_size,
+  )
+
+
+def accuracy(module: nn.Module, variables, split: Split) -> jax.Array:
+  """Share of right argmaxes, in evaluation mode."""
+  logits = predict(module, variables, jnp.asarray(split.inputs)).logits
+  return jnp.mean(jnp.argmax(logits, -1) == split.labels)

@@ -1,0 +1,1 @@
+"""Mixing, calibration and adaptation."""
