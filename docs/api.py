@@ -40,11 +40,27 @@ def _signature(name: str, value) -> str:
     value = value.__init__
   parameters = inspect.signature(value).parameters.values()
   shown = [
-    parameter.replace(annotation=inspect.Parameter.empty)
+    parameter.replace(annotation=inspect.Parameter.empty, default=_default(parameter.default))
     for parameter in parameters
     if parameter.name not in ("self", *hidden)
   ]
   return f"{name}{inspect.Signature(shown)}"
+
+
+class _Named:
+  """Shown by a name: the representation of a function holds its address, another in every run."""
+
+  def __init__(self, name: str):
+    self._name = name
+
+  def __repr__(self) -> str:
+    return self._name
+
+
+def _default(value):
+  if value is inspect.Parameter.empty or not callable(value):
+    return value
+  return _Named(getattr(value, "__name__", type(value).__name__))
 
 
 def main() -> int:
