@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from experiments import classification, common
-from experiments.mixing_adaptation.jei_dnn_exits import MAIN, UNWEIGHTED, judge_exits
+from experiments.mixing_adaptation.jei_dnn_exits import CONFIDENT, MAIN, UNWEIGHTED, judge_exits
 from experiments.mixing_adaptation.jei_dnn_judging import judge_seed
 from jaxlab import data, metrics, models, training
 
@@ -248,6 +248,13 @@ def claims(results: common.Results) -> list[common.Claim]:
     )
   )
   rival = "thresholds, more training"
+  found.append(
+    common.compare(
+      "gates whose best exit is that of most confidence in the truth: accuracy above thresholds'",
+      results[CONFIDENT, area],
+      results[rival, area],
+    )
+  )
   bias, gap, size = (
     "exits/size of bias, exits 0 and 1",
     "sets/off the level",

@@ -53,7 +53,7 @@ class Config:
   )  # Corruptions of a round, in order.
   severity: int = 4  # Their severity.
   batch_size: int = 100  # Known rows of a batch, and as many unknown ones.
-  rounds: int = 20  # Times that the corruptions come, drawn anew: 600 batches, for the minutes.
+  rounds: int = 20  # Times that the corruptions come, drawn anew.
   learning_rates: tuple[float, ...] = (1e-3, 3e-3)  # Of Adam; every method is run at each.
   diversity_weight: float = 0.5  # Weight of the marginal entropy.
 
@@ -436,6 +436,8 @@ def figure(results: common.Results):
     for name in ("right", "wrong", "unknown"):
       values = extras[f"{group}/{MAIN}/kept of {name}"]
       row[2].plot(np.arange(1, values.shape[1] + 1), values.mean(0), label=name)
+    for ax in row:
+      ax.xaxis.get_major_locator().set_params(integer=True)
     row[2].set(xlabel="round", ylabel="share kept", title=f"{MAIN}, {group}", ylim=(0, 1))
   axes[0, 0].legend(fontsize=7)
   axes[0, 2].legend(fontsize=8)

@@ -115,8 +115,9 @@ class SegmentationNet(nn.Module):
   def __call__(self, images, *, train=False):
     """Features and logits of every position, as a `models.ModelOutput`."""
     hidden = images
-    for width, stride in zip(self.widths, self.strides):
-      hidden = models.Conv(width, (3, 3), strides=stride)(nn.relu(hidden))
+    for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
+      hidden = nn.relu(hidden) if i else hidden
+      hidden = models.Conv(width, (3, 3), strides=stride)(hidden)
       hidden = models.GhostBatchNorm()(hidden, use_running_average=not train)
     # Features are signed: the cosines of what is only positive lie close together.
     return models.ModelOutput(hidden, nn.Dense(self.num_classes, name="head")(nn.relu(hidden)))

@@ -43,7 +43,7 @@ class Config:
   kinds: tuple[str, ...] = augment.SIGNAL_CORRUPTIONS  # Corruptions, in order.
   severity: int = 5  # Severity of the corruptions, 1 to 5.
   rounds: int = 3  # How often the continual stream comes.
-  num_gradual: int = 600  # Test samples at each step of the gradual stream.
+  num_gradual: int = 300  # Test samples at each step of the gradual stream.
   settings: tuple[str, ...] = ("continual", "episodic", "gradual", "mixed")  # Streams.
   learning_rate: float = 1e-3  # Of Adam, for all that adapt.
   tent_learning_rates: tuple[float, ...] = (1e-3, 1e-4)  # Tent has a choice; the better counts.

@@ -25,7 +25,7 @@ def test_smoke_measures_methods_and_rivals(smoke):
   for method, row in smoke["quantities"].items():
     assert np.isfinite(row["curve/accuracy over common costs"]["mean"])
     assert method == "oracle exit" or np.isfinite(row["sets/size"]["mean"])
-  assert len(smoke["claims"]) == 7
+  assert len(smoke["claims"]) == 8
   assert all(claim["holds"] is None for claim in smoke["claims"])
 
 
