@@ -5,9 +5,7 @@ on rotated digits whose colour misleads; and on a known function, the label erro
 """
 
 import dataclasses
-import itertools
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +13,21 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import classification, common
-from experiments.mixing_adaptation.c_mixup_tables import (
-  Setting,
-  dropped,
-  load_tasks,
-  similarity_features,
-  train_mlp,
-)
-from experiments.mixing_adaptation.members import over_members, stack
-from jaxlab import augment, data, metrics, models, samplers, training
+from experiments import common
+from experiments.mixing_adaptation.c_mixup_digits import image_loss, network, search_on_digits
+from experiments.mixing_adaptation.c_mixup_tables import METHODS, Setting, search_on_table
+from jaxlab import augment, samplers, training
 
 PAPER = "c_mixup"
-METHODS = ("no mixing", "mixup", "manifold mixup", "near inputs", "C-Mixup")
-AT_INPUTS = ("mixup", "near inputs", "C-Mixup")  # They differ in whom they mix alone.
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """The tables, the digits, and what is searched over."""
 
-  tables: tuple[str, ...] = (
-    "diabetes",
-    "boston",
-    "auto",
-    "hitters",
-    "diamonds",
-  )  # Regression sets.
+  tables: tuple[str, ...] = (  # Regression sets.
+    *("diabetes", "boston", "auto", "hitters", "diamonds"),
+  )
   max_rows: int = 1000  # Rows of a table, drawn by the seed.
   splits: int = 2  # Splits of a table a seed.
   widths: tuple[int, ...] = (128, 128)  # Hidden layers on tables.
@@ -105,7 +91,7 @@ def run(config: Config, context: common.Context) -> common.Results:
   relative = {method: [] for method in METHODS}
   curves = []
   for table in config.tables:
-    found = context.cached(f"tables/{table}", _search_on_table, config, context, table)
+    found = context.cached(f"tables/{table}", search_on_table, config, context, table)
     chosen = _chosen(found, context.seeds)
     for method, scores in chosen.items():
       rows[method][f"RMSE/{table}"] = scores["rmse"]
@@ -116,7 +102,7 @@ def run(config: Config, context: common.Context) -> common.Results:
     curves.append(_by_bandwidth(config, found["C-Mixup"]) / chosen["no mixing"]["rmse"].mean())
   for method, ratios in relative.items():
     rows[method]["tables/relative RMSE"] = np.mean(ratios, axis=0)
-  found = context.cached("digits", _search_on_digits, config, context)
+  found = context.cached("digits", search_on_digits, config, context)
   for method, scores in _chosen(found, context.seeds).items():
     rows[method]["rotated digits/RMSE (degrees)"] = scores["rmse"]
     rows[method]["rotated digits/worst colour"] = scores["worst"]
@@ -150,235 +136,6 @@ def _chosen(found, seeds: int) -> dict:
       for name, values in scores.items()
     }
   return chosen
-
-
-# ------------------------------------------------------------------------------------------ tables
-
-
-def table_settings(config: Config) -> dict[str, list[Setting]]:
-  """Equally many settings of each method."""
-  near = list(itertools.product(config.bandwidths, config.alphas))
-  far = list(itertools.product(config.rival_alphas, config.weight_decays))
-  plain = list(itertools.product(config.dropouts, config.weight_decays))
-  if not len(near) == len(far) == len(plain):
-    raise ValueError(f"searches of {len(near)}, {len(far)} and {len(plain)} settings are unequal.")
-  mixup = [Setting(alpha=alpha, weight_decay=decay) for alpha, decay in far]
-  return {
-    "no mixing": [Setting(dropout=dropout, weight_decay=decay) for dropout, decay in plain],
-    "mixup": mixup,
-    "manifold mixup": mixup,
-    "near inputs": [Setting(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
-    "C-Mixup": [Setting(bandwidth=width, alpha=alpha) for width, alpha in near],
-  }
-
-
-def _search_on_table(config: Config, context: common.Context, table: str) -> dict:
-  """Scores of every method, split and setting, `[seeds * splits, settings]` each."""
-  num = context.seeds * config.splits
-  tasks = load_tasks(table, range(num), max_rows=config.max_rows)
-  keys = jax.random.split(jax.random.fold_in(context.key, config.tables.index(table)), num)
-
-  settings = table_settings(config)
-
-  def search(methods, rates):
-    """Methods that differ in their numbers alone are one program."""
-    grid = [
-      setting._replace(learning_rate=rate)
-      for rate in rates
-      for method in methods
-      for setting in settings[method]
-    ]
-    split, index = (axis.ravel() for axis in np.indices((num, len(grid))))
-    members = keys[split], jax.tree.map(lambda x: x[index], stack(grid)), split
-
-    def train(member):
-      key, setting, split = member
-      return train_mlp(
-        key,
-        jax.tree.map(lambda x: jnp.asarray(x)[split], tasks),
-        setting,
-        widths=config.widths,
-        batch_size=config.batch_size,
-        num_epochs=config.num_epochs,
-        mix_layer={"no mixing": None, "manifold mixup": 1}.get(methods[0], 0),
-        use_dropout=methods[0] == "no mixing",
-      )
-
-    found = over_members(train, members, context.mesh)
-    found = {
-      name: values.reshape(num, len(rates), len(methods), -1) for name, values in found.items()
-    }
-    # The learning rate of the least validation error.
-    best = int(found["validation"].mean(0).min((1, 2)).argmin())
-    return rates[best : best + 1], {
-      method: {name: values[:, best, i] for name, values in found.items()}
-      for i, method in enumerate(methods)
-    }
-
-  rates, plain = search(METHODS[:1], config.learning_rates)
-  return plain | search(AT_INPUTS, rates)[1] | search(("manifold mixup",), rates)[1]
-
-
-# ---------------------------------------------------------------------------------- rotated digits
-
-
-def image_settings(config: Config) -> dict[str, list[Setting]]:
-  """Equally many settings of each method."""
-  num = len(config.image_bandwidths)
-  alphas = [Setting(alpha=alpha) for alpha in config.rival_alphas]
-  decays = [
-    Setting(weight_decay=decay, dropout=dropout)
-    for dropout in config.dropouts[:2]
-    for decay in config.weight_decays[-2:]
-  ]
-  return {
-    "no mixing": decays[:num],
-    "mixup": alphas[:num],
-    "manifold mixup": alphas[:num],
-    "near inputs": [Setting(alpha=2.0, feature_bandwidth=w) for w in config.image_bandwidths],
-    "C-Mixup": [Setting(alpha=2.0, bandwidth=w) for w in config.image_bandwidths],
-  }
-
-
-def network(config: Config) -> models.ConvNet:
-  """The network on images: one real output."""
-  return models.ConvNet(
-    1, config.image_widths, kernel_size=(3, 3), strides=(2,) * len(config.image_widths)
-  )
-
-
-def image_loss(config: Config, method: str, setting: Setting, pool=None):
-  """The engine's loss on batches (images, targets, rows).
-
-  Args:
-    config: the networks.
-    method: one of `METHODS`; what distinguishes those at inputs is in the setting.
-    setting: its hyper-parameters.
-    pool: images and targets of the whole set and, for each of its rows, log-weights of partners;
-      None: partners come from the batch, which is what a set too large for that table needs.
-  """
-
-  def loss(apply, key, batch):
-    images, targets, rows = batch
-    partner_key, mix_key, drop_key = jax.random.split(key, 3)
-
-    def thinned(layer, hidden):
-      if layer == 0:
-        return hidden
-      noise = jax.random.bits(jax.random.fold_in(drop_key, layer), hidden.shape, jnp.uint8)
-      return dropped(noise, setting.dropout, hidden)
-
-    if method == "no mixing":
-      return jnp.square(apply(images, mix=thinned).logits - targets)[:, 0]
-    if pool is None:
-      rows, candidates = jnp.arange(rows.shape[0]), (images, targets)
-      near = similarity_features(images, targets, setting)
-      partners = samplers.sample_partners(partner_key, near, rows, bandwidth=1.0)
-    else:
-      *candidates, log_weights = pool
-      partners = jax.random.categorical(partner_key, log_weights[rows])
-    mix = partial(augment.mix_regression_pairs, mix_key, alpha=setting.alpha)
-    mixed = mix(*candidates, rows, partners)
-    if method != "manifold mixup":
-      return jnp.square(apply(mixed.inputs).logits - mixed.targets)[:, 0]
-    first, second = jnp.arange(rows.shape[0]), rows.shape[0] + jnp.arange(rows.shape[0])
-    pairs = jnp.concatenate([rows, partners])
-
-    def behind_first(layer, hidden):
-      if layer != 1:
-        return hidden
-      # The same key, and so the ratio of the targets.
-      return mix(hidden, candidates[1][pairs], first, second).inputs
-
-    outputs = apply(candidates[0][pairs], mix=behind_first)
-    return jnp.square(outputs.logits - mixed.targets)[:, 0]
-
-  return classification.classification_loss(network(config), loss)
-
-
-def _search_on_digits(config: Config, context: common.Context) -> dict:
-  """Scores of every method, seed and setting, `[seeds, settings]` each."""
-  keys = jax.random.split(jax.random.fold_in(context.key, len(config.tables)), context.seeds)
-  parts = _images(config)
-  settings = image_settings(config)
-
-  def search(methods):
-    """Methods that differ in their numbers alone are one program."""
-    grid = stack(setting for method in methods for setting in settings[method])
-    seed, index = (axis.ravel() for axis in np.indices((context.seeds, len(grid.alpha))))
-    members = keys[seed], jax.tree.map(lambda x: x[index], grid)
-    train = partial(_train_on_images, config, methods[0], parts)
-    found = over_members(train, members, context.mesh)
-    found = {
-      name: values.reshape(context.seeds, len(methods), -1) for name, values in found.items()
-    }
-    return {
-      method: {name: values[:, i] for name, values in found.items()}
-      for i, method in enumerate(methods)
-    }
-
-  return search(METHODS[:1]) | search(AT_INPUTS) | search(("manifold mixup",))
-
-
-def _images(config: Config) -> list[np.ndarray]:
-  """Grey images `[n, 8, 8]` in [0, 1] for training, validation and test."""
-  if config.images == "digits":
-    return [split.inputs[..., 0] for split in classification.digits_splits(*config.image_sizes)]
-  source = data.load_source(config.images, split="train")
-  images = data.as_arrays(source, limit=sum(config.image_sizes))["image"][..., 0] / 255.0
-  small = np.asarray(jax.image.resize(images, (len(images), 8, 8), "bilinear"))
-  return np.split(small, np.cumsum(config.image_sizes)[:-1])
-
-
-def _train_on_images(config: Config, method: str, parts, member) -> dict:
-  """One network on images whose colour is right in 80% of training rows, and in 20% of test rows.
-
-  Settings are chosen on validation images coloured as the training ones: nobody knows the shift.
-  """
-  key, setting = member
-  key, *set_keys = jax.random.split(key, 4)
-  train, validation, test = (
-    data.rotated_digits(set_key, images, spurious_prob=prob)
-    for set_key, images, prob in zip(set_keys, parts, (0.8, 0.8, 0.2))
-  )
-  mean, scale = train.degrees.mean(), train.degrees.std()
-  targets = ((train.degrees - mean) / scale)[:, None]
-  pool = None
-  if len(targets) <= 20_000:
-    small = jax.image.resize(train.images, (len(targets), 8, 8, 3), "linear")
-    near = similarity_features(small / small.std(), targets, setting)
-    pool = train.images, targets, samplers.label_similarity_logits(near, near, bandwidth=1.0)
-  module = network(config)
-
-  def evaluate(trained):
-    predictions = [
-      mean + scale * classification.predict(module, trained.variables, part.images).logits[:, 0]
-      for part in (validation, test)
-    ]
-    error = jnp.mean(jnp.square((predictions[0] - validation.degrees) / scale))
-    return {"validation": error, "predictions": predictions[1]}
-
-  scores = classification.train(
-    key,
-    module,
-    image_loss(config, method, setting, pool),
-    optax.adamw(config.image_learning_rate, weight_decay=setting.weight_decay),
-    (train.images, targets, jnp.arange(len(targets))),
-    num_steps=config.image_steps,
-    batch_size=config.image_batch_size,
-    evaluate=evaluate,
-    eval_every=config.eval_every,
-  ).scores
-  best = jnp.argmin(scores["validation"])
-  pair = scores["predictions"][best], test.degrees
-  share = test.degrees / 60.0
-  honest = jnp.abs(test.colors - share) <= jnp.abs(test.colors - (1 - share))
-  return {
-    "validation": scores["validation"][best],
-    "rmse": metrics.root_mean_squared_error(*pair),
-    "worst": metrics.worst_group_rmse(*pair, honest.astype(jnp.int32), num_groups=2),
-    "r": metrics.pearson_correlation(*pair),
-  }
 
 
 # -------------------------------------------------------------------------------------- label error
@@ -502,7 +259,7 @@ def figure(results: common.Results):
     axes[1].plot(bandwidths, curve, "o-", label=name.partition("/")[2])
   axes[1].axhline(1.0, color="black", linewidth=0.5)
   axes[1].set(ylabel="RMSE relative to no mixing", xlabel="bandwidth (deviations of the target)")
-  axes[1].legend(fontsize=7)
+  axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
   errors = [
     common.quantity(row["mixing a known function/label error"])
     for name, row in quantities.items()

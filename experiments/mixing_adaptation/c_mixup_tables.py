@@ -1,5 +1,6 @@
-"""Regression tables for C-Mixup: their splits, and many small networks trained as one program."""
+"""C-Mixup on tables: their splits, the search of every method, and the training of one network."""
 
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -10,9 +11,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from experiments import common
 from experiments.classification import Split
-from experiments.mixing_adaptation.members import stack
+from experiments.mixing_adaptation.members import over_members, stack
 from jaxlab import data, metrics, models, samplers
+
+METHODS = ("no mixing", "mixup", "manifold mixup", "near inputs", "C-Mixup")
+AT_INPUTS = ("mixup", "near inputs", "C-Mixup")  # They differ in whom they mix alone.
 
 
 class Task(NamedTuple):
@@ -34,6 +39,69 @@ class Setting(NamedTuple):
   alpha: chex.Numeric = 1.0
   bandwidth: chex.Numeric = np.inf  # Of targets.
   feature_bandwidth: chex.Numeric = np.inf  # Of inputs.
+
+
+def table_settings(config) -> dict[str, list[Setting]]:
+  """Equally many settings of each method."""
+  near = list(itertools.product(config.bandwidths, config.alphas))
+  far = list(itertools.product(config.rival_alphas, config.weight_decays))
+  plain = list(itertools.product(config.dropouts, config.weight_decays))
+  if not len(near) == len(far) == len(plain):
+    raise ValueError(f"searches of {len(near)}, {len(far)} and {len(plain)} settings are unequal.")
+  mixup = [Setting(alpha=alpha, weight_decay=decay) for alpha, decay in far]
+  return {
+    "no mixing": [Setting(dropout=dropout, weight_decay=decay) for dropout, decay in plain],
+    "mixup": mixup,
+    "manifold mixup": mixup,
+    "near inputs": [Setting(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
+    "C-Mixup": [Setting(bandwidth=width, alpha=alpha) for width, alpha in near],
+  }
+
+
+def search_on_table(config, context: common.Context, table: str) -> dict:
+  """Scores of every method, split and setting, `[seeds * splits, settings]` each."""
+  num = context.seeds * config.splits
+  tasks = load_tasks(table, range(num), max_rows=config.max_rows)
+  keys = jax.random.split(jax.random.fold_in(context.key, config.tables.index(table)), num)
+  settings = table_settings(config)
+
+  def search(methods, rates):
+    """Methods that differ in their numbers alone are one program."""
+    grid = [
+      setting._replace(learning_rate=rate)
+      for rate in rates
+      for method in methods
+      for setting in settings[method]
+    ]
+    split, index = (axis.ravel() for axis in np.indices((num, len(grid))))
+    members = keys[split], jax.tree.map(lambda x: x[index], stack(grid)), split
+
+    def train(member):
+      key, setting, split = member
+      return train_mlp(
+        key,
+        jax.tree.map(lambda x: jnp.asarray(x)[split], tasks),
+        setting,
+        widths=config.widths,
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
+        mix_layer={"no mixing": None, "manifold mixup": 1}.get(methods[0], 0),
+        use_dropout=methods[0] == "no mixing",
+      )
+
+    found = over_members(train, members, context.mesh)
+    found = {
+      name: values.reshape(num, len(rates), len(methods), -1) for name, values in found.items()
+    }
+    # The learning rate of the least validation error.
+    best = int(found["validation"].mean(0).min((1, 2)).argmin())
+    return rates[best : best + 1], {
+      method: {name: values[:, best, i] for name, values in found.items()}
+      for i, method in enumerate(methods)
+    }
+
+  rates, plain = search(METHODS[:1], config.learning_rates)
+  return plain | search(AT_INPUTS, rates)[1] | search(("manifold mixup",), rates)[1]
 
 
 def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:

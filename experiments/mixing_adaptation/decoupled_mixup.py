@@ -9,19 +9,25 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
 from experiments import classification, common
-from experiments.classification import Split, Trained
-from jaxlab import augment, data, losses, models, training, weights
+from experiments.classification import Split
+from experiments.mixing_adaptation.decoupled_mixup_policies import (
+  Policy,
+  Task,
+  mixing_loss,
+  network,
+  policies,
+  sgd,
+  tasks,
+)
+from experiments.mixing_adaptation.decoupled_mixup_semi import semi_supervised
+from jaxlab import losses, training
 
 PAPER = "decoupled_mixup"
 NONE, FIXMATCH = "no mixing", "FixMatch"
@@ -90,125 +96,9 @@ PRESETS = {
 }
 
 
-class Task(NamedTuple):
-  """A set, and the network for it."""
-
-  name: str
-  train: Split
-  test: Split
-  module: nn.Module
-  num_steps: int
-
-
-class Policy(NamedTuple):
-  """A mixing policy, and the weights of the decoupled terms to train with; 0 is mixup's loss."""
-
-  name: str
-  alpha: float
-  etas: tuple[float, ...]
-
-
 def label(policy: str, eta: float) -> str:
   """Name of a row."""
   return f"{policy}, decoupled {eta:g}" if eta else f"{policy}, mixup's loss"
-
-
-def tasks(config: Config) -> list[Task]:
-  """All sets with their networks."""
-  found = []
-  sizes = zip(config.num_train, config.num_test, config.num_steps, strict=True)
-  for name, (num_train, num_test, num_steps) in zip(config.datasets, sizes, strict=True):
-    if name == "mnist1d":
-      train, test = classification.mnist1d_splits(num_train, num_test)
-    elif name == "digits":
-      train, test = classification.digits_splits(num_train, num_test)
-    else:
-      train, test = _tfds_splits(name, num_train, num_test)
-    num_classes = int(test.labels.max()) + 1
-    module = network(config, train.inputs.ndim == 3, num_classes)
-    found.append(Task(name, train, test, module, num_steps))
-  return found
-
-
-def _tfds_splits(name: str, *sizes: int) -> list[Split]:
-  """Rows of a set's own train and test splits, by the statistics of the training channels."""
-  parts = [data.as_arrays(data.load_source(name, split=split)) for split in ("train", "test")]
-  images = [part["image"].astype(np.float32) / 255.0 for part in parts]
-  mean, std = images[0].mean((0, 1, 2)), images[0].std((0, 1, 2))
-  return [
-    Split((image[:size] - mean) / std, part["label"][:size].astype(np.int32))
-    for image, part, size in zip(images, parts, sizes)
-  ]
-
-
-def network(config: Config, is_signal: bool, num_classes: int):
-  """The classifier of a set."""
-  if config.network != "conv":
-    build = {"resnet18": models.resnet18, "resnext50": models.resnext50}[config.network]
-    return build(num_classes, stem="cifar")
-  if is_signal:
-    return models.ConvNet(num_classes)
-  return models.ConvNet(
-    num_classes, widths=(32, 64), kernel_size=(3, 3), strides=(1, 1), pool_after=0
-  )
-
-
-def policies(config: Config, task: Task) -> list[Policy]:
-  """The policies that suit a set."""
-  found = []
-  for name, alpha in zip(config.policies, config.alphas, strict=True):
-    if name == "saliency" and task.train.inputs.ndim != 4:
-      continue
-    others = config.other_etas if name == "mixup" else ()
-    found.append(Policy(name, alpha, (0.0, config.eta, *others)))
-  return found
-
-
-def mixing_loss(config: Config, task: Task, policy: Policy | None, objective: Callable) -> Callable:
-  """The engine's loss: any policy with any loss of two labels."""
-  pasting = augment.segment_mix if task.train.inputs.ndim == 3 else augment.cutmix
-  mixings = {"mixup": augment.mixup, "box": pasting, "saliency": augment.saliency_box_mix}
-
-  def loss(apply, key, batch):
-    key, view_key = jax.random.split(key)
-    inputs, labels = batch
-    if config.crop:
-      inputs = _crop_and_flip(view_key, inputs, config.crop)
-    if policy is None:
-      return optax.softmax_cross_entropy_with_integer_labels(apply(inputs).logits, labels)
-    if policy.name == "manifold":
-      draw_key, layer_key = jax.random.split(key)
-      draw = augment.draw_mix(draw_key, batch_size=labels.shape[0], alpha=policy.alpha)
-      chosen = augment.mixing_layer(layer_key, num_layers=config.num_layers)
-
-      def mix(layer, hidden):
-        mixed = augment.interpolate_pairs(hidden, draw.permutation, draw.ratio)
-        return jnp.where(layer == chosen, mixed, hidden)
-
-      logits = apply(inputs, mix=mix).logits
-      return objective(logits, labels, labels[draw.permutation], draw.ratio)
-    mixed = mixings[policy.name](key, inputs, labels, alpha=policy.alpha)
-    return objective(apply(mixed.inputs).logits, mixed.labels_a, mixed.labels_b, mixed.ratio)
-
-  return classification.classification_loss(task.module, loss)
-
-
-def _crop_and_flip(key, images, border):
-  """Shifts of up to `border` pixels, zeros coming in, and mirror images."""
-  shift_key, flip_key = jax.random.split(key)
-  padded = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
-  starts = jax.random.randint(shift_key, (images.shape[0], 2), 0, 2 * border + 1)
-  shifted = jax.vmap(
-    lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:])
-  )(padded, starts)
-  flip = jax.random.bernoulli(flip_key, 0.5, (images.shape[0], 1, 1, 1))
-  return jnp.where(flip, shifted[:, :, ::-1], shifted)
-
-
-def sgd(config: Config, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-  """SGD with momentum, weight decay and a cosine."""
-  schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
-  return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, 0.9))
 
 
 def run(config: Config, context: common.Context) -> common.Results:
@@ -229,7 +119,7 @@ def run(config: Config, context: common.Context) -> common.Results:
       for name, seconds in context.cached("times", _step_seconds, config, context, task).items():
         rows[name][f"{task.name}/step seconds"] = seconds
   for name, etas in ((FIXMATCH, None), ("mixup", (0.0, config.eta))) if config.num_labeled else ():
-    scores = context.cached(f"semi-supervised/{name}", _semi_supervised, config, context, etas)
+    scores = context.cached(f"semi-supervised/{name}", semi_supervised, config, context, etas)
     names = [FIXMATCH] if etas is None else [f"{FIXMATCH} + {label(name, eta)}" for eta in etas]
     rows |= {n: {"semi-supervised/accuracy": s} for n, s in zip(names, scores, strict=True)}
   return common.Results(rows, extras)
@@ -323,111 +213,6 @@ def _step_seconds(config: Config, context: common.Context, task: Task) -> dict[s
     for name in programs:
       seconds[name].append(min(turns[name]))
   return {name: np.asarray(values) for name, values in seconds.items()}
-
-
-# ---------------------------------------------------------------------------------- semi-supervised
-
-
-def _semi_supervised(config: Config, context: common.Context, etas: tuple[float, ...] | None):
-  """Accuracies of the averaged network, one a seed, for every weight; None for FixMatch alone."""
-  labeled, unlabeled, test = classification.mnist1d_splits(
-    config.num_labeled, config.num_unlabeled, config.num_test[0]
-  )
-  module = network(config, True, 10)
-
-  def one(key, eta):
-    init_key, train_key = jax.random.split(key)
-    variables = dict(module.init(init_key, labeled.inputs[:2]))
-    state = {"step": jnp.int32(0), "average": variables, "batch_stats": variables["batch_stats"]}
-    trained = classification.train(
-      train_key,
-      module,
-      semi_supervised_loss(config, module, labeled, None if etas is None else eta),
-      sgd(config, config.semi_learning_rate, config.semi_steps),
-      (unlabeled.inputs,),
-      num_steps=config.semi_steps,
-      batch_size=config.semi_batch,
-      start=Trained(variables["params"], state),
-    )
-    return classification.accuracy(module, trained.model_state["average"], test)
-
-  def one_seed(key):
-    return jax.lax.map(lambda eta: one(key, eta), jnp.asarray(etas or (0.0,)))
-
-  return training.over_seeds(context.key, one_seed, num_seeds=context.seeds).T
-
-
-def semi_supervised_loss(
-  config: Config, module: nn.Module, labeled: Split, eta: chex.Numeric | None
-) -> Callable:
-  """FixMatch's loss, and those of labelled with labelled and with unlabelled examples mixed.
-
-  `eta` None mixes nothing. The model state holds the running statistics, the average of the network
-  and the step.
-  """
-  inputs, labels = jnp.asarray(labeled.inputs), jnp.asarray(labeled.labels)
-  num = config.semi_batch
-
-  def loss(params, model_state, batch, key):
-    rows_key, weak_key, teacher_key, strong_key, pairs_key, mixed_key = jax.random.split(key, 6)
-    rows = jax.random.randint(rows_key, (num,), 0, inputs.shape[0])
-    known, target = _shifted(weak_key, inputs[rows]), labels[rows]
-    average = jax.lax.stop_gradient(model_state["average"])
-    weak_logits = module.apply(average, _shifted(teacher_key, batch[0])).logits
-    strong = _strong_view(strong_key, batch[0])
-    views = [known, strong]
-    if eta is not None:
-      among = augment.mixup(pairs_key, known, target)
-      ratio = augment.draw_mix(mixed_key, batch_size=num, majority=True).ratio
-      # Row i of the labelled examples meets row i of the unlabelled ones.
-      partner = jnp.concatenate([jnp.arange(num, 2 * num), jnp.arange(num)])
-      across = augment.interpolate_pairs(
-        jnp.concatenate([known, strong]), partner, jnp.concatenate([ratio, ratio])
-      )[:num]
-      views += [among.inputs, across]
-    outputs, updated = module.apply(
-      {"params": params, "batch_stats": model_state["batch_stats"]},
-      jnp.concatenate(views),
-      train=True,
-      mutable=["batch_stats"],
-    )
-    logits = outputs.logits.reshape(len(views), num, -1)
-    values = optax.softmax_cross_entropy_with_integer_labels(logits[0], target)
-    values += losses.fixmatch_loss(logits[1], weak_logits)
-    if eta is not None:
-      values += losses.decoupled_mixup_loss(logits[2], target, among.labels_b, among.ratio, eta=eta)
-      guess, sure = jnp.argmax(weak_logits, -1), jnp.max(jax.nn.softmax(weak_logits), -1)
-      counts = losses.pseudo_label_mix_weight(sure, ratio)
-      ramp = (1 - jnp.cos(jnp.pi * model_state["step"] / config.semi_steps)) / 2
-      # Only the known label has a term of its own: the other one is a guess.
-      across_values = losses.decoupled_mixup_loss(
-        logits[3], target, guess, ratio, eta=eta, eta_mode="first"
-      )
-      values += ramp * counts * across_values
-    # Early on the average forgets faster, or it would hold on to the random start.
-    step = model_state["step"]
-    decay = jnp.minimum((1 + step) / (10 + step), 0.999)
-    average = weights.ema_update(average, {"params": params, **updated}, decay=decay)
-    new_state = {"step": step + 1, "average": average, **updated}
-    return training.LossOutput(values, model_state=jax.lax.stop_gradient(new_state))
-
-  return loss
-
-
-def _shifted(key, signals):
-  """The weak view: moved by up to two samples."""
-  shifts = jax.random.randint(key, (signals.shape[0],), -2, 3)
-  return jax.vmap(lambda signal, shift: jnp.roll(signal, shift, axis=0))(signals, shifts)
-
-
-def _strong_view(key, signals):
-  """Gain, shift, offset, noise and blur, then up to a quarter of the signal blanked."""
-  jitter_key, center_key, ratio_key = jax.random.split(key, 3)
-  num, length, _ = signals.shape
-  centers = jax.random.randint(center_key, (num,), 0, length)
-  ratio = jax.random.uniform(ratio_key, (num,), minval=0.75)
-  blanked = augment.segment_masks(centers, ratio, length=length)
-  return augment.jitter_signals(jitter_key, signals) * (1 - blanked[..., None])
 
 
 # ------------------------------------------------------------------------------- claims and figure

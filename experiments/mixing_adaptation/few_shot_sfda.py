@@ -7,7 +7,6 @@ and with class counts turned round.
 import dataclasses
 import sys
 from functools import partial
-from typing import NamedTuple
 
 import chex
 import jax
@@ -19,11 +18,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import classification, common
 from experiments.classification import Split
+from experiments.mixing_adaptation.few_shot_sfda_domains import (
+  SCENARIOS,
+  Domains,
+  augmented,
+  make_domains,
+  network,
+  num_known,
+  source_loss,
+  source_optimizer,
+  train_sources,
+)
+from experiments.mixing_adaptation.few_shot_sfda_rivals import adapt_unlabelled
 from experiments.mixing_adaptation.members import over_members
-from jaxlab import algorithms, augment, data, losses, metrics, models, training
+from jaxlab import algorithms, data, metrics, training
 
 PAPER = "few_shot_sfda"
-SCENARIOS = ("closed", "open set", "label shift")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +42,9 @@ class Config:
 
   dataset: str = "mnist1d"  # mnist1d, or domainnet with domains of it as source and targets.
   source: str = "clean"  # Source domain.
-  targets: tuple[str, ...] = (
-    "elastic 4",
-    "blur 4",
-    "contrast 4 + drift 3",
-    "gaussian_noise 3",
-  )  # Target domains; of mnist1d, corruptions and their severities.
+  targets: tuple[str, ...] = (  # Target domains; of mnist1d, corruptions and their severities.
+    *("elastic 4", "blur 4", "contrast 4 + drift 3", "gaussian_noise 3"),
+  )
   num_classes: int = 10  # Classes; an open set hides the last 30% of them from the source.
   pool_size: int = 14_000  # Signals that source and target rows are drawn from.
   image_size: int = 224  # Height and width of images.
@@ -105,14 +112,6 @@ PRESETS = {
 }
 
 
-class Domains(NamedTuple):
-  """Labelled source rows, and targets: inputs `[targets, n, ...]` and labels `[targets, n]`."""
-
-  source: Split
-  inputs: chex.Array
-  labels: chex.Array
-
-
 def run(config: Config, context: common.Context) -> common.Results:
   """Trains the sources of each scenario and adapts them by every method."""
   rows, extras = {}, {}
@@ -121,8 +120,8 @@ def run(config: Config, context: common.Context) -> common.Results:
     domains = Domains(*(jax.tree.map(lambda *x: np.stack(x), *field) for field in zip(*domains)))
     key = jax.random.fold_in(context.key, i)
     arguments = config, context, domains, scenario, key
-    variables = context.cached(f"{scenario}/source", _train_sources, *arguments)
-    found = context.cached(f"{scenario}/unlabelled", _adapt_unlabelled, *arguments, variables)
+    variables = context.cached(f"{scenario}/source", train_sources, *arguments)
+    found = context.cached(f"{scenario}/unlabelled", adapt_unlabelled, *arguments, variables)
     tuned = context.cached(f"{scenario}/few shots", _fine_tune, *arguments, variables)
     group = "mean class accuracy"
     for method, values in found.items():  # [seeds, targets]
@@ -138,246 +137,6 @@ def run(config: Config, context: common.Context) -> common.Results:
   for row in rows.values():
     row[f"{group}/worst scenario"] = np.min([row[f"{group}/{s}"] for s in SCENARIOS], axis=0)
   return common.Results(rows, extras)
-
-
-# ------------------------------------------------------------------------------------------ domains
-
-
-def num_known(config: Config, scenario: str) -> int:
-  """Classes that the source model knows: the first ones."""
-  return round(0.7 * config.num_classes) if scenario == "open set" else config.num_classes
-
-
-def class_counts(config: Config, scenario: str) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of each class in the source and in the target."""
-  classes = np.arange(config.num_classes)
-  known = classes < num_known(config, scenario)
-  source, target = known / known.sum(), known / known.sum()
-  if scenario == "open set":
-    target = 0.6 * target + 0.4 * ~known / np.sum(~known)
-  if scenario == "label shift":
-    target = config.imbalance ** (-classes / (config.num_classes - 1))
-    source = target[::-1]
-  return _rounded(source, config.num_source), _rounded(target, config.num_target)
-
-
-def _rounded(shares: np.ndarray, total: int) -> np.ndarray:
-  """Whole numbers in proportion to the shares that sum to the total: largest remainders."""
-  exact = total * shares / shares.sum()
-  counts = np.floor(exact).astype(int)
-  counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
-  return counts
-
-
-def make_domains(config: Config, scenario: str, seed: int) -> Domains:
-  """Source and target rows of one seed; on signals, the targets are shifts of the same rows."""
-  rng = np.random.default_rng([seed, SCENARIOS.index(scenario)])
-  source_counts, target_counts = class_counts(config, scenario)
-  if config.dataset == "domainnet":
-    pools = [_images(config, domain) for domain in (config.source, *config.targets)]
-    drawn = [
-      Split(*(array[_take(rng, pool.labels, counts)] for array in pool))
-      for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
-    ]
-    return Domains(drawn[0], *(np.stack(arrays) for arrays in zip(*drawn[1:])))
-  pool = data.load_mnist1d(config.pool_size)
-  rows = _take(rng, pool.labels, source_counts)
-  others = np.setdiff1d(np.arange(config.pool_size), rows)
-  others = others[_take(rng, pool.labels[others], target_counts)]
-  source = pool.series[rows]
-  signals = (pool.series - source.mean()) / source.std()
-  inputs = []
-  for shift in config.targets:
-    shifted = signals[others]
-    for part in shift.split(" + "):
-      kind, severity = part.split()
-      key = jax.random.key(rng.integers(2**31))
-      shifted = augment.corrupt_signals(key, shifted, kind=kind, severity=int(severity))
-    inputs.append(np.asarray(shifted))
-  labels = np.tile(pool.labels[others], (len(config.targets), 1))
-  return Domains(Split(signals[rows], pool.labels[rows]), np.stack(inputs), labels)
-
-
-def _take(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Random rows, so many of each class."""
-  order = rng.permutation(len(labels))
-  taken = [order[labels[order] == c][:count] for c, count in enumerate(counts)]
-  for c, (rows, count) in enumerate(zip(taken, counts)):
-    if len(rows) < count:
-      raise ValueError(f"class {c} has {len(rows)} rows, {count} are needed.")
-  return np.concatenate(taken)
-
-
-def _images(config: Config, domain: str) -> Split:
-  """All images of a domain, resized and in [0, 1]."""
-  source = data.load_source(f"domainnet/{domain}", split="train")
-  size = config.image_size, config.image_size, 3
-  images = np.empty((len(source), *size), np.float32)
-  labels = np.empty(len(source), np.int32)
-  for i in range(len(source)):
-    example = source[i]
-    images[i] = jax.image.resize(example["image"] / np.float32(255), size, "bilinear")
-    labels[i] = example["label"]
-  return Split(images, labels)
-
-
-# ------------------------------------------------------------------------------------ source models
-
-
-def network(config: Config, scenario: str) -> nn.Module:
-  """The network, with a head for the classes that the source knows."""
-  classes = num_known(config, scenario)
-  if config.dataset == "domainnet":
-    return models.ResNet(classes, (3, 4, 6, 3), block="bottleneck")
-  return models.ConvNet(classes, config.widths, strides=(2,) * len(config.widths))
-
-
-def source_loss(config: Config, module: nn.Module):
-  """Cross-entropy with smoothed labels, as the engine takes it."""
-
-  def smoothed(apply, key, batch):
-    logits = apply(augmented(key, batch.inputs)).logits
-    return losses.label_smoothed_cross_entropy(
-      logits, batch.labels, label_smoothing=config.label_smoothing
-    )
-
-  return classification.classification_loss(module, smoothed)
-
-
-def augmented(key: chex.PRNGKey, inputs: chex.Array) -> jax.Array:
-  """The augmentation that every training shares: jitter of signals, flips of images."""
-  if inputs.ndim == 3:
-    return augment.jitter_signals(key, inputs)
-  flip = jax.random.bernoulli(key, 0.5, (inputs.shape[0], 1, 1, 1))
-  return jnp.where(flip, inputs[:, :, ::-1], inputs)
-
-
-def source_optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW with a cosine to 0."""
-  return optax.adamw(optax.cosine_decay_schedule(config.source_learning_rate, config.source_steps))
-
-
-def _train_sources(config, context, domains, scenario, key) -> dict:
-  """Variables of the source models, a leading axis of seeds."""
-  module = network(config, scenario)
-
-  def train(member):
-    key, source = member
-    return classification.train(
-      key,
-      module,
-      source_loss(config, module),
-      source_optimizer(config),
-      source,
-      num_steps=config.source_steps,
-      batch_size=config.source_batch_size,
-    ).variables
-
-  keys = jax.random.split(jax.random.fold_in(key, 0), context.seeds)
-  return over_members(train, (keys, domains.source), context.mesh)
-
-
-# ------------------------------------------------------------------------------- unlabelled rivals
-
-
-def _adapt_unlabelled(config, context, domains, scenario, key, variables) -> dict:
-  """Mean class accuracy of every method without labels, `[seeds, targets]` each."""
-  shape = context.seeds, len(config.targets)
-  variables, inputs, labels = jax.tree.map(jnp.asarray, (variables, domains.inputs, domains.labels))
-
-  def task(member):
-    key, seed, target = member[:3]
-    params = jax.tree.map(lambda x: x[seed], variables)
-    return key, params, inputs[seed, target], labels[seed, target]
-
-  seed, target = (axis.ravel() for axis in np.indices(shape))
-  keys = jax.random.split(jax.random.fold_in(key, 1), len(seed))
-  online = over_members(
-    lambda member: _online(config, scenario, *task(member)), (keys, seed, target), context.mesh
-  )
-  found = {method: values.reshape(shape) for method, values in online.items()}
-  rates = config.shot_learning_rates
-  seed, target, rate = (axis.ravel() for axis in np.indices((*shape, len(rates))))
-  keys = keys[np.ravel_multi_index((seed, target), shape)]
-  members = keys, seed, target, np.asarray(rates, np.float32)[rate]
-  shot = over_members(
-    lambda member: _shot(config, scenario, *task(member), member[3]), members, context.mesh
-  ).reshape(*shape, len(rates))
-  names = ["SHOT", *(f"SHOT, learning rate {rate:g}" for rate in rates[1:])]
-  return found | {name: shot[..., i] for i, name in enumerate(names)}
-
-
-def _online(config, scenario, key, variables, inputs, labels) -> dict:
-  """The source model, batch statistics, and Tent, over one shuffled stream."""
-  module, known = network(config, scenario), num_known(config, scenario)
-  order_key, key = jax.random.split(key)
-  size = config.stream_batch_size
-  order = jax.random.permutation(order_key, len(labels))[: len(labels) // size * size]
-  batches = inputs[order].reshape(-1, size, *inputs.shape[1:])
-  forward = _by_batch_statistics(module, variables)
-  adapters = {
-    "batch statistics": algorithms.norm_adaptation(forward),
-    "Tent": algorithms.entropy_minimization(forward, optax.adam(config.tent_learning_rate)),
-  }
-  logits = {"source": classification.predict(module, variables, inputs).logits[order]}
-  for method, adapter in adapters.items():
-    state = adapter.init(variables["params"])
-    _, infos = algorithms.adapt_stream(key, adapter, state, batches)
-    logits[method] = infos.logits.reshape(len(order), -1)
-  return {
-    method: metrics.mean_class_accuracy(jnp.argmax(z, -1), labels[order], num_classes=known)
-    for method, z in logits.items()
-  }
-
-
-def _by_batch_statistics(module, variables):
-  """Normalises by the batch it sees; the running statistics stay as they are."""
-
-  def forward(params, inputs):
-    return module.apply({**variables, "params": params}, inputs, train=True)
-
-  return forward
-
-
-def _shot(config, scenario, key, variables, inputs, labels, learning_rate) -> jax.Array:
-  """SHOT: the head stays, the features learn from pseudo-labels that are renewed every epoch.
-
-  Pseudo-labels and the last predictions use the statistics of the whole target, which the running
-  ones would come to. All but the last block learn at a tenth of the rate, as the authors' backbone
-  does below its bottleneck.
-  """
-  module, known = network(config, scenario), num_known(config, scenario)
-  forward = _by_batch_statistics(module, variables)
-  last = f"_{len(config.widths) - 1}"
-  optimizer = optax.chain(
-    optax.add_decayed_weights(1e-3),
-    optax.trace(0.9, nesterov=True),
-    optax.masked(
-      optax.scale(0.1),
-      lambda params: {name: not name.endswith(last) for name in params},
-    ),
-    optax.scale_by_learning_rate(learning_rate),
-  )
-  adapter = algorithms.information_maximization_adaptation(
-    forward, optimizer, trainable=lambda path: path[0] != "head"
-  )
-  size = config.shot_batch_size
-  num_batches = len(labels) // size
-
-  def epoch(state, key):
-    order_key, jitter_key, key = jax.random.split(key, 3)
-    outputs = forward(state.params, inputs)
-    pseudo = algorithms.centroid_pseudo_labels(outputs.features, jax.nn.softmax(outputs.logits))
-    order = jax.random.permutation(order_key, len(labels))[: num_batches * size]
-    rows = augmented(jitter_key, inputs)[order], pseudo[order]
-    batches, targets = (x.reshape(num_batches, size, *x.shape[1:]) for x in rows)
-    state, _ = algorithms.adapt_stream(key, adapter, state, batches, targets)
-    return state, None
-
-  state = adapter.init(variables["params"])
-  state, _ = jax.lax.scan(epoch, state, jax.random.split(key, config.shot_epochs))
-  predictions = jnp.argmax(forward(state.params, inputs).logits, -1)
-  return metrics.mean_class_accuracy(predictions, labels, num_classes=known)
 
 
 # ---------------------------------------------------------------------------------------- few shots
@@ -404,8 +163,7 @@ def _fine_tune(config, context, domains, scenario, key, variables) -> dict:
   module = network(config, scenario)
 
   def tune(linear_probe, last_step, member):
-    i, *of_member, rates = member
-    seed, target, train, validation, rest = of_member
+    i, seed, target, train, validation, rest, rates = member
     x, y = inputs[seed, target], labels[seed, target]
     tune_at = partial(
       few_shot_tuning,
@@ -486,6 +244,7 @@ def few_shot_tuning(
   copies = Split(*(jnp.repeat(array, config.num_copies, axis=0) for array in train))
   copies = copies._replace(inputs=augmented(jitter_key, copies.inputs))
   shared = {"batch_size": config.batch_size, "eval_every": 10}
+  whole = {"num_steps": config.num_steps, "trainable": is_param, "train_fn": train_fn}
   optimizer, head_optimizer = optax.adam(learning_rate), optax.adam(config.head_learning_rate)
   if linear_probe and not last_step:
     return algorithms.linear_probe_fine_tune(
@@ -497,11 +256,9 @@ def few_shot_tuning(
       copies,
       validation,
       num_head_steps=config.num_head_steps,
-      num_steps=config.num_steps,
       is_head=is_head,
-      trainable=is_param,
-      train_fn=train_fn,
       **shared,
+      **whole,
     )
   if linear_probe:
     head_key, key = jax.random.split(key)
@@ -519,16 +276,7 @@ def few_shot_tuning(
   if last_step:
     validation, shared["eval_every"] = train, config.num_steps
   return algorithms.fine_tune(
-    key,
-    module.apply,
-    variables,
-    optimizer,
-    copies,
-    validation,
-    num_steps=config.num_steps,
-    trainable=is_param,
-    train_fn=train_fn,
-    **shared,
+    key, module.apply, variables, optimizer, copies, validation, **shared, **whole
   )
 
 
@@ -537,8 +285,7 @@ def few_shot_tuning(
 
 def claims(results: common.Results) -> list[common.Claim]:
   """The paper's statements."""
-  quantities = results.quantities
-  group = "mean class accuracy"
+  quantities, group = results.quantities, "mean class accuracy"
   most = max(int(name.split("-")[-1]) for name in quantities if name.startswith("FT-"))
   ours, plain = quantities[f"LP-FT-{most}"], quantities[f"FT-{most}"]
   shot, source = quantities["SHOT"], quantities["source"]

@@ -8,7 +8,7 @@ normalisation layers by the same rule, and differ in the rows and in the loss.
 import dataclasses
 import functools
 import sys
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import chex
 import jax
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import classification, common
+from experiments import common
 from experiments.classification import Split
-from jaxlab import algorithms, augment, data, losses, metrics, models, training
+from experiments.mixing_adaptation import open_set_tta_task as tasks
+from jaxlab import algorithms, augment, losses, metrics, training
 
 PAPER = "open_set_tta"
 SOURCE, NORM, TENT = "source", "norm adaptation", "TENT"
@@ -26,7 +27,6 @@ DIVERSE, FILTERED, MAIN = "TENT with marginal", "filter alone", "filter with mar
 ORACLE = "oracle filter with marginal"
 METHODS = (SOURCE, NORM, TENT, DIVERSE, FILTERED, MAIN, ORACLE)
 _STILL, _SELECTING = (SOURCE, NORM), (FILTERED, MAIN, ORACLE)
-_UNKNOWN = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,7 @@ class Config:
   """The source model, the stream, and the adaptation."""
 
   dataset: Literal["mnist1d", "cifar10"] = "mnist1d"  # cifar10: with SVHN's digits as unknown.
-  num_known: int = (
-    7  # Classes 0, 1, ... that the source model learns; MNIST-1D's others are unknown.
-  )
+  num_known: int = 7  # Classes 0, 1, ... of the source model; MNIST-1D's others are unknown.
   num_train: int = 5000  # Training rows of known classes.
   num_test: int = 500  # Known test rows, and as many unknown ones, under each corruption.
   train_steps: int = 2000  # Updates of the source model.
@@ -86,88 +84,9 @@ PRESETS = {
 }
 
 
-class Task(NamedTuple):
-  """Known rows to train on, known and unknown rows to test on; unknown labels are -1."""
-
-  train: Split
-  known: Split
-  unknown: Split
-
-
-def load_task(config: Config) -> Task:
-  """The data, signals standardised by the training rows, images in [0, 1]."""
-  if config.dataset == "cifar10":
-    return Task(
-      _images("cifar10", "train", config.num_train),
-      _images("cifar10", "test", config.num_test),
-      _as_unknown(_images("svhn_cropped", "test", config.num_test)),
-    )
-  num_unknown = 10 - config.num_known
-  a_class = max(
-    -(-(config.num_train + config.num_test) // config.num_known),
-    -(-config.num_test // num_unknown),
-  )
-  signals = data.load_mnist1d(10 * a_class)
-  is_known = signals.labels < config.num_known
-  series, labels = signals.series[is_known], signals.labels[is_known]
-  mean, std = series[: config.num_train].mean(), series[: config.num_train].std()
-
-  def split(series, labels, rows):
-    return Split((series[rows] - mean) / std, labels[rows])
-
-  end = config.num_train + config.num_test
-  foreign = signals.series[~is_known], signals.labels[~is_known]
-  return Task(
-    split(series, labels, slice(config.num_train)),
-    split(series, labels, slice(config.num_train, end)),
-    _as_unknown(split(*foreign, slice(config.num_test))),
-  )
-
-
-def _images(name: str, split: str, limit: int) -> Split:
-  arrays = data.as_arrays(data.load_source(name, split=split), limit=limit)
-  return Split(arrays["image"].astype(np.float32) / 255, arrays["label"].astype(np.int32))
-
-
-def _as_unknown(split: Split) -> Split:
-  return split._replace(labels=np.full_like(split.labels, _UNKNOWN))
-
-
-def network(config: Config):
-  """The classifier of the known classes."""
-  if config.dataset == "cifar10":
-    return models.WideResNet(config.num_known, depth=40, widen_factor=2)
-  return models.ConvNet(config.num_known)
-
-
-def source_optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW with a cosine."""
-  return optax.adamw(optax.cosine_decay_schedule(config.train_learning_rate, config.train_steps))
-
-
-def source_loss(config: Config):
-  """The engine's loss: augmented rows, smoothed labels.
-
-  In place of AugMix, with which the paper's networks are trained, signals are jittered and images
-  flipped.
-  """
-
-  def loss(apply, key, batch):
-    if batch.inputs.ndim == 3:
-      inputs = augment.jitter_signals(key, batch.inputs)
-    else:
-      flip = jax.random.bernoulli(key, 0.5, (len(batch.inputs), 1, 1, 1))
-      inputs = jnp.where(flip, batch.inputs[:, :, ::-1], batch.inputs)
-    targets = jax.nn.one_hot(batch.labels, config.num_known)
-    targets = optax.smooth_labels(targets, config.label_smoothing)
-    return optax.softmax_cross_entropy(apply(inputs).logits, targets)
-
-  return classification.classification_loss(network(config), loss)
-
-
 def adapters(config: Config, batch_stats, learning_rate: chex.Numeric) -> dict:
   """Every method, on batches `Split`; only the oracle looks at the labels."""
-  module = network(config)
+  module = tasks.network(config)
 
   def forward(params, batch, train=True):
     return module.apply({"params": params, **batch_stats}, batch.inputs, train=train)
@@ -201,27 +120,11 @@ def adapters(config: Config, batch_stats, learning_rate: chex.Numeric) -> dict:
   }
 
 
-def open_set_stream(key: chex.PRNGKey, config: Config, task: Task) -> Split:
-  """One round `[kinds, batches, 2 b, ...]`: the known rows of a batch stand first."""
-  halves = [
-    augment.corruption_stream(
-      half_key,
-      *rows,
-      kinds=config.kinds,
-      severities=(config.severity,),
-      batch_size=config.batch_size,
-    )
-    for half_key, rows in zip(jax.random.split(key), (task.known, task.unknown))
-  ]
-  inputs, labels = (jnp.concatenate(parts, axis=1) for parts in zip(*halves))
-  shape = len(config.kinds), -1
-  return Split(inputs.reshape(*shape, *inputs.shape[1:]), labels.reshape(*shape, *labels.shape[1:]))
-
-
 def run(config: Config, context: common.Context) -> common.Results:
   """Trains a source model a seed, and lets every method meet its stream at every rate."""
-  task = load_task(config)
-  sources, clean = context.cached("source", _train_sources, config, context, task)
+  task = tasks.load_task(config)
+  train = functools.partial(tasks.train_source, config, task)
+  sources, clean = context.cached("source", _over_seeds, context, train)
   rows: dict[str, dict] = {method: {} for method in METHODS}
   rows[SOURCE]["error of clean rows"] = clean
   extras, streamed = {}, {}
@@ -242,23 +145,8 @@ def run(config: Config, context: common.Context) -> common.Results:
   return common.Results(rows, extras)
 
 
-def _train_sources(config, context, task):
-  """A source model a seed, and its error on clean rows."""
-  module = network(config)
-
-  def one_seed(key):
-    trained = classification.train(
-      key,
-      module,
-      source_loss(config),
-      source_optimizer(config),
-      task.train,
-      num_steps=config.train_steps,
-      batch_size=config.train_batch,
-    )
-    error = 1 - classification.accuracy(module, trained.variables, task.known)
-    return {"params": trained.params, "model_state": trained.model_state}, error
-
+def _over_seeds(context, one_seed):
+  """`one_seed(key)` of every seed, spread over the devices."""
   return training.over_seeds(context.key, one_seed, num_seeds=context.seeds, mesh=context.mesh)
 
 
@@ -271,7 +159,7 @@ def _over_sources(context, sources, judge):
     own = jax.tree.map(lambda x: jnp.asarray(x)[seed], sources)
     return judge(jax.random.fold_in(key, 1), own["params"], own["model_state"])
 
-  return training.over_seeds(context.key, one_seed, num_seeds=context.seeds, mesh=context.mesh)
+  return _over_seeds(context, one_seed)
 
 
 def _long_stream(config, task, method, rate, key, params, model_state):
@@ -279,7 +167,7 @@ def _long_stream(config, task, method, rate, key, params, model_state):
   adapter = adapters(config, model_state, rate)[method]
 
   def one_round(state, key):
-    stream = open_set_stream(key, config, task)
+    stream = tasks.open_set_stream(key, config, task)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
     state, info = algorithms.adapt_stream(key, adapter, state, flat)
     logits, kept = (
@@ -295,7 +183,7 @@ def _scores(logits, kept, labels):
   """All that is measured under one corruption, from `[batches, 2 b, ...]`."""
   (logits, kept, labels), num = _known_first(logits, kept, labels)
   predictions, confidence = jnp.argmax(logits, -1), jax.nn.softmax(logits).max(-1)
-  known = labels != _UNKNOWN
+  known = labels != tasks.UNKNOWN
   right = predictions == labels
 
   def share(rows):
@@ -326,7 +214,7 @@ def _known_first(*arrays):
 
 def _one_step(config, task, rate, key, params, model_state):
   """How well confidence, and what one entropy step adds to it, tell right rows from others."""
-  stream = open_set_stream(key, config, task)
+  stream = tasks.open_set_stream(key, config, task)
   methods = adapters(config, model_state, rate)
   still, tent = methods[NORM], methods[TENT]
 
@@ -446,8 +334,8 @@ def figure(results: common.Results):
 
 def abstract(config: Config, mesh):
   """One update of the source model, for a dry run."""
-  module, optimizer = network(config), source_optimizer(config)
-  update = training.build_update(source_loss(config), optimizer, mesh=mesh)
+  module, optimizer = tasks.network(config), tasks.source_optimizer(config)
+  update = training.build_update(tasks.source_loss(config), optimizer, mesh=mesh)
   shape = (32, 32, 3) if config.dataset == "cifar10" else (40, 1)
 
   def init(key):

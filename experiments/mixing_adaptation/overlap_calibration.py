@@ -13,7 +13,7 @@ import math
 import operator
 import re
 import sys
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from scipy.special import entr
 from experiments import classification, common
 from experiments.classification import Split
 from experiments.mixing_adaptation.overlap_problems import Problem, Setting, settings
+from experiments.mixing_adaptation.overlap_training import fit
 from jaxlab import augment, losses, metrics, models, training, uncertainty
 
 PAPER = "overlap_calibration"
@@ -104,70 +105,6 @@ def mixup_loss(num_mixed: int):
     return losses.multi_mixup_cross_entropy(apply(mixed.inputs).logits, mixed.labels, mixed.weights)
 
   return loss
-
-
-class Fit(NamedTuple):
-  """Variables at the end and where the held-out loss was least, and how training went."""
-
-  last: Any
-  best: Any
-  best_nll: Any
-  rounds: Any
-  accuracy: Any
-
-
-def fit(config, module, loss_fn, problem: Problem, key, *, rounds=None) -> Fit:
-  """Trains until the training labels are fitted, or for a given number of rounds.
-
-  A round is `eval_every` updates. With `rounds` nothing is evaluated on the way.
-  """
-  init_key, order_key, state_key = jax.random.split(key, 3)
-  train, num_rows = problem.train, len(problem.train.labels)
-  batch_size = min(config.batch_size, num_rows)
-  variables = dict(module.init(init_key, train.inputs[:1]))
-  optimizer = optax.adam(config.learning_rate)
-  update = training.build_update(classification.classification_loss(module, loss_fn), optimizer)
-  state = training.init_state(state_key, variables.pop("params"), optimizer, model_state=variables)
-
-  def variables_of(state):
-    return {"params": state.params, **state.model_state}
-
-  def one_round(carry):
-    state, result = carry
-    rows = classification.epoch_rows(
-      jax.random.fold_in(order_key, result.rounds),
-      num_rows,
-      num_steps=config.eval_every,
-      batch_size=batch_size,
-    )
-
-    def step(state, rows):
-      return update(state, jax.tree.map(lambda x: x[rows], train))[0], None
-
-    state = jax.lax.scan(step, state, rows)[0]
-    result = result._replace(rounds=result.rounds + 1)
-    if rounds is not None:
-      return state, result
-    now = variables_of(state)
-    logits = classification.predict(module, now, problem.held_out.inputs).logits
-    nll = jnp.mean(metrics.negative_log_likelihood(logits, problem.held_out.labels))
-    better = nll < result.best_nll
-    return state, result._replace(
-      best=jax.tree.map(lambda new, old: jnp.where(better, new, old), now, result.best),
-      best_nll=jnp.minimum(nll, result.best_nll),
-      accuracy=classification.accuracy(module, now, train),
-    )
-
-  def unfinished(carry):
-    if rounds is not None:
-      return carry[1].rounds < rounds
-    return (carry[1].rounds * config.eval_every < config.max_steps) & (
-      carry[1].accuracy < config.fitted
-    )
-
-  start = Fit(None, variables_of(state), jnp.float32(jnp.inf), jnp.int32(0), jnp.float32(0.0))
-  state, result = jax.lax.while_loop(unfinished, one_round, (state, start))
-  return result._replace(last=variables_of(state))
 
 
 def measure(config: Config, setting: Setting, key) -> dict[str, Any]:

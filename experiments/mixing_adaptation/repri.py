@@ -9,19 +9,16 @@ import functools
 import sys
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import classification, common
-from experiments.mixing_adaptation import repri_coco
-from jaxlab import algorithms, data, metrics, models, training
+from experiments import common
+from experiments.mixing_adaptation import repri_base, repri_coco
+from jaxlab import algorithms, data, metrics, training
 
 PAPER = "repri"
 MAIN, ORACLE = "RePRI", "oracle share"
-_NUM_TEST = 96  # Scenes that the base network is tested on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,48 +101,13 @@ def variants(config: Config, shots: int) -> dict[str, dict[str, float]]:
   }
 
 
-class SegmentationNet(nn.Module):
-  """3 x 3 convolutions, normalised, and a linear classifier of every position."""
-
-  num_classes: int
-  widths: tuple[int, ...]
-  strides: tuple[int, ...]
-
-  @nn.compact
-  def __call__(self, images, *, train=False):
-    """Features and logits of every position, as a `models.ModelOutput`."""
-    hidden = images
-    for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
-      hidden = nn.relu(hidden) if i else hidden
-      hidden = models.Conv(width, (3, 3), strides=stride)(hidden)
-      hidden = models.GhostBatchNorm()(hidden, use_running_average=not train)
-    # Features are signed: the cosines of what is only positive lie close together.
-    return models.ModelOutput(hidden, nn.Dense(self.num_classes, name="head")(nn.relu(hidden)))
-
-
-def network(config: Config) -> nn.Module:
-  """The base network."""
-  num_classes = len(config.base_classes) + 1
-  if config.dataset == "coco":
-    return repri_coco.PSPNet(num_classes)
-  return SegmentationNet(num_classes, config.widths, config.strides)
-
-
-def optimizer(config: Config) -> optax.GradientTransformation:
-  """Of the base training."""
-  schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
-  if config.dataset == "coco":
-    return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
-  return optax.adamw(schedule)
-
-
 def run(config: Config, context: common.Context) -> common.Results:
   """Base networks of all seeds; then every setting of every seed."""
   if config.dataset == "coco":
-    base = train_on_coco(config, context)
+    base = repri_base.train_on_coco(config, context)
     conditions = {"clean": 0.0}
   else:
-    train = functools.partial(train_base, config=config)
+    train = functools.partial(repri_base.train_base, config=config)
     base = context.cached("base", training.over_seeds, context.key, train, num_seeds=context.seeds)
     conditions = {"clean": config.noise, "shift": config.shift_noise}
   rows: dict[str, dict] = {}
@@ -173,102 +135,13 @@ def run(config: Config, context: common.Context) -> common.Results:
   return common.Results(rows, extras)
 
 
-# ------------------------------------------------------------------------------------- training
-
-
-def base_batch(images, masks, config: Config) -> classification.Split:
-  """Scenes with masks at the resolution of the features: 0, or 1 + the number of the class."""
-  numbers = np.zeros(256, np.int32)
-  numbers[np.array(config.base_classes) + 1] = np.arange(1, len(config.base_classes) + 1)
-  numbers[repri_coco.IGNORE] = repri_coco.IGNORE
-  return classification.Split(images, jnp.asarray(numbers)[_coarse(masks, config)])
-
-
-def _coarse(masks, config: Config):
-  """Nearest-neighbour masks at the resolution of the features."""
-  step = 8 if config.dataset == "coco" else int(np.prod(config.strides))
-  return masks[:, ::step, ::step]
-
-
-def pixel_loss(apply, key, batch, *, label_smoothing: float):
-  """Cross-entropy of a scene, mean over the pixels that count."""
-  del key
-  logits = apply(batch.inputs).logits
-  counts = batch.labels != repri_coco.IGNORE
-  labels = jax.nn.one_hot(jnp.where(counts, batch.labels, 0), logits.shape[-1])
-  values = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
-  return jnp.sum(values * counts, (1, 2)) / jnp.maximum(jnp.sum(counts, (1, 2)), 1)
-
-
-def base_loss(config: Config):
-  """The engine's loss of the base training."""
-  loss = functools.partial(pixel_loss, label_smoothing=config.label_smoothing)
-  return classification.classification_loss(network(config), loss)
-
-
-def train_base(key, *, config: Config):
-  """Trains one seed's network on the base families."""
-  scenes_key, key = jax.random.split(key)
-  scenes = data.sample_shape_scenes(
-    scenes_key,
-    num_samples=config.num_train + _NUM_TEST,
-    classes=config.base_classes,
-    size=config.size,
-    clutter=config.clutter,
-    noise=config.noise,
-  )
-  test, train = (
-    base_batch(scenes.images[rows], scenes.masks[rows], config)
-    for rows in (slice(_NUM_TEST), slice(_NUM_TEST, None))
-  )
-  net = network(config)
-  trained = classification.train(
-    key,
-    net,
-    base_loss(config),
-    optimizer(config),
-    train,
-    num_steps=config.num_steps,
-    batch_size=config.batch_size,
-  )
-  right = classification.accuracy(net, trained.variables, test)
-  return {"variables": trained.variables, "accuracy": right}
-
-
-def train_on_coco(config: Config, context: common.Context) -> dict:
-  """Trains every seed's network on batches from disk."""
-  update = training.build_update(base_loss(config), optimizer(config), mesh=context.mesh)
-  loss_batches = jax.jit(lambda images, masks: base_batch(images, masks, config))
-  found = []
-  for seed in range(context.seeds):
-    batches = repri_coco.scene_batches(
-      split="train", batch_size=config.batch_size, size=config.size, seed=seed
-    )
-    state = _initial_state(config, context.seed_key(seed))
-    result = context.fit(
-      f"base/seed{seed}",
-      state,
-      update,
-      (loss_batches(batch["image"], batch["mask"]) for batch in batches),
-      num_steps=config.num_steps,
-    )
-    found.append({"params": result.state.params, **result.state.model_state})
-  return {"variables": jax.tree.map(lambda *leaves: np.stack(leaves), *found)}
-
-
-def _initial_state(config: Config, key) -> training.TrainState:
-  variables = dict(network(config).init(key, jnp.zeros((1, config.size, config.size, 3))))
-  params = variables.pop("params")
-  return training.init_state(key, params, optimizer(config), model_state=variables)
-
-
 # ------------------------------------------------------------------------------------ inference
 
 
 def judge_tasks(segment, config: Config, shots: int, noise: float, key, variables) -> dict:
   """Mean IoU of every method on the same tasks, and one task to look at."""
   scenes = _novel_scenes(key, noise, config)
-  features = _unit_features(variables, scenes.images, config)
+  features = repri_base.unit_features(variables, scenes.images, config)
   masks = np.asarray(scenes.masks)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   tasks = draw_tasks(config, masks, shots, rng)
@@ -318,17 +191,9 @@ def _draw_novel(key, noise, config: Config) -> data.Scenes:
   )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _unit_features(variables, images, config: Config):
-  """Features of length 1 at every position."""
-  outputs = classification.predict(network(config), variables, images, batch_size=20)
-  length = jnp.linalg.norm(outputs.features, axis=-1, keepdims=True)
-  return outputs.features / jnp.maximum(length, 1e-12)
-
-
 def draw_tasks(config: Config, masks, shots: int, rng) -> dict[str, np.ndarray]:
   """A class a task, and distinct scenes that show it: the query, then the support."""
-  small = np.asarray(_coarse(masks, config))
+  small = np.asarray(repri_base.coarse(masks, config))
   classes = rng.permutation(np.arange(config.num_tasks) % len(config.novel_classes))
   classes = np.array(config.novel_classes)[classes]
   shows = {
@@ -349,7 +214,7 @@ def _segmenter(config: Config, shots: int, mesh):
     features, masks = pool
     chosen = masks[task["scenes"]]
     target = jnp.where(chosen == repri_coco.IGNORE, chosen, chosen == task["class"] + 1)
-    small = _coarse(target, config)
+    small = repri_base.coarse(target, config)
     own = features[task["scenes"]]
     support, query = own[1:][None], own[:1][None]
     valid = small[:1] != repri_coco.IGNORE
@@ -504,14 +369,14 @@ def figure(results: common.Results):
 
 def abstract(config: Config, mesh):
   """The step of the base training, for a dry run."""
-  state = jax.eval_shape(functools.partial(_initial_state, config), jax.random.key(0))
+  state = jax.eval_shape(functools.partial(repri_base.initial_state, config), jax.random.key(0))
   shape = config.batch_size, config.size, config.size
   batch = jax.eval_shape(
-    lambda images, masks: base_batch(images, masks, config),
+    lambda images, masks: repri_base.base_batch(images, masks, config),
     jax.ShapeDtypeStruct((*shape, 3), jnp.float32),
     jax.ShapeDtypeStruct(shape, jnp.int32),
   )
-  return training.build_update(base_loss(config), optimizer(config), mesh=mesh), state, batch
+  return repri_base.base_update(config, mesh), state, batch
 
 
 if __name__ == "__main__":

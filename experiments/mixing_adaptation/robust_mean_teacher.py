@@ -9,19 +9,17 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
 from experiments import classification, common
+from experiments.mixing_adaptation import robust_mean_teacher_methods as methods
 from experiments.mixing_adaptation import robust_mean_teacher_tasks as tasks
 from experiments.mixing_adaptation.members import over_members
-from jaxlab import algorithms, augment, losses, models
+from jaxlab import algorithms, augment
 
 PAPER = "robust_mean_teacher"
 
@@ -80,21 +78,10 @@ PRESETS = {
     train_learning_rate=1e-3,
     batch_size=200,
     kinds=(
-      "gaussian_noise",
-      "shot_noise",
-      "impulse_noise",
-      "defocus_blur",
-      "frosted_glass_blur",
-      "motion_blur",
-      "zoom_blur",
-      "snow",
-      "frost",
-      "fog",
-      "brightness",
-      "contrast",
-      "elastic",
-      "pixelate",
-      "jpeg_compression",
+      *("gaussian_noise", "shot_noise", "impulse_noise"),
+      *("defocus_blur", "frosted_glass_blur", "motion_blur", "zoom_blur"),
+      *("snow", "frost", "fog", "brightness"),
+      *("contrast", "elastic", "pixelate", "jpeg_compression"),
     ),
     rounds=1,
     settings=("continual",),
@@ -105,33 +92,16 @@ PRESETS = {
 }
 
 
-class Source(NamedTuple):
-  """A trained source model: variables of the network, prototypes of its classes, clean error."""
-
-  params: Any
-  model_state: Any
-  prototypes: jax.Array
-  clean_error: jax.Array
-
-
-class Method(NamedTuple):
-  """An adapter and the state it begins with; whether it replays source data."""
-
-  adapter: algorithms.OnlineAdapter
-  start: Callable[[], Any]
-  replays: bool = False
-
-
 def run(config: Config, context: common.Context) -> common.Results:
   """Trains the sources and lets every method meet the same streams."""
   task = tasks.make_task(config)
-  train = functools.partial(train_source, config, task)
-  sources = Source(**context.cached("source", lambda: _for_seeds(context, train)._asdict()))
+  train = functools.partial(methods.train_source, config, task)
+  sources = methods.Source(**context.cached("source", lambda: _for_seeds(context, train)._asdict()))
   keys = [jax.random.fold_in(context.seed_key(seed), 1) for seed in range(context.seeds)]
   streams = [tasks.make_streams(config, task, key) for key in keys]
   streams = jax.tree.map(lambda *arrays: jnp.stack(arrays), *streams)
   quantities, extras = {}, {"kinds": np.array(config.kinds)}
-  for name in method_names(config):
+  for name in methods.method_names(config):
     stage = context.cached(f"method/{name}", _judge, config, context, task, name, sources, streams)
     quantities[name] = stage["quantities"]
     extras |= {f"{name}/{setting}": errors for setting, errors in stage["curves"].items()}
@@ -143,142 +113,6 @@ def _for_seeds(context, fn, *per_seed):
   """`fn(key, *values of a seed)` of all seeds, spread over the devices."""
   keys = jax.random.split(context.key, context.seeds)
   return over_members(lambda member: fn(*member), (keys, *per_seed), context.mesh)
-
-
-def train_source(config: Config, task: tasks.Task, key) -> Source:
-  """Trains the source model with running statistics, or reads it."""
-  inputs = jnp.asarray(task.train.inputs)
-  if config.checkpoint:
-    variables = models.load_vision_checkpoint(config.checkpoint, task.module)
-    trained = classification.Trained(variables.pop("params"), variables)
-  else:
-
-    def loss(apply, key, batch):
-      del key
-      logits = apply(tasks.as_inputs(batch.inputs)).logits
-      return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-
-    start_key, key = jax.random.split(key)
-    variables = dict(task.module.init(start_key, tasks.as_inputs(inputs[: config.batch_size])))
-    trained = classification.train(
-      key,
-      task.module,
-      classification.classification_loss(task.module, loss),
-      optax.adamw(config.train_learning_rate),
-      task.train,
-      num_steps=config.train_steps,
-      batch_size=config.batch_size,
-      start=classification.Trained(variables.pop("params"), variables),
-    )
-  whole = len(inputs) // config.batch_size * config.batch_size
-  batches = inputs[:whole].reshape(-1, config.batch_size, *inputs.shape[1:])
-  forward = functools.partial(_forward(task, trained.model_state, train=True), trained.params)
-  features = jax.lax.map(lambda batch: forward(batch).features, batches)
-  prototypes = losses.class_prototypes(
-    features.reshape(whole, -1), jnp.asarray(task.train.labels)[:whole], num_classes=10
-  )
-  stored = _forward(task, trained.model_state, train=False)
-  logits = jax.lax.map(
-    lambda row: stored(trained.params, row[None]).logits[0],
-    jnp.asarray(task.test.inputs),
-    batch_size=config.batch_size,
-  )
-  error = jnp.mean(jnp.argmax(logits, -1) != task.test.labels)
-  return Source(trained.params, trained.model_state, prototypes, error)
-
-
-def _forward(task, model_state, *, train: bool):
-  """`(params, inputs) -> outputs`, by the statistics of the batch or the stored ones."""
-
-  def forward(params, inputs):
-    variables = {"params": params, **model_state}
-    return task.module.apply(variables, tasks.as_inputs(inputs), train=train)
-
-  return forward
-
-
-def method_names(config: Config) -> list[str]:
-  """Every method, in the order of the table."""
-  tents = [_tent(rate) for rate in config.tent_learning_rates]
-  teachers = ["CoTTA", "mean teacher, CE", "mean teacher, SCE", "RMT", "RMT + source"]
-  return ["source", "norm adaptation", *tents, *teachers]
-
-
-def _tent(rate: float) -> str:
-  return f"TENT lr={rate:g}"
-
-
-def make_method(config: Config, task: tasks.Task, name: str, key, source: Source) -> Method:
-  """Builds a method by its name; the mean teachers warm up on source batches at the start."""
-  forward = _forward(task, source.model_state, train=True)
-  adam = optax.adam(config.learning_rate)
-
-  def plain(adapter):
-    return Method(adapter, lambda: adapter.init(source.params))
-
-  if name == "source":
-    return plain(algorithms.norm_adaptation(_forward(task, source.model_state, train=False)))
-  if name == "norm adaptation":
-    return plain(algorithms.norm_adaptation(forward))
-  for rate in config.tent_learning_rates:
-    if name == _tent(rate):
-      return plain(algorithms.entropy_minimization(forward, optax.adam(rate)))
-
-  init_key, order_key = jax.random.split(key)
-  rows = classification.epoch_rows(
-    order_key,
-    len(task.train.labels),
-    num_steps=config.warm_up_steps,
-    batch_size=config.batch_size,
-  )
-
-  def warmed(state, alpha):
-    return algorithms.mean_teacher_warm_up(
-      forward,
-      optax.adam(lambda step: config.learning_rate * (step + 1) / config.warm_up_steps),
-      state,
-      jnp.asarray(task.train.inputs)[rows],
-      alpha=alpha,
-      decay=config.decay,
-    )
-
-  def augment_fn(key, inputs):
-    return task.augment(key, tasks.as_inputs(inputs))
-
-  if name == "CoTTA":
-    adapter = algorithms.continual_mean_teacher(
-      forward,
-      augment_fn,
-      adam,
-      decay=config.decay,
-      num_augmentations=config.num_augmentations,
-      confidence_threshold=config.confidence_threshold,
-      restore_prob=config.restore_prob,
-    )
-    return Method(adapter, lambda: warmed(adapter.init(source.params), 0.0))
-
-  alpha = 0.0 if name == "mean teacher, CE" else 0.5
-  contrasts, replays = name.startswith("RMT"), name == "RMT + source"
-  projector = nn.Sequential(
-    [nn.Dense(config.projector_width), nn.relu, nn.Dense(config.projector_width)]
-  )
-  adapter = algorithms.robust_mean_teacher(
-    forward,
-    augment_fn,
-    adam,
-    prototypes=source.prototypes,
-    project_fn=projector.apply,
-    alpha=alpha,
-    decay=config.decay,
-    contrastive_weight=float(contrasts),
-    source_weight=float(replays),
-  )
-
-  def start():
-    projector_params = projector.init(init_key, source.prototypes)
-    return warmed(adapter.init(source.params, projector_params), alpha)
-
-  return Method(adapter, start, replays)
 
 
 def _judge(config, context, task, name, sources, streams) -> dict:
@@ -299,8 +133,8 @@ def _judge(config, context, task, name, sources, streams) -> dict:
     if setting != "mixed":
       blocks = len(config.kinds) * (config.rounds if setting == "continual" else 1)
       curves[setting] = wrong.mean(0).reshape(blocks, -1).mean(1)
-  source, state = jax.tree.map(lambda values: jnp.asarray(values)[0], (sources, states))
-  quantities |= _cost(config, task, name, context.key, source, state)
+  first = jax.tree.map(lambda values: jnp.asarray(values)[0], (sources, states, streams))
+  quantities |= _cost(config, task, name, context.key, *first)
   return {"quantities": quantities, "curves": curves}
 
 
@@ -311,7 +145,7 @@ def online_errors(config: Config, task: tasks.Task, name: str, key, source, stre
   """
   method_key, adapt_key, replay_key = jax.random.split(key, 3)
   stream = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *streams.values())
-  method = make_method(config, task, name, method_key, source)
+  method = methods.make_method(config, task, name, method_key, source)
   start = method.start()
 
   def update(key, state, row, *extra):
@@ -335,17 +169,19 @@ def online_errors(config: Config, task: tasks.Task, name: str, key, source, stre
   return dict(zip(streams, jnp.split(wrong, ends))), state
 
 
-def _cost(config, task, name, key, source, state, *, repeats: int = 30) -> dict:
-  """Bytes of an adapter's state, and the seconds that it takes for a sample."""
-  method = make_method(config, task, name, key, source)
+def _cost(config, task, name, key, source, state, streams, *, repeats: int = 30) -> dict:
+  """Bytes of an adapter's state, and the seconds that it takes for a sample of the stream."""
+  method = methods.make_method(config, task, name, key, source)
   batch = jax.tree.map(lambda array: jnp.asarray(array[: config.batch_size]), task.train)
   extra = (tuple(batch),) if method.replays else ()
+  # A method may do less for clean inputs.
+  inputs = next(iter(streams.values())).inputs[0]
   update = jax.jit(method.adapter.update)
-  jax.block_until_ready(update(key, state, batch.inputs, *extra))
+  jax.block_until_ready(update(key, state, inputs, *extra))
   seconds = []
   for _ in range(repeats):
     started = time.perf_counter()
-    jax.block_until_ready(update(key, state, batch.inputs, *extra))
+    jax.block_until_ready(update(key, state, inputs, *extra))
     seconds.append(time.perf_counter() - started)
   return {
     "cost/state bytes": float(sum(leaf.nbytes for leaf in jax.tree.leaves(state))),
@@ -496,15 +332,13 @@ def abstract(config: Config, mesh):
   task = tasks.Task(module, nothing, nothing, None, jitter)
 
   def method(source):
-    return make_method(config, task, "RMT", jax.random.key(0), source)
+    return methods.make_method(config, task, "RMT", jax.random.key(0), source)
 
-  source = Source(variables.pop("params"), variables, prototypes, None)
-  projector = nn.Sequential(
-    [nn.Dense(config.projector_width), nn.relu, nn.Dense(config.projector_width)]
-  )
+  source = methods.Source(variables.pop("params"), variables, prototypes, None)
 
   def init(key, source):
-    return method(source).adapter.init(source.params, projector.init(key, source.prototypes))
+    projector_params = methods.projector(config).init(key, source.prototypes)
+    return method(source).adapter.init(source.params, projector_params)
 
   def update(state, source, key, inputs):
     return method(source).adapter.update(key, state, inputs)

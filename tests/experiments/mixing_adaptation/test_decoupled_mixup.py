@@ -1,15 +1,13 @@
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import common, report
 from experiments.classification import Split
 from experiments.mixing_adaptation import decoupled_mixup as experiment
-from jaxlab import losses, models, training
+from jaxlab import training
 
 ROWS = {"no mixing", "mixup, mixup's loss", "mixup, decoupled 0.1"}
 
@@ -47,71 +45,15 @@ def test_the_step_of_the_paper_compiles_from_shapes(capsys):
   assert metrics["loss"].shape == ()
 
 
-def images_task():
-  rng = np.random.default_rng(0)
-  split = Split(rng.normal(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8) % 4)
-  module = models.ConvNet(4, widths=(2, 2), kernel_size=(3, 3), strides=(1, 1))
-  return experiment.Task("digits", split, split, module, 1)
-
-
-@pytest.mark.parametrize("name", ["mixup", "box", "manifold", "saliency"])
-def test_every_policy_makes_a_batch_of_losses(name):
-  task = images_task()
-  variables = dict(jax.eval_shape(task.module.init, jax.random.key(0), task.train.inputs))
-  objective = functools.partial(losses.decoupled_mixup_loss, eta=0.1)
-  policy = experiment.Policy(name, 1.0, ())
-  config = experiment.Config(crop=1)
-  loss = experiment.mixing_loss(config, task, policy, objective)
-  found = jax.eval_shape(loss, variables.pop("params"), variables, task.train, jax.random.key(0))
-  assert found.values.shape == (8,)
-  assert jax.tree.structure(found.model_state) == jax.tree.structure(variables)
-
-
-def test_saliency_is_for_images():
-  config = experiment.Config()
-  assert [p.name for p in experiment.policies(config, images_task())][-1] == "saliency"
-  signals = images_task()._replace(train=Split(np.zeros((8, 40, 1)), np.zeros(8)))
-  found = experiment.policies(config, signals)
-  assert [p.name for p in found] == ["mixup", "box", "manifold"]
-  assert found[0].etas == (0.0, 0.1, 0.01, 0.5, 1.0) and found[1].etas == (0.0, 0.1)
-
-
 def test_pairs_mix_two_classes_equally():
-  test = images_task().test
+  rng = np.random.default_rng(0)
+  test = Split(rng.normal(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8) % 4)
   pairs = experiment._test_pairs(experiment.Config(num_pairs=30), test)
   assert pairs.inputs.shape == (30, 8, 8, 1)
   assert (pairs.labels[:, 0] != pairs.labels[:, 1]).all()
   means = (test.inputs[:, None] + test.inputs[None]) / 2
   gaps = np.abs(means[None] - pairs.inputs[:, None, None]).max((3, 4, 5))
   assert (gaps.min((1, 2)) < 1e-6).all()
-
-
-def test_weak_views_shift_and_strong_views_blank():
-  signals = jnp.asarray(np.random.default_rng(0).normal(size=(50, 40, 1)), jnp.float32)
-  weak = experiment._shifted(jax.random.key(0), signals)
-  shifts = {
-    next(s for s in range(-2, 3) if np.array_equal(np.roll(x, s, 0), y))
-    for x, y in zip(np.asarray(signals), np.asarray(weak))
-  }
-  assert shifts == set(range(-2, 3))
-  blank = (experiment._strong_view(jax.random.key(0), signals) == 0).sum((1, 2))
-  assert blank.min() == 0 and 8 <= blank.max() <= 10  # A quarter of 40 at most.
-
-
-def test_crops_shift_and_flip():
-  images = jnp.asarray(np.random.default_rng(0).normal(size=(60, 4, 4, 1)), jnp.float32)
-  found = experiment._crop_and_flip(jax.random.key(0), images, 1)
-  padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  kinds = set()
-  for image, view in zip(padded, np.asarray(found)):
-    options = {
-      (y, x, flip): image[y : y + 4, x : x + 4][:, :: -1 if flip else 1]
-      for y in range(3)
-      for x in range(3)
-      for flip in (0, 1)
-    }
-    kinds.add(next(kind for kind, option in options.items() if np.array_equal(option, view)))
-  assert len(kinds) > 12  # Of 18.
 
 
 def test_claims_compare_a_loss_with_a_loss():
@@ -136,21 +78,3 @@ def test_claims_compare_a_loss_with_a_loss():
   }
   holds = [claim.holds for claim in experiment.claims(common.Results(rows))]
   assert holds == [True, True, False, True]
-
-
-def test_the_averaged_network_follows_the_network():
-  module = models.ConvNet(10, widths=(2,), strides=(2,))
-  signals = Split(np.random.default_rng(0).normal(size=(8, 40, 1)).astype(np.float32), np.arange(8))
-  config = experiment.Config(semi_batch=4, semi_steps=10)
-  variables = dict(jax.eval_shape(module.init, jax.random.key(0), signals.inputs))
-  state = {
-    "step": jax.ShapeDtypeStruct((), jnp.int32),
-    "average": variables,
-    "batch_stats": variables["batch_stats"],
-  }
-  for eta in (None, 0.1):
-    loss = experiment.semi_supervised_loss(config, module, signals, eta)
-    batch = (signals.inputs[:4],)
-    found = jax.eval_shape(loss, variables["params"], state, batch, jax.random.key(0))
-    assert found.values.shape == (4,)
-    assert jax.tree.structure(found.model_state) == jax.tree.structure(state)

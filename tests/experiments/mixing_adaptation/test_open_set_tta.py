@@ -8,6 +8,7 @@ import pytest
 from experiments import common
 from experiments.classification import Split
 from experiments.mixing_adaptation import open_set_tta
+from experiments.mixing_adaptation import open_set_tta_task as tasks
 
 _NAME = "open_set_tta"
 
@@ -43,31 +44,6 @@ def test_the_step_of_a_preset_compiles_from_shapes(capsys):
   assert "parameters" in capsys.readouterr().out
 
 
-def test_paper_data_that_are_not_there_are_named(tmp_path, monkeypatch):
-  monkeypatch.setenv("JAXLAB_DATA_DIR", str(tmp_path))
-  with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
-    open_set_tta.load_task(open_set_tta.PRESETS["paper"])
-
-
-def test_known_and_unknown_rows_are_apart():
-  config = open_set_tta.PRESETS["smoke"]
-  task = open_set_tta.load_task(config)
-  assert [len(part.labels) for part in task] == [60, 20, 20]
-  assert set(task.train.labels) <= set(range(7)) and set(task.unknown.labels) == {-1}
-  np.testing.assert_allclose(task.train.inputs.std(), 1.0, atol=1e-5)
-  rows = np.concatenate([part.inputs[..., 0] for part in task])
-  assert len(np.unique(rows, axis=0)) == 100
-
-
-def test_half_of_every_batch_is_unknown():
-  config = open_set_tta.PRESETS["smoke"]
-  task = open_set_tta.load_task(config)
-  stream = open_set_tta.open_set_stream(jax.random.key(0), config, task)
-  assert stream.inputs.shape == (2, 2, 20, 40, 1)
-  np.testing.assert_array_equal(stream.labels[..., 10:], -1)
-  assert stream.labels[..., :10].min() >= 0
-
-
 def test_scores_of_a_perfect_model():
   labels = jnp.array([[0, 1, -1, -1], [1, 0, -1, -1]])
   logits = 10 * jax.nn.one_hot(labels, 2)
@@ -95,7 +71,7 @@ def test_claims_compare_the_last_round():
 
 def test_oracle_learns_from_right_rows_alone():
   config = open_set_tta.PRESETS["smoke"]
-  module = open_set_tta.network(config)
+  module = tasks.network(config)
   inputs = jax.random.normal(jax.random.key(0), (6, 40, 1))
   variables = module.init(jax.random.key(1), inputs)
   stats = {"batch_stats": variables["batch_stats"]}

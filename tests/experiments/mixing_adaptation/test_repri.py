@@ -65,12 +65,6 @@ def test_upsampling_is_bilinear_with_aligned_corners():
   )
 
 
-def test_base_masks_number_the_base_classes_and_keep_what_is_ignored():
-  masks = np.array([[[0, 9], [3, 3]], [[255, 1], [1, 1]]]).repeat(2, 1).repeat(2, 2)
-  split = repri.base_batch(None, masks, SMOKE)
-  np.testing.assert_array_equal(split.labels, [[[0, 0], [3, 3]], [[255, 1], [1, 1]]])
-
-
 def test_panoptic_segments_become_classes():
   segments = np.array([[5, 5, 300], [70_000, 5, 0]])
   rgb = np.stack([segments % 256, segments // 256 % 256, segments // 256**2], -1)

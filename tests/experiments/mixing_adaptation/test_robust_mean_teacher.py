@@ -7,6 +7,7 @@ import pytest
 
 from experiments import common
 from experiments.mixing_adaptation import robust_mean_teacher as experiment
+from experiments.mixing_adaptation import robust_mean_teacher_methods as methods
 from experiments.mixing_adaptation import robust_mean_teacher_tasks as tasks
 
 
@@ -21,7 +22,7 @@ def smoke(tmp_path_factory):
 
 def test_smoke_measures_every_method(smoke):
   config = experiment.PRESETS["smoke"]
-  assert list(smoke["quantities"]) == experiment.method_names(config)
+  assert list(smoke["quantities"]) == methods.method_names(config)
   for name, row in smoke["quantities"].items():
     assert all(np.isfinite(entry["mean"]) for entry in row.values())
     assert ("episodic/error" in row) == (name not in ("source", "norm adaptation"))

@@ -1,0 +1,116 @@
+"""Semi-supervised: mixtures of labelled with pseudo-labelled signals on top of FixMatch."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from experiments import classification, common
+from experiments.classification import Split, Trained
+from experiments.mixing_adaptation.decoupled_mixup_policies import network, sgd
+from jaxlab import augment, losses, training, weights
+
+
+def semi_supervised(config, context: common.Context, etas: tuple[float, ...] | None):
+  """Accuracies of the averaged network, one a seed, for every weight; None for FixMatch alone."""
+  labeled, unlabeled, test = classification.mnist1d_splits(
+    config.num_labeled, config.num_unlabeled, config.num_test[0]
+  )
+  module = network(config, True, 10)
+
+  def one(key, eta):
+    init_key, train_key = jax.random.split(key)
+    variables = dict(module.init(init_key, labeled.inputs[:2]))
+    state = {"step": jnp.int32(0), "average": variables, "batch_stats": variables["batch_stats"]}
+    trained = classification.train(
+      train_key,
+      module,
+      semi_supervised_loss(config, module, labeled, None if etas is None else eta),
+      sgd(config, config.semi_learning_rate, config.semi_steps),
+      (unlabeled.inputs,),
+      num_steps=config.semi_steps,
+      batch_size=config.semi_batch,
+      start=Trained(variables["params"], state),
+    )
+    return classification.accuracy(module, trained.model_state["average"], test)
+
+  def one_seed(key):
+    return jax.lax.map(lambda eta: one(key, eta), jnp.asarray(etas or (0.0,)))
+
+  return training.over_seeds(context.key, one_seed, num_seeds=context.seeds).T
+
+
+def semi_supervised_loss(
+  config, module: nn.Module, labeled: Split, eta: chex.Numeric | None
+) -> Callable:
+  """FixMatch's loss, and those of labelled with labelled and with unlabelled examples mixed.
+
+  `eta` None mixes nothing. The model state holds the running statistics, the average of the network
+  and the step.
+  """
+  inputs, labels = jnp.asarray(labeled.inputs), jnp.asarray(labeled.labels)
+  num = config.semi_batch
+
+  def loss(params, model_state, batch, key):
+    rows_key, weak_key, teacher_key, strong_key, pairs_key, mixed_key = jax.random.split(key, 6)
+    rows = jax.random.randint(rows_key, (num,), 0, inputs.shape[0])
+    known, target = _shifted(weak_key, inputs[rows]), labels[rows]
+    average = jax.lax.stop_gradient(model_state["average"])
+    weak_logits = module.apply(average, _shifted(teacher_key, batch[0])).logits
+    strong = _strong_view(strong_key, batch[0])
+    views = [known, strong]
+    if eta is not None:
+      among = augment.mixup(pairs_key, known, target)
+      ratio = augment.draw_mix(mixed_key, batch_size=num, majority=True).ratio
+      # Row i of the labelled examples meets row i of the unlabelled ones.
+      partner = jnp.concatenate([jnp.arange(num, 2 * num), jnp.arange(num)])
+      across = augment.interpolate_pairs(
+        jnp.concatenate([known, strong]), partner, jnp.concatenate([ratio, ratio])
+      )[:num]
+      views += [among.inputs, across]
+    outputs, updated = module.apply(
+      {"params": params, "batch_stats": model_state["batch_stats"]},
+      jnp.concatenate(views),
+      train=True,
+      mutable=["batch_stats"],
+    )
+    logits = outputs.logits.reshape(len(views), num, -1)
+    values = optax.softmax_cross_entropy_with_integer_labels(logits[0], target)
+    values += losses.fixmatch_loss(logits[1], weak_logits)
+    if eta is not None:
+      values += losses.decoupled_mixup_loss(logits[2], target, among.labels_b, among.ratio, eta=eta)
+      guess, sure = jnp.argmax(weak_logits, -1), jnp.max(jax.nn.softmax(weak_logits), -1)
+      counts = losses.pseudo_label_mix_weight(sure, ratio)
+      ramp = (1 - jnp.cos(jnp.pi * model_state["step"] / config.semi_steps)) / 2
+      # Only the known label has a term of its own: the other one is a guess.
+      across_values = losses.decoupled_mixup_loss(
+        logits[3], target, guess, ratio, eta=eta, eta_mode="first"
+      )
+      values += ramp * counts * across_values
+    # Early on the average forgets faster, or it would hold on to the random start.
+    step = model_state["step"]
+    decay = jnp.minimum((1 + step) / (10 + step), 0.999)
+    average = weights.ema_update(average, {"params": params, **updated}, decay=decay)
+    new_state = {"step": step + 1, "average": average, **updated}
+    return training.LossOutput(values, model_state=jax.lax.stop_gradient(new_state))
+
+  return loss
+
+
+def _shifted(key, signals):
+  """The weak view: moved by up to two samples."""
+  shifts = jax.random.randint(key, (signals.shape[0],), -2, 3)
+  return jax.vmap(lambda signal, shift: jnp.roll(signal, shift, axis=0))(signals, shifts)
+
+
+def _strong_view(key, signals):
+  """Gain, shift, offset, noise and blur, then up to a quarter of the signal blanked."""
+  jitter_key, center_key, ratio_key = jax.random.split(key, 3)
+  num, length, _ = signals.shape
+  centers = jax.random.randint(center_key, (num,), 0, length)
+  ratio = jax.random.uniform(ratio_key, (num,), minval=0.75)
+  blanked = augment.segment_masks(centers, ratio, length=length)
+  return augment.jitter_signals(jitter_key, signals) * (1 - blanked[..., None])

@@ -1,0 +1,159 @@
+"""Domains, with classes as in the source, unknown ones, or counts turned round; source models."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments import classification
+from experiments.classification import Split
+from experiments.mixing_adaptation.members import over_members
+from jaxlab import augment, data, losses, models
+
+SCENARIOS = ("closed", "open set", "label shift")
+
+
+class Domains(NamedTuple):
+  """Labelled source rows, and targets: inputs `[targets, n, ...]` and labels `[targets, n]`."""
+
+  source: Split
+  inputs: chex.Array
+  labels: chex.Array
+
+
+def num_known(config, scenario: str) -> int:
+  """Classes that the source model knows: the first ones."""
+  return round(0.7 * config.num_classes) if scenario == "open set" else config.num_classes
+
+
+def class_counts(config, scenario: str) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of each class in the source and in the target."""
+  classes = np.arange(config.num_classes)
+  known = classes < num_known(config, scenario)
+  source, target = known / known.sum(), known / known.sum()
+  if scenario == "open set":
+    target = 0.6 * target + 0.4 * ~known / np.sum(~known)
+  if scenario == "label shift":
+    target = config.imbalance ** (-classes / (config.num_classes - 1))
+    source = target[::-1]
+  return _rounded(source, config.num_source), _rounded(target, config.num_target)
+
+
+def _rounded(shares: np.ndarray, total: int) -> np.ndarray:
+  """Whole numbers in proportion to the shares that sum to the total: largest remainders."""
+  exact = total * shares / shares.sum()
+  counts = np.floor(exact).astype(int)
+  counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+  return counts
+
+
+def make_domains(config, scenario: str, seed: int) -> Domains:
+  """Source and target rows of one seed; on signals, the targets are shifts of the same rows."""
+  rng = np.random.default_rng([seed, SCENARIOS.index(scenario)])
+  source_counts, target_counts = class_counts(config, scenario)
+  if config.dataset == "domainnet":
+    pools = [_images(config, domain) for domain in (config.source, *config.targets)]
+    drawn = [
+      Split(*(array[_take(rng, pool.labels, counts)] for array in pool))
+      for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
+    ]
+    return Domains(drawn[0], *(np.stack(arrays) for arrays in zip(*drawn[1:])))
+  pool = data.load_mnist1d(config.pool_size)
+  rows = _take(rng, pool.labels, source_counts)
+  others = np.setdiff1d(np.arange(config.pool_size), rows)
+  others = others[_take(rng, pool.labels[others], target_counts)]
+  source = pool.series[rows]
+  signals = (pool.series - source.mean()) / source.std()
+  inputs = []
+  for shift in config.targets:
+    shifted = signals[others]
+    for part in shift.split(" + "):
+      kind, severity = part.split()
+      key = jax.random.key(rng.integers(2**31))
+      shifted = augment.corrupt_signals(key, shifted, kind=kind, severity=int(severity))
+    inputs.append(np.asarray(shifted))
+  labels = np.tile(pool.labels[others], (len(config.targets), 1))
+  return Domains(Split(signals[rows], pool.labels[rows]), np.stack(inputs), labels)
+
+
+def _take(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Random rows, so many of each class."""
+  order = rng.permutation(len(labels))
+  taken = [order[labels[order] == c][:count] for c, count in enumerate(counts)]
+  for c, (rows, count) in enumerate(zip(taken, counts)):
+    if len(rows) < count:
+      raise ValueError(f"class {c} has {len(rows)} rows, {count} are needed.")
+  return np.concatenate(taken)
+
+
+def _images(config, domain: str) -> Split:
+  """All images of a domain, resized and in [0, 1]."""
+  source = data.load_source(f"domainnet/{domain}", split="train")
+  size = config.image_size, config.image_size, 3
+  images = np.empty((len(source), *size), np.float32)
+  labels = np.empty(len(source), np.int32)
+  for i in range(len(source)):
+    example = source[i]
+    images[i] = jax.image.resize(example["image"] / np.float32(255), size, "bilinear")
+    labels[i] = example["label"]
+  return Split(images, labels)
+
+
+# ------------------------------------------------------------------------------------ source models
+
+
+def network(config, scenario: str) -> nn.Module:
+  """The network, with a head for the classes that the source knows."""
+  classes = num_known(config, scenario)
+  if config.dataset == "domainnet":
+    return models.ResNet(classes, (3, 4, 6, 3), block="bottleneck")
+  return models.ConvNet(classes, config.widths, strides=(2,) * len(config.widths))
+
+
+def source_loss(config, module: nn.Module):
+  """Cross-entropy with smoothed labels, as the engine takes it."""
+
+  def smoothed(apply, key, batch):
+    logits = apply(augmented(key, batch.inputs)).logits
+    return losses.label_smoothed_cross_entropy(
+      logits, batch.labels, label_smoothing=config.label_smoothing
+    )
+
+  return classification.classification_loss(module, smoothed)
+
+
+def augmented(key: chex.PRNGKey, inputs: chex.Array) -> jax.Array:
+  """The augmentation that every training shares: jitter of signals, flips of images."""
+  if inputs.ndim == 3:
+    return augment.jitter_signals(key, inputs)
+  flip = jax.random.bernoulli(key, 0.5, (inputs.shape[0], 1, 1, 1))
+  return jnp.where(flip, inputs[:, :, ::-1], inputs)
+
+
+def source_optimizer(config) -> optax.GradientTransformation:
+  """AdamW with a cosine to 0."""
+  return optax.adamw(optax.cosine_decay_schedule(config.source_learning_rate, config.source_steps))
+
+
+def train_sources(config, context, domains, scenario, key) -> dict:
+  """Variables of the source models, a leading axis of seeds."""
+  module = network(config, scenario)
+
+  def train(member):
+    key, source = member
+    return classification.train(
+      key,
+      module,
+      source_loss(config, module),
+      source_optimizer(config),
+      source,
+      num_steps=config.source_steps,
+      batch_size=config.source_batch_size,
+    ).variables
+
+  keys = jax.random.split(jax.random.fold_in(key, 0), context.seeds)
+  return over_members(train, (keys, domains.source), context.mesh)
