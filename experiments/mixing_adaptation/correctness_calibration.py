@@ -7,6 +7,7 @@ is right it does not. Networks are calibrated on clean data and judged under cor
 
 import dataclasses
 import functools
+import itertools
 import operator
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ CALIBRATORS = {
 BLIND = "correctness, constant cues"
 METHODS = ("none", "temperature", *CALIBRATORS, BLIND)
 OURS, RIVALS = "correctness", ("temperature", "adaptive CE")
+QUANTITIES = ("ECE", "KS", "Brier", "AUROC", "SCE", "NLL", "mean temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +80,10 @@ PRESETS = {
     num_calibration=5_000,
     num_test=10_000,
     corruptions=(
-      "gaussian_noise",
-      "shot_noise",
-      "impulse_noise",
-      "defocus_blur",
-      "frosted_glass_blur",
-      "motion_blur",
-      "zoom_blur",
-      "snow",
-      "frost",
-      "fog",
-      "brightness",
-      "contrast",
-      "elastic",
-      "pixelate",
-      "jpeg_compression",
+      *("gaussian_noise", "shot_noise", "impulse_noise"),
+      *("defocus_blur", "frosted_glass_blur", "motion_blur", "zoom_blur"),
+      *("snow", "frost", "fog", "brightness"),
+      *("contrast", "elastic", "pixelate", "jpeg_compression"),
     ),
     severities=(1, 2, 3, 4, 5),
     networks=("CNN",),
@@ -219,10 +210,9 @@ def judge(config: Config, module, prepared: dict[str, Any], split: Split) -> dic
   """Scores of all `METHODS` on one set, in their order."""
   logits, cues = observe(config, module, prepared["variables"], split.inputs)
   labels, num_rows = split.labels, len(split.labels)
+  stacked = uncertainty.AdaptiveTemperature(**prepared["adaptive"])
   *informed, blind = (
-    uncertainty.AdaptiveTemperature(*(leaf[i] for leaf in leaves))
-    for leaves in [uncertainty.AdaptiveTemperature(**prepared["adaptive"])]
-    for i in range(len(CALIBRATORS) + 1)
+    jax.tree.map(operator.itemgetter(i), stacked) for i in range(len(CALIBRATORS) + 1)
   )
   temperatures = [
     jnp.ones(num_rows),
@@ -253,9 +243,6 @@ def judge(config: Config, module, prepared: dict[str, Any], split: Split) -> dic
     }
 
   return jax.lax.map(score, jnp.stack(temperatures))
-
-
-QUANTITIES = ("ECE", "KS", "Brier", "AUROC", "SCE", "NLL", "mean temperature")
 
 
 def run(config: Config, context: common.Context) -> common.Results:
@@ -316,44 +303,39 @@ def _pooled(diagrams: np.ndarray) -> np.ndarray:
 
 def claims(results: common.Results) -> list[common.Claim]:
   """The paper's statements."""
+
+  def compared(text, quantity, rival, better="lower", **options):
+    ours, theirs = (results[method, quantity] for method in (OURS, rival))
+    return common.compare(text, ours, theirs, better=better, **options)
+
   found = []
-  networks = dict.fromkeys(name.partition(",")[0] for name in results.quantities[OURS])
-  for network_name in networks:
-    for rival in RIVALS:
-      for quantity in ("ECE", "KS"):
-        found.append(
-          common.compare(
-            f"{network_name}, corrupted: {quantity} below that of {rival}",
-            results[OURS, f"{network_name}, corrupted/{quantity}"],
-            results[rival, f"{network_name}, corrupted/{quantity}"],
-            better="lower",
-            paper="best or second best",
-          )
-        )
+  for name in dict.fromkeys(name.partition(",")[0] for name in results.quantities[OURS]):
+    corrupted = f"{name}, corrupted"
+    for rival, quantity in itertools.product(RIVALS, ("ECE", "KS")):
+      text = f"{corrupted}: {quantity} below that of {rival}"
+      found.append(compared(text, f"{corrupted}/{quantity}", rival, paper="best or second best"))
     found += [
-      common.compare(
-        f"{network_name}: narrow misses less confident than by adaptive CE",
-        results[OURS, f"{network_name}, narrow misses/confidence"],
-        results["adaptive CE", f"{network_name}, narrow misses/confidence"],
-        better="lower",
+      compared(
+        f"{name}: narrow misses less confident than by adaptive CE",
+        f"{name}, narrow misses/confidence",
+        "adaptive CE",
       ),
-      common.compare(
-        f"{network_name}, corrupted: AUROC of confidence above that of temperature",
-        results[OURS, f"{network_name}, corrupted/AUROC"],
-        results["temperature", f"{network_name}, corrupted/AUROC"],
+      compared(
+        f"{corrupted}: AUROC of confidence above that of temperature",
+        f"{corrupted}/AUROC",
+        "temperature",
+        better="higher",
         paper="best",
       ),
-      common.compare(
-        f"{network_name}, corrupted: ECE below that of the same loss with constant cues",
-        results[OURS, f"{network_name}, corrupted/ECE"],
-        results[BLIND, f"{network_name}, corrupted/ECE"],
-        better="lower",
+      compared(
+        f"{corrupted}: ECE below that of the same loss with constant cues",
+        f"{corrupted}/ECE",
+        BLIND,
       ),
-      common.compare(
-        f"{network_name}, clean: ECE at most 0.005 above that of temperature",
-        results[OURS, f"{network_name}, clean/ECE"],
-        results["temperature", f"{network_name}, clean/ECE"],
-        better="lower",
+      compared(
+        f"{name}, clean: ECE at most 0.005 above that of temperature",
+        f"{name}, clean/ECE",
+        "temperature",
         margin=-0.005,
       ),
     ]
