@@ -18,9 +18,11 @@ import numpy as np
 import optax
 
 from experiments import common
-from experiments.mixing_adaptation.icl_decoder import Decoder
+from experiments.mixing_adaptation import self_ensembled_icl_pretraining as pretraining
+from experiments.mixing_adaptation.members import over_members
+from experiments.mixing_adaptation.self_ensembled_icl_pretraining import NUM_CLASSES, NUM_WORDS
 from jaxlab import data, metrics, training, uncertainty
-from jaxlab.data.prompt_variants import PROMPT_VOCAB_SIZE
+from jaxlab.data.prompt_variants import NUM_TEMPLATES
 
 PAPER = "self_ensembled_icl"
 RULES = {
@@ -28,9 +30,6 @@ RULES = {
   "maximum": uncertainty.max_probability,
   "vote": uncertainty.vote_probability,
 }
-_TEMPLATES = 4
-_WORDS = 8
-_CLASSES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +40,14 @@ class Config:
   num_layers: int = 3  # Its blocks.
   num_heads: int = 4  # Its attention heads.
   mlp_ratio: int = 2  # Hidden width of the perceptrons over the decoder's.
-  pretraining_steps: int = 500  # AdamW steps on fresh tasks.
+  rule_dims: int = 1  # Dimensions of the words' vectors, of 16, that rules read.
+  pretraining_steps: int = 2000  # AdamW steps on fresh tasks.
   pretraining_batch: int = 128  # Tasks a step.
   max_shots: int = 4  # Most demonstrations in pretraining.
-  pretraining_rate: float = 3e-3  # Peak; warm-up over a tenth, then a cosine to a tenth.
-  repeat_pool: int = 3  # Different sentences of a prompt that repeats them.
-  repeat_until: float = 0.5  # Share of pretraining by which such prompts have faded out.
-  num_tasks: int = 10  # New tasks.
+  pretraining_rate: float = 2e-3  # Peak; warm-up over a twentieth, then a cosine to a tenth.
+  num_tasks: int = 20  # New tasks.
   num_train: int = 50  # Labelled examples of each.
-  num_test: int = 200  # Queries of each.
+  num_test: int = 250  # Queries of each.
   num_shots: int = 3  # Demonstrations in a prompt of ICL and SupICL.
   num_draws: int = 5  # Draws of demonstrations that are pooled.
   adaptation_steps: int = 150  # AdamW steps of FT and SupICL.
@@ -80,11 +78,11 @@ PRESETS = {
     num_layers=12,
     num_heads=8,
     mlp_ratio=4,
+    rule_dims=16,
     pretraining_steps=30_000,
     pretraining_batch=256,
     max_shots=10,
     pretraining_rate=3e-4,
-    num_tasks=20,
     num_test=500,
     # 200 epochs of 50 examples.
     adaptation_steps=1250,
@@ -95,7 +93,8 @@ PRESETS = {
 
 def run(config: Config, context: common.Context) -> common.Results:
   """Answers of all methods under all variations, then single runs and ensembles of them."""
-  answers = context.cached("answers", _answers, config, context)
+  params, losses, steps = pretraining.pretrain(config, context)
+  answers = context.cached("answers", _answers, config, context, params)
   labels = answers.pop("labels")
   measure = jax.jit(jax.vmap(functools.partial(_measure, config)))
   rows: dict[str, dict] = {}
@@ -103,125 +102,8 @@ def run(config: Config, context: common.Context) -> common.Results:
     for name, row in measure(answers[method], labels).items():
       rows[f"{method}, {name}"] = {label: np.asarray(values) for label, values in row.items()}
   rows["linear model on word vectors"] = {"accuracy": answers["linear"]}
-  rows["chance"] = {"accuracy": 1 / _CLASSES}
-  return common.Results(rows, {"pretraining": answers["pretraining"].mean(0)})
-
-
-# ------------------------------------------------------------------------------------ pretraining
-
-
-class Batch(NamedTuple):
-  """Prompts and the answers asked for.
-
-  Attributes:
-    tokens: `[b, L]`.
-    positions: where answers are read, `[b, a]`.
-    answers: label words, `[b, a]`.
-    weights: how much each counts, `[b, a]`.
-  """
-
-  tokens: jax.Array
-  positions: jax.Array
-  answers: jax.Array
-  weights: jax.Array
-
-
-def _decoder(config: Config) -> Decoder:
-  shots = max(config.max_shots, config.num_shots)
-  return Decoder(
-    PROMPT_VOCAB_SIZE,
-    shots * (_WORDS + 5) + _WORDS + 2,
-    embed_dim=config.embed_dim,
-    num_layers=config.num_layers,
-    num_heads=config.num_heads,
-    mlp_ratio=config.mlp_ratio,
-  )
-
-
-def _render(sentences, shots, labels, templates) -> data.Prompts:
-  """Prompts of b queries, a wording each: tokens `[b, L]`, lengths `[b]`."""
-  prompts = jax.vmap(
-    lambda words, shown, classes, template: data.render_prompts(
-      words[None], shown[None, None], classes[None, None], template_ids=template[None]
-    )
-  )(sentences, shots, labels, templates)
-  return jax.tree.map(lambda x: x[:, 0, 0], prompts)
-
-
-def _pretraining_batch(config: Config, key, progress) -> Batch:
-  """Fresh tasks, of which every label in the prompt is an answer, given those before it.
-
-  Early prompts repeat their sentences: copying the label of an equal sentence is soon learned, and
-  comparing similar ones grows from it. `progress` is the share of pretraining done.
-
-  Where labels stand before their sentences only the query has an answer, so there a random number
-  of demonstrations is cut off the front. Every prompt counts the same.
-  """
-  task_key, template_key, cut_key, repeat_key, pool_key = jax.random.split(key, 5)
-  shots, size = config.max_shots, config.pretraining_batch
-  tasks = data.sample_rule_tasks(task_key, num_tasks=size, num_examples=shots + 1)
-  templates = jax.random.randint(template_key, (size,), 0, _TEMPLATES)
-  share = jnp.clip(1 - progress / config.repeat_until, 0, 1)
-  repeats = jax.random.bernoulli(repeat_key, share, (size, 1))
-  pooled = jax.random.randint(pool_key, (size, shots + 1), 0, config.repeat_pool)
-  rows = jnp.where(repeats, pooled, jnp.arange(shots + 1))
-  sentences = jnp.take_along_axis(tasks.sentences, rows[..., None], axis=1)
-  labels = jnp.take_along_axis(tasks.labels, rows, axis=1)
-  prompts = _render(sentences[:, -1], sentences[:, :-1], labels[:, :-1], templates)
-  label_first, longer = (templates == 1)[:, None], 2 * (templates == 2)
-  stride, order = _WORDS + 3 + longer, jnp.arange(shots + 1)
-  cut = jnp.where(templates == 1, jax.random.randint(cut_key, (size,), 0, shots + 1), 0) * stride
-  # What is cut off lands behind the answer, which does not see it.
-  tokens = jax.vmap(jnp.roll)(prompts.tokens, -cut)
-  last = (prompts.lengths - 1 - cut)[:, None]
-  dense = stride[:, None] * order + _WORDS + longer[:, None] // 2
-  return Batch(
-    tokens,
-    jnp.where(label_first, last, dense),
-    jnp.take_along_axis(data.label_words(templates), labels, axis=1),
-    jnp.where(label_first, order == shots, 1 / (shots + 1)),
-  )
-
-
-def _loss(config: Config):
-  """Cross-entropy of the label words over the whole vocabulary."""
-
-  def loss(params, model_state, batch, key):
-    del model_state, key
-    logits = _decoder(config).apply({"params": params}, batch.tokens, batch.positions)
-    values = optax.softmax_cross_entropy_with_integer_labels(logits, batch.answers)
-    return training.LossOutput(values, batch.weights)
-
-  return loss
-
-
-def _pretraining_optimizer(config: Config) -> optax.GradientTransformation:
-  steps, peak = config.pretraining_steps, config.pretraining_rate
-  schedule = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps, peak / 10)
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
-
-
-def _init(config: Config, key):
-  tokens = jnp.zeros((1, _WORDS + 2), jnp.int32)
-  return _decoder(config).init(key, tokens, tokens[:, :1])["params"]
-
-
-def _train(config: Config, key, params, optimizer, make_batch, num_steps):
-  """Parameters after training, and the losses `[num_steps]`.
-
-  Batches are made from a key and the share of training done.
-  """
-  state_key, batch_key = jax.random.split(key)
-  update = training.build_update(_loss(config), optimizer)
-
-  def step(state, inputs):
-    state, measured = update(state, make_batch(*inputs))
-    return state, measured["loss"]
-
-  state = training.init_state(state_key, params, optimizer)
-  inputs = jax.random.split(batch_key, num_steps), jnp.arange(num_steps) / num_steps
-  state, values = jax.lax.scan(step, state, inputs)
-  return state.params, values
+  rows["chance"] = {"accuracy": 1 / NUM_CLASSES}
+  return common.Results(rows, {"loss": losses.mean(0), "step": steps})
 
 
 # -------------------------------------------------------------------------------------- new tasks
@@ -236,31 +118,25 @@ class Task(NamedTuple):
   answers: jax.Array
 
 
-def _answers(config: Config, context: common.Context) -> dict[str, np.ndarray]:
+def _answers(config: Config, context: common.Context, params) -> dict[str, np.ndarray]:
   """Label scores `[seeds, draws, templates, tasks, queries, classes]` of each method."""
 
-  def one_seed(key):
-    init_key, train_key, task_key, adapt_key = jax.random.split(key, 4)
-    params, values = _train(
-      config,
-      train_key,
-      _init(config, init_key),
-      _pretraining_optimizer(config),
-      functools.partial(_pretraining_batch, config),
-      config.pretraining_steps,
-    )
+  def one_seed(member):
+    key, params = member
+    task_key, adapt_key = jax.random.split(key)
     count = config.num_train
-    drawn = data.sample_rule_tasks(
-      task_key, num_tasks=config.num_tasks, num_examples=count + config.num_test
+    drawn = pretraining.sample_tasks(
+      config, task_key, num_tasks=config.num_tasks, num_examples=count + config.num_test
     )
     sentences, labels = drawn.sentences, drawn.labels
     tasks = Task(sentences[:, :count], labels[:, :count], sentences[:, count:], labels[:, count:])
     keys = jax.random.split(adapt_key, config.num_tasks)
     found = jax.lax.map(lambda inputs: _one_task(config, params, *inputs), (keys, tasks))
     found = {name: jnp.moveaxis(logits, 0, 2) for name, logits in found.items()}
-    return found | {"pretraining": values, "tasks": tasks, "labels": tasks.answers}
+    return found | {"tasks": tasks, "labels": tasks.answers}
 
-  found = training.over_seeds(context.key, one_seed, num_seeds=context.seeds, mesh=context.mesh)
+  keys = jax.random.split(jax.random.fold_in(context.key, 1), context.seeds)
+  found = over_members(one_seed, (keys, params), context.mesh)
   tasks = Task(*map(np.asarray, found.pop("tasks")))
   return found | {"linear": _linear_accuracy(tasks)}
 
@@ -269,10 +145,16 @@ def _one_task(config: Config, params, key, task: Task) -> dict[str, jax.Array]:
   """Label scores `[draws, templates, queries, classes]` of the three methods on one task."""
   tune_key, sup_key, icl_key = jax.random.split(key, 3)
   optimizer = optax.adamw(config.adaptation_rate)
+  update = training.build_update(pretraining.answer_loss(config), optimizer)
 
   def adapted(key, num_shots):
-    make = functools.partial(_adaptation_batch, config, task, num_shots)
-    return _train(config, key, params, optimizer, make, config.adaptation_steps)[0]
+    state_key, batch_key = jax.random.split(key)
+
+    def step(state, key):
+      return update(state, _adaptation_batch(config, task, num_shots, key))[0], None
+
+    state = training.init_state(state_key, params, optimizer)
+    return jax.lax.scan(step, state, jax.random.split(batch_key, config.adaptation_steps))[0].params
 
   tuned, supervised = adapted(tune_key, 0), adapted(sup_key, config.num_shots)
   draw = functools.partial(data.draw_demonstrations, labels=task.labels, num_shots=config.num_shots)
@@ -286,24 +168,27 @@ def _one_task(config: Config, params, key, task: Task) -> dict[str, jax.Array]:
   return {"ICL": in_context[0], "FT": ask(tuned, rows[:1, :, :0]), "SupICL": in_context[1]}
 
 
-def _adaptation_batch(config: Config, task: Task, num_shots: int, key, progress) -> Batch:
+def _adaptation_batch(config: Config, task: Task, num_shots: int, key) -> pretraining.Batch:
   """Training examples, each prompted with demonstrations drawn from the others."""
-  del progress
   row_key, template_key, draw_key = jax.random.split(key, 3)
   size = config.adaptation_batch
   rows = jax.random.permutation(row_key, config.num_train)[:size]
-  templates = jax.random.randint(template_key, (size,), 0, _TEMPLATES)
+  templates = jax.random.randint(template_key, (size,), 0, NUM_TEMPLATES)
   shown = jax.vmap(
     lambda key, row: data.draw_demonstrations(key, task.labels, num_shots=num_shots, exclude=row)
   )(jax.random.split(draw_key, size), rows)
-  prompts = _render(task.sentences[rows], task.sentences[shown], task.labels[shown], templates)
+  prompts = jax.vmap(pretraining.render_prompt)(
+    task.sentences[rows], task.sentences[shown], task.labels[shown], templates
+  )
   answers = jnp.take_along_axis(data.label_words(templates), task.labels[rows][:, None], axis=1)
-  return Batch(prompts.tokens, prompts.lengths[:, None] - 1, answers, jnp.ones(answers.shape))
+  return pretraining.Batch(
+    prompts.tokens, prompts.lengths[:, None] - 1, answers, jnp.ones(answers.shape)
+  )
 
 
 def _label_scores(config: Config, task: Task, params, rows) -> jax.Array:
   """Scores `[draws, templates, queries, classes]`, shown examples `rows [draws, queries, s]`."""
-  decoder = _decoder(config)
+  decoder = pretraining.make_decoder(config)
 
   def one_member(member):
     rows, template = member
@@ -318,9 +203,9 @@ def _label_scores(config: Config, task: Task, params, rows) -> jax.Array:
     return uncertainty.verbalizer_logits(logits, words, np.ones(words.shape, bool))
 
   draws = len(rows)
-  members = jnp.repeat(rows, _TEMPLATES, axis=0), jnp.tile(jnp.arange(_TEMPLATES), draws)
+  members = jnp.repeat(rows, NUM_TEMPLATES, axis=0), jnp.tile(jnp.arange(NUM_TEMPLATES), draws)
   scores = jax.lax.map(one_member, members)
-  return scores.reshape(draws, _TEMPLATES, *scores.shape[1:])
+  return scores.reshape(draws, NUM_TEMPLATES, *scores.shape[1:])
 
 
 def _linear_accuracy(tasks: Task) -> np.ndarray:
@@ -331,7 +216,7 @@ def _linear_accuracy(tasks: Task) -> np.ndarray:
 
   def features(sentences):
     # Of unit variance, so that the default penalty fits.
-    return vectors[sentences].mean(-2) * np.sqrt(_WORDS)
+    return vectors[sentences].mean(-2) * np.sqrt(NUM_WORDS)
 
   def one_task(sentences, labels, queries, answers):
     model = LogisticRegression(max_iter=1000).fit(features(sentences), labels)
@@ -365,7 +250,7 @@ def _measure(config: Config, logits, labels) -> dict[str, dict[str, jax.Array]]:
 
   def scores(rule, probs):
     def one_group(members):
-      flat = members.reshape(len(members), -1, _CLASSES)
+      flat = members.reshape(len(members), -1, NUM_CLASSES)
       return _scores(config, rule(flat), labels)
 
     return jax.tree.map(lambda values: values.mean(0), jax.vmap(one_group)(probs))
@@ -386,7 +271,7 @@ def _scores(config: Config, pooled: uncertainty.EnsemblePrediction, labels):
   truth = labels.reshape(-1)
   right = pooled.predictions == truth
   error = functools.partial(metrics.expected_calibration_error, num_bins=config.num_bins)
-  by_task = pooled.probs.reshape(*labels.shape, _CLASSES)
+  by_task = pooled.probs.reshape(*labels.shape, NUM_CLASSES)
   chosen = jnp.take_along_axis(pooled.probs, truth[:, None], axis=-1)
   return {
     "accuracy": right.mean(),
@@ -487,11 +372,8 @@ def figure(results: common.Results):
   for method, color in colors.items():
     axes[0].plot([], [], "-", color=color, label=method)
   axes[0].legend(fontsize=7)
-  losses = results.extras["pretraining"]
-  width = max(len(losses) // 50, 1)
-  smooth = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
-  axes[2].plot(width * np.arange(1, len(smooth) + 1), smooth)
-  axes[2].axhline(np.log(_CLASSES), color="gray", linestyle=":", label="chance")
+  axes[2].plot(results.extras["step"], results.extras["loss"])
+  axes[2].axhline(np.log(NUM_CLASSES), color="gray", linestyle=":", label="chance")
   axes[2].set(xlabel="pretraining step", ylabel="loss (nats)", ylim=(None, 1.6))
   axes[2].legend(fontsize=7)
   return fig
@@ -499,12 +381,14 @@ def figure(results: common.Results):
 
 def abstract(config: Config, mesh):
   """The pretraining step, for a dry run."""
-  optimizer = _pretraining_optimizer(config)
-  update = training.build_update(_loss(config), optimizer, mesh=mesh)
+  optimizer = pretraining.pretraining_optimizer(config)
+  update = training.build_update(pretraining.pretraining_loss(config), optimizer, mesh=mesh)
   state = jax.eval_shape(
-    lambda key: training.init_state(key, _init(config, key), optimizer), jax.random.key(0)
+    lambda key: training.init_state(key, pretraining.init_params(config, key), optimizer),
+    jax.random.key(0),
   )
-  batch = jax.eval_shape(functools.partial(_pretraining_batch, config), jax.random.key(0), 0.0)
+  size = config.pretraining_batch
+  batch = {"key": jax.ShapeDtypeStruct((size, 2), jnp.uint32)}
   return update, state, batch
 
 

@@ -1,6 +1,5 @@
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -34,17 +33,6 @@ def test_smoke_measures_every_method(smoke):
 def test_the_step_of_a_preset_compiles_from_shapes(capsys):
   assert common.execute(icl, [_NAME, "--preset=laptop", "--dry_run", "--mesh=data:2"]) == 0
   assert "parameters" in capsys.readouterr().out
-
-
-def test_pretraining_reads_every_answer_behind_its_sentence():
-  config = icl.PRESETS["smoke"]
-  batch = jax.tree.map(np.asarray, icl._pretraining_batch(config, jax.random.key(2), 1.0))
-  np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
-  for tokens, positions, answers, weights in zip(*batch):
-    for position, answer in zip(positions[weights > 0], answers[weights > 0]):
-      assert tokens[position] in (68, 69) and (tokens[position - 3 : position - 1] < 64).all()
-      if len(set(positions)) > 1 and position < positions[-1]:
-        assert tokens[position + 1] == answer
 
 
 def test_single_runs_are_averaged_and_ensembles_pool_them():

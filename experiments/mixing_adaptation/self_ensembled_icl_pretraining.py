@@ -1,0 +1,180 @@
+"""The decoder of the few-shot language: its prompts, its loss, its pretraining on random tasks."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import common
+from experiments.mixing_adaptation.icl_decoder import Decoder
+from jaxlab import data, training
+from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
+
+NUM_WORDS = 8  # Words in a sentence.
+NUM_CLASSES = 4
+_STEPS_PER_CALL = 10
+
+
+class Batch(NamedTuple):
+  """Prompts and the answers asked for.
+
+  Attributes:
+    tokens: `[b, L]`.
+    positions: where answers are read, `[b, a]`.
+    answers: label words, `[b, a]`.
+    weights: how much each counts, `[b, a]`.
+  """
+
+  tokens: jax.Array
+  positions: jax.Array
+  answers: jax.Array
+  weights: jax.Array
+
+
+def make_decoder(config) -> Decoder:
+  """The decoder, without weights."""
+  return Decoder(
+    PROMPT_VOCAB_SIZE,
+    embed_dim=config.embed_dim,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    mlp_ratio=config.mlp_ratio,
+  )
+
+
+def init_params(config, key):
+  """Random weights."""
+  tokens = jnp.zeros((1, NUM_WORDS + 2), jnp.int32)
+  return make_decoder(config).init(key, tokens, tokens[:, :1])["params"]
+
+
+def answer_loss(config):
+  """The engine's loss on a `Batch`: cross-entropy of label words over the whole vocabulary."""
+
+  def loss(params, model_state, batch, key):
+    del model_state, key
+    logits = make_decoder(config).apply({"params": params}, batch.tokens, batch.positions)
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, batch.answers)
+    return training.LossOutput(values, batch.weights)
+
+  return loss
+
+
+# ------------------------------------------------------------------------------------ pretraining
+
+
+def pretrain(config, context: common.Context):
+  """Weights of all seeds, stacked, and their losses `[seeds, rows]` with the steps `[rows]`."""
+  optimizer = pretraining_optimizer(config)
+  per_call = min(_STEPS_PER_CALL, config.pretraining_steps)
+  update = training.build_update(
+    pretraining_loss(config), optimizer, mesh=context.mesh, steps_per_call=per_call
+  )
+  found, losses, steps = [], [], []
+  for seed in range(context.seeds):
+    init_key, state_key = jax.random.split(context.seed_key(seed))
+    state = training.init_state(state_key, init_params(config, init_key), optimizer)
+    result = context.fit(
+      f"pretraining/seed{seed}",
+      state,
+      update,
+      PromptKeys(config, seed=seed, steps_per_call=per_call),
+      num_steps=config.pretraining_steps,
+      steps_per_call=per_call,
+    )
+    found.append(jax.tree.map(np.asarray, result.state.params))
+    losses.append([row["loss"] for row in result.history])
+    steps = [row["step"] for row in result.history]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *found), np.array(losses), np.array(steps)
+
+
+class PromptKeys:
+  """An endless iterator of raw keys, one a prompt, that can go on where it stopped."""
+
+  def __init__(self, config, *, seed: int, steps_per_call: int):
+    """The keys are functions of the seed and the position."""
+    self._config, self._seed, self._steps, self._position = config, seed, steps_per_call, 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng((self._seed, self._position))
+    self._position += 1
+    shape = (self._steps, self._config.pretraining_batch, 2)
+    keys = rng.integers(0, 2**32, size=shape, dtype=np.uint32)
+    return {"key": keys if self._steps > 1 else keys[0]}
+
+  def get_state(self) -> dict[str, int]:
+    """The position, as a checkpoint holds it."""
+    return {"position": self._position}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes on from a position."""
+    self._position = int(state["position"])
+
+
+def pretraining_optimizer(config) -> optax.GradientTransformation:
+  """AdamW under clipping, warmed up over a twentieth, then a cosine to a tenth."""
+  steps, peak = config.pretraining_steps, config.pretraining_rate
+  schedule = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps, peak / 10)
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
+
+
+def pretraining_loss(config):
+  """The engine's loss on what `PromptKeys` gives: each device draws its own prompts."""
+  on_prompts = answer_loss(config)
+
+  def loss(params, model_state, batch, key):
+    draw = jax.vmap(functools.partial(pretraining_prompt, config))
+    prompts = draw(jax.random.wrap_key_data(batch["key"]))
+    return on_prompts(params, model_state, prompts, key)
+
+  return loss
+
+
+def pretraining_prompt(config, key) -> Batch:
+  """A prompt of a fresh task; every label in it is an answer, given those before it.
+
+  Where labels stand before their sentences only the query has an answer, so there a random number
+  of demonstrations is cut off the front. Every prompt counts the same.
+  """
+  task_key, template_key, cut_key = jax.random.split(key, 3)
+  shots = config.max_shots
+  task = sample_tasks(config, task_key, num_tasks=1, num_examples=shots + 1)
+  template = jax.random.randint(template_key, (), 0, NUM_TEMPLATES)
+  labels = task.labels[0]
+  sentences = task.sentences[0]
+  prompt = render_prompt(sentences[-1], sentences[:-1], labels[:-1], template)
+  label_first, longer = template == 1, 2 * (template == 2)
+  stride, order = NUM_WORDS + 3 + longer, jnp.arange(shots + 1)
+  cut = jnp.where(label_first, jax.random.randint(cut_key, (), 0, shots + 1), 0) * stride
+  dense = stride * order + NUM_WORDS + longer // 2
+  return Batch(
+    # What is cut off lands behind the answer, which does not see it.
+    jnp.roll(prompt.tokens, -cut),
+    jnp.where(label_first, prompt.lengths - 1 - cut, dense),
+    data.label_words(template)[labels],
+    jnp.where(label_first, order == shots, 1 / (shots + 1)),
+  )
+
+
+def sample_tasks(config, key, *, num_tasks: int, num_examples: int) -> data.RuleTasks:
+  """Tasks whose rules read the first `rule_dims` dimensions of the words' vectors."""
+  tasks = data.sample_rule_tasks(key, num_tasks=num_tasks, num_examples=num_examples)
+  vectors = data.word_vectors()[tasks.sentences].mean(-2)
+  noise = tasks.labels - jnp.argmax(vectors @ tasks.rule, axis=-1)
+  rule = tasks.rule * (jnp.arange(WORD_DIM) < config.rule_dims)[:, None]
+  labels = (jnp.argmax(vectors @ rule, axis=-1) + noise) % NUM_CLASSES
+  return data.RuleTasks(tasks.sentences, labels.astype(jnp.int32), rule)
+
+
+def render_prompt(sentence, shots, labels, template) -> data.Prompts:
+  """The prompt of one query in one wording: tokens `[L]`, length a scalar."""
+  prompts = data.render_prompts(
+    sentence[None], shots[None, None], labels[None, None], template_ids=template[None]
+  )
+  return jax.tree.map(lambda x: x[0, 0], prompts)
