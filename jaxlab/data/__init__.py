@@ -30,20 +30,44 @@ from jaxlab.data.prompt_variants import (
   sample_rule_tasks,
   word_vectors,
 )
+from jaxlab.data.reasoning import (
+  ChainBatch,
+  ModularChainConfig,
+  MultiplicationBatch,
+  MultiplicationData,
+  ParsedChain,
+  check_steps,
+  modular_chain_batch,
+  multiplication_dataset,
+  parse_chain,
+)
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
 from jaxlab.data.splits import FewShotSplit, few_shot_split
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
+from jaxlab.data.tokenizers import (
+  EncodedChat,
+  PaddedSequences,
+  Tokenizer,
+  encode_chat,
+  load_tokenizer,
+  pad_sequences,
+  render_chat,
+)
 
 __all__ = [
   "AcceptedCurves",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
+  "ChainBatch",
+  "check_steps",
   "CorruptedImages",
   "denormalize_curve",
   "draw_demonstrations",
+  "encode_chat",
+  "EncodedChat",
   "few_shot_split",
   "FewShotSplit",
   "generate_mnist1d",
@@ -56,14 +80,25 @@ __all__ = [
   "load_mnist1d",
   "load_regression_table",
   "load_source",
+  "load_tokenizer",
+  "modular_chain_batch",
+  "ModularChainConfig",
+  "multiplication_dataset",
+  "MultiplicationBatch",
+  "MultiplicationData",
   "normalize_curve",
   "OverlappingGaussians",
+  "pad_sequences",
+  "PaddedSequences",
   "paired_label_noise",
   "PairedNoise",
+  "parse_chain",
+  "ParsedChain",
   "PatchData",
   "prepare",
   "Prompts",
   "RegressionTable",
+  "render_chat",
   "render_prompts",
   "rotated_digits",
   "RotatedDigits",
@@ -80,5 +115,6 @@ __all__ = [
   "Source",
   "source_names",
   "stack_batches",
+  "Tokenizer",
   "word_vectors",
 ]

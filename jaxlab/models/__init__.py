@@ -4,6 +4,17 @@ import importlib
 
 from jaxlab.models.classifiers import MLP, ConvNet, ModelOutput
 from jaxlab.models.convolution import Conv
+from jaxlab.models.decoder import (
+  DECODER_SHARDING_RULES,
+  DecoderConfig,
+  DecoderLM,
+  DecoderOutput,
+  KVCache,
+  decoder_config,
+  flops_per_token,
+  init_cache,
+  num_parameters,
+)
 from jaxlab.models.early_exit import (
   EarlyExitNet,
   EarlyExitOutput,
@@ -21,6 +32,20 @@ from jaxlab.models.norm import (
 from jaxlab.models.patch_cnn import all_pairs_patch_logits, init_patch_cnn, patch_cnn_logits
 from jaxlab.models.pfn import PFN, context_query_mask
 from jaxlab.models.pfn_checkpoint import PFNTask, TrainedPFN, load_pfn, save_pfn
+from jaxlab.models.pretrained import (
+  LoadedAdapter,
+  Pretrained,
+  add_tokens,
+  config_from_hf,
+  config_to_hf,
+  load_adapter,
+  load_pretrained,
+  logits_from_hf,
+  params_from_hf,
+  params_to_hf,
+  save_adapter,
+  save_pretrained,
+)
 from jaxlab.models.resnet import (
   ResNet,
   WideResNet,
@@ -31,6 +56,7 @@ from jaxlab.models.resnet import (
   wide_resnet28_10,
   wide_resnet50_2,
 )
+from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, rotary_frequencies
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
 from jaxlab.models.vit import ViT
 
@@ -40,35 +66,61 @@ _LAZY = {
   "PFNRegressor": "jaxlab.models.pfn_estimators",
 }
 
+
 __all__ = [
+  "add_tokens",
   "all_pairs_patch_logits",
+  "apply_rotary",
+  "config_from_hf",
+  "config_to_hf",
   "context_query_mask",
   "Conv",
   "ConvNet",
+  "decoder_config",
+  "DECODER_SHARDING_RULES",
+  "DecoderConfig",
+  "DecoderLM",
+  "DecoderOutput",
   "EarlyExitNet",
   "EarlyExitOutput",
+  "flops_per_token",
   "gate_features",
   "ghost_batch_norm",
   "GhostBatchNorm",
   "GroupNorm",
+  "init_cache",
   "init_patch_cnn",
+  "KVCache",
+  "load_adapter",
   "load_pfn",
+  "load_pretrained",
   "load_vision_checkpoint",
+  "LoadedAdapter",
+  "logits_from_hf",
   "mixed_batch_norm",
   "MLP",
   "ModelOutput",
   "NormOutput",
+  "num_parameters",
+  "params_from_hf",
+  "params_to_hf",
   "patch_cnn_logits",
   "PFN",
   "PFNClassifier",
   "PFNRegressor",
   "PFNTask",
+  "Pretrained",
   "ResNet",
   "resnet18",
   "resnet50",
   "resnext29",
   "resnext50",
+  "rotary_frequencies",
+  "RotaryConfig",
+  "RotaryFrequencies",
+  "save_adapter",
   "save_pfn",
+  "save_pretrained",
   "save_vision_checkpoint",
   "stage_costs",
   "TrainedPFN",

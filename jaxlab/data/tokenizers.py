@@ -1,0 +1,307 @@
+"""Text to tokens: the tokenizers and chat templates of pretrained models."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A tokenizer with the special tokens of its model.
+
+  Attributes:
+    encode: text -> list of token ids, `encode(text, add_special_tokens=True)`; False adds none of
+      the tokens that the tokenizer puts around a text.
+    decode: token ids -> text, `decode(ids, skip_special_tokens=False)`.
+    vocab_size: number of tokens, added ones included.
+    bos_token_id: beginning of a sequence, None if there is none.
+    eos_token_id: end of a sequence, None if there is none.
+    pad_token_id: padding, None if there is none.
+    chat_template: jinja template of a conversation, None if there is none.
+    bos_token: text of the beginning, "" if there is none.
+    eos_token: text of the end, "" if there is none.
+  """
+
+  encode: Callable[..., list[int]]
+  decode: Callable[..., str]
+  vocab_size: int
+  bos_token_id: int | None = None
+  eos_token_id: int | None = None
+  pad_token_id: int | None = None
+  chat_template: str | None = None
+  bos_token: str = ""
+  eos_token: str = ""
+
+
+class EncodedChat(NamedTuple):
+  """A conversation as tokens.
+
+  Attributes:
+    tokens: int32 `[T]`.
+    loss_mask: True on what the assistant says, bool `[T]`.
+  """
+
+  tokens: np.ndarray
+  loss_mask: np.ndarray
+
+
+class PaddedSequences(NamedTuple):
+  """Sequences of several lengths in one array.
+
+  Attributes:
+    tokens: int32 `[b, T]`, padded on the right.
+    lengths: int32 `[b]`.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+
+
+def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+  """Reads the tokenizer of a Hugging Face directory.
+
+  Args:
+    directory: holds `tokenizer.json`; `tokenizer_config.json`, `special_tokens_map.json` and
+      `chat_template.jinja` are read if they are there, earlier ones first.
+
+  Returns:
+    The `Tokenizer`.
+
+  Raises:
+    FileNotFoundError: if there is no `tokenizer.json`.
+    ValueError: if a file is malformed or a special token is not in the vocabulary.
+    ImportError: if the package tokenizers is not installed; names the extra.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / "tokenizer.json"
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} does not exist.")
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise ImportError('load_tokenizer needs tokenizers: pip install "jaxlab[text]"') from error
+  try:
+    core = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # The library raises bare exceptions.
+    raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+  settings = _read_json(directory / "tokenizer_config.json")
+  special = _special_tokens(directory, settings)
+  ids = {name: None if text is None else core.token_to_id(text) for name, text in special.items()}
+  unknown = {name: special[name] for name in ids if special[name] and ids[name] is None}
+  if unknown:
+    raise ValueError(f"{directory}: special tokens {unknown} are not in the vocabulary.")
+
+  def encode(text: str, *, add_special_tokens: bool = True) -> list[int]:
+    return core.encode(text, add_special_tokens=add_special_tokens).ids
+
+  def decode(ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    return core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+  return Tokenizer(
+    encode,
+    decode,
+    core.get_vocab_size(with_added_tokens=True),
+    ids["bos_token"],
+    ids["eos_token"],
+    ids["pad_token"],
+    _chat_template(directory, settings),
+    special["bos_token"] or "",
+    special["eos_token"] or "",
+  )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a file, empty if there is no file."""
+  if not path.is_file():
+    return {}
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} must hold an object, got {type(content).__name__}.")
+  return content
+
+
+def _special_tokens(directory: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
+  further = _read_json(directory / "special_tokens_map.json")
+  found = {}
+  for name in ("bos_token", "eos_token", "pad_token"):
+    entry = settings.get(name)
+    entry = further.get(name) if entry is None else entry
+    found[name] = entry["content"] if isinstance(entry, Mapping) else entry
+  return found
+
+
+def _chat_template(directory: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
+  template = settings.get("chat_template")
+  if isinstance(template, list):
+    named = {entry["name"]: entry["template"] for entry in template}
+    if "default" not in named:
+      raise ValueError(f"{directory}: chat templates {sorted(named)} have no 'default'.")
+    template = named["default"]
+  path = directory / "chat_template.jinja"
+  if template is None and path.is_file():
+    template = path.read_text(encoding="utf-8")
+  return template
+
+
+def render_chat(
+  template: str,
+  messages: list[dict[str, Any]],
+  *,
+  add_generation_prompt: bool = False,
+  bos_token: str = "",
+  eos_token: str = "",
+  **variables: Any,
+) -> str:
+  """Writes a conversation as the text that a model was trained on.
+
+  The template runs in a sandbox: it sees its variables and cannot change them.
+
+  Args:
+    template: jinja template, as `Tokenizer.chat_template`.
+    messages: turns, each with "role" and "content".
+    add_generation_prompt: whether to end with what opens the assistant's turn.
+    bos_token: text of the beginning of a sequence.
+    eos_token: text of its end.
+    **variables: what else the template may read, such as `tools`.
+
+  Returns:
+    The text.
+
+  Raises:
+    ValueError: if the template calls `raise_exception`, as for roles out of order, or is malformed.
+    ImportError: if the package jinja2 is not installed; names the extra.
+  """
+  try:
+    import jinja2
+    import jinja2.sandbox
+  except ImportError as error:
+    raise ImportError('render_chat needs jinja2: pip install "jaxlab[text]"') from error
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+  )
+  environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+  environment.filters["tojson"] = _to_json
+  try:
+    return environment.from_string(template).render(
+      messages=messages,
+      add_generation_prompt=add_generation_prompt,
+      bos_token=bos_token,
+      eos_token=eos_token,
+      **variables,
+    )
+  except jinja2.TemplateError as error:
+    raise ValueError(f"template fails: {error}") from error
+
+
+def _raise(message: str) -> None:
+  raise ValueError(message)
+
+
+def _now(format: str) -> str:
+  return datetime.datetime.now().strftime(format)
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+  """JSON as it is; jinja's own filter escapes it for HTML."""
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
+
+
+def encode_chat(
+  tokenizer: Tokenizer, messages: list[dict[str, Any]], *, max_length: int | None = None
+) -> EncodedChat:
+  """Tokenizes a conversation and marks what the assistant says, its end of turn included.
+
+  Args:
+    tokenizer: has a `chat_template`.
+    messages: turns, each with "role" and "content".
+    max_length: what is longer is cut at the end; None cuts nothing.
+
+  Returns:
+    An `EncodedChat`.
+
+  Raises:
+    ValueError: if there is no template, `max_length` is below 1, or the text up to an assistant's
+      turn is not how the text with that turn begins (as in templates that rewrite earlier turns).
+    ImportError: if the package jinja2 is not installed; names the extra.
+  """
+  if tokenizer.chat_template is None:
+    raise ValueError("tokenizer must have a chat_template, got None.")
+  if max_length is not None and max_length < 1:
+    raise ValueError(f"max_length must be at least 1, got {max_length}.")
+
+  def render(count, add_generation_prompt=False):
+    return render_chat(
+      tokenizer.chat_template,
+      messages[:count],
+      add_generation_prompt=add_generation_prompt,
+      bos_token=tokenizer.bos_token,
+      eos_token=tokenizer.eos_token,
+    )
+
+  def encode(text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+  whole = render(len(messages))
+  tokens = np.asarray(encode(whole), np.int32)
+  loss_mask = np.zeros(len(tokens), bool)
+  for k, message in enumerate(messages):
+    if message["role"] != "assistant":
+      continue
+    before, after = render(k, add_generation_prompt=True), render(k + 1)
+    if not (after.startswith(before) and whole.startswith(after)):
+      raise ValueError(f"messages[{k}]: what is rendered before the turn is not a prefix of it.")
+    # A token that reaches across a border belongs to what comes after it.
+    start, end = (_shared_prefix(encode(text), tokens) for text in (before, after))
+    loss_mask[start:end] = True
+  return EncodedChat(tokens[:max_length], loss_mask[:max_length])
+
+
+def _shared_prefix(some: Sequence[int], others: np.ndarray) -> int:
+  """Length of what two sequences begin with."""
+  length = min(len(some), len(others))
+  differs = np.asarray(some[:length], np.int32) != others[:length]
+  return int(differs.argmax()) if differs.any() else length
+
+
+def pad_sequences(
+  sequences: Sequence[Sequence[int]], *, length: int | None = None, pad_token_id: int = 0
+) -> PaddedSequences:
+  """Puts sequences in one array, padded on the right.
+
+  Decoding wants padding there: a pad token's slot is overwritten before anyone can see it.
+
+  Args:
+    sequences: token ids, b sequences of any lengths.
+    length: width T; None is that of the longest.
+    pad_token_id: fills the rest.
+
+  Returns:
+    A `PaddedSequences`.
+
+  Raises:
+    ValueError: if there is no sequence or one is longer than `length`.
+  """
+  if not len(sequences):
+    raise ValueError("sequences must not be empty.")
+  lengths = np.asarray([len(sequence) for sequence in sequences], np.int32)
+  longest = int(lengths.max())
+  width = longest if length is None else length
+  if longest > width:
+    raise ValueError(f"length {width} is shorter than a sequence of {longest} tokens.")
+  tokens = np.full((len(sequences), width), pad_token_id, np.int32)
+  for row, sequence in zip(tokens, sequences):
+    row[: len(sequence)] = sequence
+  return PaddedSequences(tokens, lengths)

@@ -1,0 +1,277 @@
+"""Policy gradients on sampled sequences: advantages, divergences from a reference, surrogates.
+
+A mask is 1 (or True) on the tokens of the response; what lies under it reaches neither a value nor
+a gradient. Rewards that are NaN or infinite are unscorable: they count for nobody, and their own
+advantage is 0.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.losses.sequence import sequence_log_prob
+
+# Beyond this log-ratio the exponential goes on as a straight line, or float32 would overflow.
+_MAX_LOG_RATIO = 60.0
+# Below this log-ratio `exp(-x) + x - 1` loses its digits, which a few terms of its series keep.
+_SMALL_LOG_RATIO = 0.1
+_SERIES = np.array([1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2], np.float32)
+
+
+def leave_one_out_advantages(rewards: chex.Array) -> jax.Array:
+  """Reward less the mean reward of the other samples of the same prompt.
+
+  The baseline does not depend on the sample, so the gradient stays unbiased, and needs no critic.
+
+  Args:
+    rewards: rewards of n samples a prompt, `[..., n]`.
+
+  Returns:
+    Advantages, `[..., n]`, in float32 or wider; 0 for unscorable samples and where fewer than two
+    samples of a prompt can be scored.
+
+  Raises:
+    ValueError: if n < 2.
+
+  Reference: Kool et al., Buy 4 REINFORCE Samples, Get a Baseline for Free!, ICLR 2019 workshop;
+  Ahmadian et al., Back to Basics, ACL 2024, equation 6, https://arxiv.org/abs/2402.14740.
+  """
+  rewards = as_accumulator(rewards)
+  if rewards.ndim == 0 or rewards.shape[-1] < 2:
+    raise ValueError(f"rewards must hold at least two samples a prompt, got {rewards.shape}.")
+  centred, _, count = _centred(rewards, axis=-1)
+  return centred * (count / jnp.maximum(count - 1, 1))
+
+
+def group_advantages(
+  rewards: chex.Array,
+  *,
+  scale: Literal["group", "batch", "none"] = "group",
+  epsilon: chex.Numeric = 1e-4,
+) -> jax.Array:
+  """Reward less the mean of its group of samples, in units of a standard deviation.
+
+  Args:
+    rewards: rewards of n samples a prompt, `[..., n]`.
+    scale: whose sample standard deviation divides: "group", that of the prompt's samples; "batch",
+      that of all rewards; "none" for none.
+    epsilon: added to the standard deviation, at least 0.
+
+  Returns:
+    Advantages, `[..., n]`, in float32 or wider; 0 for unscorable samples and where fewer than two
+    samples of a prompt can be scored, n = 1 among them.
+
+  Raises:
+    ValueError: if `scale` is unknown or `epsilon` < 0.
+
+  Reference: Shao et al., DeepSeekMath, 2024, section 4.1.2, https://arxiv.org/abs/2402.03300; Liu
+  et al., Understanding R1-Zero-Like Training, COLM 2025, section 3 (no scale),
+  https://arxiv.org/abs/2503.20783.
+  """
+  if scale not in ("group", "batch", "none"):
+    raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}.")
+  check_range("epsilon", epsilon, "[0, inf)")
+  rewards = as_accumulator(rewards)
+  centred, finite, count = _centred(rewards, axis=-1)
+  if scale == "none":
+    return centred
+  if scale == "batch":
+    # A lone reward has no advantage, but it does belong to the batch.
+    deviations, finite, count = _centred(rewards, axis=None)
+    square = jnp.sum(jnp.square(deviations))
+  else:
+    square = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
+  variance = square / jnp.maximum(count - 1, 1)
+  spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+  # Without a spread all are 0 already, and epsilon may be 0.
+  return centred / jnp.where(spread + epsilon > 0, spread + epsilon, 1.0)
+
+
+def _centred(rewards: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finite rewards less their mean, which are finite, and how many; 0 where fewer than two are."""
+  finite = jnp.isfinite(rewards)
+  count = jnp.sum(finite, axis=axis, keepdims=True)
+  # Less the largest: equal rewards then have a mean of exactly 0.
+  largest = jnp.max(jnp.where(finite, rewards, -jnp.inf), axis=axis, keepdims=True)
+  shifted = jnp.where(finite, rewards - jnp.where(count > 0, largest, 0.0), 0.0)
+  mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(count, 1)
+  return jnp.where(finite & (count > 1), shifted - mean, 0.0), finite, count
+
+
+def kl_per_token(
+  log_probs: chex.Array,
+  reference_log_probs: chex.Array,
+  *,
+  estimator: Literal["k1", "k2", "k3"] = "k3",
+) -> jax.Array:
+  """Estimates the divergence of a policy from a reference at tokens that the policy drew.
+
+  With the log-ratio r: "k1" is r, unbiased but of either sign; "k2" is r^2 / 2, biased, of little
+  variance; "k3" is exp(-r) + r - 1, unbiased and never negative.
+
+  Args:
+    log_probs: log-probabilities of tokens under the policy in nats, `[...]`.
+    reference_log_probs: those under the reference, `[...]`; no gradient flows into them.
+    estimator: which one. Where the reference is more than e^60 times as likely as the policy, "k3"
+      goes on as a straight line, so that it stays finite.
+
+  Returns:
+    Estimates in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if the estimator is unknown.
+
+  Reference: Schulman, Approximating KL Divergence, 2020, http://joschu.net/blog/kl-approx.html.
+  """
+  if estimator not in ("k1", "k2", "k3"):
+    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}.")
+  log_probs, reference = as_accumulator(log_probs, reference_log_probs)
+  chex.assert_equal_shape([log_probs, reference])
+  log_ratio = log_probs - jax.lax.stop_gradient(reference)
+  if estimator == "k1":
+    return log_ratio
+  if estimator == "k2":
+    return 0.5 * jnp.square(log_ratio)
+  small = jnp.abs(log_ratio) < _SMALL_LOG_RATIO
+  near = jnp.where(small, log_ratio, 0.0)
+  series = jnp.square(near) * jnp.polyval(_SERIES, -near)
+  return jnp.where(small, series, _exp(-log_ratio) + log_ratio - 1.0)
+
+
+def _exp(x: jax.Array) -> jax.Array:
+  """Exponential that goes on as its tangent where it would overflow."""
+  excess = jax.nn.relu(x - _MAX_LOG_RATIO)
+  return jnp.exp(x - excess) * (1.0 + excess)
+
+
+def kl_penalized_rewards(
+  rewards: chex.Array,
+  log_probs: chex.Array,
+  reference_log_probs: chex.Array,
+  mask: chex.Array,
+  *,
+  beta: chex.Numeric = 0.05,
+) -> jax.Array:
+  """Rewards less what the response's log-ratio to the reference costs.
+
+  Args:
+    rewards: rewards of responses, `[...]`.
+    log_probs: log-probabilities of their tokens under the policy in nats, `[..., T]`.
+    reference_log_probs: those under the reference, `[..., T]`.
+    mask: which tokens count, bool or 0 and 1, `[..., T]`.
+    beta: reward a nat, > 0.
+
+  Returns:
+    `rewards - beta * sum(log_probs - reference_log_probs)`, `[...]`, in float32 or wider, without
+    gradient.
+
+  Raises:
+    ValueError: if `beta` <= 0.
+
+  Reference: Stiennon et al., Learning to summarize from human feedback, NeurIPS 2020, section 3.4,
+  https://arxiv.org/abs/2009.01325.
+  """
+  check_range("beta", beta, "(0, inf)")
+  rewards, log_probs, reference = as_accumulator(rewards, log_probs, reference_log_probs)
+  chex.assert_equal_shape([log_probs, reference])
+  chex.assert_shape(rewards, log_probs.shape[:-1])
+  log_ratio = sequence_log_prob(log_probs - reference, mask)
+  return jax.lax.stop_gradient(rewards - beta * log_ratio)
+
+
+def clipped_policy_loss(
+  log_probs: chex.Array,
+  old_log_probs: chex.Array,
+  advantages: chex.Array,
+  mask: chex.Array,
+  *,
+  level: Literal["token", "sequence_mean", "sequence_sum"] = "token",
+  clip_low: chex.Numeric = 0.2,
+  clip_high: chex.Numeric | None = None,
+  reference_log_probs: chex.Array | None = None,
+  kl_coefficient: chex.Numeric = 0.0,
+) -> jax.Array:
+  """Proximal policy objective of sampled sequences, with a divergence penalty if asked for.
+
+  The batch mean with level "token" is GRPO's loss, with "sequence_mean" GSPO's, and with
+  "sequence_sum" that of RLOO.
+
+  Args:
+    log_probs: log-probabilities of the tokens under the policy in nats, `[..., T]`.
+    old_log_probs: those under the policy that drew them, `[..., T]`; no gradient flows into them.
+    advantages: one a sequence, `[...]`; no gradient flows into them.
+    mask: which tokens count, bool or 0 and 1, `[..., T]`.
+    level: what the importance ratio is of: "token", every token by itself; "sequence_mean", the
+      geometric mean over the sequence; "sequence_sum", the sequence.
+    clip_low: by how much a ratio may fall below 1 before it earns no more, at least 0.
+    clip_high: by how much it may rise above 1; None for `clip_low`.
+    reference_log_probs: log-probabilities under the reference, `[..., T]`, for the penalty; no
+      gradient flows into them.
+    kl_coefficient: weight of the mean "k3" divergence a token.
+
+  Returns:
+    Loss per sequence, `[...]`, in float32 or wider. Of an empty mask it is 0 at the level of
+    tokens, and at the others what a ratio of 1 gives, minus the advantage, without gradient. A
+    ratio above e^60 goes on as a straight line, so that the loss stays finite.
+
+  Raises:
+    ValueError: if the level is unknown, a clip < 0, or there is a `kl_coefficient` but no
+      `reference_log_probs`.
+
+  Reference: Schulman et al., PPO, 2017, equation 7, https://arxiv.org/abs/1707.06347; Shao et al.,
+  DeepSeekMath, 2024, equation 3, https://arxiv.org/abs/2402.03300; Zheng et al., GSPO, 2025,
+  equation 5, https://arxiv.org/abs/2507.18071.
+  """
+  if level not in ("token", "sequence_mean", "sequence_sum"):
+    raise ValueError(f"level must be 'token', 'sequence_mean' or 'sequence_sum', got {level!r}.")
+  clip_high = clip_low if clip_high is None else clip_high
+  check_range("clip_low", clip_low, "[0, inf)")
+  check_range("clip_high", clip_high, "[0, inf)")
+  penalised = isinstance(kl_coefficient, jax.core.Tracer) or np.any(np.asarray(kl_coefficient) != 0)
+  if penalised and reference_log_probs is None:
+    raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
+  log_probs, old, advantages = as_accumulator(log_probs, old_log_probs, advantages)
+  mask = jnp.asarray(mask).astype(bool)
+  chex.assert_equal_shape([log_probs, old, mask])
+  chex.assert_shape(advantages, log_probs.shape[:-1])
+  old, advantages = jax.lax.stop_gradient((old, advantages))
+
+  if level == "token":
+    log_ratio, advantages = jnp.where(mask, log_probs - old, 0.0), advantages[..., None]
+  else:
+    by_length = level == "sequence_mean"
+    log_ratio = sequence_log_prob(log_probs - old, mask, normalize_length=by_length)
+  ratio = _exp(log_ratio)
+  clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+  if level == "token":
+    loss = sequence_log_prob(loss, mask, normalize_length=True)
+  if not penalised:
+    return loss
+  reference = as_accumulator(reference_log_probs)
+  chex.assert_equal_shape([log_probs, reference])
+  divergence = kl_per_token(jnp.where(mask, log_probs, 0.0), jnp.where(mask, reference, 0.0))
+  return loss + kl_coefficient * sequence_log_prob(divergence, mask, normalize_length=True)
+
+
+def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Array) -> jax.Array:
+  """Minus advantage times log-probability of the sequence: its gradient is the policy gradient.
+
+  Args:
+    log_probs: log-probabilities of the tokens under the policy in nats, `[..., T]`.
+    advantages: one a sequence, `[...]`; no gradient flows into them.
+    mask: which tokens count, bool or 0 and 1, `[..., T]`.
+
+  Returns:
+    Loss per sequence, `[...]`, in float32 or wider; 0 for an empty mask.
+
+  Reference: Williams, Simple Statistical Gradient-Following Algorithms for Connectionist
+  Reinforcement Learning, Machine Learning 1992, https://doi.org/10.1007/BF00992696.
+  """
+  log_probs, advantages = as_accumulator(log_probs, advantages)
+  chex.assert_shape(advantages, log_probs.shape[:-1])
+  return -jax.lax.stop_gradient(advantages) * sequence_log_prob(log_probs, mask)

@@ -1,0 +1,289 @@
+"""Preference objectives: scalar functions of the log-probabilities of responses.
+
+Model, mask and objective are three things: `jaxlab.losses.sequence` makes log-probabilities of
+sequences, and the functions here compare them. Those of the policy carry the gradient; those of the
+frozen reference carry none. Here are the functions of one margin between two responses; the other
+families come from the files beside this one.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
+from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
+from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
+
+__all__ = [
+  "bradley_terry_loss",
+  "dpo_loss",
+  "hinge_loss",
+  "implicit_reward",
+  "ipo_loss",
+  "kto_kl_estimate",
+  "kto_loss",
+  "log_odds_ratio",
+  "orpo_loss",
+  "plackett_luce_loss",
+  "robust_dpo_loss",
+  "rrhf_loss",
+  "simpo_loss",
+  "slic_loss",
+]
+
+
+def dpo_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: chex.Numeric = 0.1,
+  label_smoothing: chex.Numeric = 0.0,
+  reference_free: bool = False,
+) -> jax.Array:
+  """Direct preference optimisation: logistic loss of the margin between log-ratios.
+
+  The policy's log-ratio to the reference is the reward under which the policy is optimal, so that
+  a reward model's loss trains the policy itself.
+
+  Args:
+    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
+    policy_rejected: those of the rejected ones, `[...]`.
+    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
+      flows into them.
+    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    beta: how strongly the policy is held to the reference, > 0.
+    label_smoothing: assumed share of flipped pairs, in [0, 0.5]; above 0 this is conservative DPO.
+    reference_free: whether to take a uniform reference in place of the one given.
+
+  Returns:
+    Loss per pair in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0 or `label_smoothing` lies outside [0, 0.5].
+
+  Reference: Rafailov et al., Direct Preference Optimization, NeurIPS 2023, equation 7,
+  https://arxiv.org/abs/2305.18290; Mitchell, A note on DPO with noisy preferences, 2023,
+  https://ericmitchell.ai/cdpo.pdf.
+  """
+  check_range("beta", beta, "(0, inf)")
+  check_range("label_smoothing", label_smoothing, "[0, 0.5]")
+  if reference_free:
+    reference_chosen = jnp.zeros_like(reference_chosen)
+    reference_rejected = jnp.zeros_like(reference_rejected)
+  chosen, rejected = _log_ratios(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected
+  )
+  return _smoothed_logistic_loss(beta * (chosen - rejected), label_smoothing)
+
+
+def robust_dpo_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: chex.Numeric = 0.1,
+  label_smoothing: chex.Numeric = 0.1,
+) -> jax.Array:
+  """DPO debiased for flipped pairs: its mean over the flips is DPO's loss on clean pairs.
+
+  Args:
+    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
+    policy_rejected: those of the rejected ones, `[...]`.
+    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
+      flows into them.
+    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    beta: how strongly the policy is held to the reference, > 0.
+    label_smoothing: rate of flipped pairs, in [0, 0.5).
+
+  Returns:
+    Loss per pair in nats, `[...]`, in float32 or wider; it may be negative.
+
+  Raises:
+    ValueError: if `beta` <= 0 or `label_smoothing` lies outside [0, 0.5).
+
+  Reference: Chowdhury et al., Provably Robust DPO, ICML 2024, equation 12,
+  https://arxiv.org/abs/2403.00409.
+  """
+  check_range("beta", beta, "(0, inf)")
+  check_range("label_smoothing", label_smoothing, "[0, 0.5)")
+  chosen, rejected = _log_ratios(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected
+  )
+  scale = 1.0 - 2.0 * label_smoothing
+  return _smoothed_logistic_loss(beta * (chosen - rejected), -label_smoothing / scale)
+
+
+def ipo_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: chex.Numeric = 0.1,
+  chosen_lengths: chex.Array | None = None,
+  rejected_lengths: chex.Array | None = None,
+) -> jax.Array:
+  """Identity preference optimisation: pulls the margin to 1 / (2 beta), however sure the pair.
+
+  The logistic loss of DPO drives the margin of a pair that is never contradicted to infinity; the
+  square stops at a finite one.
+
+  Args:
+    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
+    policy_rejected: those of the rejected ones, `[...]`.
+    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
+      flows into them.
+    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    beta: how strongly the policy is held to the reference, > 0.
+    chosen_lengths: tokens of the chosen responses, `[...]`, by which their log-ratios are divided
+      (counted as at least 1); None, with `rejected_lengths`, for the paper's formula.
+    rejected_lengths: tokens of the rejected responses, `[...]`.
+
+  Returns:
+    Loss per pair in squared nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0 or one of the lengths is given without the other.
+
+  Reference: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
+  Preferences, AISTATS 2024, equation 17, https://arxiv.org/abs/2310.12036.
+  """
+  check_range("beta", beta, "(0, inf)")
+  if (chosen_lengths is None) != (rejected_lengths is None):
+    missing = "chosen_lengths" if chosen_lengths is None else "rejected_lengths"
+    raise ValueError(f"chosen_lengths and rejected_lengths go together, {missing} is None.")
+  chosen, rejected = _log_ratios(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected
+  )
+  if chosen_lengths is not None:
+    chosen = _per_token(chosen, chosen_lengths)
+    rejected = _per_token(rejected, rejected_lengths)
+  return jnp.square(chosen - rejected - 1.0 / (2.0 * beta))
+
+
+def hinge_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: chex.Numeric = 0.1,
+) -> jax.Array:
+  """Hinge of the margin between log-ratios: SLiC's loss with a reference, as TRL has it.
+
+  Args:
+    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
+    policy_rejected: those of the rejected ones, `[...]`.
+    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
+      flows into them.
+    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    beta: the inverse of the margin at which the loss is 0, > 0.
+
+  Returns:
+    Loss per pair, `[...]`, in float32 or wider; the slope at the kink is 0.
+
+  Raises:
+    ValueError: if `beta` <= 0.
+
+  Reference: Liu et al., Statistical Rejection Sampling Improves Preference Optimization, ICLR 2024,
+  section 3, https://arxiv.org/abs/2309.06657.
+  """
+  check_range("beta", beta, "(0, inf)")
+  chosen, rejected = _log_ratios(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected
+  )
+  return jax.nn.relu(1.0 - beta * (chosen - rejected))
+
+
+def simpo_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  chosen_lengths: chex.Array,
+  rejected_lengths: chex.Array,
+  *,
+  beta: chex.Numeric = 2.0,
+  margin: chex.Numeric = 1.0,
+  label_smoothing: chex.Numeric = 0.0,
+) -> jax.Array:
+  """Logistic loss of the difference of mean log-probabilities, without a reference.
+
+  The mean is what generation ranks responses by, and it does not reward length.
+
+  Args:
+    policy_chosen: summed log-probabilities of the chosen responses in nats, `[...]`.
+    policy_rejected: those of the rejected ones, `[...]`.
+    chosen_lengths: tokens of the chosen responses, `[...]`, counted as at least 1.
+    rejected_lengths: tokens of the rejected responses, `[...]`, counted as at least 1.
+    beta: scale of the mean log-probabilities, > 0.
+    margin: what is subtracted from the scaled difference.
+    label_smoothing: assumed share of flipped pairs, in [0, 0.5].
+
+  Returns:
+    Loss per pair in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0 or `label_smoothing` lies outside [0, 0.5].
+
+  Reference: Meng et al., SimPO, NeurIPS 2024, equation 6, https://arxiv.org/abs/2405.14734.
+  """
+  check_range("beta", beta, "(0, inf)")
+  check_range("label_smoothing", label_smoothing, "[0, 0.5]")
+  chosen, rejected = as_accumulator(policy_chosen, policy_rejected)
+  chex.assert_equal_shape([chosen, rejected])
+  difference = _per_token(chosen, chosen_lengths) - _per_token(rejected, rejected_lengths)
+  return _smoothed_logistic_loss(beta * difference - margin, label_smoothing)
+
+
+def implicit_reward(
+  policy_log_probs: chex.Array, reference_log_probs: chex.Array, *, beta: chex.Numeric = 0.1
+) -> jax.Array:
+  """The reward under which the policy is optimal, up to a constant of the prompt.
+
+  Args:
+    policy_log_probs: log-probabilities of responses under the policy in nats, `[...]`.
+    reference_log_probs: those under the reference, `[...]`; no gradient flows into them.
+    beta: weight of the divergence from the reference, > 0.
+
+  Returns:
+    `beta * (policy - reference)`, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0.
+
+  Reference: Rafailov et al., DPO, NeurIPS 2023, equation 5, https://arxiv.org/abs/2305.18290.
+  """
+  check_range("beta", beta, "(0, inf)")
+  policy, reference = as_accumulator(policy_log_probs, reference_log_probs)
+  chex.assert_equal_shape([policy, reference])
+  return beta * (policy - jax.lax.stop_gradient(reference))
+
+
+def _log_ratios(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+) -> tuple[jax.Array, jax.Array]:
+  arrays = as_accumulator(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+  chex.assert_equal_shape(arrays)
+  chosen, rejected, *reference = arrays
+  reference_chosen, reference_rejected = jax.lax.stop_gradient(reference)
+  return chosen - reference_chosen, rejected - reference_rejected
+
+
+def _smoothed_logistic_loss(margin: jax.Array, smoothing: chex.Numeric) -> jax.Array:
+  """`-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin)` in one softplus.
+
+  The two log-sigmoids differ by the margin.
+  """
+  return jax.nn.softplus(-margin) + smoothing * margin
+
+
+def _per_token(log_probs: jax.Array, lengths: chex.Array) -> jax.Array:
+  lengths = jnp.asarray(lengths)
+  chex.assert_equal_shape([log_probs, lengths])
+  return log_probs / jnp.maximum(lengths, 1)

@@ -1,0 +1,224 @@
+"""Log-probabilities of tokens, of sequences and of parts of sequences.
+
+A mask is 1 (or True) on the tokens that count, the end of the sequence among them, and 0 on prompt
+and padding. What lies under the mask reaches neither a value nor a gradient, NaN and infinities
+included. Sums of an empty mask are 0.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator
+
+
+def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
+  """Log-probability of each token under the logits that predict it.
+
+  The caller aligns the two: of a causal model, logits `[..., :-1, :]` go with tokens `[..., 1:]`,
+  or `causal_token_log_probs` does it. The negative is the cross-entropy of a token.
+
+  Args:
+    logits: scores of the vocabulary, `[..., T, v]`.
+    tokens: tokens that were predicted, int `[..., T]`.
+
+  Returns:
+    Log-probabilities in nats, `[..., T]`, in float32 or wider; NaN where a token (-100, say) lies
+    outside the vocabulary, so that a mask must leave it out.
+
+  Reference: the chain rule of sequence probabilities, as in Radford et al., Language Models are
+  Unsupervised Multitask Learners, 2019, section 2.
+  """
+  logits, tokens = as_accumulator(logits), jnp.asarray(tokens)
+  chex.assert_shape(tokens, logits.shape[:-1])
+  chex.assert_type(tokens, int)
+  # A negative index would count from the end.
+  index = jnp.where(tokens < 0, logits.shape[-1], tokens.astype(jnp.int32))[..., None]
+  chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill")[..., 0]
+  # Less the maximum, so that no digits are lost where a large score belongs to the token.
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  return (chosen - largest) - jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
+
+
+def causal_token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
+  """Log-probability of each token of a sequence under a causal model that read the sequence.
+
+  The logits at one position predict the token at the next, so this function shifts by itself.
+
+  Args:
+    logits: what the model gave for `tokens`, `[..., T, v]`.
+    tokens: the sequence, int `[..., T]`.
+
+  Returns:
+    Log-probabilities in nats, `[..., T]`, in float32 or wider; exactly 0 at the first position,
+    which nothing predicts.
+
+  Reference: as `token_log_probs`.
+  """
+  chex.assert_shape(tokens, jnp.shape(logits)[:-1])
+  logits, tokens = jnp.asarray(logits), jnp.asarray(tokens)
+  predicted = token_log_probs(logits[..., :-1, :], tokens[..., 1:])
+  return jnp.concatenate([jnp.zeros_like(tokens[..., :1], predicted.dtype), predicted], axis=-1)
+
+
+def chunked_token_log_probs(
+  hidden: chex.Array, kernel: chex.Array, tokens: chex.Array, *, chunk_size: int
+) -> jax.Array:
+  """`token_log_probs(hidden @ kernel, tokens)` without ever holding all logits.
+
+  With a large vocabulary the logits, and as much again for their gradient, are the largest arrays
+  of a training step. Here they exist for `chunk_size` positions of each sequence at a time, forward
+  and backward, at the price of computing them twice.
+
+  Args:
+    hidden: last hidden states, `[..., T, d]`, of any float type.
+    kernel: output projection, `[d, v]` (the transposed embedding where both are tied), of any float
+      type. The product is taken in the wider of the two types and accumulated in float32, and so is
+      the kernel's gradient over chunks.
+    tokens: tokens that were predicted, aligned with `hidden` by the caller, int `[..., T]`.
+    chunk_size: positions at a time; need not divide T.
+
+  Returns:
+    Log-probabilities in nats, `[..., T]`, in float32 or wider; NaN where a token lies outside the
+    vocabulary.
+
+  Raises:
+    ValueError: if `chunk_size` < 1.
+
+  Reference: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, section 4,
+  https://arxiv.org/abs/1604.06174.
+  """
+  if chunk_size < 1:
+    raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+  hidden, kernel, tokens = jnp.asarray(hidden), jnp.asarray(kernel), jnp.asarray(tokens)
+  chex.assert_rank(kernel, 2)
+  chex.assert_shape(hidden, (..., kernel.shape[0]))
+  chex.assert_shape(tokens, hidden.shape[:-1])
+  length = tokens.shape[-1]
+  chunk_size = min(chunk_size, max(length, 1))
+  dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
+  # Held in the accumulator's type across chunks, so that its gradient is summed in that type.
+  wide = as_accumulator(kernel)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def of_chunk(chunk):
+    states, targets = chunk
+    logits = jnp.matmul(states.astype(dtype), wide.astype(dtype), preferred_element_type=wide.dtype)
+    return token_log_probs(logits, targets)
+
+  found = jax.lax.map(of_chunk, (_chunks(hidden, -2, chunk_size), _chunks(tokens, -1, chunk_size)))
+  found = jnp.moveaxis(found, 0, -2)
+  return found.reshape(*tokens.shape[:-1], -1)[..., :length]
+
+
+def _chunks(values: jax.Array, axis: int, size: int) -> jax.Array:
+  """Cuts an axis into pieces, the last filled up with zeros; the pieces come first."""
+  axis %= values.ndim
+  missing = -values.shape[axis] % size
+  values = jnp.pad(values, [(0, missing if i == axis else 0) for i in range(values.ndim)])
+  pieces = values.shape[axis] // size
+  cut = values.reshape(*values.shape[:axis], pieces, size, *values.shape[axis + 1 :])
+  return jnp.moveaxis(cut, axis, 0)
+
+
+def sequence_log_prob(
+  token_log_probs: chex.Array, mask: chex.Array, *, normalize_length: bool = False
+) -> jax.Array:
+  """Log-probability of a sequence: the masked sum over its tokens, or their mean.
+
+  Args:
+    token_log_probs: log-probabilities in nats, `[..., T]`.
+    mask: which tokens count, bool or 0 and 1, `[..., T]`.
+    normalize_length: whether to divide by the number of tokens that count (at least 1).
+
+  Returns:
+    Nats a sequence, or a token, `[...]`, in float32 or wider; 0 for an empty mask.
+
+  Reference: Meng et al., SimPO, NeurIPS 2024, equation 3 (the mean),
+  https://arxiv.org/abs/2405.14734.
+  """
+  log_probs, mask = as_accumulator(token_log_probs), jnp.asarray(mask).astype(bool)
+  chex.assert_equal_shape([log_probs, mask])
+  total = jnp.sum(jnp.where(mask, log_probs, 0.0), axis=-1)
+  return total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if normalize_length else total
+
+
+def sequence_nll(
+  logits: chex.Array, tokens: chex.Array, mask: chex.Array, *, normalize_length: bool = False
+) -> jax.Array:
+  """Cross-entropy of sequences, the loss of supervised fine-tuning.
+
+  Args:
+    logits: scores aligned with the tokens that they predict, `[..., T, v]`; nothing is shifted.
+    tokens: the targets, int `[..., T]`.
+    mask: which tokens count, bool or 0 and 1, `[..., T]`.
+    normalize_length: whether to divide by the number of tokens that count (at least 1).
+
+  Returns:
+    Nats a sequence, or a token, `[...]`, in float32 or wider; 0 for an empty mask.
+
+  Reference: Ouyang et al., Training language models to follow instructions with human feedback,
+  NeurIPS 2022, section 3.5, https://arxiv.org/abs/2203.02155.
+  """
+  logits, mask = jnp.asarray(logits), jnp.asarray(mask).astype(bool)
+  chex.assert_shape(mask, logits.shape[:-1])
+  # The gradient of a softmax of NaN is NaN, however little is asked of it.
+  log_probs = token_log_probs(jnp.where(mask[..., None], logits, 0), tokens)
+  return -sequence_log_prob(log_probs, mask, normalize_length=normalize_length)
+
+
+def segment_log_probs(
+  token_log_probs: chex.Array, segment_ids: chex.Array, *, num_segments: int
+) -> jax.Array:
+  """Log-probabilities of the parts of a sequence, of its reasoning steps for example.
+
+  Args:
+    token_log_probs: log-probabilities in nats, `[..., T]`.
+    segment_ids: which part each token belongs to, int `[..., T]`; tokens with an id outside
+      [0, num_segments), -1 say, belong to none.
+    num_segments: number of parts.
+
+  Returns:
+    Sums over the tokens of each part in nats, `[..., num_segments]`, in float32 or wider; 0 for a
+    part without tokens.
+
+  Raises:
+    ValueError: if `num_segments` < 1.
+
+  Reference: Setlur et al., RL on Incorrect Synthetic Data Scales the Efficiency of LLM Math
+  Reasoning by Eight-Fold, NeurIPS 2024, section 5, https://arxiv.org/abs/2406.14532.
+  """
+  if num_segments < 1:
+    raise ValueError(f"num_segments must be at least 1, got {num_segments}.")
+  log_probs, segment_ids = as_accumulator(token_log_probs), jnp.asarray(segment_ids)
+  chex.assert_equal_shape([log_probs, segment_ids])
+  chex.assert_type(segment_ids, int)
+  inside = segment_ids[..., None, :] == jnp.arange(num_segments)[:, None]
+  return jnp.sum(jnp.where(inside, log_probs[..., None, :], 0.0), axis=-1)
+
+
+def log1mexp(x: chex.Numeric) -> jax.Array:
+  """`log(1 - exp(x))`: from the logarithm of a probability to that of its complement.
+
+  Args:
+    x: log-probabilities, `[...]`, at most 0.
+
+  Returns:
+    Nats, `[...]`, in float32 or wider, with full relative precision at either end; -inf at 0 (where
+    the slope is infinite too) and NaN above.
+
+  Reference: Mächler, Accurately Computing log(1 - exp(-|a|)), 2012,
+  https://cran.r-project.org/package=Rmpfr/vignettes/log1mexp-note.pdf.
+  """
+  return _log1mexp(as_accumulator(x))
+
+
+@jax.custom_jvp
+def _log1mexp(x: jax.Array) -> jax.Array:
+  return jnp.where(x < -np.log(2.0), jnp.log1p(-jnp.exp(x)), jnp.log(-jnp.expm1(x)))
+
+
+_log1mexp.defjvps(lambda tangent, _, x: -tangent / jnp.expm1(-x))

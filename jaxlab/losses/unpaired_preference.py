@@ -1,0 +1,74 @@
+"""Objectives of responses that are good or bad each by itself, without a rival."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+def kto_loss(
+  policy_log_probs: chex.Array,
+  reference_log_probs: chex.Array,
+  desirable: chex.Array,
+  kl_estimate: chex.Numeric,
+  *,
+  beta: chex.Numeric = 0.1,
+  desirable_weight: chex.Numeric = 1.0,
+  undesirable_weight: chex.Numeric = 1.0,
+) -> jax.Array:
+  """Kahneman-Tversky optimisation: a saturating value of each response, which needs no pairs.
+
+  Args:
+    policy_log_probs: log-probabilities of the responses under the policy in nats, `[...]`.
+    reference_log_probs: those under the reference, `[...]`; no gradient flows into them.
+    desirable: whether a response is a good one, bool `[...]`.
+    kl_estimate: the reference point in nats, `kto_kl_estimate` for example, one for all or `[...]`;
+      no gradient flows into it.
+    beta: how fast the value saturates, > 0.
+    desirable_weight: weight of the desirable responses, at least 0.
+    undesirable_weight: weight of the others, at least 0.
+
+  Returns:
+    Loss per response, `[...]`, from 0 to its weight, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0 or a weight < 0.
+
+  Reference: Ethayarajh et al., KTO, ICML 2024, equation 8, https://arxiv.org/abs/2402.01306.
+  """
+  check_range("beta", beta, "(0, inf)")
+  check_range("desirable_weight", desirable_weight, "[0, inf)")
+  check_range("undesirable_weight", undesirable_weight, "[0, inf)")
+  policy, reference, baseline = as_accumulator(policy_log_probs, reference_log_probs, kl_estimate)
+  desirable = jnp.asarray(desirable)
+  chex.assert_equal_shape([policy, reference, desirable])
+  chex.assert_type(desirable, bool)
+  reference, baseline = jax.lax.stop_gradient((reference, baseline))
+  gain = beta * (policy - reference - jnp.broadcast_to(baseline, policy.shape))
+  weight = jnp.where(desirable, desirable_weight, undesirable_weight)
+  return weight * jax.nn.sigmoid(jnp.where(desirable, -gain, gain))
+
+
+def kto_kl_estimate(policy_mismatched: chex.Array, reference_mismatched: chex.Array) -> jax.Array:
+  """KTO's reference point: how far the policy is from the reference, from mismatched pairs.
+
+  A prompt with the response to another one, the next of the batch say, stands for a response that
+  neither model prefers.
+
+  Args:
+    policy_mismatched: log-probabilities of the mismatched responses under the policy in nats,
+      `[b]`.
+    reference_mismatched: those under the reference, `[b]`.
+
+  Returns:
+    The mean log-ratio, at least 0, in nats, a scalar in float32 or wider without gradient; 0 for
+    an empty batch.
+
+  Reference: Ethayarajh et al., KTO, ICML 2024, section 4.1, https://arxiv.org/abs/2402.01306.
+  """
+  policy, reference = as_accumulator(policy_mismatched, reference_mismatched)
+  chex.assert_rank(policy, 1)
+  chex.assert_equal_shape([policy, reference])
+  mean = jnp.sum(policy - reference) / max(policy.size, 1)
+  return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))

@@ -1,0 +1,345 @@
+"""What more samples buy: coverage of k samples, what selection makes of them, and laws of both.
+
+All numbers at k come from one pool of n >= k samples a problem, exactly where there is a formula.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.metrics.calibration import confidence_calibration_error
+from jaxlab.metrics.scaling_laws import (
+  ExponentiatedPowerLaw,
+  beta_coverage,
+  exponentiated_power_law,
+  fit_exponentiated_power_law,
+)
+
+__all__ = [
+  "best_of_k_accuracy",
+  "beta_coverage",
+  "coverage_curve",
+  "exponentiated_power_law",
+  "ExponentiatedPowerLaw",
+  "fit_exponentiated_power_law",
+  "greedy_calibration",
+  "GreedyCalibration",
+  "inference_flops",
+  "optimal_coverage_policy",
+  "pass_at_k",
+  "selection_accuracy_curve",
+]
+
+
+class GreedyCalibration(NamedTuple):
+  """How sure a model is of its greedy answers, and how often they are right; scalars.
+
+  Attributes:
+    mean_confidence: mean probability of the greedy answer.
+    accuracy: share of right ones.
+    overconfidence: mean confidence less accuracy.
+    expected_calibration_error: their absolute difference within bins of confidence, averaged over
+      answers.
+  """
+
+  mean_confidence: chex.Array
+  accuracy: chex.Array
+  overconfidence: chex.Array
+  expected_calibration_error: chex.Array
+
+
+def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array:
+  """Probability that k of n samples, drawn without replacement, hold a right one.
+
+  It is an unbiased estimate of solving a problem with k fresh samples.
+
+  Args:
+    num_correct: right samples c of each problem, int `[...]`, in [0, n]; traced ones are clipped.
+    num_samples: samples n of each problem.
+    k: how many of them are drawn.
+
+  Returns:
+    `1 - C(n - c, k) / C(n, k)`, `[...]`, float32.
+
+  Raises:
+    ValueError: if `k` < 1 or `k` > `num_samples`, or a known `num_correct` lies outside [0, n].
+
+  Reference: Chen et al., Evaluating Large Language Models Trained on Code, 2021, equation 1,
+  https://arxiv.org/abs/2107.03374.
+  """
+  weights = _best_of_k_weights(num_samples, (k,))[0]
+  check_range("num_correct", num_correct, f"[0, {num_samples}]")
+  num_correct = jnp.asarray(num_correct)
+  chex.assert_type(num_correct, int)
+  return _coverages(weights)[jnp.clip(num_correct, 0, num_samples)]
+
+
+def _best_of_k_weights(num_samples: int, ks: Sequence[int]) -> np.ndarray:
+  """Probability that the sample of each rank, best first, is the best of a random k-subset.
+
+  Made on the host in double precision: neither binomials nor log-gammas fit into float32.
+  """
+  if len(ks) == 0:
+    raise ValueError(f"ks must name at least one k, got {ks}.")
+  for k in ks:
+    if not 1 <= k <= num_samples:
+      raise ValueError(f"k must lie in [1, {num_samples}], the number of samples, got {k}.")
+  k, behind = np.asarray(ks)[:, None], num_samples - np.arange(1, num_samples)
+  ratios = np.maximum(behind + 1 - k, 0) / behind
+  return np.cumprod(np.concatenate([k / num_samples, ratios], axis=1), axis=1)
+
+
+def _coverages(weights: np.ndarray) -> jax.Array:
+  """pass@k for every number of right samples from 0 to n: these might all be ranked first."""
+  return jnp.asarray(np.concatenate([[0.0], np.minimum(np.cumsum(weights), 1.0)]), float)
+
+
+def coverage_curve(correct: chex.Array, *, ks: Sequence[int]) -> jax.Array:
+  """Share of problems that k samples solve, for several k from one pool.
+
+  Args:
+    correct: whether each of n samples is right, bool or 0 and 1, `[problems, n]`.
+    ks: numbers of samples.
+
+  Returns:
+    Mean of `pass_at_k` over problems, `[len(ks)]`, float32.
+
+  Raises:
+    ValueError: if `ks` is empty or one of them lies outside [1, n].
+
+  Reference: Brown et al., Large Language Monkeys, 2024, section 2, https://arxiv.org/abs/2407.21787.
+  """
+  correct = jnp.asarray(correct)
+  chex.assert_rank(correct, 2)
+  weights = _best_of_k_weights(correct.shape[1], ks)
+  num_correct = jnp.sum(correct.astype(bool), axis=1)
+  return jnp.stack([jnp.mean(_coverages(row)[num_correct]) for row in weights])
+
+
+def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[int]) -> jax.Array:
+  """Probability that the best-scored of k samples, drawn without replacement, is right.
+
+  Args:
+    scores: scores of n samples, `[problems, n]`; of equal ones the last is taken.
+    correct: whether each is right, bool or 0 and 1, `[problems, n]`.
+    ks: numbers of samples.
+
+  Returns:
+    Accuracies, exact for the pool, `[problems, len(ks)]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `ks` is empty or one of them lies outside [1, n].
+
+  Reference: Brown et al., Large Language Monkeys, 2024, section 4.1,
+  https://arxiv.org/abs/2407.21787.
+  """
+  scores, correct = as_accumulator(scores, correct)
+  chex.assert_rank(scores, 2)
+  chex.assert_equal_shape([scores, correct])
+  weights = jnp.asarray(_best_of_k_weights(scores.shape[1], ks), correct.dtype)
+  best_first = jnp.argsort(scores, axis=1, stable=True)[:, ::-1]
+  ranked = jnp.take_along_axis(correct, best_first, axis=1)
+  return jnp.einsum("pn,kn->pk", ranked, weights, precision="highest")
+
+
+def selection_accuracy_curve(
+  key: chex.PRNGKey,
+  answers: chex.Array,
+  correct: chex.Array,
+  *,
+  ks: Sequence[int],
+  scores: chex.Array | None = None,
+  method: Literal["majority", "weighted_majority", "best_of_n"] = "majority",
+  num_subsets: int = 100,
+) -> jax.Array:
+  """Accuracy of choosing one answer out of k samples without a verifier, for several k.
+
+  Coverage says what is there to be found; this says what is found.
+
+  Args:
+    key: random key, for the subsets of votes.
+    answers: answer of each of n samples, int `[problems, n]`; equal numbers are equal answers, and
+      a negative one is none.
+    correct: whether it is right, bool or 0 and 1, `[problems, n]`.
+    ks: numbers of samples.
+    scores: scores of the samples, `[problems, n]`; majority needs none.
+    method: "majority", the most frequent answer; "weighted_majority", the answer with the largest
+      sum of scores; "best_of_n", the answer of the best score, which is exact (see
+      `best_of_k_accuracy`).
+    num_subsets: random subsets a problem, nested from one k to the next, over which votes are
+      averaged.
+
+  Returns:
+    Mean accuracies, `[len(ks)]`, in float32 or wider. Answers tied for the most votes share the
+    credit; a subset without an answer is wrong.
+
+  Raises:
+    ValueError: if `ks` is empty, one of them lies outside [1, n], the method is unknown or lacks
+      its `scores`, or `num_subsets` < 1.
+
+  Reference: Brown et al., Large Language Monkeys, 2024, section 4.1,
+  https://arxiv.org/abs/2407.21787; Wang et al., Self-Consistency, ICLR 2023,
+  https://arxiv.org/abs/2203.11171.
+  """
+  if method not in ("majority", "weighted_majority", "best_of_n"):
+    raise ValueError(
+      f"method must be 'majority', 'weighted_majority' or 'best_of_n', got {method!r}."
+    )
+  if method != "majority" and scores is None:
+    raise ValueError(f"scores must be given for method {method!r}, got None.")
+  if num_subsets < 1:
+    raise ValueError(f"num_subsets must be at least 1, got {num_subsets}.")
+  answers = jnp.asarray(answers)
+  chex.assert_rank(answers, 2)
+  chex.assert_type(answers, int)
+  if method == "best_of_n":
+    # A sample without an answer is chosen by its score all the same, and is wrong.
+    found = (answers >= 0) * as_accumulator(correct)
+    return jnp.mean(best_of_k_accuracy(scores, found, ks=ks), axis=0)
+  _best_of_k_weights(answers.shape[1], ks)
+  weights, correct = as_accumulator(1.0 if method == "majority" else scores, correct)
+  chex.assert_equal_shape([answers, correct])
+  weights = jnp.broadcast_to(weights, answers.shape)
+  sizes = jnp.asarray(ks)
+
+  def of_problem(problem):
+    key, *samples = problem
+    places = jnp.tile(jnp.arange(answers.shape[1]), (num_subsets, 1))
+    places = jax.random.permutation(key, places, axis=1, independent=True)
+    credit = jax.vmap(lambda row: jax.vmap(lambda k: _vote_credit(row < k, *samples))(sizes))
+    return jnp.mean(credit(places), axis=0)
+
+  keys = jax.random.split(key, answers.shape[0])
+  # One problem at a time: all subsets of all would not fit into memory.
+  return jnp.mean(jax.lax.map(of_problem, (keys, answers, weights, correct)), axis=0)
+
+
+def _vote_credit(
+  chosen: jax.Array, answers: jax.Array, weights: jax.Array, correct: jax.Array
+) -> jax.Array:
+  """Share of the winning answers of some chosen samples that is right."""
+  order = jnp.argsort(answers)
+  ranked = answers[order]
+  groups = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), ranked[1:] != ranked[:-1]]))
+  counted = chosen[order] & (ranked >= 0)
+
+  def totals(values):
+    return jax.ops.segment_sum(jnp.where(counted, values[order], 0), groups, groups.size)
+
+  count = totals(jnp.ones_like(weights))
+  votes = jnp.where(count > 0, totals(weights), -jnp.inf)
+  tied = (count > 0) & (votes == jnp.max(votes))
+  right = totals(correct) / jnp.maximum(count, 1)
+  return jnp.sum(jnp.where(tied, right, 0.0)) / jnp.maximum(jnp.sum(tied), 1)
+
+
+def inference_flops(
+  *,
+  num_params: chex.Numeric,
+  prompt_tokens: chex.Numeric,
+  generated_tokens: chex.Numeric,
+  num_samples: chex.Numeric,
+) -> jax.Array:
+  """Floating-point operations of drawing n samples from one prompt: two a parameter and token.
+
+  Args:
+    num_params: parameters of the model, at least 0; the arguments are broadcast.
+    prompt_tokens: tokens of the prompt, read once, at least 0.
+    generated_tokens: tokens of one sample, at least 0.
+    num_samples: number of samples, at least 1.
+
+  Returns:
+    Operations, float32.
+
+  Raises:
+    ValueError: if an argument is negative or `num_samples` < 1.
+
+  Reference: Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1,
+  https://arxiv.org/abs/2001.08361; Brown et al., Large Language Monkeys, 2024, section 2.3,
+  https://arxiv.org/abs/2407.21787.
+  """
+  check_range("num_params", num_params, "[0, inf)")
+  check_range("prompt_tokens", prompt_tokens, "[0, inf)")
+  check_range("generated_tokens", generated_tokens, "[0, inf)")
+  check_range("num_samples", num_samples, "[1, inf)")
+  num_params, prompt, generated, num_samples = (
+    jnp.asarray(value, float)
+    for value in (num_params, prompt_tokens, generated_tokens, num_samples)
+  )
+  return 2.0 * num_params * (prompt + num_samples * generated)
+
+
+def optimal_coverage_policy(
+  answer_posterior: chex.Array, *, num_samples: chex.Numeric
+) -> jax.Array:
+  """The distribution over answers whose N samples most likely hold the right one.
+
+  One sample is best spent on the likeliest answer; the more there are, the less confident the best
+  policy is, until it is uniform over all answers that are possible.
+
+  Args:
+    answer_posterior: probability q that each answer is right, `[..., K]`, in any order.
+    num_samples: the number of samples N, any real number from 1 on.
+
+  Returns:
+    The policy p that maximises `sum(q * (1 - (1 - p)^N))`, `[..., K]`, in float32 or wider. Equal
+    posteriors get equal mass, but with N = 1 the first of the largest gets all.
+
+  Raises:
+    ValueError: if `num_samples` < 1 or not finite, or a known posterior is negative.
+
+  Reference: Chen et al., Rethinking Fine-Tuning when Scaling Test-Time Compute, NeurIPS 2025,
+  section 3, https://arxiv.org/abs/2502.07154; the closed form follows from the conditions of
+  Karush, Kuhn and Tucker.
+  """
+  check_range("num_samples", num_samples, "[1, inf)")
+  check_range("answer_posterior", answer_posterior, "[0, inf)")
+  posterior = as_accumulator(answer_posterior)
+  num_answers = posterior.shape[-1]
+  one = jnp.asarray(num_samples, posterior.dtype) == 1.0
+  # Relative to the likeliest, for the policy depends on differences and N - 1 may be tiny.
+  log_odds = jnp.log(jnp.max(posterior, axis=-1, keepdims=True)) - jnp.log(posterior)
+  costs = log_odds / jnp.where(one, 1.0, jnp.asarray(num_samples, posterior.dtype) - 1.0)
+  ranked = jnp.sort(costs, axis=-1)
+  log_totals = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1)
+  active = jnp.arange(num_answers) * jnp.exp(ranked - log_totals) < 1.0
+  # NaN, from an impossible answer, is not active; the last active one may follow one that is not.
+  num_active = num_answers - jnp.argmax(active[..., ::-1], axis=-1, keepdims=True)
+  last = jnp.take_along_axis(ranked, num_active - 1, axis=-1)
+  log_total = jnp.take_along_axis(log_totals, num_active - 1, axis=-1)
+  inside = costs <= last
+  kept_back = (num_active - 1) * jnp.exp(jnp.where(inside, costs, last) - log_total)
+  policy = jnp.where(inside, jnp.maximum(1.0 - kept_back, 0.0), 0.0)
+  first = jnp.arange(num_answers) == jnp.argmax(posterior, axis=-1, keepdims=True)
+  return jnp.where(one, first.astype(policy.dtype), policy)
+
+
+def greedy_calibration(
+  greedy_log_probs: chex.Array, correct: chex.Array, *, num_bins: int = 10
+) -> GreedyCalibration:
+  """Whether a model is as often right in its greedy answers as it is sure of them.
+
+  Args:
+    greedy_log_probs: log-probabilities of the greedy answers in nats, `[n]`.
+    correct: whether they are right, bool or 0 and 1, `[n]`.
+    num_bins: number of bins of equal width, closed on the right.
+
+  Returns:
+    A `GreedyCalibration`, in float32 or wider.
+
+  Raises:
+    ValueError: if `num_bins` < 1 or n = 0.
+
+  Reference: Chen et al., NeurIPS 2025, section 4, https://arxiv.org/abs/2502.07154; Guo et al., On
+  Calibration of Modern Neural Networks, ICML 2017, equation 5, https://arxiv.org/abs/1706.04599.
+  """
+  log_probs, correct = as_accumulator(greedy_log_probs, correct)
+  confidence = jnp.exp(log_probs)
+  error = confidence_calibration_error(confidence, correct, num_bins=num_bins)
+  mean, accuracy = jnp.mean(confidence), jnp.mean(correct)
+  return GreedyCalibration(mean, accuracy, mean - accuracy, error)

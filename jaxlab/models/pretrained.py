@@ -1,0 +1,238 @@
+"""Decoder language models in the directories of Hugging Face: `config.json` and safetensors."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
+from jaxlab.models.decoder_architecture import DecoderConfig
+from jaxlab.models.pretrained_adapters import LoadedAdapter, load_adapter, save_adapter
+from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
+from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_tensors import (
+  check_params,
+  hf_tensor,
+  match_tensors,
+  parameter_layout,
+  params_from_hf,
+  params_to_hf,
+  read_leaf,
+  tensor_shapes,
+)
+from jaxlab.models.pretrained_vocabulary import add_tokens
+
+__all__ = [
+  "add_tokens",
+  "config_from_hf",
+  "config_to_hf",
+  "load_adapter",
+  "load_pretrained",
+  "LoadedAdapter",
+  "logits_from_hf",
+  "params_from_hf",
+  "params_to_hf",
+  "Pretrained",
+  "save_adapter",
+  "save_pretrained",
+]
+
+
+class Pretrained(NamedTuple):
+  """A model that was read from a directory.
+
+  Attributes:
+    model: the module.
+    params: its parameters: `model.apply({"params": params}, tokens)`.
+    config: its architecture.
+  """
+
+  model: DecoderLM
+  params: chex.ArrayTree
+  config: DecoderConfig
+
+
+def load_pretrained(
+  directory: str | os.PathLike,
+  *,
+  dtype: Any = jnp.float32,
+  mesh: Mesh | None = None,
+  sharding_rules: Sequence[tuple[str, PartitionSpec]] | None = None,
+) -> Pretrained:
+  """Reads a GPT-2, Llama or Qwen2 model, a tensor at a time.
+
+  Little more than the parameters is in memory at any moment; with a mesh each device reads its
+  piece of a tensor and no more.
+
+  Args:
+    directory: holds `config.json` and `model.safetensors`, or `model.safetensors.index.json` and
+      its shards.
+    dtype: type of the parameters and of the computation.
+    mesh: where to put the parameters; None is the default device.
+    sharding_rules: pairs of a regular expression, searched for in a parameter's path, and its spec;
+      the first that matches wins, no match is replicated. None is `DECODER_SHARDING_RULES` if the
+      mesh has an axis `model`, else all replicated.
+
+  Returns:
+    A `Pretrained`.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: if the model is of another family, weights are pickled, or tensors are missing,
+      unexpected or of the wrong shape (lists all of them), or if there are rules without a mesh.
+  """
+  if mesh is None and sharding_rules is not None:
+    raise ValueError("sharding_rules need a mesh, got None.")
+  directory = pathlib.Path(directory)
+  config = config_from_hf(read_json(directory / "config.json"))
+  if mesh is not None and sharding_rules is None:
+    sharding_rules = DECODER_SHARDING_RULES if "model" in mesh.shape else ()
+  layout = parameter_layout(config)
+  flat = {}
+  with open_tensors(directory) as files:
+    try:
+      names = match_tensors(files.shapes, config)
+    except ValueError as error:
+      raise ValueError(f"{directory}: {error}") from error
+
+    def read(name, index):
+      return files.read(names[name], index)
+
+    for path, leaf in layout.items():
+      if mesh is None:
+        flat[path] = jax.device_put(read_leaf(read, leaf, dtype))
+      else:
+        flat[path] = _read_sharded(read, path, leaf, dtype, mesh, sharding_rules)
+  params = traverse_util.unflatten_dict(flat, sep="/")
+  return Pretrained(DecoderLM(config, dtype=dtype, param_dtype=dtype), params, config)
+
+
+def _read_sharded(read, path, leaf, dtype, mesh, rules) -> jax.Array:
+  matches = (spec for pattern, spec in rules if re.search(pattern, path))
+  sharding = NamedSharding(mesh, next(matches, PartitionSpec()))
+  return jax.make_array_from_callback(
+    leaf.shape, sharding, lambda index: read_leaf(read, leaf, dtype, index)
+  )
+
+
+def save_pretrained(
+  directory: str | os.PathLike,
+  params: chex.ArrayTree,
+  config: DecoderConfig,
+  *,
+  max_shard_bytes: int = 5_000_000_000,
+  tokenizer_from: str | os.PathLike | None = None,
+) -> None:
+  """Writes a directory that `transformers` reads, in one step.
+
+  Args:
+    directory: where to write; an old directory is replaced as a whole.
+    params: parameters of the model, saved in their types.
+    config: its architecture.
+    max_shard_bytes: most bytes of tensors in a file (a larger tensor has a file of its own).
+    tokenizer_from: directory whose tokenizer and generation files are copied as they are.
+
+  Raises:
+    FileExistsError: if `directory` holds files but no `config.json`.
+    FileNotFoundError: if `tokenizer_from` has none of those files.
+    ValueError: if `params` do not fit `config`, the family cannot say what `config` says, or
+      `max_shard_bytes` is below 1.
+  """
+  if max_shard_bytes < 1:
+    raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}.")
+  flat = check_params(params, config)
+  hf_config = config_to_hf(config) | {"torch_dtype": str(flat["embed/embedding"].dtype)}
+  sizes = _tensor_bytes(flat, config)
+  shards = _plan_shards(sizes, max_shard_bytes)
+  copied = [] if tokenizer_from is None else _text_files(pathlib.Path(tokenizer_from))
+  with write_directory(directory, marker="config.json") as new:
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+      file = "model.safetensors"
+      if len(shards) > 1:
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+      tensors = {name: hf_tensor(name, flat, config) for name in names}
+      safetensors.numpy.save_file(tensors, new / file, metadata={"format": "pt"})
+      weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+      index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+      _write_json(new / "model.safetensors.index.json", index)
+    _write_json(new / "config.json", hf_config)
+    for path in copied:
+      shutil.copyfile(path, new / path.name)
+
+
+def _tensor_bytes(flat: Mapping[str, chex.Array], config: DecoderConfig) -> dict[str, int]:
+  sizes = dict.fromkeys(tensor_shapes(config), 0)
+  for path, leaf in parameter_layout(config).items():
+    for name in leaf.names:
+      sizes[name] += flat[path].nbytes // len(leaf.names)
+  return sizes
+
+
+def _plan_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+  shards: list[list[str]] = []
+  used = 0
+  for name, size in sizes.items():
+    if not shards or used + size > most:
+      shards.append([])
+      used = 0
+    shards[-1].append(name)
+    used += size
+  return shards
+
+
+def _text_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  found = [directory / name for name in _TEXT_FILES if (directory / name).is_file()]
+  if not found:
+    raise FileNotFoundError(f"{directory} has no tokenizer or generation files.")
+  return found
+
+
+_TEXT_FILES = (
+  "added_tokens.json",
+  "chat_template.jinja",
+  "generation_config.json",
+  "merges.txt",
+  "special_tokens_map.json",
+  "tokenizer.json",
+  "tokenizer.model",
+  "tokenizer_config.json",
+  "vocab.json",
+)
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def logits_from_hf(
+  hf_config: Mapping[str, Any], tensors: Mapping[str, chex.Array], tokens: chex.Array
+) -> jax.Array:
+  """Scores tokens with a model that is in memory as Hugging Face names it.
+
+  Args:
+    hf_config: the object in `config.json`.
+    tensors: name -> array.
+    tokens: `[b, t]` integers.
+
+  Returns:
+    Scores of the next token, float32 `[b, t, v]`.
+
+  Raises:
+    ValueError: as `config_from_hf` and `params_from_hf`.
+  """
+  config = config_from_hf(hf_config)
+  params = params_from_hf(tensors, config)
+  return DecoderLM(config).apply({"params": params}, jnp.asarray(tokens)).logits

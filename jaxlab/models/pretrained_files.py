@@ -1,0 +1,155 @@
+"""Directories of safetensors files: opened shard by shard, written in one step."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+
+
+class TensorFiles(NamedTuple):
+  """Open files of tensors, of which nothing has been read.
+
+  Attributes:
+    shapes: name -> shape of every tensor.
+    read: `(name, slices) -> array`, a part of a tensor.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  read: Any
+
+
+@contextlib.contextmanager
+def open_tensors(directory: str | os.PathLike, stem: str = "model") -> Iterator[TensorFiles]:
+  """Opens the weights of a directory.
+
+  Args:
+    directory: holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and its shards.
+    stem: first part of the file names.
+
+  Yields:
+    A `TensorFiles`.
+
+  Raises:
+    FileNotFoundError: if there are no weights, or a shard is missing.
+    ValueError: if there are pickled weights alone, which are never read, or a file is malformed.
+  """
+  directory = pathlib.Path(directory)
+  with contextlib.ExitStack() as stack:
+    handles, shapes = {}, {}
+    for path in _weight_files(directory, stem):
+      try:
+        file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+      except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+      names = file.keys()
+      for name in names:
+        handles[name] = file
+        shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+      return handles[name].get_slice(name)[index]
+
+    yield TensorFiles(shapes, read)
+
+
+def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
+  single = directory / f"{stem}.safetensors"
+  index = directory / f"{stem}.safetensors.index.json"
+  if single.is_file():
+    return [single]
+  if index.is_file():
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+      raise ValueError(f"{index} lacks weight_map.")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if pathlib.PurePath(name).name != name]
+    if outside:
+      raise ValueError(f"{index} points out of its directory: {', '.join(outside)}.")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+      raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}.")
+    return [directory / name for name in names]
+  pickled = sorted(path.name for ending in _PICKLED for path in directory.glob(ending))
+  if pickled:
+    raise ValueError(
+      f"{directory} has pickled weights, {', '.join(pickled)}, which are never read; "
+      "convert them to safetensors."
+    )
+  raise FileNotFoundError(f"{directory} has neither {single.name} nor {index.name}.")
+
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the object in a JSON file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The object.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it holds something else.
+  """
+  path = pathlib.Path(path)
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} must hold an object, got {type(content).__name__}.")
+  return content
+
+
+@contextlib.contextmanager
+def write_directory(directory: str | os.PathLike, *, marker: str) -> Iterator[pathlib.Path]:
+  """Gives a temporary sibling to write into, which takes the directory's place at the end.
+
+  A reader finds the old directory or the new one. If the body raises, the old one stays.
+
+  Args:
+    directory: the directory; files of an old one that are not written anew are gone.
+    marker: a file that an old directory must have, or else be empty, to be replaced.
+
+  Yields:
+    The temporary directory.
+
+  Raises:
+    FileExistsError: if there is something else under that name.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists() and not (directory / marker).is_file() and _has_content(directory):
+    raise FileExistsError(f"{directory} holds other files and no {marker}.")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    new, old = temporary / "new", temporary / "old"
+    new.mkdir()
+    yield new
+    for path in new.iterdir():
+      with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    if directory.exists():
+      os.rename(directory, old)
+    try:
+      os.rename(new, directory)
+    except OSError:
+      if old.exists():
+        os.rename(old, directory)
+      raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _has_content(path: pathlib.Path) -> bool:
+  return not path.is_dir() or any(path.iterdir())

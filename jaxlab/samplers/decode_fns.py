@@ -1,0 +1,255 @@
+"""What a decoder needs of a language model: two functions and a cache without a counter.
+
+`apply` writes the token at position q into slot q of the cache, and a query at q attends to the
+slots 0 to q and nothing else. So prompts are padded on the right without a mask, for whatever a pad
+token wrote is overwritten before a real query can see it; taking tokens back is lowering a row's
+length; and beams, samples of one prompt and restarts are gathers along the cache's first axis.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.losses.sequence import token_log_probs
+
+
+class DecodeFns(NamedTuple):
+  """A language model as decoders see it.
+
+  Attributes:
+    init_cache: `(batch_size, max_length) -> cache`. Every leaf has the batch as first axis; those
+      that hold keys and values are `[b, max_length, ...]`, those that are only read (the output of
+      an encoder) have any shape after the batch.
+    apply: `(tokens i32[b, t], cache, positions i32[b, t]) -> (logits [b, t, v], cache)`. Writes
+      beyond `max_length` are dropped, and the cache keeps its shapes and types.
+  """
+
+  init_cache: Callable[[int, int], chex.ArrayTree]
+  apply: Callable[[chex.Array, chex.ArrayTree, chex.Array], tuple[chex.Array, chex.ArrayTree]]
+
+
+class Prefilled(NamedTuple):
+  """A cache that holds the prompts up to their last tokens, which are to be fed next.
+
+  Attributes:
+    cache: the cache, each leaf `[b, ...]`.
+    tokens: the last token of each prompt, i32 `[b]`.
+    positions: where it goes, i32 `[b]`.
+  """
+
+  cache: chex.ArrayTree
+  tokens: chex.Array
+  positions: chex.Array
+
+
+def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
+  """The decode functions of a linen language model.
+
+  They are pytrees whose leaves are the parameters, so they may be closed over, or given to a jitted
+  function as an argument, which then serves every update of the parameters with one program:
+
+    sample = jax.jit(generate, static_argnames=("max_new_tokens", "eos_token_id"))
+    fns = flax_decode_fns(model, params)
+    output = sample(key, fns, prompts, lengths, max_new_tokens=32, eos_token_id=2)
+
+  Args:
+    model: a module with a method `init_cache(batch_size, max_length)` and a call
+      `(tokens, positions, cache=cache)` whose output has `logits` and `cache`, the contract of
+      `DecodeFns`.
+    params: its parameters, what `model.init` gives under "params".
+
+  Returns:
+    The `DecodeFns`.
+  """
+  init_cache = jax.tree_util.Partial(_LinenInitCache(model))
+  return DecodeFns(init_cache, jax.tree_util.Partial(_LinenApply(model), params))
+
+
+def table_decode_fns(transition_logits: chex.Array) -> DecodeFns:
+  """The first-order Markov model of a table, whose every quantity has a closed form.
+
+  Args:
+    transition_logits: scores of the next token given the last, `[v, v]`, a row a last token.
+
+  Returns:
+    The `DecodeFns`, with an empty cache; the table is a leaf of them.
+  """
+  transition_logits = as_accumulator(transition_logits)
+  chex.assert_rank(transition_logits, 2)
+  chex.assert_axis_dimension(transition_logits, 1, transition_logits.shape[0])
+  init_cache = jax.tree_util.Partial(_empty_cache)
+  return DecodeFns(init_cache, jax.tree_util.Partial(_table_apply, transition_logits))
+
+
+def score_sequences(
+  decode_fns: DecodeFns, tokens: chex.Array, lengths: chex.Array, prompt_lengths: chex.Array
+) -> jax.Array:
+  """Log-probabilities of given continuations, in one call of the model.
+
+  Args:
+    decode_fns: the model.
+    tokens: prompt and continuation of each row, padded on the right, i32 `[b, t]`.
+    lengths: length of the two together, i32 `[b]`, in [0, t].
+    prompt_lengths: length of the prompt, i32 `[b]`, at least 0; the first token of a row, which
+      follows nothing, is never scored.
+
+  Returns:
+    Log-probability of each token given those before it in nats, 0 on the prompt and after the end,
+    `[b, t]`.
+
+  Raises:
+    ValueError: if a known length lies outside its range.
+  """
+  tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
+  chex.assert_rank(tokens, 2)
+  chex.assert_shape([lengths, prompt_lengths], tokens.shape[:1])
+  chex.assert_type([tokens, lengths, prompt_lengths], int)
+  batch_size, width = tokens.shape
+  check_range("lengths", lengths, f"[0, {width}]")
+  check_range("prompt_lengths", prompt_lengths, "[0, inf)")
+  if width < 2:
+    return jnp.zeros(tokens.shape, jnp.float32)
+  columns = jnp.arange(width, dtype=jnp.int32)
+  positions = jnp.broadcast_to(columns[:-1], (batch_size, width - 1))
+  cache = decode_fns.init_cache(batch_size, width)
+  logits, _ = decode_fns.apply(tokens[:, :-1].astype(jnp.int32), cache, positions)
+  scores = token_log_probs(logits, tokens[:, 1:])
+  scored = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
+  return jnp.where(scored, jnp.pad(scores, ((0, 0), (1, 0))), 0.0)
+
+
+def prefill(
+  decode_fns: DecodeFns,
+  prompt_tokens: chex.Array,
+  prompt_lengths: chex.Array,
+  *,
+  max_length: int,
+) -> Prefilled:
+  """Fills a new cache with prompts, all but the last token of each.
+
+  The last token of a row is left to the first step of decoding: logits are then computed at no
+  other place of the prompt, which with a large vocabulary is most of the work and of the memory.
+
+  Args:
+    decode_fns: the model.
+    prompt_tokens: prompts padded on the right, i32 `[b, p]`.
+    prompt_lengths: their lengths, i32 `[b]`, in [1, p].
+    max_length: slots of the cache, prompt and new tokens together.
+
+  Returns:
+    The `Prefilled` cache.
+
+  Raises:
+    ValueError: if a known length lies outside [1, p].
+  """
+  prompt_tokens = jnp.asarray(prompt_tokens)
+  chex.assert_rank(prompt_tokens, 2)
+  batch_size, width = prompt_tokens.shape
+  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
+  prompt_lengths = jnp.asarray(prompt_lengths)
+  chex.assert_shape(prompt_lengths, (batch_size,))
+  chex.assert_type([prompt_tokens, prompt_lengths], int)
+  prompt_tokens = prompt_tokens.astype(jnp.int32)
+  last = prompt_lengths.astype(jnp.int32) - 1
+  cache = decode_fns.init_cache(batch_size, max_length)
+  if width > 1:
+    positions = jnp.broadcast_to(jnp.arange(width - 1, dtype=jnp.int32), (batch_size, width - 1))
+    _, cache = decode_fns.apply(prompt_tokens[:, :-1], cache, positions)
+  tokens = jnp.take_along_axis(prompt_tokens, last[:, None], axis=1)[:, 0]
+  return Prefilled(cache, tokens, last)
+
+
+def repeat_rows(tree: chex.ArrayTree, num: int) -> chex.ArrayTree:
+  """Repeats each row of every leaf, the copies side by side.
+
+  Args:
+    tree: arrays, each `[b, ...]`.
+    num: copies of a row.
+
+  Returns:
+    Arrays, each `[b num, ...]`.
+  """
+  return tree if num == 1 else jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), tree)
+
+
+def next_token_logits(decode_fns: DecodeFns, start: Prefilled) -> jax.ShapeDtypeStruct:
+  """Shape and accumulation type of the logits after one token, found without computing them.
+
+  Args:
+    decode_fns: the model.
+    start: what decoding begins with.
+
+  Returns:
+    The shape `(b, v)` and the type.
+  """
+  logits, _ = jax.eval_shape(
+    decode_fns.apply, start.tokens[:, None], start.cache, start.positions[:, None]
+  )
+  batch_size, _, vocab_size = logits.shape
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return jax.ShapeDtypeStruct((batch_size, vocab_size), dtype)
+
+
+def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+  """One token id, several or none, as a tuple.
+
+  Args:
+    token_ids: an id, a sequence of ids, or None.
+
+  Returns:
+    The ids.
+  """
+  if token_ids is None:
+    return ()
+  return (int(token_ids),) if np.ndim(token_ids) == 0 else tuple(map(int, token_ids))
+
+
+def is_any_token(tokens: chex.Array, token_ids: tuple[int, ...]) -> jax.Array:
+  """Whether tokens are among a few given ones.
+
+  Args:
+    tokens: token ids, `[...]`.
+    token_ids: the few, known when the program is built.
+
+  Returns:
+    Booleans, `[...]`.
+  """
+  found = jnp.zeros(jnp.shape(tokens), bool)
+  for token_id in token_ids:
+    found |= tokens == token_id
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenInitCache:
+  """Equal for equal modules, so that a new one does not mean a new program."""
+
+  model: Any
+
+  def __call__(self, batch_size, max_length):
+    return self.model.init_cache(batch_size, max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenApply:
+  model: Any
+
+  def __call__(self, params, tokens, cache, positions):
+    output = self.model.apply({"params": params}, tokens, positions, cache=cache)
+    return output.logits, output.cache
+
+
+def _empty_cache(batch_size, max_length):
+  del batch_size, max_length
+  return ()
+
+
+def _table_apply(transition_logits, tokens, cache, positions):
+  del positions
+  return transition_logits[tokens], cache

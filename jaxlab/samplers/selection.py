@@ -1,0 +1,91 @@
+"""Choosing among the samples of a prompt: by vote, or by score."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+
+
+class VoteResult(NamedTuple):
+  """The winner of a vote.
+
+  Attributes:
+    answer: the winning answer, int `[...]`; -1 where no sample is valid.
+    share: its share of the valid weight, `[...]`; 0 where there is none.
+    index: the first sample that gave it, i32 `[...]`; 0 where no sample is valid.
+  """
+
+  answer: chex.Array
+  share: chex.Array
+  index: chex.Array
+
+
+def majority_vote(
+  answers: chex.Array, *, weights: chex.Array | None = None, mask: chex.Array | None = None
+) -> VoteResult:
+  """The answer that most samples give, or that has most weight: self-consistency.
+
+  Answers are compared with one another, so that they may be any numbers, hashes say.
+
+  Args:
+    answers: answers of the samples, int `[..., n]`; negative ones are invalid and do not count.
+    weights: weights of the samples, not negative, `[..., n]` or what broadcasts to it; None for
+      equal ones.
+    mask: 1 or True where a sample counts, `[..., n]` or what broadcasts to it; None for all.
+
+  Returns:
+    The `VoteResult`; of equal votes the answer that occurs first wins.
+
+  Raises:
+    ValueError: if a known weight is negative.
+
+  Reference: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models,
+  ICLR 2023, section 2,
+  https://arxiv.org/abs/2203.11171.
+  """
+  answers = jnp.asarray(answers)
+  chex.assert_type(answers, int)
+  valid = answers >= 0
+  if mask is not None:
+    valid &= jnp.broadcast_to(jnp.asarray(mask) != 0, answers.shape)
+  if weights is None:
+    weights = jnp.ones((), jnp.float32)
+  check_range("weights", weights, "[0, inf)")
+  weights = jnp.where(valid, jnp.broadcast_to(as_accumulator(weights), answers.shape), 0.0)
+  same = answers[..., :, None] == answers[..., None, :]
+  votes = jnp.sum(jnp.where(same, weights[..., None, :], 0.0), axis=-1)
+  index = jnp.argmax(jnp.where(valid, votes, -1.0), axis=-1)
+  any_valid = jnp.any(valid, axis=-1)
+  total = jnp.sum(weights, axis=-1)
+  won = jnp.take_along_axis(votes, index[..., None], axis=-1)[..., 0]
+  chosen = jnp.take_along_axis(answers, index[..., None], axis=-1)[..., 0]
+  return VoteResult(
+    answer=jnp.where(any_valid, chosen, -1),
+    share=jnp.where(total > 0, won / jnp.where(total > 0, total, 1.0), 0.0),
+    index=jnp.where(any_valid, index, 0).astype(jnp.int32),
+  )
+
+
+def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Array:
+  """The sample with the highest score.
+
+  Args:
+    scores: scores of the samples, `[..., n]`; NaN never wins over a number.
+    mask: 1 or True where a sample may be chosen, `[..., n]` or what broadcasts to it; None for all.
+
+  Returns:
+    Index of the first maximum, i32 `[...]`; 0 where no sample may be chosen.
+  """
+  scores = jnp.asarray(scores)
+  valid = ~jnp.isnan(scores)
+  if mask is not None:
+    allowed = jnp.broadcast_to(jnp.asarray(mask) != 0, scores.shape)
+  else:
+    allowed = jnp.ones(scores.shape, bool)
+  # In turn the largest number, any number, whatever is allowed: -inf is a score as well.
+  best = jnp.max(jnp.where(allowed & valid, scores, -jnp.inf), axis=-1, keepdims=True)
+  rank = jnp.where(allowed, jnp.where(valid, jnp.where(scores == best, 3, 2), 1), 0)
+  return jnp.argmax(rank, axis=-1).astype(jnp.int32)

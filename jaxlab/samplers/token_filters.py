@@ -1,0 +1,280 @@
+"""Filters of next-token logits: what sampling must not draw becomes -inf.
+
+Each maps `[..., v]` to `[..., v]` and they compose; `process_logits` runs them in the order that
+decoders agree on. Reductions are in float32, and a removed entry stays removed.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab.samplers.top_k import row_top_k
+from jaxlab.uncertainty.temperature import apply_temperature
+
+
+def filter_top_k(logits: chex.Array, *, top_k: int) -> jax.Array:
+  """Keeps the k largest logits and whatever is tied with the smallest of them.
+
+  Args:
+    logits: scores, `[..., v]`.
+    top_k: how many to keep, at least 1; more than v keeps all.
+
+  Returns:
+    Logits, `[..., v]`, -inf where removed.
+
+  Raises:
+    ValueError: if `top_k` < 1.
+
+  Reference: Fan et al., Hierarchical Neural Story Generation, ACL 2018, section 5.4,
+  https://arxiv.org/abs/1805.04833.
+  """
+  if top_k < 1:
+    raise ValueError(f"top_k must be at least 1, got {top_k}.")
+  logits = jnp.asarray(logits)
+  if top_k >= logits.shape[-1]:
+    return logits
+  threshold = row_top_k(logits, top_k)[0][..., -1:]
+  return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def filter_top_p(
+  logits: chex.Array, *, top_p: chex.Numeric, min_tokens_to_keep: int = 1
+) -> jax.Array:
+  """Keeps the nucleus: the fewest most probable tokens that hold a mass of at least `top_p`.
+
+  Going up from the least probable token, those whose cumulative probability is at most 1 - top_p
+  are removed; of equal ones the lower indices go first. A `top_p` of 1 removes only what has no
+  mass.
+
+  Args:
+    logits: scores, `[..., v]`.
+    top_p: mass to keep, in (0, 1].
+    min_tokens_to_keep: how many of the most probable always stay, at least 1.
+
+  Returns:
+    Logits, `[..., v]`, -inf where removed.
+
+  Raises:
+    ValueError: if `top_p` lies outside (0, 1] or `min_tokens_to_keep` < 1.
+
+  Reference: Holtzman et al., The Curious Case of Neural Text Degeneration, ICLR 2020, section 3.1,
+  https://arxiv.org/abs/1904.09751.
+  """
+  check_range("top_p", top_p, "(0, 1]")
+  kept = _num_to_keep(logits, min_tokens_to_keep)
+  logits = jnp.asarray(logits)
+  ascending = jnp.sort(logits, axis=-1)
+  mass = jnp.cumsum(jax.nn.softmax(as_accumulator(ascending), axis=-1), axis=-1)
+  num_removed = jnp.sum(mass <= 1.0 - top_p, axis=-1, keepdims=True)
+  num_removed = jnp.minimum(num_removed, logits.shape[-1] - kept)
+  threshold = jnp.take_along_axis(ascending, num_removed, axis=-1)
+  # Ranks among equal logits, so that the values alone need be sorted.
+  tied = logits == threshold
+  num_tied_removed = num_removed - jnp.sum(logits < threshold, axis=-1, keepdims=True)
+  first_tied = tied & (jnp.cumsum(tied, axis=-1) <= num_tied_removed)
+  return jnp.where((logits < threshold) | first_tied, -jnp.inf, logits)
+
+
+def filter_min_p(
+  logits: chex.Array, *, min_p: chex.Numeric, min_tokens_to_keep: int = 1
+) -> jax.Array:
+  """Removes tokens less than `min_p` times as probable as the most probable one.
+
+  The cut follows the model: it is strict where the model is sure and loose where it is not.
+
+  Args:
+    logits: scores, `[..., v]`.
+    min_p: share of the largest probability that a token needs, in [0, 1].
+    min_tokens_to_keep: how many of the most probable always stay, at least 1.
+
+  Returns:
+    Logits, `[..., v]`, -inf where removed.
+
+  Raises:
+    ValueError: if `min_p` lies outside [0, 1] or `min_tokens_to_keep` < 1.
+
+  Reference: Nguyen et al., Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM
+  Outputs, ICLR 2025, section 3, https://arxiv.org/abs/2407.01082.
+  """
+  check_range("min_p", min_p, "[0, 1]")
+  kept = _num_to_keep(logits, min_tokens_to_keep)
+  logits = jnp.asarray(logits)
+  scores = as_accumulator(logits)
+  relative = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  removed = relative < min_p
+  if kept > 1:
+    removed &= ~_is_among_largest(scores, kept)
+  return jnp.where(removed, -jnp.inf, logits)
+
+
+def filter_typical_p(
+  logits: chex.Array, *, typical_p: chex.Numeric, min_tokens_to_keep: int = 1
+) -> jax.Array:
+  """Keeps the tokens whose information is nearest to the entropy, up to a mass of `typical_p`.
+
+  People write neither the most probable words nor improbable ones, but those that tell about as
+  much as was to be expected.
+
+  Args:
+    logits: scores, `[..., v]`.
+    typical_p: mass to keep, in (0, 1).
+    min_tokens_to_keep: how many of the most typical always stay, at least 1.
+
+  Returns:
+    Logits, `[..., v]`, -inf where removed.
+
+  Raises:
+    ValueError: if `typical_p` lies outside (0, 1) or `min_tokens_to_keep` < 1.
+
+  Reference: Meister et al., Locally Typical Sampling, TACL 2023, section 4,
+  https://arxiv.org/abs/2202.00666.
+  """
+  check_range("typical_p", typical_p, "(0, 1)")
+  kept = _num_to_keep(logits, min_tokens_to_keep)
+  logits = jnp.asarray(logits)
+  log_probs = jax.nn.log_softmax(as_accumulator(logits), axis=-1)
+  probs = jnp.exp(log_probs)
+  possible = probs > 0
+  entropy = -jnp.sum(probs * jnp.where(possible, log_probs, 0.0), axis=-1, keepdims=True)
+  distance = jnp.abs(-log_probs - entropy)
+  ordered, mass = jax.lax.sort((distance, probs), num_keys=1)
+  last = jnp.sum(jnp.cumsum(mass, axis=-1) < typical_p, axis=-1, keepdims=True)
+  last = jnp.minimum(last, logits.shape[-1] - 1)
+  removed = distance > jnp.take_along_axis(ordered, last, axis=-1)
+  if kept > 1:
+    removed &= ~_is_among_largest(-distance, kept)
+  return jnp.where(removed, -jnp.inf, logits)
+
+
+def apply_repetition_penalty(
+  logits: chex.Array, seen: chex.Array, *, penalty: chex.Numeric
+) -> jax.Array:
+  """Makes the tokens that a row has seen less likely, or more with a penalty below 1.
+
+  Args:
+    logits: scores before any temperature, `[..., v]`.
+    seen: whether the token has occurred, bool `[..., v]`.
+    penalty: positive; divides logits above 0 and multiplies those below.
+
+  Returns:
+    Logits, `[..., v]`.
+
+  Raises:
+    ValueError: if `penalty` <= 0.
+
+  Reference: Keskar et al., CTRL, 2019, section 4.1, https://arxiv.org/abs/1909.05858.
+  """
+  check_range("penalty", penalty, "(0, inf)")
+  logits, seen = jnp.asarray(logits), jnp.asarray(seen)
+  chex.assert_equal_shape([logits, seen])
+  chex.assert_type(seen, bool)
+  penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
+  return jnp.where(seen, penalised.astype(logits.dtype), logits)
+
+
+def process_logits(
+  logits: chex.Array,
+  *,
+  temperature: chex.Numeric = 1.0,
+  top_k: int | None = None,
+  top_p: chex.Numeric | None = None,
+  min_p: chex.Numeric | None = None,
+  typical_p: chex.Numeric | None = None,
+) -> jax.Array:
+  """The logits that are drawn from: temperature, top-k, top-p, min-p, typical-p, in this order.
+
+  Each acts on what the one before left, so that top-p sees the softmax over the survivors of top-k.
+
+  Args:
+    logits: scores, `[..., v]`.
+    temperature: not negative; the exact number 0 leaves the first maximum alone, its limit, and
+      ignores the filters. A traced temperature must be positive.
+    top_k: as in `filter_top_k`, None for no such filter.
+    top_p: as in `filter_top_p`, or None.
+    min_p: as in `filter_min_p`, or None.
+    typical_p: as in `filter_typical_p`, or None.
+
+  Returns:
+    Logits, `[..., v]`, in float32 or wider, -inf where removed.
+
+  Raises:
+    ValueError: if an option lies outside its range.
+  """
+  check_sampling_options(
+    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
+  )
+  if is_greedy(temperature):
+    logits = as_accumulator(logits)
+    first = jnp.argmax(logits, axis=-1, keepdims=True)
+    return jnp.where(jnp.arange(logits.shape[-1]) == first, logits, -jnp.inf)
+  logits = apply_temperature(logits, temperature=temperature)
+  if top_k is not None:
+    logits = filter_top_k(logits, top_k=top_k)
+  if top_p is not None:
+    logits = filter_top_p(logits, top_p=top_p)
+  if min_p is not None:
+    logits = filter_min_p(logits, min_p=min_p)
+  if typical_p is not None:
+    logits = filter_typical_p(logits, typical_p=typical_p)
+  return logits
+
+
+def check_sampling_options(
+  *,
+  temperature: chex.Numeric = 1.0,
+  top_k: int | None = None,
+  top_p: chex.Numeric | None = None,
+  min_p: chex.Numeric | None = None,
+  typical_p: chex.Numeric | None = None,
+) -> None:
+  """Raises on an option of `process_logits` outside its range, also where greedy ignores it.
+
+  Args:
+    temperature: not negative.
+    top_k: at least 1, or None.
+    top_p: in (0, 1], or None.
+    min_p: in [0, 1], or None.
+    typical_p: in (0, 1), or None.
+
+  Raises:
+    ValueError: naming the option and its value.
+  """
+  check_range("temperature", temperature, "[0, inf)")
+  if top_k is not None and top_k < 1:
+    raise ValueError(f"top_k must be at least 1, got {top_k}.")
+  for name, value, interval in (
+    ("top_p", top_p, "(0, 1]"),
+    ("min_p", min_p, "[0, 1]"),
+    ("typical_p", typical_p, "(0, 1)"),
+  ):
+    if value is not None:
+      check_range(name, value, interval)
+
+
+def is_greedy(temperature: chex.Numeric) -> bool:
+  """Whether a temperature is known to be exactly 0, which makes another program.
+
+  Args:
+    temperature: a number or a traced scalar.
+
+  Returns:
+    True for a known 0; a traced temperature is not looked at.
+  """
+  known = not isinstance(temperature, jax.core.Tracer)
+  return known and np.ndim(temperature) == 0 and float(temperature) == 0.0
+
+
+def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
+  if min_tokens_to_keep < 1:
+    raise ValueError(f"min_tokens_to_keep must be at least 1, got {min_tokens_to_keep}.")
+  return min(min_tokens_to_keep, jnp.shape(logits)[-1])
+
+
+def _is_among_largest(scores: jax.Array, num: int) -> jax.Array:
+  """Marks exactly `num` entries of the last axis, the lower indices first among equals."""
+  threshold = row_top_k(scores, num)[0][..., -1:]
+  above, tied = scores > threshold, scores == threshold
+  num_tied = num - jnp.sum(above, axis=-1, keepdims=True)
+  return above | (tied & (jnp.cumsum(tied, axis=-1) <= num_tied))

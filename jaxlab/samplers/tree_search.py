@@ -1,0 +1,264 @@
+"""Search in trees of actions, and draws without replacement that give it distinct branches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxlab.losses.contracts import as_accumulator
+from jaxlab.samplers.top_k import row_top_k
+
+
+class TreeSearchResult(NamedTuple):
+  """What a search found.
+
+  Attributes:
+    solved: whether it found a solution, bool scalar.
+    actions: the actions that lead to it, i32 `[max_depth]`, -1 after them and where unsolved.
+    depth: how many they are, i32 scalar; 0 where unsolved.
+    log_prob: their log-probability in nats, scalar; -inf where unsolved.
+    num_expansions: nodes that were expanded, i32 scalar.
+  """
+
+  solved: chex.Array
+  actions: chex.Array
+  depth: chex.Array
+  log_prob: chex.Array
+  num_expansions: chex.Array
+
+
+class DistinctDraws(NamedTuple):
+  """Distinct tokens in the order in which they were drawn, and their log-probabilities.
+
+  Attributes:
+    tokens: i32 `[..., num_samples]`.
+    log_probs: under the softmax that they were drawn from, in nats, `[..., num_samples]`.
+  """
+
+  tokens: chex.Array
+  log_probs: chex.Array
+
+
+def best_first_search(
+  key: chex.PRNGKey,
+  propose_fn: Callable[[chex.PRNGKey, Any], tuple[chex.Array, chex.Array]],
+  transition_fn: Callable[[Any, chex.Array], tuple[Any, chex.Array]],
+  root_state: chex.ArrayTree,
+  *,
+  num_expansions: int,
+  branching: int,
+  max_depth: int,
+) -> TreeSearchResult:
+  """Expands again and again the open node of the highest log-probability, until one is a solution.
+
+  One problem, one `lax.while_loop`; `jax.vmap` over keys and roots searches many:
+
+    search = lambda key, root: best_first_search(
+      key, propose_fn, transition_fn, root, num_expansions=64, branching=4, max_depth=8
+    )
+    results = jax.jit(jax.vmap(search))(keys, roots)
+
+  Args:
+    key: random key; expansion i proposes with `fold_in(key, i)`.
+    propose_fn: `(key, state) -> (actions i32[branching], log_probs[branching])`; a proposal of
+      log-probability -inf counts as none.
+    transition_fn: `(state, action) -> (state, status)`, with status 1 for a solution, 0 for a state
+      that is open and -1 for a failure; it is mapped over actions.
+    root_state: where to start, a pytree of arrays; the root is open.
+    num_expansions: how many nodes may be expanded, at least 1.
+    branching: proposals of an expansion, at least 1.
+    max_depth: actions of a solution at most, at least 1; an unsolved node there is closed.
+
+  Returns:
+    The `TreeSearchResult`. Of nodes with equal log-probability the oldest is expanded, and of
+    several solutions in one expansion the first proposal wins.
+
+  Raises:
+    ValueError: if `num_expansions`, `branching` or `max_depth` is below 1.
+
+  Reference: Polu and Sutskever, Generative Language Modeling for Automated Theorem Proving, 2020,
+  section 4.2, https://arxiv.org/abs/2009.03393.
+  """
+  for name, value in (
+    ("num_expansions", num_expansions),
+    ("branching", branching),
+    ("max_depth", max_depth),
+  ):
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}.")
+  root_state = jax.tree.map(jnp.asarray, root_state)
+  log_probs = jax.eval_shape(propose_fn, key, root_state)[1]
+  dtype = jnp.promote_types(log_probs.dtype, jnp.float32)
+  capacity = 1 + num_expansions * branching
+
+  def proceed(search):
+    any_open = jnp.any(search.priority > -jnp.inf)
+    return (search.num_expansions < num_expansions) & any_open & (search.solution == 0)
+
+  def expand(search):
+    node = jnp.argmax(search.priority)
+    state = jax.tree.map(lambda leaf: leaf[node], search.states)
+    actions, log_probs = propose_fn(jax.random.fold_in(key, search.num_expansions), state)
+    chex.assert_shape([actions, log_probs], (branching,))
+    children, status = jax.vmap(transition_fn, in_axes=(None, 0))(state, actions)
+    log_probs = search.log_prob[node] + as_accumulator(log_probs).astype(dtype)
+    depth = search.depth[node] + 1
+    possible = log_probs > -jnp.inf
+    solves = possible & (status == 1)
+    is_open = possible & (status == 0) & (depth < max_depth)
+    first_child = 1 + search.num_expansions * branching
+
+    def append(buffer, values):
+      values = jnp.broadcast_to(values, (branching, *buffer.shape[1:])).astype(buffer.dtype)
+      return jax.lax.dynamic_update_slice_in_dim(buffer, values, first_child, axis=0)
+
+    return _Search(
+      num_expansions=search.num_expansions + 1,
+      solution=jnp.where(jnp.any(solves), first_child + jnp.argmax(solves), 0).astype(jnp.int32),
+      states=jax.tree.map(append, search.states, children),
+      priority=append(
+        search.priority.at[node].set(-jnp.inf), jnp.where(is_open, log_probs, -jnp.inf)
+      ),
+      log_prob=append(search.log_prob, log_probs),
+      depth=append(search.depth, depth),
+      action=append(search.action, actions),
+      parent=append(search.parent, node),
+    )
+
+  closed = jnp.full(capacity, -jnp.inf, dtype)
+  integers = jnp.zeros(capacity, jnp.int32)
+  search = _Search(
+    num_expansions=jnp.zeros((), jnp.int32),
+    solution=jnp.zeros((), jnp.int32),
+    states=jax.tree.map(
+      lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype).at[0].set(leaf), root_state
+    ),
+    priority=closed.at[0].set(0.0),
+    log_prob=closed.at[0].set(0.0),
+    depth=integers,
+    action=integers,
+    parent=integers,
+  )
+  search = jax.lax.while_loop(proceed, expand, search)
+  solved = search.solution > 0
+  return TreeSearchResult(
+    solved=solved,
+    actions=_path(search, max_depth),
+    depth=search.depth[search.solution],
+    log_prob=jnp.where(solved, search.log_prob[search.solution], -jnp.inf),
+    num_expansions=search.num_expansions,
+  )
+
+
+def table_best_first_search(
+  log_probs: chex.Array,
+  next_state: chex.Array,
+  solved: chex.Array,
+  *,
+  root: chex.Numeric = 0,
+  num_expansions: int,
+  max_depth: int,
+) -> TreeSearchResult:
+  """`best_first_search` over states that are rows of a table, every action proposed.
+
+  Args:
+    log_probs: log-probability of each action in each state, `[s, a]`.
+    next_state: where it leads, int `[s, a]`; negative where it fails.
+    solved: whether a state is a solution, bool `[s]`; the root counts as open whatever it says.
+    root: the state to start from.
+    num_expansions: how many nodes may be expanded, at least 1.
+    max_depth: actions of a solution at most, at least 1.
+
+  Returns:
+    The `TreeSearchResult`.
+
+  Raises:
+    ValueError: if `num_expansions` or `max_depth` is below 1.
+  """
+  log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
+  chex.assert_rank(log_probs, 2)
+  chex.assert_shape(next_state, log_probs.shape)
+  chex.assert_type(next_state, int)
+  chex.assert_shape(solved, log_probs.shape[:1])
+  num_actions = log_probs.shape[1]
+
+  def propose(_, state):
+    return jnp.arange(num_actions, dtype=jnp.int32), log_probs[state]
+
+  def move(state, action):
+    reached = next_state[state, action].astype(jnp.int32)
+    status = jnp.where(reached < 0, -1, (solved[jnp.maximum(reached, 0)] != 0).astype(jnp.int32))
+    return jnp.maximum(reached, 0), status
+
+  return best_first_search(
+    jax.random.key(0),
+    propose,
+    move,
+    jnp.asarray(root, jnp.int32),
+    num_expansions=num_expansions,
+    branching=num_actions,
+    max_depth=max_depth,
+  )
+
+
+def sample_without_replacement(
+  key: chex.PRNGKey, logits: chex.Array, *, num_samples: int
+) -> DistinctDraws:
+  """Draws distinct tokens one after the other, each from the softmax over those that are left.
+
+  The largest of logits perturbed with Gumbel noise are such draws, in one pass.
+
+  Args:
+    key: random key.
+    logits: scores, `[..., v]`; -inf is drawn only when the others run out.
+    num_samples: number of tokens, in [1, v].
+
+  Returns:
+    The `DistinctDraws`.
+
+  Raises:
+    ValueError: if `num_samples` lies outside [1, v].
+
+  Reference: Kool et al., Stochastic Beams and Where to Find Them, ICML 2019, section 2,
+  https://arxiv.org/abs/1903.06059.
+  """
+  logits = as_accumulator(logits)
+  if not 1 <= num_samples <= logits.shape[-1]:
+    raise ValueError(f"num_samples must lie in [1, {logits.shape[-1]}], got {num_samples}.")
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+  _, tokens = row_top_k(log_probs + noise, num_samples)
+  return DistinctDraws(tokens, jnp.take_along_axis(log_probs, tokens, axis=-1))
+
+
+class _Search(NamedTuple):
+  """The tree, one row a node in the order of creation; row 0 is the root.
+
+  `solution` is 0 until there is one, which the root can never be; `priority` is the log-probability
+  of open nodes and -inf of the others.
+  """
+
+  num_expansions: jax.Array
+  solution: jax.Array
+  states: Any
+  priority: jax.Array
+  log_prob: jax.Array
+  depth: jax.Array
+  action: jax.Array
+  parent: jax.Array
+
+
+def _path(search: _Search, max_depth: int) -> jax.Array:
+  """The actions from the root to the solution, read from its end."""
+
+  def place(_, carry):
+    node, actions = carry
+    # At the root nothing is written: place -1 would count from the end.
+    slot = jnp.where(node > 0, search.depth[node] - 1, max_depth)
+    actions = actions.at[slot].set(search.action[node], mode="drop")
+    return search.parent[node], actions
+
+  start = (search.solution, jnp.full(max_depth, -1, jnp.int32))
+  return jax.lax.fori_loop(0, max_depth, place, start)[1]

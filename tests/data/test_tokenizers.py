@@ -1,0 +1,206 @@
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlab.data.tokenizers import (
+  Tokenizer,
+  encode_chat,
+  load_tokenizer,
+  pad_sequences,
+  render_chat,
+)
+
+needs_jinja = pytest.mark.skipif(
+  importlib.util.find_spec("jinja2") is None, reason="jinja2 is of the extra jaxlab[text]"
+)
+TEMPLATE = (
+  "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}"
+  "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MESSAGES = [
+  {"role": "user", "content": "ab"},
+  {"role": "assistant", "content": "cd"},
+  {"role": "user", "content": "e"},
+  {"role": "assistant", "content": "f"},
+]
+
+
+def characters(template=TEMPLATE):
+  """A tokenizer of one token a character, except that "d$" is one token."""
+
+  def encode(text, *, add_special_tokens=True):
+    return [ord(c) for c in text.replace("d$", "\x01")]
+
+  def decode(ids, *, skip_special_tokens=False):
+    return "".join(map(chr, ids)).replace("\x01", "d$")
+
+  return Tokenizer(encode, decode, 256, chat_template=template, bos_token="^", eos_token="$")
+
+
+@needs_jinja
+def test_a_chat_and_its_mask():
+  tokenizer = characters()
+  found = encode_chat(tokenizer, MESSAGES)
+  assert tokenizer.decode(found.tokens) == "^<user>ab$<assistant>cd$<user>e$<assistant>f$"
+  assert tokenizer.decode(found.tokens[found.loss_mask]) == "cd$f$"
+  assert (found.tokens.dtype, found.loss_mask.dtype) == (np.int32, bool)
+  cut = encode_chat(tokenizer, MESSAGES, max_length=12)
+  np.testing.assert_array_equal(cut.tokens, found.tokens[:12])
+  np.testing.assert_array_equal(cut.loss_mask, found.loss_mask[:12])
+
+
+@needs_jinja
+def test_a_token_across_a_border_belongs_to_what_comes_after():
+  # The end of the user's turn and the start of the assistant's are one token.
+  template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+  chat = [{"role": "user", "content": "abd"}, {"role": "assistant", "content": "$e"}]
+  found = encode_chat(characters(template), chat)
+  np.testing.assert_array_equal(found.tokens, [ord("a"), ord("b"), 1, ord("e")])
+  np.testing.assert_array_equal(found.loss_mask, [False, False, True, True])
+
+
+@needs_jinja
+def test_no_assistant_no_loss():
+  found = encode_chat(characters(), MESSAGES[:1])
+  assert len(found.tokens) and not found.loss_mask.any()
+
+
+@needs_jinja
+def test_a_template_that_rewrites_the_past_is_refused():
+  template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+  with pytest.raises(ValueError, match=r"messages\[1\].* not a prefix"):
+    encode_chat(characters(template), MESSAGES)
+
+
+@needs_jinja
+def test_what_templates_may_use():
+  chat = [{"role": "user", "content": "<ü>", "n": [1, 2]}]
+  assert render_chat("{{ messages[0] | tojson }}", chat) == (
+    '{"role": "user", "content": "<ü>", "n": [1, 2]}'
+  )
+  assert render_chat("{{ messages[0].n | tojson(indent=1) }}", chat) == "[\n 1,\n 2\n]"
+  loop = "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+  assert render_chat(loop, chat) == "01"
+  assert len(render_chat("{{ strftime_now('%Y') }}", chat)) == 4
+  assert render_chat("{{ tools }}", chat, tools="hammer") == "hammer"
+  # Blocks leave no blank lines.
+  assert render_chat("a\n  {% if true %}\nb\n  {% endif %}\nc", chat) == "a\nb\nc"
+
+
+@needs_jinja
+@pytest.mark.parametrize(
+  "template, words",
+  [
+    ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ("{% for %}", "template fails"),
+    ("{{ ''.__class__.__mro__ }}", "template fails"),
+    ("{{ messages.append(1) }}", "template fails"),
+  ],
+)
+def test_templates_that_fail(template, words):
+  with pytest.raises(ValueError, match=words):
+    render_chat(template, list(MESSAGES))
+
+
+def test_what_a_chat_needs():
+  with pytest.raises(ValueError, match="chat_template, got None"):
+    encode_chat(characters(None), MESSAGES)
+  with pytest.raises(ValueError, match="max_length .* got 0"):
+    encode_chat(characters(), MESSAGES, max_length=0)
+
+
+def test_missing_packages_name_the_extra(monkeypatch, tmp_path):
+  (tmp_path / "tokenizer.json").write_text("{}")
+  for package in ("tokenizers", "jinja2"):
+    monkeypatch.setitem(sys.modules, package, None)
+  for call in (lambda: load_tokenizer(tmp_path), lambda: render_chat("", [])):
+    with pytest.raises(ImportError, match=r'pip install "jaxlab\[text\]"'):
+      call()
+
+
+def write(directory, name, content):
+  (directory / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def directory(tmp_path):
+  """A tokenizer of words."""
+  tokenizers = pytest.importorskip("tokenizers")
+  words = ["<unk>", "<s>", "</s>", "hello", "world"]
+  core = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+  )
+  core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  core.add_special_tokens(["<s>", "</s>", "<pad>"])
+  core.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", 1)]
+  )
+  core.save(str(tmp_path / "tokenizer.json"))
+  return tmp_path
+
+
+def test_a_tokenizer_with_nothing_but_its_file(directory):
+  found = load_tokenizer(directory)
+  assert found.encode("hello world") == [1, 3, 4]
+  assert found.encode("hello world", add_special_tokens=False) == [3, 4]
+  assert found.decode(np.array([1, 3, 4])) == "<s> hello world"
+  assert found.decode([1, 3, 4], skip_special_tokens=True) == "hello world"
+  assert found.vocab_size == 6
+  assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, None, None)
+  assert found.chat_template is None
+
+
+def test_special_tokens_and_templates(directory):
+  write(directory, "tokenizer_config.json", {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+  write(directory, "special_tokens_map.json", {"eos_token": "<s>", "pad_token": "<pad>"})
+  (directory / "chat_template.jinja").write_text("file")
+  found = load_tokenizer(directory)
+  assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, 5)
+  assert (found.bos_token, found.eos_token, found.chat_template) == ("<s>", "</s>", "file")
+  named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+  write(directory, "tokenizer_config.json", {"chat_template": named})
+  assert load_tokenizer(directory).chat_template == "b"
+  write(directory, "tokenizer_config.json", {"chat_template": named[:1]})
+  with pytest.raises(ValueError, match="'tool_use'.* no 'default'"):
+    load_tokenizer(directory)
+
+
+def test_malformed_directories(directory, tmp_path):
+  write(directory, "tokenizer_config.json", {"eos_token": "<end>"})
+  with pytest.raises(ValueError, match="'eos_token': '<end>'.* not in the vocabulary"):
+    load_tokenizer(directory)
+  for content, words in (("{", "not valid JSON"), ("[]", "must hold an object, got list")):
+    (directory / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+      load_tokenizer(directory)
+  (directory / "tokenizer.json").write_text("{}")
+  with pytest.raises(ValueError, match="is not a tokenizer"):
+    load_tokenizer(directory)
+  (directory / "tokenizer.json").unlink()
+  with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+    load_tokenizer(directory)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=5), min_size=1, max_size=4))
+def test_padding_on_the_right(sequences):
+  tokens, lengths = pad_sequences(sequences, length=6)
+  assert tokens.shape == (len(sequences), 6) and tokens.dtype == lengths.dtype == np.int32
+  for row, length, sequence in zip(tokens, lengths, sequences):
+    assert length == len(sequence)
+    assert row.tolist() == sequence + [0] * (6 - length)
+
+
+def test_the_width_of_padding():
+  assert pad_sequences([[1], [1, 2, 3]], pad_token_id=-7).tokens.tolist() == [
+    [1, -7, -7],
+    [1, 2, 3],
+  ]
+  with pytest.raises(ValueError, match="length 2 .* 3 tokens"):
+    pad_sequences([[1, 2, 3]], length=2)
+  with pytest.raises(ValueError, match="empty"):
+    pad_sequences([])

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.losses import preference
+
+RNG = np.random.default_rng(0)
+CHOSEN, REJECTED = (-2 * RNG.random((2, 6))).astype(np.float32)
+orpo = jax.jit(preference.orpo_loss)
+log_odds = jax.jit(preference.log_odds_ratio)
+
+
+def slow_log_odds(chosen, rejected):
+  chosen, rejected = np.exp(np.float64(chosen)), np.exp(np.float64(rejected))
+  return np.log(chosen / (1 - chosen)) - np.log(rejected / (1 - rejected))
+
+
+def test_log_odds_equal_the_odds():
+  np.testing.assert_allclose(log_odds(CHOSEN, REJECTED), slow_log_odds(CHOSEN, REJECTED), rtol=1e-5)
+
+
+def test_orpo_is_likelihood_and_odds():
+  odds = slow_log_odds(CHOSEN, REJECTED)
+  for weight in (0.0, 0.1, 2.0):
+    expected = -CHOSEN + weight * np.logaddexp(0, -odds)
+    np.testing.assert_allclose(orpo(CHOSEN, REJECTED, weight=weight), expected, rtol=1e-5)
+  np.testing.assert_allclose(orpo(CHOSEN, REJECTED), orpo(CHOSEN, REJECTED, weight=0.1), rtol=1e-6)
+
+
+def test_equal_responses():
+  np.testing.assert_allclose(orpo(CHOSEN, CHOSEN), -CHOSEN + 0.1 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [0.0, -1e-9, -1e-7, -1e4])
+@pytest.mark.parametrize("rejected", [0.0, -1e-9, -1.0, -1e4])
+def test_sure_and_impossible_responses_are_finite(chosen, rejected):
+  value, slope = jax.jit(
+    jax.value_and_grad(lambda a, c: preference.orpo_loss(a, c).sum(), argnums=(0, 1))
+  )(np.float32([chosen]), np.float32([rejected]))
+  assert np.isfinite(value) and all(np.isfinite(x).all() for x in slope)
+  if chosen == -1e4 and rejected == -1.0:
+    np.testing.assert_allclose(value, 1e4 + 0.1 * (1e4 - 1.0 - np.log(1 - np.exp(-1))), rtol=1e-5)
+
+
+def test_half_precision_and_vmap():
+  half = jnp.asarray(CHOSEN, jnp.bfloat16), jnp.asarray(REJECTED, jnp.bfloat16)
+  found = orpo(*half)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, orpo(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+  mapped = jax.vmap(preference.orpo_loss)(CHOSEN, REJECTED)
+  np.testing.assert_allclose(mapped, orpo(CHOSEN, REJECTED), rtol=1e-6)
+
+
+def test_errors():
+  with pytest.raises(ValueError, match=r"weight must lie in \[0, inf\), got -0.1"):
+    preference.orpo_loss(CHOSEN, REJECTED, weight=-0.1)
+  for loss in (preference.orpo_loss, preference.log_odds_ratio):
+    with pytest.raises(AssertionError):
+      loss(CHOSEN, REJECTED[:2])

@@ -1,0 +1,259 @@
+import fractions
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlab.metrics import inference_scaling
+
+PROBLEMS, N = 4, 6
+RNG = np.random.default_rng(0)
+CORRECT = RNG.random((PROBLEMS, N)) < np.array([0.1, 0.4, 0.7, 0.0])[:, None]
+SCORES = RNG.normal(size=(PROBLEMS, N)).astype(np.float32)
+KS = tuple(range(1, N + 1))
+KEY = jax.random.key(0)
+
+pass_at_k = jax.jit(inference_scaling.pass_at_k, static_argnames=("num_samples", "k"))
+coverage_curve = jax.jit(inference_scaling.coverage_curve, static_argnames="ks")
+best_of_k = jax.jit(inference_scaling.best_of_k_accuracy, static_argnames="ks")
+selection = jax.jit(
+  inference_scaling.selection_accuracy_curve, static_argnames=("ks", "method", "num_subsets")
+)
+policy = jax.jit(lambda q, n: inference_scaling.optimal_coverage_policy(q, num_samples=n))
+
+
+def exact_pass(c, n, k):
+  return float(1 - fractions.Fraction(math.comb(n - c, k), math.comb(n, k)))
+
+
+@pytest.mark.parametrize("k", KS)
+def test_pass_at_k_is_the_average_over_subsets(k):
+  for row in CORRECT:
+    subsets = list(itertools.combinations(row, k))
+    expected = np.mean([any(subset) for subset in subsets])
+    found = pass_at_k(int(row.sum()), num_samples=N, k=k)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_pass_at_k_of_large_pools_equals_rational_arithmetic():
+  counts = np.array([0, 1, 2, 10, 1000, 9_000, 9_999, 10_000])
+  for k in (1, 7, 1000, 9_999, 10_000):
+    expected = [exact_pass(int(c), 10_000, k) for c in counts]
+    found = pass_at_k(counts, num_samples=10_000, k=k)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+
+
+def test_pass_at_k_is_monotone_and_ends_at_any_success():
+  counts = np.arange(N + 1)
+  table = np.stack([pass_at_k(counts, num_samples=N, k=k) for k in KS])
+  assert np.all(np.diff(table, axis=0) >= 0) and np.all(np.diff(table, axis=1) >= 0)
+  np.testing.assert_allclose(table[0], counts / N, rtol=1e-6)
+  np.testing.assert_array_equal(table[-1], counts > 0)
+
+
+def test_traced_counts_are_clipped():
+  np.testing.assert_array_equal(pass_at_k(np.array([-3, 99]), num_samples=N, k=2), [0, 1])
+
+
+def test_coverage_curve():
+  expected = [np.mean([exact_pass(int(c), N, k) for c in CORRECT.sum(1)]) for k in KS]
+  found = coverage_curve(CORRECT, ks=KS)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(coverage_curve(CORRECT.astype(np.float32), ks=KS), found)
+
+
+def test_coverage_of_one_rate_is_the_binomial():
+  p, ks = 0.03, (1, 4, 16, 64)
+  correct = np.random.default_rng(1).random((2000, 256)) < p
+  expected = 1 - (1 - p) ** np.array(ks)
+  np.testing.assert_allclose(coverage_curve(correct, ks=ks), expected, atol=0.01)
+
+
+def test_best_of_k_is_the_average_over_subsets():
+  tied = np.round(SCORES)
+  for scores in (SCORES, tied):
+    found = best_of_k(scores, CORRECT, ks=KS)
+    for row, k in itertools.product(range(PROBLEMS), KS):
+      chosen = [
+        CORRECT[row, max(subset, key=lambda i: (scores[row, i], i))]
+        for subset in itertools.combinations(range(N), k)
+      ]
+      np.testing.assert_allclose(found[row, k - 1], np.mean(chosen), rtol=1e-5)
+
+
+def test_best_of_k_of_special_scores():
+  oracle = best_of_k(CORRECT.astype(np.float32), CORRECT, ks=KS)
+  expected = [[exact_pass(int(c), N, k) for k in KS] for c in CORRECT.sum(1)]
+  np.testing.assert_allclose(oracle, expected, rtol=1e-5)
+  always = best_of_k(SCORES, np.ones((PROBLEMS, N)), ks=KS)
+  np.testing.assert_allclose(always, np.ones((PROBLEMS, N)), rtol=1e-6)
+  np.testing.assert_allclose(best_of_k(SCORES, CORRECT, ks=(1,))[:, 0], CORRECT.mean(1), rtol=1e-6)
+
+
+def slow_vote(answers, correct, weights, k):
+  """Average over all subsets, ties shared among distinct answers."""
+  credits = []
+  for subset in itertools.combinations(range(len(answers)), k):
+    votes, right = {}, {}
+    for i in subset:
+      if answers[i] >= 0:
+        votes[answers[i]] = votes.get(answers[i], 0.0) + weights[i]
+        right.setdefault(answers[i], []).append(correct[i])
+    best = [a for a, v in votes.items() if np.isclose(v, max(votes.values()))]
+    credits.append(np.mean([np.mean(right[a]) for a in best]) if best else 0.0)
+  return np.mean(credits)
+
+
+@pytest.mark.parametrize("method", ["majority", "weighted_majority"])
+def test_votes_approach_the_average_over_subsets(method):
+  answers = np.array([[0, 0, 1, 1, 2, 3], [5, 5, 5, 2, 2, -1], [-1, -1, -2, -1, -1, -1], [7] * 6])
+  correct = answers == np.array([1, 5, -1, 3])[:, None]
+  scores = RNG.random((PROBLEMS, N)).astype(np.float32) + 0.1
+  weights = scores if method == "weighted_majority" else np.ones((PROBLEMS, N))
+  found = selection(
+    KEY, answers, correct & (answers >= 0), ks=KS, scores=scores, method=method, num_subsets=2000
+  )
+  for k in KS:
+    rows = [slow_vote(a, c, w, k) for a, c, w in zip(answers, correct, weights)]
+    # One sample and all samples leave nothing to chance, but for which one it is.
+    np.testing.assert_allclose(found[k - 1], np.mean(rows), atol=1e-5 if k == N else 0.02)
+
+
+def test_negative_scores_do_not_elect_absent_answers():
+  answers = np.array([[0, 1, 1, 2]])
+  scores = np.float32([[-1.0, -2.0, -3.0, -4.0]])
+  found = selection(
+    KEY, answers, answers == 0, ks=(4,), scores=scores, method="weighted_majority", num_subsets=2
+  )
+  np.testing.assert_array_equal(found, [1])
+
+
+def test_selection_by_score_is_exact():
+  answers = np.where(CORRECT, 1, 0)
+  found = selection(KEY, answers, CORRECT, ks=KS, scores=SCORES, method="best_of_n")
+  np.testing.assert_allclose(found, best_of_k(SCORES, CORRECT, ks=KS).mean(0), rtol=1e-5)
+
+
+def test_a_sure_majority_always_wins():
+  answers = np.array([[4] * 9 + [0]])
+  found = selection(KEY, answers, answers == 4, ks=(3, 10), num_subsets=50)
+  np.testing.assert_array_equal(found, [1, 1])
+
+
+def test_inference_flops():
+  found = inference_scaling.inference_flops(
+    num_params=70e9, prompt_tokens=500, generated_tokens=np.array([100, 1000]), num_samples=10_000
+  )
+  expected = 2 * 70e9 * (500 + 10_000 * np.array([100.0, 1000.0]))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  for name in ("num_params", "prompt_tokens", "generated_tokens", "num_samples"):
+    sizes = {"num_params": 1, "prompt_tokens": 1, "generated_tokens": 1, "num_samples": 1}
+    with pytest.raises(ValueError, match=f"{name} must lie .*got -1"):
+      inference_scaling.inference_flops(**sizes | {name: -1})
+
+
+def objective(p, q, n):
+  return np.sum(q * -np.expm1(n * np.log1p(-np.minimum(p, 1 - 1e-15))), axis=-1)
+
+
+@pytest.mark.parametrize("n", [1.0, 1.3, 2.0, 5.0, 40.0])
+def test_the_policy_beats_random_ones(n):
+  q = np.random.default_rng(2).dirichlet(np.full(5, 0.7)).astype(np.float32)
+  p = np.asarray(policy(q, n), np.float64)
+  np.testing.assert_allclose(p.sum(), 1, atol=1e-6)
+  assert np.all(p >= 0)
+  rivals = np.random.default_rng(3).dirichlet(np.full(5, 0.5), 10_000)
+  corners = np.eye(5)
+  for others in (rivals, corners, 0.99 * p + 0.01 * corners):
+    assert objective(p, q, n) >= objective(others, q, n).max() - 1e-6
+  active = p > 1e-6
+  gain = q[active] * (1 - p[active]) ** (n - 1)
+  if n > 1 and active.sum() > 1:
+    np.testing.assert_allclose(gain, gain[0], rtol=1e-3)
+
+
+def test_limits_of_the_policy():
+  q = np.float32([[0.2, 0.5, 0.0, 0.3], [0.4, 0.1, 0.4, 0.1]])
+  np.testing.assert_array_equal(policy(q, 1.0), [[0, 1, 0, 0], [1, 0, 0, 0]])
+  uniform = [[1 / 3, 1 / 3, 0, 1 / 3], [0.25] * 4]
+  np.testing.assert_allclose(policy(q, 1e6), uniform, atol=1e-5)
+  two = np.asarray(policy(q, 2.0))
+  assert two[1, 0] == two[1, 2] and two[1, 1] == two[1, 3]
+  # Nearly one sample: nearly all on the likeliest, shared among equals.
+  np.testing.assert_allclose(policy(q, 1.001), [[0, 1, 0, 0], [0.5, 0, 0.5, 0]], atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1e-3, 1), min_size=6, max_size=6), st.floats(1.1, 200))
+def test_the_policy_follows_the_order_and_the_largest_falls_with_samples(q, n):
+  q = np.float32(q) / np.float32(sum(q))
+  p = np.asarray(policy(q, n))
+  order = np.argsort(q)
+  assert np.all(np.diff(p[order]) >= -1e-6)
+  np.testing.assert_allclose(p.sum(), 1, atol=1e-5)
+  assert np.max(policy(q, 2 * n)) <= p.max() + 1e-6
+
+
+def test_greedy_calibration():
+  confidence = np.float32([0.05, 0.1, 0.55, 0.6, 0.95, 1.0])
+  correct = np.array([0, 1, 0, 1, 1, 0])
+  found = jax.jit(inference_scaling.greedy_calibration)(np.log(confidence), correct)
+  # Bins (0, .1], (.5, .6] and (.9, 1].
+  gaps = [abs(0.075 - 0.5), abs(0.575 - 0.5), abs(0.975 - 0.5)]
+  np.testing.assert_allclose(found.mean_confidence, confidence.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found.accuracy, 0.5)
+  np.testing.assert_allclose(found.overconfidence, confidence.mean() - 0.5, rtol=1e-4)
+  np.testing.assert_allclose(found.expected_calibration_error, np.mean(gaps), rtol=1e-5)
+  never = inference_scaling.greedy_calibration(np.float32([-1e4]), np.array([False]))
+  assert all(float(value) == 0 for value in never)
+
+
+def test_vmap_is_a_loop():
+  np.testing.assert_allclose(
+    jax.vmap(functools.partial(inference_scaling.pass_at_k, num_samples=N, k=3))(np.arange(4)),
+    pass_at_k(np.arange(4), num_samples=N, k=3),
+  )
+  q = jax.nn.softmax(SCORES)
+  np.testing.assert_allclose(jax.vmap(policy, (0, None))(q, 3.0), policy(q, 3.0), rtol=1e-5)
+  mapped = jax.vmap(lambda n: policy(q[0], n))(jnp.array([1.0, 2.0, 9.0]))
+  np.testing.assert_allclose(mapped, [policy(q[0], n) for n in (1.0, 2.0, 9.0)], rtol=1e-5)
+  assert policy(q.astype(jnp.bfloat16), 3.0).dtype == jnp.float32
+
+
+def test_errors():
+  answers = np.zeros((PROBLEMS, N), int)
+  select = functools.partial(inference_scaling.selection_accuracy_curve, KEY, answers, CORRECT)
+  for call, message in (
+    (lambda: inference_scaling.pass_at_k(1, num_samples=N, k=0), r"k must lie in \[1, 6\].*got 0"),
+    (lambda: inference_scaling.pass_at_k(1, num_samples=N, k=7), "got 7"),
+    (lambda: inference_scaling.pass_at_k(7, num_samples=N, k=2), "num_correct .*got 7"),
+    (lambda: inference_scaling.coverage_curve(CORRECT, ks=()), "ks"),
+    (lambda: inference_scaling.coverage_curve(CORRECT, ks=(1, 9)), "got 9"),
+    (lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT, ks=(0,)), "got 0"),
+    (lambda: select(ks=()), "ks"),
+    (lambda: select(ks=(7,)), "got 7"),
+    (lambda: select(ks=(2,), method="oracle"), "method .*'oracle'"),
+    (lambda: select(ks=(2,), method="best_of_n"), "scores"),
+    (lambda: select(ks=(2,), num_subsets=0), "num_subsets .*got 0"),
+    (lambda: inference_scaling.optimal_coverage_policy([0.5], num_samples=0.5), "num_samples"),
+    (lambda: inference_scaling.optimal_coverage_policy([-0.5], num_samples=2), "answer_posterior"),
+    (lambda: inference_scaling.greedy_calibration([-1.0], [True], num_bins=0), "num_bins"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()
+  for call in (
+    lambda: inference_scaling.pass_at_k(1.5, num_samples=N, k=2),
+    lambda: inference_scaling.coverage_curve(CORRECT[0], ks=(1,)),
+    lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT[:2], ks=(1,)),
+    lambda: inference_scaling.selection_accuracy_curve(KEY, answers, CORRECT[:2], ks=(1,)),
+    lambda: inference_scaling.greedy_calibration(SCORES[0], CORRECT[0, :2]),
+  ):
+    with pytest.raises(AssertionError):
+      call()

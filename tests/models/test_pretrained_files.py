@@ -1,0 +1,91 @@
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+
+TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3)}
+
+
+def test_one_file_and_shards(tmp_path):
+  one, shards = tmp_path / "one", tmp_path / "shards"
+  one.mkdir(), shards.mkdir()
+  safetensors.numpy.save_file(TENSORS, one / "model.safetensors")
+  for name, x in TENSORS.items():
+    safetensors.numpy.save_file({name: x}, shards / f"{name}.safetensors")
+  index = {"weight_map": {name: f"{name}.safetensors" for name in TENSORS}}
+  (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+  for directory in (one, shards):
+    with open_tensors(directory) as files:
+      assert files.shapes == {"a": (2, 3), "b": (3,)}
+      part = files.read("a", (slice(1, 2), slice(0, 2)))
+      np.testing.assert_array_equal(part, [[3, 4]])
+  (shards / "b.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match="lacks b.safetensors"), open_tensors(shards):
+    pass
+
+
+@pytest.mark.parametrize(
+  "files, words",
+  [
+    ({"pytorch_model.bin": "x"}, "pickled weights, pytorch_model.bin"),
+    ({"model.safetensors": "x"}, "is not a safetensors file"),
+    ({"model.safetensors.index.json": "{}"}, "lacks weight_map"),
+    (
+      {"model.safetensors.index.json": '{"weight_map": {"a": "../a.safetensors"}}'},
+      "points out of its directory",
+    ),
+  ],
+)
+def test_weights_that_are_refused(tmp_path, files, words):
+  for name, content in files.items():
+    (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=words), open_tensors(tmp_path):
+    pass
+
+
+def test_no_weights(tmp_path):
+  with pytest.raises(FileNotFoundError, match="neither model.safetensors"), open_tensors(tmp_path):
+    pass
+
+
+def test_json_objects(tmp_path):
+  path = tmp_path / "x.json"
+  for content, words in (("{", "not valid JSON"), ("[1]", "must hold an object, got list")):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+      read_json(path)
+
+
+def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+  directory = tmp_path / "new" / "model"
+  with write_directory(directory, marker="mark") as new:
+    (new / "mark").write_text("1")
+    (new / "old").write_text("1")
+  with pytest.raises(KeyError), write_directory(directory, marker="mark") as new:
+    (new / "mark").write_text("2")
+    raise KeyError
+  assert (directory / "mark").read_text() == "1"
+  with write_directory(directory, marker="mark") as new:
+    (new / "mark").write_text("3")
+    assert (directory / "mark").read_text() == "1"
+  assert [path.name for path in directory.iterdir()] == ["mark"]
+  assert (directory / "mark").read_text() == "3"
+  assert [path.name for path in directory.parent.iterdir()] == ["model"]
+
+
+def test_directories_of_others_are_left_alone(tmp_path):
+  (tmp_path / "thesis.tex").write_text("1")
+  for target in (tmp_path, tmp_path / "thesis.tex"):
+    with (
+      pytest.raises(FileExistsError, match="holds other files"),
+      write_directory(target, marker="config.json"),
+    ):
+      pass
+  assert (tmp_path / "thesis.tex").read_text() == "1"
+  (tmp_path / "empty").mkdir()
+  with write_directory(tmp_path / "empty", marker="config.json") as new:
+    (new / "x").write_text("1")
+  assert (tmp_path / "empty" / "x").exists()

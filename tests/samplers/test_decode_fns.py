@@ -1,0 +1,237 @@
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.samplers import decode_fns as contract
+from jaxlab.samplers import decoding
+
+V, T = 7, 4
+
+
+class Output(NamedTuple):
+  logits: Any
+  cache: Any
+
+
+class TinyLM(nn.Module):
+  """One layer of one head that keeps the cache contract; without a cache it is causal."""
+
+  vocab_size: int = V
+  width: int = 8
+
+  @nn.nowrap
+  def init_cache(self, batch_size, max_length):
+    empty = jnp.zeros((batch_size, max_length, self.width))
+    return {"keys": empty, "values": empty}
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, *, cache=None):
+    batch, width = tokens.shape
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
+    scale = 2.0 ** -jnp.arange(self.width // 2)
+    angle = positions[..., None] * scale
+    x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0))(tokens)
+    x += jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    query, keys, values = jnp.split(nn.Dense(3 * self.width)(x), 3, axis=-1)
+    if cache is not None:
+      rows = jnp.arange(batch)[:, None]
+      write = lambda slots, new: slots.at[rows, positions].set(new, mode="drop")  # noqa: E731
+      cache = {"keys": write(cache["keys"], keys), "values": write(cache["values"], values)}
+      keys, values = cache["keys"], cache["values"]
+    scores = query @ jnp.swapaxes(keys, 1, 2)
+    visible = jnp.arange(keys.shape[1]) <= positions[..., None]
+    x += jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1) @ values
+    return Output(nn.Dense(self.vocab_size)(jnp.tanh(x)), cache)
+
+
+MODEL = TinyLM()
+PARAMS = MODEL.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+DRAFT_PARAMS = jax.tree.map(lambda x: x + 0.3 * jnp.sign(x), PARAMS)
+FNS = contract.flax_decode_fns(MODEL, PARAMS)
+RNG = np.random.default_rng(0)
+PROMPTS = RNG.integers(0, V, (5, 4)).astype(np.int32)
+LENGTHS = np.array([4, 1, 2, 3, 4], np.int32)
+forward = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
+greedy = jax.jit(
+  lambda fns, prompts, lengths: decoding.generate(
+    jax.random.key(0),
+    fns,
+    prompts,
+    lengths,
+    max_new_tokens=T,
+    temperature=0.0,
+    eos_token_id=2,
+    return_logits=True,
+  )
+)
+
+
+def next_logits(text):
+  """Logits after a text, from the model without a cache."""
+  padded = np.zeros((1, PROMPTS.shape[1] + T), np.int32)
+  padded[0, : len(text)] = text
+  return np.asarray(forward(padded))[0, len(text) - 1]
+
+
+@pytest.fixture(scope="module")
+def generated():
+  return jax.tree.map(np.asarray, greedy(FNS, PROMPTS, LENGTHS))
+
+
+def test_the_cache_changes_nothing(generated):
+  for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS)):
+    text = prompt[:length].tolist()
+    for step in range(generated.lengths[row]):
+      logits = next_logits(text)
+      np.testing.assert_allclose(generated.logits[row, step], logits, rtol=1e-4, atol=1e-5)
+      text.append(int(np.argmax(logits)))
+    assert generated.tokens[row, : generated.lengths[row]].tolist() == text[length:]
+    assert generated.finished[row] == (text[-1] == 2)
+  assert len(set(map(tuple, generated.tokens.tolist()))) > 2
+
+
+def test_padding_and_neighbours_change_nothing(generated):
+  short = LENGTHS <= 2
+  alone = greedy(FNS, PROMPTS[short][:, :2], LENGTHS[short])
+  wider = np.concatenate([PROMPTS, RNG.integers(0, V, (5, 3))], axis=1)
+  wide = greedy(FNS, wider, LENGTHS)
+  other = np.where(np.arange(4) < LENGTHS[:, None], PROMPTS, (PROMPTS + 3) % V)
+  refilled = greedy(FNS, other, LENGTHS)
+  for found, rows in ((alone, short), (wide, slice(None)), (refilled, slice(None))):
+    np.testing.assert_array_equal(found.tokens, generated.tokens[rows])
+    np.testing.assert_array_equal(found.lengths, generated.lengths[rows])
+    np.testing.assert_allclose(found.log_probs, generated.log_probs[rows], rtol=1e-4, atol=1e-5)
+
+
+def texts(output, prompts=PROMPTS, lengths=LENGTHS):
+  """Prompts with what was generated right behind them, and the lengths of both."""
+  whole = np.zeros((len(prompts), prompts.shape[1] + T), np.int32)
+  for row, length in enumerate(lengths):
+    whole[row, :length] = prompts[row, :length]
+    whole[row, length : length + T] = output.tokens[row]
+  return whole, lengths + output.lengths
+
+
+def test_scores_are_the_log_probs_of_generation(generated):
+  whole, total = texts(generated)
+  found = np.asarray(jax.jit(contract.score_sequences)(FNS, whole, total, LENGTHS))
+  for row, length in enumerate(LENGTHS):
+    np.testing.assert_allclose(
+      found[row, length : length + T], generated.log_probs[row], rtol=1e-4, atol=1e-5
+    )
+    assert not found[row, :length].any() and not found[row, length + T :].any()
+
+
+def test_scores_of_a_table_and_their_gradient():
+  table = RNG.normal(size=(V, V)).astype(np.float32) * np.float32([[1e4]] + [[1.0]] * (V - 1))
+  log_probs = table.astype(np.float64)
+  log_probs -= log_probs.max(-1, keepdims=True)
+  log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+  lengths, prompt_lengths = np.array([4, 3, 0, 2, 4]), np.array([1, 0, 2, 2, 3])
+
+  def total(table):
+    fns = contract.table_decode_fns(table)
+    scores = contract.score_sequences(fns, PROMPTS, lengths, prompt_lengths)
+    return scores.sum(), scores
+
+  (_, found), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(table)
+  expected, slopes = np.zeros((5, 4)), np.zeros((V, V))
+  for row in range(5):
+    for t in range(max(prompt_lengths[row], 1), lengths[row]):
+      last, token = PROMPTS[row, t - 1 : t + 1]
+      expected[row, t] = log_probs[last, token]
+      slopes[last] += np.eye(V)[token] - np.exp(log_probs[last])
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(slope, slopes, rtol=1e-4, atol=1e-5)
+  one = contract.score_sequences(
+    contract.table_decode_fns(table), PROMPTS[:, :1], lengths * 0, lengths
+  )
+  np.testing.assert_array_equal(one, np.zeros((5, 1)))
+
+
+def test_beams_reorder_the_cache():
+  """Scores of the hypotheses, recomputed without a cache."""
+  found = jax.jit(
+    lambda fns: decoding.beam_search(
+      fns, PROMPTS, LENGTHS, num_beams=3, max_new_tokens=T, eos_token_id=2, length_penalty=0.0
+    )
+  )(FNS)
+  score = jax.jit(contract.score_sequences)
+  for beam in range(3):
+    picked = jax.tree.map(lambda leaf, beam=beam: np.asarray(leaf[:, beam]), found)
+    whole, total = texts(picked)
+    scores = score(FNS, whole, total, LENGTHS).sum(-1)
+    np.testing.assert_allclose(picked.scores, scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("draft_params", [PARAMS, DRAFT_PARAMS], ids=["same", "other"])
+def test_speculation_keeps_two_caches_in_step(generated, draft_params):
+  found = jax.jit(
+    lambda target, draft: decoding.speculative_decode(
+      jax.random.key(0),
+      target,
+      draft,
+      PROMPTS,
+      LENGTHS,
+      num_draft_tokens=2,
+      max_new_tokens=T,
+      temperature=0.0,
+      eos_token_id=2,
+    )
+  )(FNS, contract.flax_decode_fns(MODEL, draft_params))
+  np.testing.assert_array_equal(found.tokens, generated.tokens)
+  np.testing.assert_array_equal(found.lengths, generated.lengths)
+  np.testing.assert_allclose(found.log_probs, generated.log_probs, rtol=1e-4, atol=1e-5)
+  if draft_params is PARAMS:
+    np.testing.assert_array_equal(found.num_accepted, 2 * found.num_target_calls)
+
+
+def test_equal_models_share_a_program(generated):
+  before = greedy._cache_size()
+  fns = contract.flax_decode_fns(TinyLM(), DRAFT_PARAMS)
+  found = greedy(fns, PROMPTS, LENGTHS)
+  assert greedy._cache_size() == before
+  assert np.any(found.tokens != generated.tokens)
+
+
+def test_prefill_leaves_the_last_tokens():
+  start = jax.jit(lambda: contract.prefill(FNS, PROMPTS, LENGTHS, max_length=9))()
+  np.testing.assert_array_equal(start.tokens, PROMPTS[np.arange(5), LENGTHS - 1])
+  np.testing.assert_array_equal(start.positions, LENGTHS - 1)
+  logits, _ = FNS.apply(start.tokens[:, None], start.cache, start.positions[:, None])
+  for row in range(5):
+    expected = next_logits(PROMPTS[row, : LENGTHS[row]])
+    np.testing.assert_allclose(logits[row, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_repeated_side_by_side():
+  tree = {"a": jnp.arange(4).reshape(2, 2), "b": jnp.arange(2)}
+  found = contract.repeat_rows(tree, 2)
+  np.testing.assert_array_equal(found["a"], [[0, 1], [0, 1], [2, 3], [2, 3]])
+  np.testing.assert_array_equal(found["b"], [0, 0, 1, 1])
+
+
+def test_token_ids():
+  assert contract.as_token_ids(None) == ()
+  assert contract.as_token_ids(3) == contract.as_token_ids(np.int64(3)) == (3,)
+  assert contract.as_token_ids([1, 2]) == contract.as_token_ids(np.array([1, 2])) == (1, 2)
+  tokens = jnp.array([[0, 1], [2, 3]])
+  np.testing.assert_array_equal(contract.is_any_token(tokens, (3, 0)), [[1, 0], [0, 1]])
+  assert not contract.is_any_token(tokens, ()).any()
+
+
+def test_errors():
+  table = np.zeros((V, V), np.float32)
+  with pytest.raises(AssertionError):
+    contract.table_decode_fns(table[:3])
+  with pytest.raises(ValueError, match="lengths.*9"):
+    contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS * 0 + 9, LENGTHS)
+  with pytest.raises(ValueError, match="prompt_lengths.*-1"):
+    contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS, LENGTHS * 0 - 1)
+  with pytest.raises(AssertionError):
+    contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS[:2], LENGTHS)

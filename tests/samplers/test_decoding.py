@@ -1,0 +1,73 @@
+"""What holds of all decoders: their one door, and a batch that stays where it is."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlab.samplers import decoding
+
+V = 6
+RNG = np.random.default_rng(0)
+TABLE, DRAFT = RNG.normal(size=(2, V, V)).astype(np.float32)
+FNS, DRAFT_FNS = map(decoding.table_decode_fns, (TABLE, DRAFT))
+PROMPTS = RNG.integers(0, V, (8, 3)).astype(np.int32)
+LENGTHS = np.array([1, 2, 3, 3, 2, 1, 1, 2], np.int32)
+KEY = jax.random.key(0)
+
+
+def test_one_door():
+  assert decoding.__all__ == sorted(decoding.__all__, key=str.lower)
+  for name in decoding.__all__:
+    assert getattr(decoding, name).__doc__, name
+
+
+def sample(prompts, lengths):
+  return decoding.generate_n(
+    KEY,
+    FNS,
+    prompts,
+    lengths,
+    num_samples=2,
+    max_new_tokens=4,
+    eos_token_id=0,
+    temperature=0.8,
+    top_k=4,
+    top_p=0.95,
+    min_p=0.02,
+    typical_p=0.98,
+    repetition_penalty=1.2,
+    stop_sequences=((2, 3),),
+    min_new_tokens=1,
+    return_logits=True,
+  )
+
+
+def search(prompts, lengths):
+  return decoding.beam_search(FNS, prompts, lengths, num_beams=2, max_new_tokens=4, eos_token_id=0)
+
+
+def speculate(prompts, lengths):
+  return decoding.speculative_decode(
+    KEY, FNS, DRAFT_FNS, prompts, lengths, num_draft_tokens=2, max_new_tokens=4, eos_token_id=0
+  )
+
+
+def score(prompts, lengths):
+  return decoding.score_sequences(FNS, prompts, lengths, jnp.ones_like(lengths))
+
+
+@pytest.mark.parametrize("decode", [sample, search, speculate, score])
+def test_rows_never_leave_their_device(decode):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.device_put((PROMPTS, LENGTHS), NamedSharding(mesh, PartitionSpec("data")))
+  compiled = jax.jit(decode).lower(*rows).compile()
+  # Whether all have ended is a number; no more may travel.
+  travels = re.findall(r"all-gather|all-to-all|collective-permute", compiled.as_text())
+  assert not travels
+  expected = jax.jit(decode)(PROMPTS, LENGTHS)
+  for found, leaf in zip(jax.tree.leaves(compiled(*rows)), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-6)

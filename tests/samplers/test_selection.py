@@ -1,0 +1,75 @@
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.samplers import selection
+
+N = 6
+vote = jax.jit(selection.majority_vote)
+
+
+def slow_vote(answers, weights):
+  """One row; weights are 0 where a sample is masked."""
+  votes = {}
+  for answer, weight in zip(answers, weights):
+    if answer >= 0 and weight is not None:
+      votes[answer] = votes.get(answer, 0.0) + weight
+  if not votes:
+    return -1, 0.0, 0
+  winner = max(votes, key=votes.get)  # The first of equal ones: dictionaries keep their order.
+  first = next(i for i, (a, w) in enumerate(zip(answers, weights)) if a == winner and w is not None)
+  total = sum(votes.values())
+  return winner, votes[winner] / total if total else 0.0, first
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+  st.lists(st.integers(-2, 3), min_size=N, max_size=N),
+  st.lists(st.integers(0, 4), min_size=N, max_size=N),
+  st.lists(st.booleans(), min_size=N, max_size=N),
+)
+def test_vote_is_the_loop(answers, weights, mask):
+  found = vote(np.array(answers), weights=np.float32(weights), mask=np.array(mask))
+  expected = slow_vote(answers, [w if m else None for w, m in zip(weights, mask)])
+  np.testing.assert_allclose([float(x) for x in found], expected, rtol=1e-6)
+
+
+def test_votes_of_many_problems():
+  answers = np.array([[[5, 7, 7, -1], [-1, -3, -1, -1]], [[3, 2, 2, 3], [10**9, 1, 10**9, 2]]])
+  found = vote(answers)
+  np.testing.assert_array_equal(found.answer, [[7, -1], [3, 10**9]])
+  np.testing.assert_allclose(found.share, [[2 / 3, 0.0], [0.5, 0.5]], rtol=1e-6)
+  np.testing.assert_array_equal(found.index, [[1, 0], [0, 0]])
+  mapped = jax.vmap(jax.vmap(selection.majority_vote))(answers)
+  jax.tree.map(np.testing.assert_array_equal, mapped, found)
+
+
+def test_weights_turn_a_vote_and_broadcast():
+  answers = jnp.array([[1, 2, 2], [2, 1, 1]])
+  found = vote(answers, weights=jnp.array([0.8, 0.3, 0.3]), mask=jnp.array([1, 1, 0]))
+  np.testing.assert_array_equal(found.answer, [1, 2])
+  np.testing.assert_allclose(found.share, 0.8 / 1.1, rtol=1e-6)
+
+
+def test_valid_answers_without_weight():
+  found = vote(jnp.array([-1, 4, 2]), weights=jnp.zeros(3))
+  assert (int(found.answer), float(found.share), int(found.index)) == (4, 0.0, 1)
+
+
+def test_best_of_n():
+  best = jax.jit(selection.best_of_n)
+  scores = np.array([[1.0, 3.0, 3.0], [np.nan, -1.0, -2.0], [-np.inf, -np.inf, np.nan]])
+  np.testing.assert_array_equal(best(scores), [1, 1, 0])
+  mask = np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]])
+  np.testing.assert_array_equal(best(scores, mask=mask), [2, 0, 1])
+  np.testing.assert_array_equal(best(scores, mask=np.zeros(3)), [0, 0, 0])
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="weights"):
+    selection.majority_vote(jnp.array([1, 2]), weights=jnp.array([1.0, -0.5]))
+  with pytest.raises(AssertionError):
+    selection.majority_vote(jnp.array([1.0, 2.0]))

@@ -1,0 +1,205 @@
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxlab.samplers import decode_fns as contract
+from jaxlab.samplers import generation, speculative, token_filters
+
+V = 5
+RNG = np.random.default_rng(0)
+TABLE = RNG.normal(size=(V, V)).astype(np.float32) * 1.5
+DRAFT = RNG.normal(size=(V, V)).astype(np.float32)
+TARGET_FNS, DRAFT_FNS = map(contract.table_decode_fns, (TABLE, DRAFT))
+PROMPTS = RNG.integers(0, V, (6, 3)).astype(np.int32)
+LENGTHS = np.array([1, 2, 3, 3, 2, 1], np.int32)
+STATIC = ("num_draft_tokens", "max_new_tokens", "top_k", "eos_token_id", "pad_token_id")
+decode = jax.jit(speculative.speculative_decode, static_argnames=STATIC)
+greedy = functools.partial(
+  jax.jit(speculative.speculative_decode, static_argnames=(*STATIC, "temperature")),
+  temperature=0.0,
+)
+verify = jax.jit(speculative.speculative_verify)
+
+
+def random_probs(*shape):
+  probs = RNG.dirichlet(np.full(V, 0.5), shape)
+  return probs.astype(np.float32)
+
+
+def test_accepted_and_residual_mass_make_the_target():
+  """For every draft token, the verdict just on both sides of its threshold."""
+  draft, target = random_probs(40), random_probs(40, 2)
+  p, q = target[:, 0].astype(np.float64), draft.astype(np.float64)
+  accept = np.minimum(1.0, p / q)
+  mass = np.zeros_like(p)
+  for token in range(V):
+    tokens = np.full((40, 1), token)
+    call = lambda u, tokens=tokens: verify(tokens, draft[:, None], target, u[:, None])  # noqa: E731
+    below = call(np.float32(accept[:, token] * (1 - 1e-5)))
+    np.testing.assert_array_equal(below.num_accepted, 1)
+    np.testing.assert_allclose(below.next_token_probs, target[:, 1], rtol=1e-6)
+    above = call(np.float32(accept[:, token] * (1 + 1e-5)))
+    rejects = accept[:, token] < 0.999
+    np.testing.assert_array_equal(np.asarray(above.num_accepted)[rejects], 0)
+    mass[:, token] += q[:, token] * accept[:, token]
+    rest = np.where(rejects[:, None], above.next_token_probs, 0.0)
+    mass += (q[:, token] * (1 - accept[:, token]))[:, None] * rest
+  np.testing.assert_allclose(mass, p, atol=1e-5)
+
+
+def test_verdict_is_the_loop():
+  num_drafts = 3
+  draft, target = random_probs(30, num_drafts), random_probs(30, num_drafts + 1)
+  tokens = RNG.integers(0, V, (30, num_drafts))
+  uniforms = RNG.random((30, num_drafts)).astype(np.float32)
+  found = verify(tokens, draft, target, uniforms)
+  for row in range(30):
+    accepted = 0
+    while accepted < num_drafts:
+      token = tokens[row, accepted]
+      if uniforms[row, accepted] >= min(
+        1, target[row, accepted, token] / draft[row, accepted, token]
+      ):
+        break
+      accepted += 1
+    probs = target[row, accepted]
+    if accepted < num_drafts:
+      probs = np.maximum(probs - draft[row, accepted], 0)
+    assert int(found.num_accepted[row]) == accepted
+    np.testing.assert_allclose(found.next_token_probs[row], probs / probs.sum(), rtol=1e-5)
+  assert len(set(found.num_accepted.tolist())) == num_drafts + 1
+
+
+def test_a_draft_equal_to_the_target_always_stands():
+  probs = random_probs(4, 2)
+  bonus = np.concatenate([probs, probs[:, :1]], axis=1)
+  tokens = np.argmax(probs, -1)
+  found = verify(tokens, probs, bonus, np.full((4, 2), np.nextafter(1, 0, dtype=np.float32)))
+  np.testing.assert_array_equal(found.num_accepted, 2)
+  # A rejection that rounding alone can make leaves nothing of the difference: the target itself.
+  rejected = verify(tokens, probs, bonus, np.ones((4, 2), np.float32))
+  np.testing.assert_array_equal(rejected.num_accepted, 0)
+  np.testing.assert_allclose(rejected.next_token_probs, probs[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_draft_tokens", [1, 3])
+def test_greedy_is_greedy_whatever_the_draft(num_draft_tokens):
+  options = {"max_new_tokens": 8, "eos_token_id": (0, 2), "pad_token_id": 4}
+  expected = generation.generate(None, TARGET_FNS, PROMPTS, LENGTHS, temperature=0.0, **options)
+  for draft in (DRAFT, TABLE, -TABLE):
+    found = greedy(
+      jax.random.key(0),
+      TARGET_FNS,
+      contract.table_decode_fns(draft),
+      PROMPTS,
+      LENGTHS,
+      num_draft_tokens=num_draft_tokens,
+      **options,
+    )
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-6)
+    calls = np.asarray(found.num_target_calls)
+    assert (calls >= np.ceil(np.asarray(found.lengths) / (num_draft_tokens + 1))).all()
+    assert (calls <= found.lengths).all()
+  assert expected.finished.sum() > 0
+
+
+def test_an_equal_draft_needs_the_fewest_calls():
+  gamma, length = 3, 10
+  found = decode(
+    jax.random.key(3),
+    TARGET_FNS,
+    TARGET_FNS,
+    PROMPTS,
+    LENGTHS,
+    num_draft_tokens=gamma,
+    max_new_tokens=length,
+    temperature=1.3,
+    top_p=0.95,
+  )
+  calls = math.ceil(length / (gamma + 1))
+  np.testing.assert_array_equal(found.num_target_calls, calls)
+  np.testing.assert_array_equal(found.num_accepted, gamma * calls)
+  np.testing.assert_array_equal(found.lengths, length)
+
+
+@pytest.fixture(scope="module")
+def many():
+  num, options = 20_000, {"temperature": 0.9, "top_k": 4}
+  found = decode(
+    jax.random.key(0),
+    TARGET_FNS,
+    DRAFT_FNS,
+    np.ones((num, 1), np.int32),
+    np.ones(num, np.int32),
+    num_draft_tokens=2,
+    max_new_tokens=4,
+    **options,
+  )
+  probs = jax.nn.softmax(token_filters.process_logits(TABLE, **options), axis=-1)
+  return jax.tree.map(np.asarray, found), np.asarray(probs, np.float64)
+
+
+def test_each_token_is_distributed_as_the_targets(many):
+  found, probs = many
+  law = np.eye(V)[1]
+  for column in range(4):
+    law = law @ probs
+    counts = np.bincount(found.tokens[:, column], minlength=V)
+    kept = law > 0
+    assert counts[~kept].sum() == 0
+    result = scipy.stats.chisquare(counts[kept], len(found.tokens) * law[kept], sum_check=False)
+    assert result.pvalue > 1e-3, column
+  assert 0 < found.num_accepted.mean() / (2 * found.num_target_calls.mean()) < 0.95
+
+
+def test_pairs_of_tokens_are_distributed_as_the_targets(many):
+  found, probs = many
+  counts = np.zeros((V, V))
+  np.add.at(counts, (found.tokens[:, 0], found.tokens[:, 1]), 1)
+  law = probs[1][:, None] * probs
+  kept = law > 1e-4
+  result = scipy.stats.chisquare(counts[kept], law[kept] * len(found.tokens), sum_check=False)
+  assert result.pvalue > 1e-3
+
+
+def test_log_probs_are_the_targets_own(many):
+  found, _ = many
+  tokens = np.concatenate([np.ones((len(found.tokens), 1), int), found.tokens], axis=1)
+  log_probs = np.asarray(jax.nn.log_softmax(TABLE))
+  np.testing.assert_allclose(found.log_probs, log_probs[tokens[:, :-1], tokens[:, 1:]], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"num_draft_tokens": 0}, "num_draft_tokens.*0"),
+    ({"max_new_tokens": 0}, "max_new_tokens.*0"),
+    ({"temperature": -1.0}, "temperature.*-1.0"),
+    ({"top_k": 0}, "top_k.*0"),
+    ({"top_p": 0.0}, "top_p.*0.0"),
+    ({"min_p": 1.1}, "min_p.*1.1"),
+    ({"typical_p": 0.0}, "typical_p.*0.0"),
+  ],
+)
+def test_errors(options, message):
+  options = {"max_new_tokens": 2} | options
+  with pytest.raises(ValueError, match=message):
+    speculative.speculative_decode(
+      jax.random.key(0), TARGET_FNS, DRAFT_FNS, PROMPTS, LENGTHS, **options
+    )
+
+
+def test_shapes_must_fit():
+  with pytest.raises(AssertionError):
+    verify(np.zeros((2, 3), int), random_probs(2, 3), random_probs(2, 3), np.zeros((2, 3)))
+  wide = contract.table_decode_fns(np.zeros((V + 1, V + 1), np.float32))
+  with pytest.raises(AssertionError):
+    speculative.speculative_decode(
+      jax.random.key(0), TARGET_FNS, wide, PROMPTS, LENGTHS, max_new_tokens=2
+    )
