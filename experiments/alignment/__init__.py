@@ -1,0 +1,1 @@
+"""Papers on aligning language models with how they will be used."""

@@ -1,0 +1,218 @@
+"""Chains of steps: the answer may be reached by many texts, or each step be verified by itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common
+from experiments.alignment import pass_at_n_models as shared
+from experiments.mixing_adaptation.members import over_members
+from jaxlab import data, losses, metrics, samplers, training
+from jaxlab.data.reasoning import EOS_TOKEN
+
+
+def chain_config(config, *, verbose: bool) -> data.ModularChainConfig:
+  """The chains of the experiment; a step of a terse one is a single token."""
+  return data.ModularChainConfig(
+    modulus=config.modulus, num_terms=config.num_terms, verbose=verbose
+  )
+
+
+def chain_decoder(config, chains: data.ModularChainConfig):
+  """The decoder of chains."""
+  length = chains.prompt_length + chains.response_length
+  return shared.make_decoder(config, vocab_size=chains.vocab_size, max_positions=length)
+
+
+def _problems(config, chains, key):
+  """Training texts that are used again and again, and fresh problems to choose and judge on."""
+  train_key, validation_key, test_key = jax.random.split(key, 3)
+  draw = functools.partial(data.modular_chain_batch, config=chains)
+  return (
+    draw(train_key, batch_size=config.num_problems),
+    draw(validation_key, batch_size=config.num_judged, clean=True),
+    draw(test_key, batch_size=config.num_judged, clean=True),
+  )
+
+
+def _epoch_rows(key, num_rows: int, num_steps: int, batch_size: int):
+  return jax.random.randint(key, (num_steps, batch_size), 0, num_rows)
+
+
+# ---------------------------------------------------------------------------------- whole chains
+
+
+def run_chains(config, context: common.Context) -> dict[int, dict]:
+  """pass@k `[seeds, phases, k]` on validation and test problems by training N."""
+  return {
+    n: context.cached(
+      f"chains/trained for {n}",
+      _over_seeds,
+      context,
+      functools.partial(_train_on_chains, config),
+      float(n),
+    )
+    for n in (1, config.chain_samples)
+  }
+
+
+def _over_seeds(context, one_seed, num_samples) -> dict:
+  keys = jax.random.split(jax.random.fold_in(context.key, 1), context.seeds)
+  members = keys, np.full(context.seeds, num_samples)
+  return over_members(lambda member: one_seed(*member), members, context.mesh)
+
+
+def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
+  """Phases of steps; before each, rollouts say how often the model reaches each answer."""
+  chains = chain_config(config, verbose=True)
+  model = chain_decoder(config, chains)
+  data_key, state_key, phase_key = jax.random.split(key, 3)
+  train, validation, test = _problems(config, chains, data_key)
+  num_phases = config.chain_steps // config.refresh_steps
+  optimizer = shared.make_optimizer(config, num_phases * config.refresh_steps)
+
+  def loss(params, model_state, batch, key):
+    del key
+    rows, success = batch
+    values = losses.estimated_coverage_nll(
+      shared.token_log_probs(model, params, rows.tokens),
+      rows.loss_mask,
+      success,
+      num_samples=num_samples,
+    )
+    return training.LossOutput(values, model_state=model_state)
+
+  update = training.build_update(loss, optimizer)
+
+  def phase(state, key):
+    rollout_key, row_key, *judge_keys = jax.random.split(key, 4)
+    right = _right_answers(config, chains, model, state.params, train, rollout_key)
+    success = right[:, : config.num_rollouts].mean(1)
+
+    def step(state, rows):
+      batch = jax.tree.map(lambda array: array[rows], (train, success))
+      return update(state, batch)[0], None
+
+    rows = _epoch_rows(row_key, config.num_problems, config.refresh_steps, config.batch_size)
+    state, _ = jax.lax.scan(step, state, rows)
+    scores = [
+      metrics.coverage_curve(
+        _right_answers(
+          config, chains, model, state.params, problems, key, num_samples=config.num_chain_draws
+        ),
+        ks=config.chain_test_samples,
+      )
+      for problems, key in zip((validation, test), judge_keys)
+    ]
+    return state, dict(zip(("validation", "test"), scores))
+
+  params = model.init(state_key, train.tokens[:1])["params"]
+  state = training.init_state(state_key, params, optimizer)
+  return jax.lax.scan(phase, state, jax.random.split(phase_key, num_phases))[1]
+
+
+def _right_answers(config, chains, model, params, problems, key, *, num_samples=None) -> jax.Array:
+  """Whether sampled chains end in the true answer, `[problems, samples]`."""
+  fns = samplers.flax_decode_fns(model, params)
+  chunk = config.rollout_chunk
+
+  def some(inputs):
+    key, tokens, lengths, answers = inputs
+    drawn = samplers.generate_n(
+      key,
+      fns,
+      tokens,
+      lengths,
+      num_samples=num_samples or config.num_rollouts,
+      max_new_tokens=chains.response_length,
+      eos_token_id=EOS_TOKEN,
+    )
+    parsed = data.parse_chain(chains, drawn.tokens.reshape(-1, chains.response_length))
+    return parsed.answer.reshape(drawn.tokens.shape[:2]) == answers[:, None]
+
+  count = len(problems.answers) // chunk
+  rows = (problems.tokens[:, : chains.prompt_length], problems.prompt_lengths, problems.answers)
+  rows = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), rows)
+  right = jax.lax.map(some, (jax.random.split(key, count), *rows))
+  return right.reshape(count * chunk, -1)
+
+
+# -------------------------------------------------------------------------------- verified steps
+
+
+def run_steps(config, context: common.Context) -> dict[int, np.ndarray]:
+  """Which fresh problems a tree search solves, bool `[seeds, problems]`, by training N."""
+  return {
+    n: context.cached(
+      f"steps/trained for {n}",
+      _over_seeds,
+      context,
+      functools.partial(_train_on_steps, config),
+      float(n),
+    )
+    for n in config.step_samples
+  }
+
+
+def _train_on_steps(config, key, num_samples) -> jax.Array:
+  """Trains on steps and searches, each step verified: which problems are solved."""
+  chains = chain_config(config, verbose=False)
+  model = chain_decoder(config, chains)
+  data_key, state_key, row_key, search_key = jax.random.split(key, 4)
+  train, _, test = _problems(config, chains, data_key)
+  num_steps = config.num_terms - 1
+  optimizer = shared.make_optimizer(config, config.chain_steps)
+  places = jnp.arange(train.tokens.shape[1]) - chains.prompt_length
+  step_ids = jnp.where((places >= 0) & (places < num_steps), places, -1)
+
+  def loss(params, model_state, batch, key):
+    del key
+    log_probs = shared.token_log_probs(model, params, batch)
+    values = losses.stepwise_coverage_loss(
+      log_probs,
+      jnp.broadcast_to(step_ids, batch.shape),
+      num_samples=num_samples,
+      num_steps=num_steps,
+    )
+    return training.LossOutput(values.sum(-1), model_state=model_state)
+
+  update = training.build_update(loss, optimizer)
+  params = model.init(state_key, train.tokens[:1])["params"]
+  state = training.init_state(state_key, params, optimizer)
+  rows = _epoch_rows(row_key, config.num_problems, config.chain_steps, config.batch_size)
+  state, _ = jax.lax.scan(lambda s, r: (update(s, train.tokens[r])[0], None), state, rows)
+  search = functools.partial(_search, config, chains, model, state.params)
+  keys = jax.random.split(search_key, config.num_judged)
+  return jax.vmap(search)(keys, test.tokens)
+
+
+def _search(config, chains, model, params, key, tokens) -> jax.Array:
+  """Whether best-first search over verified steps reaches the end of one problem."""
+  first, num_steps = chains.prompt_length, chains.num_terms - 1
+
+  def propose(key, state):
+    tokens, depth = state
+    logits = model.apply({"params": params}, tokens[None]).logits[0, first - 1 + depth]
+    drawn = samplers.sample_without_replacement(key, logits, num_samples=config.branching)
+    return drawn.tokens, drawn.log_probs
+
+  def proceed(state, action):
+    tokens, depth = state
+    tokens = tokens.at[first + depth].set(action)
+    steps = data.parse_chain(chains, tokens[None, first:]).steps
+    valid = data.check_steps(chains, tokens[None, :first], steps)[0, depth]
+    status = jnp.where(valid, jnp.where(depth + 1 == num_steps, 1, 0), -1)
+    return (tokens, depth + 1), status
+
+  root = jnp.where(jnp.arange(len(tokens)) < first, tokens, 0), jnp.zeros((), jnp.int32)
+  return samplers.best_first_search(
+    key,
+    propose,
+    proceed,
+    root,
+    num_expansions=config.num_expansions,
+    branching=config.branching,
+    max_depth=num_steps,
+  ).solved
