@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO ?= demo
 
-.PHONY: demo test lint format colabs bench docs lock clean help
+.PHONY: demo test compat lint format colabs bench docs lock clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,15 @@ demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the 
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 --junitxml=.cache/tests.xml $(TEST_FLAGS)
+
+.venv-compat/.ready: requirements.lock pyproject.toml $(READY)
+	$(PYTHON) -m venv .venv-compat
+	VIRTUAL_ENV=.venv-compat $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	.venv-compat/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat]'
+	@touch $@
+
+compat: .venv-compat/.ready  ## the tests against transformers, PEFT and TRL (2 GB in .venv-compat)
+	.venv-compat/bin/python -m pytest tests/compat $(TEST_FLAGS)
 
 lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
 	$(BIN)/ruff check .
@@ -55,4 +64,4 @@ lock: $(READY)  ## resolve the dependencies anew
 	  --python-version 3.11 --generate-hashes --no-header --upgrade -o requirements.lock
 
 clean:  ## remove what was built, not what was measured
-	rm -rf .venv .cache build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compat .cache build dist .pytest_cache .ruff_cache

@@ -9,6 +9,8 @@ TABLES = (
   "losses",
   "mixup",
   "adaptation",
+  "preference",
+  "generation",
   "engine_overhead",
   "imports",
 )
