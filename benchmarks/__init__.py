@@ -11,6 +11,7 @@ TABLES = (
   "adaptation",
   "preference",
   "generation",
+  "dpo_step",
   "engine_overhead",
   "imports",
 )

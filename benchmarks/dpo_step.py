@@ -1,0 +1,114 @@
+"""A step of direct preference optimisation beside TRL: one model, one batch, float32, AdamW."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import measure
+from benchmarks.measure import Row
+from jaxlab import losses, models, training
+
+PACKAGES = ("torch", "transformers", "trl")
+_OURS, _PEER = "jaxlab", "TRL"
+_PAIRS, _PROMPT, _RESPONSE, _VOCABULARY = 16, 16, 47, 1024
+_LEARNING_RATE = 1e-4
+
+
+class Size(NamedTuple):
+  """A model, and the speedup asked for."""
+
+  num_layers: int
+  hidden_size: int
+  num_heads: int
+  goal: float
+
+  @property
+  def group(self) -> str:
+    """Its name."""
+    return (
+      f"{self.num_layers} layers, d {self.hidden_size}, {_PAIRS} pairs of {_PROMPT + 48} tokens"
+    )
+
+
+SIZES = (Size(2, 64, 4, 2.0), Size(6, 384, 6, 1.0))
+ROWS = tuple(Row(size.group, _OURS, _PEER, goal=size.goal, unit="step") for size in SIZES)
+
+
+def run(quick: bool) -> Iterator[dict[str, Any]]:
+  from benchmarks.rivals.preference_training import TRLSteps  # It comes with an extra only.
+
+  mesh = measure.start(divides=_PAIRS)
+  for size, row in zip(SIZES, ROWS):
+    config = models.decoder_config(
+      family="llama",
+      vocab_size=_VOCABULARY,
+      hidden_size=size.hidden_size,
+      num_layers=1 if quick else size.num_layers,
+      num_heads=size.num_heads,
+      max_positions=256,
+    )
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = models.DecoderLM(config).init(jax.random.key(0), tokens)["params"]
+    with tempfile.TemporaryDirectory() as directory:
+      models.save_pretrained(f"{directory}/model", params, config)
+      peer = TRLSteps(
+        f"{directory}/model",
+        directory,
+        num_pairs=_PAIRS,
+        prompt_length=_PROMPT,
+        response_length=_RESPONSE,
+        vocab_size=_VOCABULARY,
+        learning_rate=_LEARNING_RATE,
+      )
+      loaded = models.load_pretrained(f"{directory}/model")
+    step = _Steps(loaded, peer.tokens, peer.mask, mesh)
+    gaps = [abs(step() - peer.step()) for _ in range(4)]
+    times = measure.interleave({_OURS: step, _PEER: peer.step}, quick=quick, repetitions=9)
+    same = {"the first four losses agree to 1e-3": max(gaps) < 1e-3}
+    yield measure.result(row, times, checks=same, notes={"largest gap of the losses": max(gaps)})
+
+
+class _Steps:
+  """Our side: the reference runs in every step, as it does in TRL's."""
+
+  def __init__(self, loaded: models.Pretrained, tokens, mask, mesh):
+    def log_probs(params, batch, side):
+      logits = loaded.model.apply({"params": params}, batch[side]).logits
+      tokens = losses.causal_token_log_probs(logits, batch[side])
+      return losses.sequence_log_prob(tokens, batch[f"{side} mask"])
+
+    def loss(params, reference, batch, key):
+      del key
+      policy, frozen = (
+        [log_probs(p, batch, side) for side in ("chosen", "rejected")] for p in (params, reference)
+      )
+      return training.LossOutput(losses.dpo_loss(*policy, *frozen), model_state=reference)
+
+    optimizer = optax.adamw(_LEARNING_RATE, weight_decay=0.0)
+    self._update = training.build_update(loss, optimizer, mesh=mesh)
+    self._state = training.init_state(
+      jax.random.key(0), loaded.params, optimizer, model_state=jax.tree.map(jnp.copy, loaded.params)
+    )
+    halves = (np.split(np.asarray(x), 2) for x in (tokens, mask))
+    (chosen, rejected), (chosen_mask, rejected_mask) = halves
+    self._batch = {
+      "chosen": chosen,
+      "rejected": rejected,
+      "chosen mask": chosen_mask.astype(np.float32),
+      "rejected mask": rejected_mask.astype(np.float32),
+    }
+
+  def __call__(self) -> float:
+    """One step; the loss before it."""
+    self._state, measured = self._update(self._state, self._batch)
+    return float(measured["loss"])
+
+
+if __name__ == "__main__":
+  measure.main(sys.modules[__name__])
