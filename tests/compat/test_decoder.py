@@ -216,28 +216,39 @@ def test_different_adapters_of_gpt2s_one_matrix(tmp_path, tokens, stabilized):
   np.testing.assert_allclose(our_logits(merged, tokens), expected, atol=1e-4)
 
 
+# The layouts of three families, and what their templates use: state in a namespace, whitespace
+# control, trimming, macros, tojson, loop controls.
 TEMPLATES = {
-  "llama3": (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-  ),
-  "qwen2": (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-  ),
-  "zephyr": (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
-    "{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n"
-    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'assistant' %}\n"
-    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
-  ),
+  "llama3": """
+{%- macro header(role) -%}<|start_header_id|>{{ role }}<|end_header_id|>
+
+{% endmacro -%}
+{{- bos_token -}}
+{%- for turn in messages -%}
+{{- header(turn.role) ~ "\n" ~ (turn.content | trim) ~ "<|eot_id|>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ header("assistant") ~ "\n" }}{% endif -%}
+""",
+  "qwen2": """
+{%- set state = namespace(turns=messages) -%}
+{%- if messages[0].role != "system" -%}
+{%- set state.turns = [{"role": "system", "content": "Be brief."}] + messages -%}
+{%- endif -%}
+{%- for turn in state.turns %}<|im_start|>{{ turn.role }}
+{{ turn.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+""",
+  "zephyr": """
+{% for turn in messages if turn.role in ("system", "user", "assistant") %}
+<|{{ turn.role }}|>
+{{ turn.content ~ eos_token }}
+{% endfor %}
+{% if add_generation_prompt %}
+<|assistant|>
+{% endif %}
+""",
   "json": "{% for m in messages %}{{ m | tojson(indent=2) }}{% break %}{% endfor %}",
 }
 MESSAGES = [
