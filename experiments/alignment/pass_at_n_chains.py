@@ -9,7 +9,7 @@ import numpy as np
 from experiments import common
 from experiments.alignment import pass_at_n_models as shared
 from experiments.mixing_adaptation.members import over_members
-from jaxlab import data, losses, metrics, samplers, training
+from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 
 
@@ -22,8 +22,15 @@ def chain_config(config, *, verbose: bool) -> data.ModularChainConfig:
 
 def chain_decoder(config, chains: data.ModularChainConfig):
   """The decoder of chains."""
-  length = chains.prompt_length + chains.response_length
-  return shared.make_decoder(config, vocab_size=chains.vocab_size, max_positions=length)
+  return models.DecoderLM(
+    models.decoder_config(
+      vocab_size=chains.vocab_size,
+      hidden_size=config.chain_hidden_size,
+      num_layers=config.chain_layers,
+      num_heads=config.num_heads,
+      max_positions=chains.prompt_length + chains.response_length,
+    )
+  )
 
 
 def _problems(config, chains, key):

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import classification, common
 from experiments.alignment import pass_at_n_models as shared
 from experiments.mixing_adaptation.members import over_members
-from jaxlab import data, losses, metrics, samplers, training
+from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 
 
@@ -29,7 +29,14 @@ def direct_rows(config) -> tuple[data.MultiplicationBatch, ...]:
 def direct_decoder(config):
   """The decoder of products, with the length of its texts."""
   length = 4 * config.num_digits + 3
-  return shared.make_decoder(config, vocab_size=14, max_positions=length), length
+  decoder = models.decoder_config(
+    vocab_size=14,
+    hidden_size=config.hidden_size,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    max_positions=length,
+  )
+  return models.DecoderLM(decoder), length
 
 
 def coverage_objective(model, num_samples):

@@ -8,19 +8,6 @@ import optax
 from jaxlab import losses, models
 
 
-def make_decoder(config, *, vocab_size: int, max_positions: int) -> models.DecoderLM:
-  """A small decoder, without weights."""
-  return models.DecoderLM(
-    models.decoder_config(
-      vocab_size=vocab_size,
-      hidden_size=config.hidden_size,
-      num_layers=config.num_layers,
-      num_heads=config.num_heads,
-      max_positions=max_positions,
-    )
-  )
-
-
 def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
   """AdamW on a cosine to 0."""
   schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)

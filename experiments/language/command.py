@@ -1,0 +1,262 @@
+"""What the commands share: flags, exit statuses, the parts of a checkpoint, prompts as tokens.
+
+A command is a module with
+
+  __doc__     what it does; its help begins with it
+  Config      a frozen dataclass; each field becomes a flag, its comment the flag's help
+  REQUIRED    names of the fields that must be given
+  run         (config) -> exit status
+
+and ends in `if __name__ == "__main__": command.main(sys.modules[__name__])`.
+
+Exit status: 0 complete, 1 training broke down, 2 the command line, the data or the checkpoint
+cannot be used (and nothing was written), 130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+
+from experiments import config_flags
+from experiments.config_flags import UsageError
+from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
+from jaxlab.models.decoder_architecture import DecoderConfig
+from jaxlab.models.pretrained import config_from_hf, load_adapter, load_pretrained
+from jaxlab.models.pretrained_files import read_json
+from jaxlab.training.loop import Interrupted, NonFiniteLossError
+from jaxlab.weights.low_rank import merge_low_rank
+
+_HELP = ("-h", "--helpshort", "--helpfull")
+_SHORTEST_BUCKET = 16
+
+
+def main(module: ModuleType) -> None:
+  """Runs a command as a program: parses the command line and exits with a status.
+
+  Args:
+    module: the command, `sys.modules[__name__]`.
+  """
+  logging.set_verbosity(logging.WARNING)  # Every checkpoint would report forty lines.
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = pathlib.Path("~/.cache/jaxlab/xla").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+  sys.exit(execute(module, sys.argv))
+
+
+def execute(module: ModuleType, argv: Sequence[str]) -> int:
+  """Runs a command inside this process.
+
+  Args:
+    module: the command.
+    argv: the program's name and its flags.
+
+  Returns:
+    The exit status.
+  """
+  values = flags.FlagValues()
+  config_flags.define_flag(values, "help", bool, "Show this and stop.")
+  config_flags.define_config_flags(values, module.Config)
+  try:
+    config_flags.parse(values, ["--help" if a in _HELP else a for a in argv])
+    if values["help"].value:
+      print(_help(module, values))
+      return 0
+    config = config_flags.config_from_flags(values, module.Config())
+    for name in module.REQUIRED:
+      if not getattr(config, name):
+        raise UsageError(f"--{name} must be given: {values[name].help}")
+    return module.run(config)
+  except UsageError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except NonFiniteLossError as error:
+    print(f"error: {error}; nothing was saved. Try a smaller --learning_rate.", file=sys.stderr)
+    return 1
+  except Interrupted as stop:
+    print(f"{stop}; the same command goes on.", file=sys.stderr)
+    return 128 + stop.signum
+  except KeyboardInterrupt:
+    return 130
+
+
+def _help(module: ModuleType, values: flags.FlagValues) -> str:
+  lines = [module.__doc__.strip(), "", "Flags:"]
+  for field in dataclasses.fields(module.Config):
+    flag = values[field.name]
+    allowed = "true or false" if flag.boolean else flag.parser.syntactic_help
+    default = "required" if field.name in module.REQUIRED else config_flags.as_text(field.default)
+    lines += [f"  --{flag.name}: {allowed} [{default}]", f"      {flag.help}"]
+  return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def usage_errors(subject: str) -> Iterator[None]:
+  """Turns what a library says of bad input into a `UsageError` that says of which.
+
+  Args:
+    subject: what is being read, the flag or the file.
+
+  Raises:
+    UsageError: for errors of values, files and missing packages.
+  """
+  try:
+    yield
+  except (ImportError, OSError, ValueError) as error:
+    raise UsageError(f"{subject}: {error}") from error
+
+
+def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
+  """Reads what kind of model a directory holds.
+
+  Args:
+    directory: holds `config.json`.
+
+  Returns:
+    The architecture.
+
+  Raises:
+    UsageError: if there is no such file or the model is of another family.
+  """
+  with usage_errors(f"--checkpoint={directory}"):
+    return config_from_hf(read_json(pathlib.Path(directory) / "config.json"))
+
+
+def read_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+  """Reads the tokenizer of a directory.
+
+  Args:
+    directory: holds `tokenizer.json`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    UsageError: if it is missing or malformed, or a package is not installed.
+  """
+  with usage_errors(f"--checkpoint={directory}"):
+    return load_tokenizer(directory)
+
+
+def read_params(
+  directory: str | os.PathLike,
+  mesh: jax.sharding.Mesh,
+  *,
+  dtype: Any = jnp.float32,
+  adapter: str | None = None,
+) -> chex.ArrayTree:
+  """Reads parameters onto a mesh, split over its axis `model` by the rules of the architecture.
+
+  Args:
+    directory: holds the model.
+    mesh: the devices, with an axis `model`.
+    dtype: type of the parameters.
+    adapter: directory of low-rank adapters in peft's format to add, or None.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    UsageError: if files are missing, cut short or of another architecture, or a width does not
+      divide by the axis.
+  """
+  _check_division(read_architecture(directory), mesh.shape["model"])
+  with usage_errors(f"--checkpoint={directory}"):
+    loaded = load_pretrained(directory, dtype=dtype, mesh=mesh)
+  if adapter is None:
+    return loaded.params
+  with usage_errors(f"--adapter={adapter}"):
+    found = load_adapter(adapter, loaded.config)
+  return merge_low_rank(loaded.params, found.adapters, found.config)
+
+
+def _check_division(architecture: DecoderConfig, pieces: int) -> None:
+  widths = {
+    "hidden_size": architecture.hidden_size,
+    "intermediate_size": architecture.intermediate_size,
+    "num_heads * head_dim": architecture.num_heads * architecture.head_dim,
+    "num_kv_heads * head_dim": architecture.num_kv_heads * architecture.head_dim,
+  }
+  for name, width in widths.items():
+    if width % pieces:
+      raise UsageError(f"--model_parallel={pieces} does not divide the model's {name}, {width}.")
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+  """Tokenizes the beginning of a text: with the tokens that open it, without one that closes it.
+
+  Args:
+    tokenizer: the tokenizer.
+    text: what a response will follow.
+
+  Returns:
+    Token ids.
+  """
+  tokens = tokenizer.encode(text)
+  if tokens and tokens[-1] == tokenizer.eos_token_id:
+    tokens = tokens[:-1]
+  return tokens
+
+
+def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[int]:
+  """Tokenizes a conversation up to where the assistant is to speak.
+
+  Args:
+    tokenizer: has a `chat_template`.
+    messages: turns, each with "role" and "content".
+
+  Returns:
+    Token ids.
+
+  Raises:
+    ValueError: if the template fails, for example by reaching outside its sandbox.
+  """
+  text = render_chat(
+    tokenizer.chat_template,
+    messages,
+    add_generation_prompt=True,
+    bos_token=tokenizer.bos_token,
+    eos_token=tokenizer.eos_token,
+  )
+  return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_vocabulary(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> None:
+  """Raises if the model has no embedding for a token.
+
+  Args:
+    tokens: token ids, at least one.
+    vocab_size: number of tokens of the model.
+
+  Raises:
+    ValueError: naming the token.
+  """
+  largest = int(np.max(tokens))
+  if largest >= vocab_size:
+    raise ValueError(
+      f"token {largest} lies outside the model's vocabulary of {vocab_size}: the tokenizer is of "
+      "another model."
+    )
+
+
+def bucket_length(length: int, *, most: int) -> int:
+  """The width to which a sequence is padded, so that few widths, and programs, serve all lengths.
+
+  Args:
+    length: tokens of the sequence, at most `most`.
+    most: the largest width.
+
+  Returns:
+    The next power of two, at least 16 and at most `most`.
+  """
+  return min(max(_SHORTEST_BUCKET, 1 << (length - 1).bit_length()), most)

@@ -1,0 +1,180 @@
+"""The objectives of fine-tuning, all on the same log-probabilities of tokens."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from experiments.language.finetune_data import Kind
+from jaxlab.losses.coverage import coverage_loss, coverage_weight, coverage_weighted_nll
+from jaxlab.losses.preference import (
+  dpo_loss,
+  implicit_reward,
+  ipo_loss,
+  kto_kl_estimate,
+  kto_loss,
+  orpo_loss,
+  simpo_loss,
+)
+from jaxlab.losses.sequence import (
+  causal_token_log_probs,
+  chunked_token_log_probs,
+  sequence_log_prob,
+)
+from jaxlab.models.decoder import DecoderLM
+from jaxlab.training.update import LossFn, LossOutput
+
+Objective = Literal["sft", "dpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"]
+
+DEFAULT_BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
+WITH_REFERENCE = ("dpo", "ipo", "kto")
+
+
+def data_kind(objective: Objective) -> Kind:
+  """Which columns an objective learns from.
+
+  Args:
+    objective: its name.
+
+  Returns:
+    The kind of `finetune_data.read_rows`.
+  """
+  if objective == "kto":
+    return "unpaired"
+  return "supervised" if objective in ("sft", "pass_at_n") else "pairs"
+
+
+def score_tokens(
+  model: DecoderLM, params: chex.ArrayTree, tokens: chex.Array, *, chunk_size: int = 0
+) -> jax.Array:
+  """Log-probability of each token given those before it: the one way from a model to objectives.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    tokens: sequences padded on the right, i32 `[..., T]`.
+    chunk_size: logits exist for this many positions of each sequence at a time; 0 for all.
+
+  Returns:
+    Log-probabilities in nats, float32 `[..., T]`, 0 at the first position.
+  """
+  rows = tokens.reshape(-1, tokens.shape[-1])
+  output = model.apply({"params": params}, rows, return_hidden=chunk_size > 0)
+  if chunk_size == 0:
+    return causal_token_log_probs(output.logits, rows).reshape(tokens.shape)
+  tied = model.config.tie_embeddings
+  kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
+  found = chunked_token_log_probs(
+    # The model's own product is of the type of its hidden states too.
+    output.hidden[:, :-1],
+    kernel.astype(output.hidden.dtype),
+    rows[:, 1:],
+    chunk_size=chunk_size,
+  )
+  return jnp.pad(found, ((0, 0), (1, 0))).reshape(tokens.shape)
+
+
+def build_loss(
+  model: DecoderLM,
+  merge: Callable[[chex.ArrayTree, chex.ArrayTree], chex.ArrayTree],
+  *,
+  objective: Objective,
+  beta: float = 0.1,
+  margin: float = 1.0,
+  num_samples: int = 1,
+  chunk_size: int = 0,
+) -> LossFn:
+  """Builds the loss function of an objective.
+
+  Args:
+    model: the language model.
+    merge: `(trained, frozen) -> params` of the model.
+    objective: its name.
+    beta: strength of a preference objective; ORPO's weight of the odds.
+    margin: of SimPO.
+    num_samples: N of pass_at_n.
+    chunk_size: as for `score_tokens`.
+
+  Returns:
+    `loss_fn(trained, frozen, batch, key)` for batches of `finetune_data.Batches`. "sft" gives one
+    value a token, all others one a row, with rewards where there is something to compare.
+  """
+
+  def loss_fn(trained, frozen, batch, key):
+    del key
+    params = merge(trained, frozen)
+    score = functools.partial(score_tokens, model, chunk_size=chunk_size)
+    mask, weights = batch["mask"], batch["weight"]
+    if objective == "sft":
+      scores, mask = score(params, batch["tokens"])[:, 0], mask[:, 0]
+      return LossOutput(-scores, mask * weights[:, None])
+    if objective == "pass_at_n":
+      scores = score(params, batch["tokens"])[:, 0]
+      values, metrics = _pass_at_n(scores, mask[:, 0], num_samples)
+    elif objective == "kto":
+      scores = score(params, batch["tokens"][:, 0])
+      # Where the policy is from the reference takes no gradient, and so no backward pass.
+      others = score(jax.lax.stop_gradient(params), batch["tokens"][:, 1])
+      values, metrics = _kto(jnp.stack([scores, others], axis=1), batch, beta)
+    else:
+      scores = score(params, batch["tokens"])
+      values, metrics = _pairwise(objective, scores, batch, beta, margin)
+    return LossOutput(values, weights, metrics=metrics)
+
+  return loss_fn
+
+
+def _pass_at_n(scores, mask, num_samples) -> tuple[jax.Array, dict[str, jax.Array]]:
+  log_prob = sequence_log_prob(scores, mask)
+  values = coverage_weighted_nll(scores, mask, num_samples=num_samples, normalize_length=True)
+  return values, {
+    "coverage_loss": coverage_loss(log_prob, num_samples=num_samples),
+    "coverage_weight": coverage_weight(log_prob, num_samples=num_samples),
+    "log_prob": log_prob,
+  }
+
+
+def _pairwise(
+  objective: Objective, scores: jax.Array, batch: Mapping[str, Any], beta: float, margin: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  chosen, rejected = jnp.moveaxis(sequence_log_prob(scores, batch["mask"]), -1, 0)
+  lengths = jnp.moveaxis(jnp.sum(batch["mask"], axis=-1), -1, 0)
+  means = jnp.moveaxis(sequence_log_prob(scores, batch["mask"], normalize_length=True), -1, 0)
+  if objective in WITH_REFERENCE:
+    reference = jnp.moveaxis(batch["reference"], -1, 0)
+    loss = dpo_loss if objective == "dpo" else ipo_loss
+    values = loss(chosen, rejected, *reference, beta=beta)
+    rewards = implicit_reward(jnp.stack([chosen, rejected]), reference, beta=beta)
+  elif objective == "simpo":
+    values = simpo_loss(chosen, rejected, *lengths, beta=beta, margin=margin)
+    rewards = beta * means
+  else:
+    values, rewards = orpo_loss(*means, weight=beta), beta * means
+  difference = rewards[0] - rewards[1]
+  return values, {
+    "reward_margin": difference,
+    "reward_accuracy": (difference > 0).astype(jnp.float32),
+    "chosen_log_prob": chosen,
+    "rejected_log_prob": rejected,
+  }
+
+
+def _kto(
+  scores: jax.Array, batch: Mapping[str, Any], beta: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  policy, other = jnp.moveaxis(sequence_log_prob(scores, batch["mask"]), -1, 0)
+  reference, other_reference = jnp.moveaxis(batch["reference"], -1, 0)
+  # The mean is over the rows of all devices.
+  other, other_reference = jax.lax.all_gather((other, other_reference), "data", tiled=True)
+  kl = kto_kl_estimate(other, other_reference)
+  label = batch["label"]
+  values = kto_loss(policy, reference, label, kl, beta=beta)
+  gain = implicit_reward(policy, reference, beta=beta) - beta * kl
+  return values, {
+    "reward_margin": jnp.where(label, gain, -gain),
+    "reward_accuracy": ((gain > 0) == label).astype(jnp.float32),
+    "kl": kl,
+  }

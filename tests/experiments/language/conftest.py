@@ -1,0 +1,57 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlab.models.decoder import DecoderLM, decoder_config
+from jaxlab.models.pretrained import save_pretrained
+
+ARCHITECTURE = decoder_config(
+  vocab_size=260,
+  hidden_size=16,
+  num_layers=2,
+  num_heads=2,
+  num_kv_heads=1,
+  max_positions=64,
+  tie_embeddings=False,
+)
+TEMPLATE = (
+  "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|bot|>' }}{{ m.content }}"
+  "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|bot|>{% endif %}"
+)
+
+
+def save_checkpoint(directory, *, template=TEMPLATE, architecture=ARCHITECTURE):
+  """A random model and a tokenizer of bytes, as Hugging Face keeps them."""
+  tokenizers = pytest.importorskip("tokenizers")
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  shapes = jax.eval_shape(DecoderLM(architecture).init, jax.random.key(0), tokens)["params"]
+  leaves, structure = jax.tree.flatten(shapes)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  params = structure.unflatten(
+    [0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+  )
+  save_pretrained(directory, params, architecture)
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  core = tokenizers.Tokenizer(
+    tokenizers.models.BPE({character: i for i, character in enumerate(alphabet)}, [])
+  )
+  core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  core.decoder = tokenizers.decoders.ByteLevel()
+  core.add_special_tokens(["<s>", "</s>", "<|user|>", "<|bot|>"])
+  core.save(str(directory / "tokenizer.json"))
+  settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+  settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+  (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+  return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+  return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint():
+  return save_checkpoint

@@ -1,0 +1,238 @@
+import importlib.util
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from experiments.config_flags import UsageError
+from experiments.language.finetune_data import (
+  Batches,
+  Example,
+  encode_rows,
+  read_rows,
+  split_examples,
+)
+from jaxlab.data.tokenizers import Tokenizer
+
+needs_jinja = pytest.mark.skipif(
+  importlib.util.find_spec("jinja2") is None, reason="jinja2 is of the extra jaxlab[text]"
+)
+USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}
+
+
+def characters(**options):
+  """A tokenizer of one token a character, which opens a text by ^ and closes it by $."""
+
+  def encode(text, *, add_special_tokens=True):
+    return [ord(c) for c in (f"^{text}$" if add_special_tokens else text)]
+
+  def decode(ids, *, skip_special_tokens=False):
+    return "".join(map(chr, ids))
+
+  options = {"eos_token_id": ord("$"), "eos_token": "$", "bos_token": "^"} | options
+  return Tokenizer(encode, decode, 256, **options)
+
+
+def written(tmp_path, *rows):
+  path = tmp_path / "data.jsonl"
+  path.write_text(
+    "".join(row + "\n" if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+  )
+  return path
+
+
+def encoded(path, kind, tokenizer=None, *, max_length=64, vocab_size=256):
+  """The text of each sequence, and of what is learnt of it."""
+  tokenizer = tokenizer or characters()
+  rows = read_rows(path, kind)
+  examples, num_cut = encode_rows(
+    path, rows, tokenizer, vocab_size=vocab_size, max_length=max_length
+  )
+  texts = [
+    [(tokenizer.decode(t), tokenizer.decode(t[m])) for t, m in zip(e.tokens, e.masks)]
+    for e in examples
+  ]
+  return texts, examples, num_cut
+
+
+def test_text_is_the_prompt_then_the_response_and_its_end(tmp_path):
+  path = written(
+    tmp_path, {"prompt": "p", "response": "ab", "other": 1}, "", {"prompt": "qq", "completion": "c"}
+  )
+  texts, examples, num_cut = encoded(path, "supervised")
+  assert texts == [[("^pab$", "ab$")], [("^qqc$", "c$")]]
+  assert [example.line for example in examples] == [1, 3] and num_cut == 0
+  texts, _, num_cut = encoded(path, "supervised", max_length=4)
+  assert texts == [[("^pab", "ab")], [("^qqc", "c")]] and num_cut == 2
+
+
+def test_pairs_and_what_stands_alone(tmp_path):
+  path = written(
+    tmp_path,
+    {"prompt": "p", "chosen": "a", "rejected": "b"},
+    {"prompt": "q", "chosen": "c", "rejected": "d"},
+  )
+  texts, _, _ = encoded(path, "pairs")
+  assert [[text for text, _ in row] for row in texts] == [["^pa$", "^pb$"], ["^qc$", "^qd$"]]
+  texts, examples, _ = encoded(path, "unpaired")
+  # Each beside the next response to another prompt.
+  assert [[text for text, _ in row] for row in texts] == [
+    ["^pa$", "^pc$"],
+    ["^pb$", "^pc$"],
+    ["^qc$", "^qa$"],
+    ["^qd$", "^qa$"],
+  ]
+  assert [example.label for example in examples] == [True, False, True, False]
+  path = written(
+    tmp_path,
+    {"prompt": "p", "completion": "a", "label": False},
+    {"prompt": "q", "completion": "b", "label": True},
+  )
+  texts, examples, _ = encoded(path, "unpaired")
+  assert texts == [[("^pa$", "a$"), ("^pb$", "b$")], [("^qb$", "b$"), ("^qa$", "a$")]]
+  assert [example.label for example in examples] == [False, True]
+
+
+@needs_jinja
+def test_messages_go_through_the_template(tmp_path):
+  template = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+  )
+  tokenizer = characters(chat_template=template)
+  other = {"role": "assistant", "content": "c"}
+  path = written(
+    tmp_path,
+    {"messages": [USER, BOT, USER, other]},
+    {"prompt": [USER, BOT, USER], "completion": [other]},
+  )
+  texts, _, _ = encoded(path, "supervised", tokenizer)
+  whole = "^u:q$a:ab$u:q$a:c$"
+  assert texts == [[(whole, "ab$c$")], [(whole, "c$")]]
+  path = written(tmp_path, {"chosen": [USER, BOT], "rejected": [USER, other]})
+  texts, _, _ = encoded(path, "pairs", tokenizer)
+  assert texts == [[("^u:q$a:ab$", "ab$"), ("^u:q$a:c$", "c$")]]
+
+
+GOOD = {"prompt": "p", "response": "a"}
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+FAULTS = [
+  ("supervised", '{"prompt": "p", ', "line 2 is not JSON"),
+  ("supervised", "[1]", "line 2: must be an object of columns, got list"),
+  ("supervised", {"prompt": "p"}, "line 2: column 'response' is missing; there are prompt"),
+  ("supervised", {"response": "p"}, "line 2: column 'prompt' is missing; there are response"),
+  ("supervised", {"prompt": "", "response": "a"}, "line 2: column 'prompt' is empty"),
+  ("supervised", {"prompt": "p", "response": ""}, "line 2: column 'response' is empty"),
+  ("supervised", {"prompt": "p", "response": 3}, "line 2: column 'response' must be text or"),
+  ("supervised", {"prompt": [USER], "response": "a"}, "line 2: columns 'prompt' and 'response'"),
+  ("supervised", {"messages": [USER]}, "line 2: column 'messages' has no turn of the assistant"),
+  ("supervised", {"messages": [USER, "x"]}, "line 2: column 'messages', message 1 must have role"),
+  ("supervised", {"messages": [BOT | {"content": ""}]}, "line 2: column 'messages' has an empty"),
+  ("pairs", {"prompt": "p", "chosen": "a"}, "line 2: column 'rejected' is missing"),
+  ("pairs", {"chosen": "a", "rejected": "b"}, "line 2: column 'prompt' is missing"),
+  ("pairs", {"chosen": [USER, BOT], "rejected": [USER, BOT]}, "line 2: columns 'chosen' and"),
+  ("unpaired", {"prompt": "p", "response": "a"}, "line 2: column 'label' is missing"),
+  ("unpaired", GOOD | {"label": 1}, "line 2: column 'label' must be true or false, got 1"),
+]
+
+
+@pytest.mark.parametrize("kind, row, message", FAULTS)
+def test_what_cannot_be_learnt_from_is_named(tmp_path, kind, row, message):
+  path = written(tmp_path, GOOD | PAIR if kind != "unpaired" else PAIR, row)
+  with pytest.raises(UsageError) as caught:
+    read_rows(path, kind)
+  assert str(caught.value).startswith(f"{path}, {message}")
+
+
+def test_files_that_cannot_be_used(tmp_path):
+  with pytest.raises(UsageError, match="missing.jsonl cannot be read"):
+    read_rows(tmp_path / "missing.jsonl", "supervised")
+  with pytest.raises(UsageError, match="has no rows"):
+    read_rows(written(tmp_path, "", " "), "supervised")
+  with pytest.raises(UsageError, match="need two prompts"):
+    read_rows(written(tmp_path, PAIR), "unpaired")
+  (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+  with pytest.raises(UsageError, match="latin.jsonl cannot be read"):
+    read_rows(tmp_path / "latin.jsonl", "supervised")
+
+
+def test_sequences_that_cannot_be_used(tmp_path):
+  path = written(tmp_path, GOOD, {"prompt": "pqrst", "response": "a"})
+  with pytest.raises(UsageError, match="line 2: the prompt has 6 tokens; .* max_length 6 leaves"):
+    encoded(path, "supervised", max_length=6)
+  with pytest.raises(UsageError, match=r"line 2: token 116 lies outside .* vocabulary of 116"):
+    encoded(path, "supervised", vocab_size=ord("t"))
+  with pytest.raises(UsageError, match="line 1: the tokenizer names no eos_token"):
+    encoded(path, "supervised", characters(eos_token_id=None))
+  with pytest.raises(UsageError, match="line 1: tokenizer must have a chat_template"):
+    encoded(written(tmp_path, {"messages": [USER, BOT]}), "supervised")
+
+
+@needs_jinja
+def test_a_template_cannot_reach_outside_its_sandbox(tmp_path):
+  tokenizer = characters(chat_template="{{ messages.__class__.__mro__ }}")
+  with pytest.raises(UsageError, match="line 1: template fails: .*unsafe"):
+    encoded(written(tmp_path, {"messages": [USER, BOT]}), "supervised", tokenizer)
+
+
+def examples_of(lengths):
+  return [
+    Example(i + 1, (np.full(n, i, np.int32),), (np.arange(n) > 0,), i % 2 == 0)
+    for i, n in enumerate(lengths)
+  ]
+
+
+def test_every_example_counts_once_an_epoch():
+  examples = examples_of([3, 40, 17, 5, 16, 9, 33, 20, 2, 6, 48])
+  batches = Batches(
+    examples, batch_size=4, max_length=50, seed=3, references=np.arange(11)[:, None]
+  )
+  assert batches.steps_per_epoch == 3
+  orders = []
+  for _ in range(2):
+    epoch = [next(batches) for _ in range(3)]
+    seen = np.concatenate([b["index"][b["weight"] > 0] for b in epoch])
+    assert sorted(seen) == list(range(11))
+    orders.append(seen.tolist())
+    widths = sorted(b["tokens"].shape[-1] for b in epoch)
+    assert widths == [16, 32, 50] or widths == [16, 50, 50]
+    for batch in epoch:
+      for row, index in enumerate(batch["index"]):
+        length = len(examples[index].tokens[0])
+        assert batch["mask"][row, 0].sum() == length - 1
+        assert (batch["tokens"][row, 0, :length] == index).all()
+        assert (batch["tokens"][row, 0, length:] == 0).all()
+        assert batch["label"][row] == examples[index].label
+      np.testing.assert_array_equal(batch["reference"][:, 0], batch["index"])
+  assert orders[0] != orders[1]
+  in_order = Batches(examples, batch_size=11, max_length=50)
+  [batch] = in_order.epoch()
+  assert batch["index"].tolist() == [0, 3, 4, 5, 8, 9, 2, 7, 1, 6, 10]
+
+
+def test_the_state_is_the_next_batch():
+  examples = examples_of([3, 4, 5, 6, 7])
+  batches = Batches(examples, batch_size=2, max_length=16, seed=0)
+  expected = [next(batches) for _ in range(7)]
+  other = Batches(examples, batch_size=2, max_length=16, seed=0)
+  next(other)
+  state = other.get_state()
+  assert state == json.loads(json.dumps(state))
+  again = Batches(examples, batch_size=2, max_length=16, seed=0)
+  again.set_state(state)
+  for batch, want in zip(again, expected[1:]):
+    for name in want:
+      np.testing.assert_array_equal(batch[name], want[name])
+  assert next(itertools.islice(again, 1))["tokens"].shape == (2, 1, 16)
+
+
+def test_lines_are_held_out_whole():
+  examples = [e._replace(line=1 + i // 2) for i, e in enumerate(examples_of([3] * 20))]
+  train, held_out = split_examples(examples, 0.2, seed=1)
+  lines = {e.line for e in held_out}
+  assert len(lines) == 2 and len(held_out) == 4 and not lines & {e.line for e in train}
+  assert split_examples(examples, 0.0, seed=1) == (examples, [])
+  assert len(split_examples(examples, 0.001, seed=1)[1]) == 2
+  with pytest.raises(UsageError, match="eval_share=0.99 leaves nothing of 10 lines"):
+    split_examples(examples, 0.99, seed=1)
