@@ -1,7 +1,10 @@
 """One set-up for every test: eight simulated devices and a compilation cache that persists."""
 
+import gc
 import os
 import pathlib
+
+import pytest
 
 # XLA's pool must have more threads than there are devices, or LAPACK calls in a sharded program
 # wait for each other for ever; it is read once, when the backend starts.
@@ -17,3 +20,17 @@ _CACHE = pathlib.Path(
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Linux gives a process 65,530 memory maps, and every compiled program holds some: without this a
+# worker that has run most of the files aborts in the compiler.
+_MAPS = pathlib.Path("/proc/self/maps")
+_MANY_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs():
+  """Frees the programs of earlier files once there are many; the cache on disk keeps them."""
+  yield
+  if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY_MAPS:
+    jax.clear_caches()
+    gc.collect()
