@@ -313,9 +313,14 @@ def test_a_second_signal_acts_as_before():
     signal.raise_signal(signal.SIGINT)
     yield 2.0
 
-  with pytest.raises(KeyboardInterrupt):
-    fit(counting_state(), counting_update, batches(), num_steps=2)
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  # A shell starts what it puts into the background with this signal ignored.
+  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      fit(counting_state(), counting_update, batches(), num_steps=2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, inherited)
 
 
 def test_runs_outside_the_main_thread():
