@@ -276,7 +276,7 @@ def _train(
     num_samples=config.num_samples,
     chunk_size=config.chunk_size,
   )
-  evaluate_all = build_evaluate(loss_fn, mesh=_data_mesh(context.mesh))
+  evaluate_all = build_evaluate(loss_fn, mesh=context.mesh)
 
   def evaluate(state):
     # Of the model state evaluation keeps nothing, so the frozen parameters may stand there.
@@ -335,11 +335,6 @@ def _reference_log_probs(config, start, mesh, batches, num_examples) -> np.ndarr
   return found
 
 
-def _data_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | None:
-  """The mesh, if batches are split: XLA cannot reduce over an axis of one beside another."""
-  return mesh if mesh.shape["data"] > 1 else None
-
-
 def _update(config, loss_fn, optimizer, start, mesh):
   """The update, with the frozen parameters as an argument: in a closure they would be constants."""
   shardings = jax.tree.map(lambda x: x.sharding, start.state)
@@ -349,7 +344,7 @@ def _update(config, loss_fn, optimizer, start, mesh):
     def loss(trained, model_state, batch, key):
       return loss_fn(trained, frozen, batch, key)
 
-    update = build_update(loss, optimizer, mesh=_data_mesh(mesh), accumulate=config.accumulate)
+    update = build_update(loss, optimizer, mesh=mesh, accumulate=config.accumulate)
     return update(state, batch)
 
   return lambda state, batch: program(state, start.frozen, shard_batch(batch, mesh))

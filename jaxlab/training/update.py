@@ -270,8 +270,9 @@ def _check_rows(shape: tuple[int, ...], steps: int, devices: int, accumulate: in
 
 def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> Callable[..., Any]:
   """Binds "data" around `fn(whole, rows)`, whose results all devices share."""
-  if mesh is None:
-    # An axis of one, with nothing mapped over it: collectives over it are the identity.
+  if _data_size(mesh) == 1:
+    # An axis of one, with nothing mapped over it: collectives over it are the identity. On a mesh
+    # the compiler could not reduce over it beside another axis, which stays its own to move.
     return jax.vmap(fn, in_axes=None, out_axes=None, axis_name=_DATA, axis_size=1)
   rows = PartitionSpec(*(None,) * row_axis, _DATA)
   return jax.shard_map(

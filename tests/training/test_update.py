@@ -93,6 +93,8 @@ def plain():
     ({"data": 8}, {}),
     ({"data": 8}, {"accumulate": 2, "steps_per_call": 3}),
     ({"data": 4}, {"accumulate": 4}),
+    ({"data": 1, "model": 2}, {}),
+    ({"data": 1, "model": 2}, {"accumulate": 2, "steps_per_call": 3}),
     ({"data": 2, "model": 4}, {}),
     ({"data": 2, "model": 4}, {"accumulate": 2, "steps_per_call": 3}),
   ],
