@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments import classification, common
 from experiments.alignment import pass_at_n_models as shared
-from experiments.mixing_adaptation.members import over_members
+from experiments.members import over_members
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 
@@ -42,10 +42,6 @@ def _problems(config, chains, key):
     draw(validation_key, batch_size=config.num_judged, clean=True),
     draw(test_key, batch_size=config.num_judged, clean=True),
   )
-
-
-def _epoch_rows(key, num_rows: int, num_steps: int, batch_size: int):
-  return jax.random.randint(key, (num_steps, batch_size), 0, num_rows)
 
 
 # ---------------------------------------------------------------------------------- whole chains
@@ -95,32 +91,30 @@ def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
 
   def phase(state, key):
     rollout_key, row_key, *judge_keys = jax.random.split(key, 4)
-    right = _right_answers(config, chains, model, state.params, train, rollout_key)
-    success = right[:, : config.num_rollouts].mean(1)
+    sample = functools.partial(_right_answers, config, chains, model, state.params)
+    success = sample(train, rollout_key, num_samples=config.num_rollouts).mean(1)
 
     def step(state, rows):
       batch = jax.tree.map(lambda array: array[rows], (train, success))
       return update(state, batch)[0], None
 
-    rows = _epoch_rows(row_key, config.num_problems, config.refresh_steps, config.batch_size)
+    rows = classification.epoch_rows(
+      row_key, config.num_problems, num_steps=config.refresh_steps, batch_size=config.batch_size
+    )
     state, _ = jax.lax.scan(step, state, rows)
-    scores = [
-      metrics.coverage_curve(
-        _right_answers(
-          config, chains, model, state.params, problems, key, num_samples=config.num_chain_draws
-        ),
-        ks=config.chain_test_samples,
-      )
-      for problems, key in zip((validation, test), judge_keys)
-    ]
-    return state, dict(zip(("validation", "test"), scores))
+    sample = functools.partial(_right_answers, config, chains, model, state.params)
+    scores = {}
+    for name, problems, key in zip(("validation", "test"), (validation, test), judge_keys):
+      right = sample(problems, key, num_samples=config.num_chain_draws)
+      scores[name] = metrics.coverage_curve(right, ks=config.chain_test_samples)
+    return state, scores
 
   params = model.init(state_key, train.tokens[:1])["params"]
   state = training.init_state(state_key, params, optimizer)
   return jax.lax.scan(phase, state, jax.random.split(phase_key, num_phases))[1]
 
 
-def _right_answers(config, chains, model, params, problems, key, *, num_samples=None) -> jax.Array:
+def _right_answers(config, chains, model, params, problems, key, *, num_samples) -> jax.Array:
   """Whether sampled chains end in the true answer, `[problems, samples]`."""
   fns = samplers.flax_decode_fns(model, params)
   chunk = config.rollout_chunk
@@ -132,7 +126,7 @@ def _right_answers(config, chains, model, params, problems, key, *, num_samples=
       fns,
       tokens,
       lengths,
-      num_samples=num_samples or config.num_rollouts,
+      num_samples=num_samples,
       max_new_tokens=chains.response_length,
       eos_token_id=EOS_TOKEN,
     )
@@ -167,30 +161,32 @@ def _train_on_steps(config, key, num_samples) -> jax.Array:
   """Trains on steps and searches, each step verified: which problems are solved."""
   chains = chain_config(config, verbose=False)
   model = chain_decoder(config, chains)
-  data_key, state_key, row_key, search_key = jax.random.split(key, 4)
+  data_key, train_key, search_key = jax.random.split(key, 3)
   train, _, test = _problems(config, chains, data_key)
   num_steps = config.num_terms - 1
-  optimizer = shared.make_optimizer(config, config.chain_steps)
   places = jnp.arange(train.tokens.shape[1]) - chains.prompt_length
   step_ids = jnp.where((places >= 0) & (places < num_steps), places, -1)
 
   def loss(params, model_state, batch, key):
     del key
-    log_probs = shared.token_log_probs(model, params, batch)
     values = losses.stepwise_coverage_loss(
-      log_probs,
-      jnp.broadcast_to(step_ids, batch.shape),
+      shared.token_log_probs(model, params, batch.tokens),
+      jnp.broadcast_to(step_ids, batch.tokens.shape),
       num_samples=num_samples,
       num_steps=num_steps,
     )
     return training.LossOutput(values.sum(-1), model_state=model_state)
 
-  update = training.build_update(loss, optimizer)
-  params = model.init(state_key, train.tokens[:1])["params"]
-  state = training.init_state(state_key, params, optimizer)
-  rows = _epoch_rows(row_key, config.num_problems, config.chain_steps, config.batch_size)
-  state, _ = jax.lax.scan(lambda s, r: (update(s, train.tokens[r])[0], None), state, rows)
-  search = functools.partial(_search, config, chains, model, state.params)
+  trained = classification.train(
+    train_key,
+    model,
+    loss,
+    shared.make_optimizer(config, config.chain_steps),
+    train,
+    num_steps=config.chain_steps,
+    batch_size=config.batch_size,
+  )
+  search = functools.partial(_search, config, chains, model, trained.params)
   keys = jax.random.split(search_key, config.num_judged)
   return jax.vmap(search)(keys, test.tokens)
 

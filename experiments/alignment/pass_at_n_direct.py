@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import classification, common
 from experiments.alignment import pass_at_n_models as shared
-from experiments.mixing_adaptation.members import over_members
+from experiments.members import over_members
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 

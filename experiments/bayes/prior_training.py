@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.seeded_batches import SeededBatches, key_data
 from jaxlab import algorithms, losses, models, samplers, training, uncertainty
 
 
-class PriorBatches:
+class PriorBatches(SeededBatches):
   """An endless iterator of what a prior needs to draw a batch: keys and the context size.
 
-  The data sets themselves are drawn inside the jitted update, each device its own share. A batch
-  is a function of (seed, position) alone, so its position is all that a checkpoint must hold, and
-  the data do not depend on the number of devices.
+  The data sets themselves are drawn inside the jitted update, each device its own share.
   """
 
   def __init__(
@@ -32,36 +31,20 @@ class PriorBatches:
     """Draws `batch_size // group_size` keys a step; each key yields `group_size` data sets."""
     if batch_size % group_size:
       raise ValueError(f"batch_size {batch_size} is not a multiple of group_size {group_size}")
-    self._seed, self._steps = seed, steps_per_call
-    self._keys = batch_size // group_size
     probs = np.asarray(samplers.context_size_probs(max_context, scheme=scheme), np.float64)
     probs[:min_context] = 0.0
-    self._probs = probs / probs.sum()
-    self._position = 0
+    probs /= probs.sum()
+    shape = (steps_per_call, batch_size // group_size)
 
-  def __iter__(self):
-    return self
+    def draw(rng):
+      num_context = rng.choice(len(probs), size=(steps_per_call, 1), p=probs)
+      batch = {
+        "key": key_data(rng, shape),
+        "num_context": np.broadcast_to(num_context, shape).astype(np.int32),
+      }
+      return batch if steps_per_call > 1 else {name: value[0] for name, value in batch.items()}
 
-  def __next__(self) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng((self._seed, self._position))
-    self._position += 1
-    shape = (self._steps, self._keys)
-    num_context = rng.choice(len(self._probs), size=(self._steps, 1), p=self._probs)
-    batch = {
-      "key": rng.integers(0, 2**32, size=(*shape, 2), dtype=np.uint32),
-      "num_context": np.broadcast_to(num_context, shape).astype(np.int32),
-    }
-    if self._steps == 1:
-      return {name: value[0] for name, value in batch.items()}
-    return batch
-
-  def get_state(self) -> dict[str, int]:
-    """The position, as a checkpoint holds it."""
-    return {"position": self._position}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Goes on from a position."""
-    self._position = int(state["position"])
+    super().__init__(draw, seed=seed)
 
 
 def draw_prior(prior_fn, key_data) -> samplers.PriorBatch:

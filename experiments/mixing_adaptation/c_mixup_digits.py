@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from experiments import classification, common
+from experiments.members import over_members, stack
 from experiments.mixing_adaptation.c_mixup_tables import (
   AT_INPUTS,
   METHODS,
@@ -15,7 +16,6 @@ from experiments.mixing_adaptation.c_mixup_tables import (
   dropped,
   similarity_features,
 )
-from experiments.mixing_adaptation.members import over_members, stack
 from jaxlab import augment, data, metrics, models, samplers
 
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from experiments import common
 from experiments.classification import Split
-from experiments.mixing_adaptation.members import over_members, stack
+from experiments.members import over_members, stack
 from jaxlab import data, metrics, models, samplers
 
 METHODS = ("no mixing", "mixup", "manifold mixup", "near inputs", "C-Mixup")

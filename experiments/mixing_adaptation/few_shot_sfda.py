@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import classification, common
 from experiments.classification import Split
+from experiments.members import over_members
 from experiments.mixing_adaptation.few_shot_sfda_domains import (
   SCENARIOS,
   Domains,
@@ -30,7 +31,6 @@ from experiments.mixing_adaptation.few_shot_sfda_domains import (
   train_sources,
 )
 from experiments.mixing_adaptation.few_shot_sfda_rivals import adapt_unlabelled
-from experiments.mixing_adaptation.members import over_members
 from jaxlab import algorithms, data, metrics, training
 
 PAPER = "few_shot_sfda"

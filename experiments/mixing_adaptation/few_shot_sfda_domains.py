@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from experiments import classification
 from experiments.classification import Split
-from experiments.mixing_adaptation.members import over_members
+from experiments.members import over_members
 from jaxlab import augment, data, losses, models
 
 SCENARIOS = ("closed", "open set", "label shift")

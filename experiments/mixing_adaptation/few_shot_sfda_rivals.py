@@ -6,8 +6,8 @@ import numpy as np
 import optax
 
 from experiments import classification
+from experiments.members import over_members
 from experiments.mixing_adaptation.few_shot_sfda_domains import augmented, network, num_known
-from experiments.mixing_adaptation.members import over_members
 from jaxlab import algorithms, metrics
 
 

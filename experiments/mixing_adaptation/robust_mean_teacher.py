@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import classification, common
+from experiments.members import over_members
 from experiments.mixing_adaptation import robust_mean_teacher_methods as methods
 from experiments.mixing_adaptation import robust_mean_teacher_tasks as tasks
-from experiments.mixing_adaptation.members import over_members
 from jaxlab import algorithms, augment
 
 PAPER = "robust_mean_teacher"

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 
 from experiments import common
+from experiments.members import over_members
 from experiments.mixing_adaptation import self_ensembled_icl_pretraining as pretraining
-from experiments.mixing_adaptation.members import over_members
 from experiments.mixing_adaptation.self_ensembled_icl_pretraining import NUM_CLASSES, NUM_WORDS
 from jaxlab import data, metrics, training, uncertainty
 from jaxlab.data.prompt_variants import NUM_TEMPLATES

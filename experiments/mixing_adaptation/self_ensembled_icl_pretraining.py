@@ -10,6 +10,7 @@ import optax
 
 from experiments import common
 from experiments.mixing_adaptation.icl_decoder import Decoder
+from experiments.seeded_batches import SeededBatches, key_data
 from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
 
@@ -73,7 +74,7 @@ def pretrain(config, context: common.Context):
   update = training.build_update(
     pretraining_loss(config), optimizer, mesh=context.mesh, steps_per_call=per_call
   )
-  found, losses, steps = [], [], []
+  found, losses = [], []
   for seed in range(context.seeds):
     init_key, state_key = jax.random.split(context.seed_key(seed))
     state = training.init_state(state_key, init_params(config, init_key), optimizer)
@@ -81,40 +82,21 @@ def pretrain(config, context: common.Context):
       f"pretraining/seed{seed}",
       state,
       update,
-      PromptKeys(config, seed=seed, steps_per_call=per_call),
+      prompt_keys(config, seed=seed, steps_per_call=per_call),
       num_steps=config.pretraining_steps,
       steps_per_call=per_call,
     )
     found.append(jax.tree.map(np.asarray, result.state.params))
     losses.append([row["loss"] for row in result.history])
-    steps = [row["step"] for row in result.history]
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *found), np.array(losses), np.array(steps)
+  steps = np.array([row["step"] for row in result.history])
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *found), np.array(losses), steps
 
 
-class PromptKeys:
-  """An endless iterator of raw keys, one a prompt, that can go on where it stopped."""
-
-  def __init__(self, config, *, seed: int, steps_per_call: int):
-    """The keys are functions of the seed and the position."""
-    self._config, self._seed, self._steps, self._position = config, seed, steps_per_call, 0
-
-  def __iter__(self):
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng((self._seed, self._position))
-    self._position += 1
-    shape = (self._steps, self._config.pretraining_batch, 2)
-    keys = rng.integers(0, 2**32, size=shape, dtype=np.uint32)
-    return {"key": keys if self._steps > 1 else keys[0]}
-
-  def get_state(self) -> dict[str, int]:
-    """The position, as a checkpoint holds it."""
-    return {"position": self._position}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Goes on from a position."""
-    self._position = int(state["position"])
+def prompt_keys(config, *, seed: int, steps_per_call: int) -> SeededBatches:
+  """Batches of raw keys, one a prompt."""
+  steps = (steps_per_call,) if steps_per_call > 1 else ()
+  shape = *steps, config.pretraining_batch
+  return SeededBatches(lambda rng: {"key": key_data(rng, shape)}, seed=seed)
 
 
 def pretraining_optimizer(config) -> optax.GradientTransformation:
@@ -125,7 +107,7 @@ def pretraining_optimizer(config) -> optax.GradientTransformation:
 
 
 def pretraining_loss(config):
-  """The engine's loss on what `PromptKeys` gives: each device draws its own prompts."""
+  """The engine's loss on what `prompt_keys` gives: each device draws its own prompts."""
   on_prompts = answer_loss(config)
 
   def loss(params, model_state, batch, key):

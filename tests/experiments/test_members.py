@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.mixing_adaptation import members
+from experiments import members
 from jaxlab import training
 
 
