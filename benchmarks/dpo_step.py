@@ -31,9 +31,8 @@ class Size(NamedTuple):
   @property
   def group(self) -> str:
     """Its name."""
-    return (
-      f"{self.num_layers} layers, d {self.hidden_size}, {_PAIRS} pairs of {_PROMPT + 48} tokens"
-    )
+    length = _PROMPT + _RESPONSE + 1  # TRL ends a response.
+    return f"{self.num_layers} layers, d {self.hidden_size}, {_PAIRS} pairs of {length} tokens"
 
 
 SIZES = (Size(2, 64, 4, 2.0), Size(6, 384, 6, 1.0))

@@ -1,9 +1,9 @@
-import importlib.util
 import json
 import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +15,6 @@ from jaxlab.data.tokenizers import (
   render_chat,
 )
 
-needs_jinja = pytest.mark.skipif(
-  importlib.util.find_spec("jinja2") is None, reason="jinja2 is of the extra jaxlab[text]"
-)
 TEMPLATE = (
   "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}"
   "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -42,7 +39,6 @@ def characters(template=TEMPLATE):
   return Tokenizer(encode, decode, 256, chat_template=template, bos_token="^", eos_token="$")
 
 
-@needs_jinja
 def test_a_chat_and_its_mask():
   tokenizer = characters()
   found = encode_chat(tokenizer, MESSAGES)
@@ -54,7 +50,6 @@ def test_a_chat_and_its_mask():
   np.testing.assert_array_equal(cut.loss_mask, found.loss_mask[:12])
 
 
-@needs_jinja
 def test_a_token_across_a_border_belongs_to_what_comes_after():
   # The end of the user's turn and the start of the assistant's are one token.
   template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -64,20 +59,17 @@ def test_a_token_across_a_border_belongs_to_what_comes_after():
   np.testing.assert_array_equal(found.loss_mask, [False, False, True, True])
 
 
-@needs_jinja
 def test_no_assistant_no_loss():
   found = encode_chat(characters(), MESSAGES[:1])
   assert len(found.tokens) and not found.loss_mask.any()
 
 
-@needs_jinja
 def test_a_template_that_rewrites_the_past_is_refused():
   template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
   with pytest.raises(ValueError, match=r"messages\[1\].* not a prefix"):
     encode_chat(characters(template), MESSAGES)
 
 
-@needs_jinja
 def test_what_templates_may_use():
   chat = [{"role": "user", "content": "<ü>", "n": [1, 2]}]
   assert render_chat("{{ messages[0] | tojson }}", chat) == (
@@ -92,7 +84,6 @@ def test_what_templates_may_use():
   assert render_chat("a\n  {% if true %}\nb\n  {% endif %}\nc", chat) == "a\nb\nc"
 
 
-@needs_jinja
 @pytest.mark.parametrize(
   "template, words",
   [
@@ -130,7 +121,6 @@ def write(directory, name, content):
 @pytest.fixture
 def directory(tmp_path):
   """A tokenizer of words."""
-  tokenizers = pytest.importorskip("tokenizers")
   words = ["<unk>", "<s>", "</s>", "hello", "world"]
   core = tokenizers.Tokenizer(
     tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")

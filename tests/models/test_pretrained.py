@@ -143,7 +143,6 @@ def test_what_is_refused(tmp_path):
     load_pretrained(tmp_path, sharding_rules=())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_holds_little_more_than_the_parameters(tmp_path):
   """Peak resident memory of a fresh process, over what it had before."""
   config = decoder_config(vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8)

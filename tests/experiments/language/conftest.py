@@ -3,6 +3,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+import tokenizers
 
 from jaxlab.models.decoder import DecoderLM, decoder_config
 from jaxlab.models.pretrained import save_pretrained
@@ -24,7 +25,6 @@ TEMPLATE = (
 
 def save_checkpoint(directory, *, template=TEMPLATE, architecture=ARCHITECTURE):
   """A random model and a tokenizer of bytes, as Hugging Face keeps them."""
-  tokenizers = pytest.importorskip("tokenizers")
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(DecoderLM(architecture).init, jax.random.key(0), tokens)["params"]
   leaves, structure = jax.tree.flatten(shapes)

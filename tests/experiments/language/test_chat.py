@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-
 from experiments.language import chat, command
 from jaxlab.data.tokenizers import load_tokenizer
 from jaxlab.models.pretrained import load_pretrained, save_adapter

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-
 from experiments.language import command, finetune, finetune_data
 from jaxlab.models.pretrained import load_adapter, load_pretrained
 from jaxlab.weights.low_rank import merge_low_rank
@@ -99,19 +96,11 @@ def unbroken(tmp_path_factory, checkpoint):
   return directory
 
 
-def test_the_loss_falls_and_transformers_agrees(unbroken):
+def test_the_loss_falls(unbroken):
   rows = rows_of(unbroken)
   assert [row["step"] for row in rows] == list(range(1, 13))
   assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
   assert not (unbroken / "out" / "adapter").exists()
-  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(unbroken / "out")
-  tokenizer = transformers.AutoTokenizer.from_pretrained(unbroken / "out")
-  tokens = np.asarray(tokenizer("1+1=2")["input_ids"])[None]
-  ours = load_pretrained(unbroken / "out")
-  logits = ours.model.apply({"params": ours.params}, tokens).logits
-  with torch.no_grad():
-    np.testing.assert_allclose(logits, theirs(torch.tensor(tokens)).logits, atol=1e-4)
 
 
 class Stop(Exception):

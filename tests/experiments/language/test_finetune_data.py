@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import json
 
@@ -15,9 +14,6 @@ from experiments.language.finetune_data import (
 )
 from jaxlab.data.tokenizers import Tokenizer
 
-needs_jinja = pytest.mark.skipif(
-  importlib.util.find_spec("jinja2") is None, reason="jinja2 is of the extra jaxlab[text]"
-)
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}
 
 
@@ -94,7 +90,6 @@ def test_pairs_and_what_stands_alone(tmp_path):
   assert [example.label for example in examples] == [False, True]
 
 
-@needs_jinja
 def test_messages_go_through_the_template(tmp_path):
   template = (
     "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}"
@@ -169,7 +164,6 @@ def test_sequences_that_cannot_be_used(tmp_path):
     encoded(written(tmp_path, {"messages": [USER, BOT]}), "supervised")
 
 
-@needs_jinja
 def test_a_template_cannot_reach_outside_its_sandbox(tmp_path):
   tokenizer = characters(chat_template="{{ messages.__class__.__mro__ }}")
   with pytest.raises(UsageError, match="line 1: template fails: .*unsafe"):
