@@ -284,7 +284,12 @@ def accept_step(
   Returns:
     The state and the `AdaptInfo`.
   """
-  state = jax.tree.map(partial(jnp.where, step.finite), new, old)
+
+  def kept(new, old):
+    # What a step cannot change, a source model or frozen leaves, is not copied.
+    return old if new is old else jnp.where(step.finite, new, old)
+
+  state = jax.tree.map(kept, new, old)
   selected = jnp.where(step.finite, selected, 0).astype(jnp.float32)
   skipped = 1 - step.finite.astype(jnp.float32)
   return state, AdaptInfo(logits, step.loss, selected, skipped)
