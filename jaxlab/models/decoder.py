@@ -18,9 +18,8 @@ from jaxlab.models.decoder_blocks import (
   KVCache,
   Linear,
   Norm,
+  cache_slots,
   product,
-  slot_writers,
-  write_cache,
 )
 from jaxlab.models.rotary import rotary_frequencies
 
@@ -79,6 +78,8 @@ class DecoderLM(nn.Module):
     remat: whether a gradient recomputes each layer in place of keeping its activations.
     dropout_rate: dropout of the embeddings and of both branches of a block, random stream
       "dropout".
+    unstacked: whether every layer has parameters (and intermediates) of its own, `layers_0`,
+      `layers_1` and so on: what `for_decoding` gives.
 
   Example:
     model = DecoderLM(decoder_config(vocab_size=64, hidden_size=64, num_layers=2, num_heads=4))
@@ -96,6 +97,7 @@ class DecoderLM(nn.Module):
   param_dtype: Any = jnp.float32
   remat: bool = False
   dropout_rate: float = 0.0
+  unstacked: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -175,16 +177,21 @@ class DecoderLM(nn.Module):
     block = Block
     if self.remat and cache is None:
       block = nn.remat(Block, prevent_cse=False)
-    layers = nn.scan(
-      block,
-      variable_axes={"params": 0, "intermediates": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(0, nn.broadcast),
-      length=cfg.num_layers,
-    )(cfg, self.dtype, self.param_dtype, self.dropout_rate, deterministic, name="layers")
-    hidden, new = layers(hidden, jnp.arange(cfg.num_layers), context)
-    if cache is not None:
-      cache = write_cache(cache, new, positions, context.writers)
+    options = (cfg, self.dtype, self.param_dtype, self.dropout_rate, deterministic)
+    carry = hidden, cache
+    if self.unstacked:
+      for i in range(cfg.num_layers):
+        carry, _ = block(*options, name=f"{_LAYER}{i}")(carry, i, context)
+    else:
+      layers = nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=cfg.num_layers,
+      )(*options, name="layers")
+      carry, _ = layers(carry, jnp.arange(cfg.num_layers), context)
+    hidden, cache = carry
 
     hidden = Norm(cfg.norm, cfg.norm_eps, self.param_dtype, name="final_norm")(hidden)
     if cfg.tie_embeddings:
@@ -193,6 +200,25 @@ class DecoderLM(nn.Module):
       types = (self.dtype, self.param_dtype, jnp.float32)
       logits = Linear(cfg.vocab_size, False, *types, name="lm_head")(hidden)
     return DecoderOutput(logits, cache, hidden if return_hidden else None)
+
+  def for_decoding(self, params: chex.ArrayTree) -> tuple["DecoderLM", chex.ArrayTree]:
+    """Gives each layer parameters of its own, for loops of calls of few tokens.
+
+    A scan over layers copies the parameters of each before use; where a call is of one token, that
+    is most of its time. Here they are copied once.
+
+    Args:
+      params: parameters with a leading layer axis in `layers`.
+
+    Returns:
+      The model and the parameters that compute the same.
+    """
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = {
+      f"{_LAYER}{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+      for i in range(self.config.num_layers)
+    }
+    return self.clone(unstacked=True), rest | layers
 
   def init_cache(self, batch_size: int, max_length: int) -> KVCache:
     """Makes an empty cache in the type of the computation; see `init_cache` of the module.
@@ -269,6 +295,7 @@ def flops_per_token(config: DecoderConfig, context_length: int) -> int:
   return 2 * matrices + attention
 
 
+_LAYER = "layers_"
 _TABLES = ("position/embedding", "embed/embedding")
 
 
@@ -302,13 +329,13 @@ def _context(config, positions, cache, segment_ids, attention_mask) -> Attention
     if attention_mask.ndim == 3:
       attention_mask = attention_mask[:, None]
     chex.assert_shape(attention_mask, (batch, 1, length, length))
-    return AttentionContext(positions, *frequencies, attention_mask, None, None, None)
+    return AttentionContext(positions, *frequencies, attention_mask, None, None)
   if cache is None:
-    queries, writers = jnp.arange(length)[None, :, None], None
+    queries, slots = jnp.arange(length)[None, :, None], None
   else:
     shape = (batch, num_keys, config.num_layers, config.num_kv_heads, config.head_dim)
     chex.assert_shape(list(cache), shape)
-    queries, writers = positions[:, :, None], slot_writers(positions, num_keys)
+    queries, slots = positions[:, :, None], cache_slots(positions, num_keys)
   distance = queries - jnp.arange(num_keys)
   mask = distance >= 0
   if segment_ids is not None:
@@ -317,5 +344,5 @@ def _context(config, positions, cache, segment_ids, attention_mask) -> Attention
   if config.sliding_window is not None:
     sliding = (mask & (distance < config.sliding_window))[:, None]
   if cache is None and segment_ids is None and sliding is None:
-    return AttentionContext(positions, *frequencies, None, None, None, None)
-  return AttentionContext(positions, *frequencies, mask[:, None], sliding, cache, writers)
+    return AttentionContext(positions, *frequencies, None, None, None)
+  return AttentionContext(positions, *frequencies, mask[:, None], sliding, slots)

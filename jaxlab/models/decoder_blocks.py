@@ -32,9 +32,7 @@ class AttentionContext(NamedTuple):
     attention_factor: of the rotary frequencies.
     mask: which key a query may see, broadcast to `[b, heads, t, keys]`; None is causal.
     sliding_mask: the same for layers with a sliding window, None if there are none.
-    cache: the cache before this call, None without one.
-    writers: for each slot the token of this call that is written to it, -1 for none,
-      `[b, max_length]`; None without a cache.
+    slots: slot of the cache that each token writes, `[b, t]`; None without a cache.
   """
 
   positions: chex.Array
@@ -42,8 +40,7 @@ class AttentionContext(NamedTuple):
   attention_factor: float
   mask: chex.Array | None
   sliding_mask: chex.Array | None
-  cache: KVCache | None
-  writers: chex.Array | None
+  slots: chex.Array | None
 
 
 class Linear(nn.Module):
@@ -141,26 +138,31 @@ class Block(nn.Module):
   deterministic: bool = True
 
   @nn.compact
-  def __call__(self, hidden: chex.Array, layer: chex.Array, context: AttentionContext):
+  def __call__(
+    self,
+    carry: tuple[chex.Array, KVCache | None],
+    layer: chex.Numeric,
+    context: AttentionContext,
+  ) -> tuple[tuple[jax.Array, KVCache | None], None]:
     """Runs layer number `layer`.
 
     Args:
-      hidden: residual stream `[b, t, d]`.
+      carry: residual stream `[b, t, d]`, and the cache or None.
       layer: index of the layer, scalar.
       context: what all layers share.
 
     Returns:
-      The new residual stream, and with a cache the new keys and values `[b, t, kv_heads, head_dim]`
-      (None without).
+      The new carry, and None for a scan to stack.
     """
     cfg = self.config
+    hidden, cache = carry
     drop = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
 
     def norm(name):
       return Norm(cfg.norm, cfg.norm_eps, self.param_dtype, name=name)
 
     attention = Attention(cfg, self.dtype, self.param_dtype, name="attention")
-    attended, new = attention(norm("norm1")(hidden), layer, context)
+    attended, cache = attention(norm("norm1")(hidden), cache, layer, context)
     attended = drop(attended)
     hidden = hidden + attended
     fed = drop(FeedForward(cfg, self.dtype, self.param_dtype, name="mlp")(norm("norm2")(hidden)))
@@ -168,7 +170,7 @@ class Block(nn.Module):
     self.sow("intermediates", "attention_outputs", attended)
     self.sow("intermediates", "mlp_outputs", fed)
     self.sow("intermediates", "hidden_states", hidden)
-    return hidden, new
+    return (hidden, cache), None
 
 
 class FeedForward(nn.Module):
@@ -227,8 +229,14 @@ class Attention(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, inputs: chex.Array, layer: chex.Array, context: AttentionContext):
-    """Maps `[b, t, d]` to `[b, t, d]`; returns also the new keys and values with a cache."""
+  def __call__(
+    self,
+    inputs: chex.Array,
+    cache: KVCache | None,
+    layer: chex.Numeric,
+    context: AttentionContext,
+  ) -> tuple[jax.Array, KVCache | None]:
+    """Maps `[b, t, d]` to `[b, t, d]`; returns also the cache with the new keys and values."""
     cfg = self.config
 
     def project(name, heads):
@@ -245,16 +253,12 @@ class Attention(nn.Module):
     mask = context.mask
     if context.sliding_mask is not None:
       mask = jnp.where(layer >= cfg.first_sliding_layer, context.sliding_mask, mask)
-    if context.cache is None:
+    if cache is None:
       mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None)
-      new = None
     else:
-      keys, values = (
-        _with_new(old[:, :, layer], fresh, context.writers)
-        for old, fresh in zip(context.cache, (k, v))
-      )
-      mixed = _attend(q, keys, values, mask)
-      new = KVCache(k, v)
+      # Written before it is read: a loop that carries the cache then never copies it.
+      cache = write_cache(cache, KVCache(k, v), context.slots, layer)
+      mixed = _attend(q, cache.keys[:, :, layer], cache.values[:, :, layer], mask)
     out = Linear(
       cfg.hidden_size,
       cfg.attention_out_bias,
@@ -263,15 +267,7 @@ class Attention(nn.Module):
       init_scale=_branch_scale(cfg),
       name="out",
     )
-    return out(mixed.reshape(*inputs.shape[:-1], -1)), new
-
-
-def _with_new(old: jax.Array, new: jax.Array, writers: jax.Array) -> jax.Array:
-  """One layer's slots `[b, max_length, kv_heads, head_dim]` after this call's writes."""
-  written = (writers >= 0)[..., None, None]
-  if new.shape[1] > 1:
-    new = jnp.take_along_axis(new, jnp.maximum(writers, 0)[..., None, None], axis=1)
-  return jnp.where(written, new.astype(old.dtype), old)
+    return out(mixed.reshape(*inputs.shape[:-1], -1)), cache
 
 
 def _attend(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -288,45 +284,41 @@ def _attend(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -
   return mixed.reshape(q.shape).astype(q.dtype)
 
 
-def slot_writers(positions: chex.Array, max_length: int) -> jax.Array:
-  """Which token of a call writes each slot of the cache.
+def cache_slots(positions: chex.Array, max_length: int) -> jax.Array:
+  """Which slot of the cache each token of a call writes.
 
   Args:
-    positions: `[b, t]`; those outside [0, max_length) write nothing.
+    positions: `[b, t]`.
     max_length: number of slots.
 
   Returns:
-    Index of the last token with that position, -1 where there is none, int32 `[b, max_length]`.
+    The positions, or `max_length` (which drops the write) where they lie outside [0, max_length)
+    or a later token has the same one, so that the result does not depend on the order of writes;
+    int32 `[b, t]`.
   """
-  tokens = jnp.arange(positions.shape[1], dtype=jnp.int32)[:, None]
-  hits = positions[:, :, None] == jnp.arange(max_length)
-  return jnp.max(jnp.where(hits, tokens, -1), axis=1)
+  inside = (positions >= 0) & (positions < max_length)
+  later = jnp.triu(jnp.ones((positions.shape[1],) * 2, bool), 1)
+  same = positions[:, :, None] == positions[:, None, :]
+  written_again = jnp.any(same & later, axis=-1)
+  return jnp.where(inside & ~written_again, positions, max_length).astype(jnp.int32)
 
 
-def write_cache(
-  cache: KVCache, new: KVCache, positions: chex.Array, writers: chex.Array
-) -> KVCache:
-  """Writes a call's keys and values of all layers, one scatter for the keys and one for the values.
-
-  Layers only read the cache while they run, so a loop that carries it never copies it.
+def write_cache(cache: KVCache, new: KVCache, slots: chex.Array, layer: chex.Numeric) -> KVCache:
+  """Writes a call's keys and values of one layer.
 
   Args:
-    cache: the cache before the call.
-    new: keys and values, `[layers, b, t, kv_heads, head_dim]`.
-    positions: slots to write, `[b, t]`.
-    writers: `slot_writers` of the positions.
+    cache: the cache before.
+    new: keys and values of the layer, `[b, t, kv_heads, head_dim]`.
+    slots: where they go, `cache_slots` of the positions.
+    layer: index of the layer, scalar.
 
   Returns:
-    The cache after the call, in its old type.
+    The cache after, in its old type.
   """
-  batch, max_length = writers.shape
-  rows = jnp.arange(batch)[:, None]
-  slots = jnp.clip(positions, 0, max_length - 1)
-  # One token a slot, so that the result does not depend on the order of writes.
-  writes = jnp.take_along_axis(writers, slots, axis=1) == jnp.arange(positions.shape[1])
-  slots = jnp.where(writes, slots, max_length)
 
-  def write(old, fresh):
-    return old.at[rows, slots].set(jnp.moveaxis(fresh, 0, 2).astype(old.dtype), mode="drop")
+  # Row by row for the compiler too, which could not else keep a sharded batch apart.
+  @jax.vmap
+  def write(old, fresh, slots):
+    return old.at[slots, layer].set(fresh.astype(old.dtype), mode="drop")
 
-  return KVCache(*map(write, cache, new))
+  return KVCache(*(write(old, fresh, slots) for old, fresh in zip(cache, new)))

@@ -61,12 +61,15 @@ def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
   Args:
     model: a module with a method `init_cache(batch_size, max_length)` and a call
       `(tokens, positions, cache=cache)` whose output has `logits` and `cache`, the contract of
-      `DecodeFns`.
+      `DecodeFns`. If it has a method `for_decoding(params)`, this gives the module and the
+      parameters that are used.
     params: its parameters, what `model.init` gives under "params".
 
   Returns:
     The `DecodeFns`.
   """
+  if hasattr(model, "for_decoding"):
+    model, params = model.for_decoding(params)
   init_cache = jax.tree_util.Partial(_LinenInitCache(model))
   return DecodeFns(init_cache, jax.tree_util.Partial(_LinenApply(model), params))
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.models.decoder_blocks import KVCache, Linear, Norm, product, slot_writers, write_cache
+from jaxlab.models.decoder_blocks import KVCache, Linear, Norm, cache_slots, product, write_cache
 
 
 def test_products_accumulate_in_float32():
@@ -50,24 +50,23 @@ def test_norms_of_extreme_rows(kind):
 
 def test_the_last_writer_of_a_slot_wins():
   positions = jnp.array([[1, 3, 1], [-1, 9, 4]])
-  writers = slot_writers(positions, 5)
-  np.testing.assert_array_equal(writers, [[-1, 2, -1, 1, -1], [-1, -1, -1, -1, 2]])
+  slots = cache_slots(positions, 5)
+  np.testing.assert_array_equal(slots, [[5, 3, 1], [5, 5, 4]])
 
   rng = np.random.default_rng(0)
   old = rng.normal(size=(2, 5, 2, 1, 3)).astype(np.float32)
-  new = rng.normal(size=(2, 2, 3, 1, 3)).astype(np.float32)
-  found = jax.jit(write_cache)(KVCache(old, -old), KVCache(new, -new), positions, writers)
+  new = rng.normal(size=(2, 3, 1, 3)).astype(np.float32)
+  found = jax.jit(write_cache)(KVCache(old, -old), KVCache(new, -new), slots, 1)
   expected = old.copy()
   for row, column, slot in ((0, 1, 3), (0, 2, 1), (1, 2, 4)):
-    expected[row, slot] = new[:, row, column]
+    expected[row, slot, 1] = new[row, column]
   np.testing.assert_array_equal(found.keys, expected)
   np.testing.assert_array_equal(found.values, -expected)
 
 
 def test_a_cache_keeps_its_type():
   old = jnp.zeros((1, 2, 1, 1, 1), jnp.bfloat16)
-  positions = jnp.array([[0]])
-  new = jnp.ones((1, 1, 1, 1, 1))
-  found = write_cache(KVCache(old, old), KVCache(new, new), positions, slot_writers(positions, 2))
+  new = jnp.ones((1, 1, 1, 1))
+  found = write_cache(KVCache(old, old), KVCache(new, new), jnp.array([[0]]), 0)
   assert found.keys.dtype == jnp.bfloat16
   np.testing.assert_array_equal(found.keys[0, :, 0, 0, 0], [1, 0])
