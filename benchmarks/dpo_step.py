@@ -77,16 +77,15 @@ class _Steps:
   """Our side: the reference runs in every step, as it does in TRL's."""
 
   def __init__(self, loaded: models.Pretrained, tokens, mask, mesh):
-    def log_probs(params, batch, side):
-      logits = loaded.model.apply({"params": params}, batch[side]).logits
-      tokens = losses.causal_token_log_probs(logits, batch[side])
-      return losses.sequence_log_prob(tokens, batch[f"{side} mask"])
+    def log_probs(params, batch):
+      rows = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+      logits = loaded.model.apply({"params": params}, rows).logits
+      scores = losses.causal_token_log_probs(logits, rows).reshape(batch["tokens"].shape)
+      return jnp.moveaxis(losses.sequence_log_prob(scores, batch["mask"]), -1, 0)
 
     def loss(params, reference, batch, key):
       del key
-      policy, frozen = (
-        [log_probs(p, batch, side) for side in ("chosen", "rejected")] for p in (params, reference)
-      )
+      policy, frozen = log_probs(params, batch), log_probs(reference, batch)
       return training.LossOutput(losses.dpo_loss(*policy, *frozen), model_state=reference)
 
     optimizer = optax.adamw(_LEARNING_RATE, weight_decay=0.0)
@@ -94,14 +93,9 @@ class _Steps:
     self._state = training.init_state(
       jax.random.key(0), loaded.params, optimizer, model_state=jax.tree.map(jnp.copy, loaded.params)
     )
-    halves = (np.split(np.asarray(x), 2) for x in (tokens, mask))
-    (chosen, rejected), (chosen_mask, rejected_mask) = halves
-    self._batch = {
-      "chosen": chosen,
-      "rejected": rejected,
-      "chosen mask": chosen_mask.astype(np.float32),
-      "rejected mask": rejected_mask.astype(np.float32),
-    }
+    # The peer's rows are all chosen ones, then all rejected ones.
+    pairs = (np.stack(np.split(np.asarray(x), 2), axis=1) for x in (tokens, mask))
+    self._batch = dict(zip(("tokens", "mask"), pairs))
 
   def __call__(self) -> float:
     """One step; the loss before it."""

@@ -45,6 +45,8 @@ SIZES = (
   Size(12, 768, 12, 8, 2.0, vocab_size=50_257, new_tokens=32),
   Size(6, 384, 6, 64, 1.3, new_tokens=32),
 )
+# A device should have that many rows of a batch, or there is nothing to gain from another.
+_ROWS_A_DEVICE = 32
 ROWS = tuple(
   row
   for size in SIZES
@@ -52,6 +54,7 @@ ROWS = tuple(
     Row(size.group, _OURS, _PEER, goal=size.goal, unit="token"),
     Row(size.group, _SINGLE, _PEER, unit="token"),
   )
+  if row.ours == _OURS or size.batch_size > _ROWS_A_DEVICE
 )
 
 
@@ -77,12 +80,13 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
       models.save_pretrained(f"{directory}/model", start, config)
       peer = TransformersGreedy(f"{directory}/model", prompts, problem.new_tokens)
       loaded = models.load_pretrained(f"{directory}/model")
-    used = devices if size.batch_size % devices == 0 else 1
+    split = size.batch_size > _ROWS_A_DEVICE
     functions = {
-      _OURS: _greedy(loaded, prompts, problem.new_tokens, used),
-      _SINGLE: _greedy(loaded, prompts, problem.new_tokens, 1),
+      _OURS: _greedy(loaded, prompts, problem.new_tokens, devices if split else 1),
       _PEER: peer.generate,
     }
+    if split:
+      functions[_SINGLE] = _greedy(loaded, prompts, problem.new_tokens, 1)
     same = np.mean(np.asarray(functions[_OURS]()) == peer.generate())
     times = measure.interleave(
       {name: Timed(call, problem.new_tokens) for name, call in functions.items()},
@@ -105,17 +109,16 @@ def _greedy(loaded: models.Pretrained, prompts: np.ndarray, new_tokens: int, num
   rows, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
   tokens = jax.device_put(prompts, rows)
   lengths = jax.device_put(np.full(len(prompts), prompts.shape[1], np.int32), rows)
-  params = jax.device_put(loaded.params, whole)
+  fns = samplers.flax_decode_fns(loaded.model, jax.device_put(loaded.params, whole))
 
   @jax.jit
-  def generate(params, tokens, lengths):
-    fns = samplers.flax_decode_fns(loaded.model, params)
+  def generate(fns, tokens, lengths):
     key = jax.random.key(0)
     return samplers.generate(
       key, fns, tokens, lengths, max_new_tokens=new_tokens, temperature=0.0
     ).tokens.astype(jnp.int32)
 
-  return partial(generate, params, tokens, lengths)
+  return partial(generate, fns, tokens, lengths)
 
 
 if __name__ == "__main__":
