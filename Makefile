@@ -26,7 +26,7 @@ demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the 
 	@echo "picture: runs/demo-$(DEMO)/figure.png"
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --durations=25 --junitxml=.cache/tests.xml $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=25 --junitxml=.cache/tests.xml $(TEST_FLAGS)
 
 .venv-compat/.ready: requirements.lock pyproject.toml $(READY)
 	$(PYTHON) -m venv .venv-compat
