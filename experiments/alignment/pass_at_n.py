@@ -52,13 +52,15 @@ class Config:
   chain_layers: int = 2  # Its blocks.
   num_problems: int = 1500  # Chains to learn from, again and again.
   num_judged: int = 500  # Fresh chains to choose the phase on, and as many to judge on.
-  chain_steps: int = 1200  # Updates on chains.
+  chain_steps: int = 2400  # Updates on chains.
   refresh_steps: int = 200  # Updates between rollouts.
+  success_threshold: float = 0.1  # Chains reached more often are left out, for several samples.
   num_rollouts: int = 16  # Rollouts of each training problem.
   chain_samples: int = 32  # N that the chains are trained for, beside cross-entropy.
   chain_test_samples: tuple[int, ...] = (1, 4, 32)  # N of pass@N on chains.
-  num_chain_draws: int = 64  # Samples of each fresh chain.
+  num_chain_draws: int = 32  # Samples of each fresh chain.
   rollout_chunk: int = 100  # Problems sampled at once; divides num_problems and num_judged.
+  search_steps: int = 1200  # Updates on the steps of a search.
   step_samples: tuple[int, ...] = (1, 4, 16)  # Tries a step to train for.
   branching: int = 4  # Proposals an expansion of the search.
   num_expansions: int = 64  # Expansions of the search.
@@ -95,6 +97,7 @@ PRESETS = {
     chain_test_samples=(1, 4),
     num_chain_draws=4,
     rollout_chunk=4,
+    search_steps=2,
     step_samples=(1, 4),
     branching=2,
     num_expansions=4,
@@ -114,6 +117,7 @@ PRESETS = {
     chain_layers=12,
     num_problems=12_000,
     chain_steps=20_000,
+    search_steps=20_000,
     num_rollouts=64,
     num_terms=8,
   ),
@@ -123,14 +127,16 @@ PRESETS = {
 def run(config: Config, context: common.Context) -> common.Results:
   """Trains for every N, and judges at every N."""
   rows, extras = direct.direct_table(config, direct.run_direct(config, context))
-  for n, curves in chains.run_chains(config, context).items():
-    passes = {split: shared.points(values) for split, values in curves.items()}
-    rows[f"chains: {trained_label(n)}"] = _named(config, passes["test"][:, -1])
-    extras[f"chains/{n}"] = passes["test"].mean(0)
-    if n == 1:
-      best = passes["validation"].argmax(1)[:, None]
-      stopped = np.take_along_axis(passes["test"], best, axis=1)[:, 0]
-      rows["chains: cross-entropy, best phase"] = _named(config, stopped)
+  found = chains.run_chains(config, context)
+  for n, curves in found.items():
+    last = {what: shared.points(passes[:, -1]) for what, passes in curves["test"].items()}
+    rows[f"chains: {trained_label(n)}"] = _named(config, last)
+    extras[f"chains/{n}"] = shared.points(curves["test"]["proofs"]).mean(0)
+  stopped = {}
+  for what, validation in found[1]["validation"].items():
+    best = validation.argmax(1)[:, None]
+    stopped[what] = shared.points(np.take_along_axis(found[1]["test"][what], best, axis=1)[:, 0])
+  rows["chains: cross-entropy, best phase"] = _named(config, stopped)
   solved = chains.run_steps(config, context)
   for n, values in solved.items():
     rows[f"steps: {trained_label(n)}"] = {"solved": shared.points(values.mean(1))}
@@ -139,8 +145,13 @@ def run(config: Config, context: common.Context) -> common.Results:
   return common.Results(rows, extras | {"judged": np.array(config.judged_samples)})
 
 
-def _named(config: Config, passes) -> dict[str, np.ndarray]:
-  return {f"chain pass@{k}": passes[:, i] for i, k in enumerate(config.chain_test_samples)}
+def _named(config: Config, passes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Columns of the table from pass@k `[seeds, k]`."""
+  return {
+    f"pass@{k} of {what}": values[:, i]
+    for what, values in passes.items()
+    for i, k in enumerate(config.chain_test_samples)
+  }
 
 
 def claims(results: common.Results) -> list[common.Claim]:
@@ -178,6 +189,12 @@ def claims(results: common.Results) -> list[common.Claim]:
       tempered,
       margin=-1.0,
     ),
+    common.compare(
+      f"{quantity} of training for it above cross-entropy, epoch and temperature of both chosen on "
+      "validation",
+      results[f"{ours}, best epoch and temperature", quantity],
+      tempered,
+    ),
   ]
   for n in trained:
     by_training = {m: results[trained_label(m), f"pass@{n}"] for m in trained}
@@ -208,17 +225,17 @@ def claims(results: common.Results) -> list[common.Claim]:
     for name in results.quantities
     if name.startswith("chains: trained for")
   )
-  chain_pass = f"chain pass@{chain_n}"
-  of_chain = results[f"chains: {trained_label(chain_n)}", chain_pass]
-  for rival in ("cross-entropy", "cross-entropy, best phase"):
-    found.append(
-      common.compare(
-        f"{chain_pass} of training for it 3 points above that of {rival}",
-        of_chain,
-        results[f"chains: {rival}", chain_pass],
-        margin=3.0,
+  for what in ("answers", "proofs"):
+    quantity = f"pass@{chain_n} of {what}"
+    for rival in ("cross-entropy", "cross-entropy, best phase"):
+      found.append(
+        common.compare(
+          f"chains: {quantity} of training for it 3 points above that of {rival}",
+          results[f"chains: {trained_label(chain_n)}", quantity],
+          results[f"chains: {rival}", quantity],
+          margin=3.0,
+        )
       )
-    )
   solved = [
     row["solved"] for name, row in results.quantities.items() if name.startswith("steps: trained")
   ]

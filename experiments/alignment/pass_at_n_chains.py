@@ -48,26 +48,29 @@ def _problems(config, chains, key):
 
 
 def run_chains(config, context: common.Context) -> dict[int, dict]:
-  """pass@k `[seeds, phases, k]` on validation and test problems by training N."""
-  return {
-    n: context.cached(
-      f"chains/trained for {n}",
-      _over_seeds,
-      context,
-      functools.partial(_train_on_chains, config),
-      float(n),
-    )
-    for n in (1, config.chain_samples)
-  }
+  """By training N, of the right answers and of the right proofs: pass@k `[seeds, phases, k]`."""
+  trained_for = (1, config.chain_samples)
+  return _over_trainings("chains", _train_on_chains, config, context, trained_for)
 
 
-def _over_seeds(context, one_seed, num_samples) -> dict:
+def _over_trainings(stage, train, config, context, trained_for) -> dict[int, dict]:
+  """What `train(config, key, N)` gives for every N and all seeds, `[seeds, ...]` each."""
+  found = context.cached(stage, _all_members, train, config, context, trained_for)
+  shape = len(trained_for), context.seeds
+  found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+  return {n: jax.tree.map(lambda x, i=i: x[i], found) for i, n in enumerate(trained_for)}
+
+
+def _all_members(train, config, context, trained_for):
   keys = jax.random.split(jax.random.fold_in(context.key, 1), context.seeds)
-  members = keys, np.full(context.seeds, num_samples)
-  return over_members(lambda member: one_seed(*member), members, context.mesh)
+  members = (
+    jnp.concatenate([keys] * len(trained_for)),
+    np.repeat(np.float32(trained_for), context.seeds),
+  )
+  return over_members(lambda member: train(config, *member), members, context.mesh)
 
 
-def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
+def _train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]]:
   """Phases of steps; before each, rollouts say how often the model reaches each answer."""
   chains = chain_config(config, verbose=True)
   model = chain_decoder(config, chains)
@@ -90,9 +93,11 @@ def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
   update = training.build_update(loss, optimizer)
 
   def phase(state, key):
-    rollout_key, row_key, *judge_keys = jax.random.split(key, 4)
-    sample = functools.partial(_right_answers, config, chains, model, state.params)
-    success = sample(train, rollout_key, num_samples=config.num_rollouts).mean(1)
+    rollout_key, row_key, rare_key, *judge_keys = jax.random.split(key, 5)
+    sample = functools.partial(_sample_right, config, chains, model, state.params)
+    # A text teaches its own answer, which is not the true one where it has a wrong step.
+    taught = train._replace(answers=train.steps[:, -1])
+    success = sample(taught, rollout_key, num_samples=config.num_rollouts)["answers"].mean(1)
 
     def step(state, rows):
       batch = jax.tree.map(lambda array: array[rows], (train, success))
@@ -101,12 +106,19 @@ def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
     rows = classification.epoch_rows(
       row_key, config.num_problems, num_steps=config.refresh_steps, batch_size=config.batch_size
     )
-    state, _ = jax.lax.scan(step, state, rows)
-    sample = functools.partial(_right_answers, config, chains, model, state.params)
+    # For several samples batches are full of what is rarely reached; all of it is, if nothing is.
+    rare = success < config.success_threshold
+    rare = jnp.where(jnp.any(rare), rare, True).astype(jnp.float32)
+    rare_rows = jax.random.choice(rare_key, config.num_problems, rows.shape, p=rare / rare.sum())
+    state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare_rows, rows))
+    sample = functools.partial(_sample_right, config, chains, model, state.params)
     scores = {}
     for name, problems, key in zip(("validation", "test"), (validation, test), judge_keys):
       right = sample(problems, key, num_samples=config.num_chain_draws)
-      scores[name] = metrics.coverage_curve(right, ks=config.chain_test_samples)
+      scores[name] = {
+        what: metrics.coverage_curve(hits, ks=config.chain_test_samples)
+        for what, hits in right.items()
+      }
     return state, scores
 
   params = model.init(state_key, train.tokens[:1])["params"]
@@ -114,8 +126,13 @@ def _train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
   return jax.lax.scan(phase, state, jax.random.split(phase_key, num_phases))[1]
 
 
-def _right_answers(config, chains, model, params, problems, key, *, num_samples) -> jax.Array:
-  """Whether sampled chains end in the true answer, `[problems, samples]`."""
+def _sample_right(
+  config, chains, model, params, problems, key, *, num_samples
+) -> dict[str, jax.Array]:
+  """Which sampled chains end in the answer, and which do so by valid steps alone: a proof.
+
+  A guess is the answer once in `modulus` times, so that many samples of guesses hold it.
+  """
   fns = samplers.flax_decode_fns(model, params)
   chunk = config.rollout_chunk
 
@@ -131,13 +148,17 @@ def _right_answers(config, chains, model, params, problems, key, *, num_samples)
       eos_token_id=EOS_TOKEN,
     )
     parsed = data.parse_chain(chains, drawn.tokens.reshape(-1, chains.response_length))
-    return parsed.answer.reshape(drawn.tokens.shape[:2]) == answers[:, None]
+    prompts = jnp.repeat(tokens, num_samples, axis=0)
+    valid = jnp.all(data.check_steps(chains, prompts, parsed.steps), axis=-1)
+    right = parsed.answer == jnp.repeat(answers, num_samples)
+    found = {"answers": right, "proofs": right & valid}
+    return jax.tree.map(lambda x: x.reshape(chunk, num_samples), found)
 
   count = len(problems.answers) // chunk
   rows = (problems.tokens[:, : chains.prompt_length], problems.prompt_lengths, problems.answers)
   rows = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), rows)
   right = jax.lax.map(some, (jax.random.split(key, count), *rows))
-  return right.reshape(count * chunk, -1)
+  return jax.tree.map(lambda x: x.reshape(count * chunk, num_samples), right)
 
 
 # -------------------------------------------------------------------------------- verified steps
@@ -145,16 +166,7 @@ def _right_answers(config, chains, model, params, problems, key, *, num_samples)
 
 def run_steps(config, context: common.Context) -> dict[int, np.ndarray]:
   """Which fresh problems a tree search solves, bool `[seeds, problems]`, by training N."""
-  return {
-    n: context.cached(
-      f"steps/trained for {n}",
-      _over_seeds,
-      context,
-      functools.partial(_train_on_steps, config),
-      float(n),
-    )
-    for n in config.step_samples
-  }
+  return _over_trainings("steps", _train_on_steps, config, context, config.step_samples)
 
 
 def _train_on_steps(config, key, num_samples) -> jax.Array:
@@ -181,9 +193,9 @@ def _train_on_steps(config, key, num_samples) -> jax.Array:
     train_key,
     model,
     loss,
-    shared.make_optimizer(config, config.chain_steps),
+    shared.make_optimizer(config, config.search_steps),
     train,
-    num_steps=config.chain_steps,
+    num_steps=config.search_steps,
     batch_size=config.batch_size,
   )
   search = functools.partial(_search, config, chains, model, trained.params)

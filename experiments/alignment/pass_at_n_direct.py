@@ -155,20 +155,24 @@ def direct_table(config, found) -> tuple[dict[str, dict], dict[str, np.ndarray]]
       [curve(values["test"], n)[..., at_one].mean(0) for n in config.test_samples]
     )
     extras[f"{trained_for}/confidences"] = np.exp(values["greedy log-probs"]).ravel()
-  plain = found[1]
-  stopped, tempered = {}, {}
-  for n in config.test_samples:
-    validation, test = curve(plain["validation"], n), curve(plain["test"], n)
-    best = validation[..., at_one].argmax(1)
-    stopped[f"pass@{n}"] = np.take_along_axis(test[..., at_one], best[:, None], 1)[:, 0]
-    flat = validation.reshape(len(validation), -1).argmax(1)
-    tempered[f"pass@{n}"] = np.take_along_axis(test.reshape(len(test), -1), flat[:, None], axis=1)[
-      :, 0
-    ]
-    extras[f"epochs/{n}"] = config.eval_epochs * (1 + best)
-  rows["cross-entropy, best epoch"] = stopped
-  rows["cross-entropy, best epoch and temperature"] = tempered
+  # The rival chooses on validation when to stop and how to sample; the method may do the same.
+  for trained_for in (1, config.judged_samples):
+    stopped, tempered = {}, {}
+    for n in config.test_samples:
+      validation, test = (curve(found[trained_for][split], n) for split in ("validation", "test"))
+      best = validation[..., at_one].argmax(1)
+      stopped[f"pass@{n}"] = _at(test[..., at_one], best)
+      flat_validation, flat_test = (x.reshape(len(x), -1) for x in (validation, test))
+      tempered[f"pass@{n}"] = _at(flat_test, flat_validation.argmax(1))
+      if trained_for == 1:
+        extras[f"epochs/{n}"] = config.eval_epochs * (1 + best)
+    rows[f"{trained_label(trained_for)}, best epoch"] = stopped
+    rows[f"{trained_label(trained_for)}, best epoch and temperature"] = tempered
   return rows, extras
+
+
+def _at(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+  return np.take_along_axis(values, columns[:, None], axis=1)[:, 0]
 
 
 def trained_label(num_samples: int) -> str:

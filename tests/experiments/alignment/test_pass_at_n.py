@@ -77,6 +77,8 @@ def test_epoch_and_temperature_are_chosen_on_validation():
   np.testing.assert_allclose(rows["cross-entropy, best epoch"]["pass@1"], [30], rtol=1e-5)
   tempered = rows["cross-entropy, best epoch and temperature"]["pass@1"]
   np.testing.assert_allclose(tempered, [70], rtol=1e-5)
+  ours = rows["trained for N = 4, best epoch and temperature"]["pass@1"]
+  np.testing.assert_allclose(ours, tempered, rtol=1e-5)
   np.testing.assert_allclose(rows["trained for N = 4"]["over-confidence"], [-50], rtol=1e-5)
 
 
