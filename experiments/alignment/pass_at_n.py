@@ -43,7 +43,12 @@ class Config:
   train_samples: tuple[int, ...] = (1, 4, 16, 64, 256)  # N to train for; 1 is cross-entropy.
   test_samples: tuple[int, ...] = (1, 4, 16, 64, 256)  # N of pass@N.
   judged_samples: int = 64  # N at which training for it is held against cross-entropy.
-  temperatures: tuple[float, ...] = (0.7, 1.0, 1.5, 2.0)  # For cross-entropy to choose from.
+  temperatures: tuple[float, ...] = (
+    0.7,
+    1.0,
+    1.5,
+    2.0,
+  )  # To choose from; 1 is one.
   num_checked: int = 64  # Test problems on which exact pass@N is checked by sampling.
   num_draws: int = 256  # Samples of each.
   modulus: int = 11  # Of the chains.
@@ -64,6 +69,27 @@ class Config:
   step_samples: tuple[int, ...] = (1, 4, 16)  # Tries a step to train for.
   branching: int = 4  # Proposals an expansion of the search.
   num_expansions: int = 64  # Expansions of the search.
+
+  def __post_init__(self):
+    for name, needed in (
+      ("train_samples", {1, self.judged_samples}),
+      ("test_samples", {1, self.judged_samples}),
+      ("chain_test_samples", {self.chain_samples}),
+      ("step_samples", {1}),
+      ("temperatures", {1.0}),
+    ):
+      if not needed <= set(getattr(self, name)):
+        listed = ", ".join(map(str, sorted(needed)))
+        raise ValueError(f"{name} must hold {listed}, got {getattr(self, name)}.")
+    for name, divisor in (
+      ("num_epochs", "eval_epochs"),
+      ("chain_steps", "refresh_steps"),
+      ("num_problems", "rollout_chunk"),
+      ("num_judged", "rollout_chunk"),
+    ):
+      whole, part = getattr(self, name), getattr(self, divisor)
+      if part < 1 or whole % part:
+        raise ValueError(f"{divisor} must divide {name} {whole}, got {part}.")
 
 
 PRESETS = {
@@ -132,10 +158,10 @@ def run(config: Config, context: common.Context) -> common.Results:
     last = {what: shared.points(passes[:, -1]) for what, passes in curves["test"].items()}
     rows[f"chains: {trained_label(n)}"] = _named(config, last)
     extras[f"chains/{n}"] = shared.points(curves["test"]["proofs"]).mean(0)
-  stopped = {}
-  for what, validation in found[1]["validation"].items():
-    best = validation.argmax(1)[:, None]
-    stopped[what] = shared.points(np.take_along_axis(found[1]["test"][what], best, axis=1)[:, 0])
+  stopped = {
+    what: shared.points(shared.at_best(validation, found[1]["test"][what]))
+    for what, validation in found[1]["validation"].items()
+  }
   rows["chains: cross-entropy, best phase"] = _named(config, stopped)
   solved = chains.run_steps(config, context)
   for n, values in solved.items():

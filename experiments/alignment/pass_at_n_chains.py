@@ -106,11 +106,9 @@ def _train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]
     rows = classification.epoch_rows(
       row_key, config.num_problems, num_steps=config.refresh_steps, batch_size=config.batch_size
     )
-    # For several samples batches are full of what is rarely reached; all of it is, if nothing is.
-    rare = success < config.success_threshold
-    rare = jnp.where(jnp.any(rare), rare, True).astype(jnp.float32)
-    rare_rows = jax.random.choice(rare_key, config.num_problems, rows.shape, p=rare / rare.sum())
-    state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare_rows, rows))
+    # For several samples batches are full of what is rarely reached.
+    rare = _rare_rows(rare_key, success, config.success_threshold, rows.shape)
+    state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare, rows))
     sample = functools.partial(_sample_right, config, chains, model, state.params)
     scores = {}
     for name, problems, key in zip(("validation", "test"), (validation, test), judge_keys):
@@ -124,6 +122,13 @@ def _train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]
   params = model.init(state_key, train.tokens[:1])["params"]
   state = training.init_state(state_key, params, optimizer)
   return jax.lax.scan(phase, state, jax.random.split(phase_key, num_phases))[1]
+
+
+def _rare_rows(key, success, threshold, shape) -> jax.Array:
+  """Random numbers of problems below the threshold; of all problems if none is."""
+  rare = success < threshold
+  rare = jnp.where(jnp.any(rare), rare, True).astype(jnp.float32)
+  return jax.random.choice(key, len(success), shape, p=rare / rare.sum())
 
 
 def _sample_right(

@@ -160,19 +160,15 @@ def direct_table(config, found) -> tuple[dict[str, dict], dict[str, np.ndarray]]
     stopped, tempered = {}, {}
     for n in config.test_samples:
       validation, test = (curve(found[trained_for][split], n) for split in ("validation", "test"))
-      best = validation[..., at_one].argmax(1)
-      stopped[f"pass@{n}"] = _at(test[..., at_one], best)
-      flat_validation, flat_test = (x.reshape(len(x), -1) for x in (validation, test))
-      tempered[f"pass@{n}"] = _at(flat_test, flat_validation.argmax(1))
+      stopped[f"pass@{n}"] = shared.at_best(validation[..., at_one], test[..., at_one])
+      flat = [x.reshape(len(x), -1) for x in (validation, test)]
+      tempered[f"pass@{n}"] = shared.at_best(*flat)
       if trained_for == 1:
+        best = validation[..., at_one].argmax(1)
         extras[f"epochs/{n}"] = config.eval_epochs * (1 + best)
     rows[f"{trained_label(trained_for)}, best epoch"] = stopped
     rows[f"{trained_label(trained_for)}, best epoch and temperature"] = tempered
   return rows, extras
-
-
-def _at(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
-  return np.take_along_axis(values, columns[:, None], axis=1)[:, 0]
 
 
 def trained_label(num_samples: int) -> str:

@@ -25,6 +25,12 @@ def pass_at_n(log_probs, num_samples) -> jax.Array:
   return jnp.mean(jnp.exp(-losses.coverage_loss(log_probs, num_samples=num_samples)), axis=-1)
 
 
+def at_best(scores, values) -> np.ndarray:
+  """`values` where `scores` are best along the axis after the seeds; both `[seeds, n, ...]`."""
+  best = scores.argmax(1)
+  return np.take_along_axis(values, np.expand_dims(best, 1), axis=1)[:, 0]
+
+
 def points(values) -> np.ndarray:
   """Shares as percentages."""
   return 100 * np.asarray(values)

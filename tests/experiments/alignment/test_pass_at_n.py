@@ -115,3 +115,47 @@ def test_search_follows_verified_steps(misled, branching, solved):
   )
   found = jax.vmap(search)(jax.random.split(jax.random.key(1), 4), batch.tokens)
   np.testing.assert_array_equal(found, [solved] * 4)
+
+
+def test_answers_may_be_right_without_a_proof(monkeypatch):
+  wrong = data.ModularChainConfig(modulus=3, num_terms=3, noise=0.5)
+  texts = data.modular_chain_batch(jax.random.key(0), wrong, 60)
+  responses = texts.tokens[:, None, wrong.prompt_length :]
+  drawn = type("Output", (), {"tokens": responses})
+  monkeypatch.setattr(chains.samplers, "generate_n", lambda *args, **kwargs: drawn)
+  config = pass_at_n.dataclasses.replace(SMOKE, num_problems=60, num_judged=60, rollout_chunk=60)
+
+  def sample(problems):
+    found = chains._sample_right(
+      config, wrong, None, None, problems, jax.random.key(0), num_samples=1
+    )
+    return {what: np.asarray(hits[:, 0]) for what, hits in found.items()}
+
+  valid = np.all(data.check_steps(wrong, texts.tokens[:, : wrong.prompt_length], texts.steps), 1)
+  found = sample(texts)
+  np.testing.assert_array_equal(found["answers"], texts.steps[:, -1] == texts.answers)
+  np.testing.assert_array_equal(found["proofs"], valid)
+  assert np.any(found["answers"] & ~valid) and not np.all(found["answers"])
+  # A text always reaches the answer that it teaches.
+  assert np.all(sample(texts._replace(answers=texts.steps[:, -1]))["answers"])
+
+
+@pytest.mark.parametrize(
+  ("success", "expected"), [([0.0, 0.5, 0.05], {0, 2}), ([0.5, 0.9], {0, 1})]
+)
+def test_batches_are_full_of_what_is_rarely_reached(success, expected):
+  rows = chains._rare_rows(jax.random.key(0), jnp.array(success), 0.1, (4, 25))
+  assert rows.shape == (4, 25) and set(np.unique(rows).tolist()) == expected
+
+
+@pytest.mark.parametrize(
+  ("changed", "words"),
+  [
+    ({"judged_samples": 3}, "train_samples must hold 1, 3"),
+    ({"temperatures": (0.5,)}, "temperatures must hold 1.0"),
+    ({"refresh_steps": 7}, "refresh_steps must divide chain_steps 2400, got 7"),
+  ],
+)
+def test_settings_that_do_not_go_together(changed, words):
+  with pytest.raises(ValueError, match=words):
+    pass_at_n.Config(**changed)
