@@ -21,12 +21,13 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
+_TESTS = pathlib.Path(__file__).parent
 _WHOLE_PROGRAMS = {"test_colabs.py", "experiments"}
 
 
 def pytest_collection_modifyitems(items):
   """Whole programs first, or one worker ends alone with the longest file."""
-  items.sort(key=lambda item: _WHOLE_PROGRAMS.isdisjoint(item.path.parts))
+  items.sort(key=lambda item: _WHOLE_PROGRAMS.isdisjoint(item.path.relative_to(_TESTS).parts))
 
 
 # Linux gives a process 65,530 memory maps, and every compiled program holds some: without this a

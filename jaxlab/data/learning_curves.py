@@ -81,7 +81,7 @@ def normalize_curve(
 
   Returns:
     Normalised values, `[...]`, at least float32; beyond [0, 1] only for values beyond the bounds.
-    In float32 an unbounded metric is rounded to 0 some 43 usual ranges away from the usual one.
+    In float32 an unbounded metric is rounded to 0 some 44 usual ranges beyond the usual one.
 
   Raises:
     ValueError: unless lower <= soft_lower < soft_upper <= upper.

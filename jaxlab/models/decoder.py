@@ -208,11 +208,14 @@ class DecoderLM(nn.Module):
     is most of its time. Here they are copied once.
 
     Args:
-      params: parameters with a leading layer axis in `layers`.
+      params: parameters with a leading layer axis in `layers`; those of a model whose layers have
+        parameters of their own stay as they are.
 
     Returns:
       The model and the parameters that compute the same.
     """
+    if self.unstacked:
+      return self, params
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = {
       f"{_LAYER}{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])

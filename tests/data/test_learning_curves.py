@@ -124,7 +124,7 @@ def test_normalize_matches_loop_inverts_and_is_monotone(bounds):
 def test_denormalize_inverts_normalize(loss, classes, minimize, jit):
   # Losses far above the soft bound map to values that a complement would round to zero.
   bounds = dict(lower=0.0, upper=None, soft_upper=math.log(classes), minimize=minimize)
-  # Beyond 44 times that bound, or at the other end far sooner, nothing is left in float32.
+  # Further out nothing is left in float32: see the next test.
   loss = min(loss, (40 if minimize else 2) * math.log(classes))
 
   def there_and_back(v):
@@ -132,6 +132,14 @@ def test_denormalize_inverts_normalize(loss, classes, minimize, jit):
 
   got = (jax.jit(there_and_back) if jit else there_and_back)(jnp.float32(loss))
   np.testing.assert_allclose(got, loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 50])
+def test_a_value_too_far_out_is_rounded_to_the_end(classes):
+  bounds = dict(lower=0.0, upper=None, soft_upper=math.log(classes), minimize=True)
+  near, far = (jnp.float32(ranges * math.log(classes)) for ranges in (43, 46))
+  assert lc.normalize_curve(near, **bounds) > 0 and lc.normalize_curve(far, **bounds) == 0
+  assert lc.denormalize_curve(jnp.float32(0), **bounds) == jnp.inf
 
 
 def test_remote_lower_bound_counts_as_none():

@@ -123,6 +123,8 @@ def test_layers_with_parameters_of_their_own_compute_the_same(name, tokens):
   stacked = run(name, tokens, cache=cache)
   for found, expected in zip((cached.logits, *cached.cache), (stacked.logits, *stacked.cache)):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  again, same = model.for_decoding(params)
+  assert again == model and same is params
   plain = model.apply({"params": params}, tokens, return_hidden=True)
   np.testing.assert_allclose(plain.logits, cached.logits, rtol=1e-5, atol=1e-5)
   assert jax.tree.structure(model.init(jax.random.key(0), tokens)["params"]) == jax.tree.structure(
