@@ -1,28 +1,34 @@
-"""The catalogue of papers: `papers.toml`, what was measured of each, and the table of both.
+"""The catalogue of papers, `papers.toml`, and what was measured of each.
 
-python -m experiments.catalogue --write    writes the table into docs/papers.md and README.md
-python -m experiments.catalogue --check    exit status 1 if one of the two is stale
+python -m experiments.catalogue --write         writes the pages made from it and from results/
+python -m experiments.catalogue --check         exit status 1 if one of them is stale
+python -m experiments.catalogue --quote=WORKDIR makes a finished laptop run the quoted one: its
+                                                numbers and figure go to results/ and figures/
 """
 
 import argparse
+import collections
 import difflib
 import importlib
+import io
 import pathlib
+import shutil
 import sys
 import tomllib
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from experiments import report
-from experiments.workdir import read_json
+from jaxlab import experiment
+from jaxlab.experiment.records import from_stored
+from jaxlab.experiment.workdir import load_tree, read_json, write_atomic
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAPERS = ROOT / "experiments" / "papers.toml"
 RESULTS = ROOT / "experiments" / "results"
+FIGURES = ROOT / "experiments" / "figures"
 
-_BEGIN = "<!-- papers:begin -->"
-_END = "<!-- papers:end -->"
+_MOST_BYTES = 80_000
 
 
 class Paper(NamedTuple):
@@ -34,10 +40,15 @@ class Paper(NamedTuple):
     title: the paper's title.
     venue: where it was published, and when.
     arxiv: its number on arXiv.
-    claim: the sentence that the experiment tests.
+    claim: the sentence of the abstract that the headline claim tests.
+    idea: what it does and why, in two or three sentences.
+    equation: its central equation, in LaTeX.
+    snippet: about ten lines of Python that use its functions and run as they stand.
     experiment: the experiment's module.
-    functions: dotted names of the functions that implement it.
+    functions: public names of the functions that implement it.
     cost: preset -> what it takes, in words.
+    deviations: where the experiment differs from the paper, and changes made after results were
+      seen, each with its reason.
   """
 
   slug: str
@@ -46,9 +57,13 @@ class Paper(NamedTuple):
   venue: str
   arxiv: str
   claim: str
+  idea: str
+  equation: str
+  snippet: str
   experiment: str
   functions: tuple[str, ...]
   cost: Mapping[str, str]
+  deviations: tuple[str, ...]
 
   @property
   def link(self) -> str:
@@ -75,7 +90,8 @@ def load_papers(path: pathlib.Path = PAPERS) -> dict[str, Paper]:
     for what, names in (("lacks", fields - set(entry)), ("has an unknown", set(entry) - fields)):
       if names:
         raise ValueError(f"{path.name}: [{slug}] {what} field {sorted(names)[0]!r}.")
-    papers[slug] = Paper(slug=slug, **{**entry, "functions": tuple(entry["functions"])})
+    lists = {name: tuple(entry[name]) for name in ("functions", "deviations")}
+    papers[slug] = Paper(slug=slug, **{**entry, **lists})
   return papers
 
 
@@ -92,7 +108,7 @@ def find_paper(papers: Mapping[str, Paper], slug: str) -> Paper:
 
 
 def resolve(name: str) -> Any:
-  """The object behind a dotted public name: `jaxlab.losses.bar.bar_nll`.
+  """The object behind a dotted public name: `jaxlab.losses.bar_nll`.
 
   Raises:
     ImportError: if the module cannot be imported.
@@ -102,142 +118,127 @@ def resolve(name: str) -> Any:
   return getattr(importlib.import_module(module), attribute)
 
 
-def measured(slug: str, results: pathlib.Path = RESULTS) -> dict[str, dict[str, Any]]:
-  """The committed results of a paper.
+def load_experiment(paper: Paper) -> ModuleType:
+  """The module of a paper's experiment: a file, or the `__main__` of a package."""
+  module = importlib.import_module(paper.experiment)
+  is_package = hasattr(module, "__path__")
+  return importlib.import_module(f"{paper.experiment}.__main__") if is_package else module
+
+
+def about(paper: Paper) -> experiment.About:
+  """What `--help` of a paper's experiment says."""
+  return experiment.About(f"{paper.title} ({paper.venue})", paper.claim, paper.link, paper.cost)
+
+
+def run(module: ModuleType) -> None:
+  """Runs a paper's experiment as a program.
 
   Args:
-    slug: the paper.
-    results: the directory of `<slug>.json`, or `<slug>.<task>.json` where an experiment has
-      several tasks; each a copy of a `results.json`.
-
-  Returns:
-    A dict from the file's name without ending to its content; empty if nothing was measured.
-
-  Raises:
-    ValueError: if a file holds the results of another paper or preset.
+    module: the experiment, `sys.modules[__name__]`, with its slug as `PAPER`.
   """
-  paths = sorted([*results.glob(f"{slug}.json"), *results.glob(f"{slug}.*.json")])
-  stored = {path.name.removesuffix(".json"): read_json(path) for path in paths}
-  for name, content in stored.items():
-    if (content["slug"], content["preset"]) != (slug, "laptop"):
-      raise ValueError(
-        f"{results.name}/{name}.json holds results of {content['slug']!r} with preset "
-        f"{content['preset']!r}; only those of {slug!r} with 'laptop' are quoted."
-      )
-  return stored
+  experiment.main(module, about=about(find_paper(load_papers(), module.PAPER)))
 
 
-def claims_of(stored: Mapping[str, Mapping[str, Any]]) -> list[report.Claim]:
-  """All claims in what `measured` returns."""
-  return [claim for content in stored.values() for claim in report.from_stored(content)[1]]
+def measured(slug: str, results: pathlib.Path = RESULTS) -> dict[str, Any] | None:
+  """The committed result of a paper: a parsed `results.json`, or None if there is none."""
+  path = results / f"{slug}.json"
+  return read_json(path) if path.exists() else None
 
 
-def claim_state(claims: Sequence[report.Claim]) -> str:
-  """How many claims hold, in words: "2 of 3 hold, 1 not judged", or "not measured"."""
-  if not claims:
-    return "not measured"
-  count = Counter(claim.holds for claim in claims)
-  state = f"{count[True]} of {len(claims)} hold"
-  return f"{state}, {count[None]} not judged" if count[None] else state
+def claims_of(stored: Mapping[str, Any] | None) -> list[experiment.Claim]:
+  """The claims in what `measured` returns."""
+  return [experiment.claim_from_stored(claim) for claim in (stored or {"claims": []})["claims"]]
 
 
-def table(papers: Mapping[str, Paper], results: pathlib.Path = RESULTS) -> str:
-  """The catalogue as a Markdown table.
+def headline_of(claims: Sequence[experiment.Claim]) -> experiment.Claim | None:
+  """The headline among a paper's claims, or None if nothing was measured."""
+  return next((claim for claim in claims if claim.headline), None)
+
+
+def tally(claims: Sequence[experiment.Claim]) -> str:
+  """How many claims have which verdict, in words: "2 shown, 1 unresolved"."""
+  count = collections.Counter(claim.verdict for claim in claims)
+  return ", ".join(f"{n} {verdict}" for verdict, n in count.items()) or "not measured"
+
+
+def quote(workdir: pathlib.Path) -> str:
+  """Makes a finished laptop run the one that tables and pages quote.
 
   Args:
-    papers: what `load_papers` returns.
-    results: the directory of committed results.
+    workdir: the run's directory.
 
   Returns:
-    One row a paper: title and link, how to run it, and every claim with what was measured.
+    The paper's slug.
 
   Raises:
-    ValueError: if a file in `results` belongs to no paper.
+    ValueError: if the run is unfinished, was interrupted, is of another preset or configuration, or
+      its claims break the rules.
   """
-  strangers = [path.name for path in sorted(results.glob("*.json"))]
-  strangers = [name for name in strangers if name.split(".")[0] not in papers]
-  if strangers:
-    raise ValueError(f"{results.name}/{strangers[0]} belongs to no paper of the catalogue.")
-  rows = [
-    "| Family | Paper | Run | Measured on a laptop |",
-    "| --- | --- | --- | --- |",
-  ]
-  for paper in papers.values():
-    claims = claims_of(measured(paper.slug, results))
-    lines = [claim_state(claims), *map(report.format_claim, claims)]
-    cells = (
-      paper.family,
-      f"[{_cell(paper.title)}]({paper.link}), {_cell(paper.venue)}",
-      f"`python -m {paper.experiment}`",
-      "<br>".join(map(_cell, lines)),
-    )
-    rows.append(f"| {' | '.join(cells)} |")
-  return "\n".join(rows) + "\n"
+  if not (workdir / "results.json").exists():
+    raise ValueError(f"{workdir} holds no results.json: the run is not finished.")
+  stored = read_json(workdir / "results.json")
+  paper = find_paper(load_papers(), stored["slug"])
+  if stored["preset"] != "laptop" or any("=" in part for part in workdir.name.split(",")[1:]):
+    raise ValueError(f"{workdir} is no run of the laptop preset as it stands.")
+  if stored["wall_seconds"] is None:
+    raise ValueError(f"{workdir} is not from one unbroken run; start it anew with --overwrite.")
+  experiment.check_claims(claims_of(stored))
+  shutil.copyfile(workdir / "results.json", RESULTS / f"{paper.slug}.json")
+  results = from_stored(stored["records"], load_tree(workdir / "extras.npz"))
+  draw_figure(paper, results)
+  return paper.slug
 
 
-def pages(root: pathlib.Path = ROOT) -> dict[pathlib.Path, str]:
-  """The files that hold the table, as they should read.
+def draw_figure(paper: Paper, results: experiment.Results) -> None:
+  """Draws a paper's figure into `figures/<slug>.png`, at most 80 kB."""
+  import matplotlib
 
-  Args:
-    root: the repository, with `papers.toml` and `results` in its folder `experiments`.
+  matplotlib.use("Agg")
+  drawing = load_experiment(paper).figure(results)
+  for dpi in (100, 80, 64, 50, 40):
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=dpi)
+    content = few_colors(buffer)
+    if len(content) <= _MOST_BYTES:
+      break
+  write_atomic(FIGURES / f"{paper.slug}.png", lambda file: file.write(content))
 
-  Returns:
-    A dict from path to content: `docs/papers.md`, and `README.md` with the table between its
-    markers.
 
-  Raises:
-    ValueError: if `README.md` has not both markers, in order, or for what `table` refuses.
-  """
-  papers = load_papers(root / "experiments" / "papers.toml")
-  content, readme = table(papers, root / "experiments" / "results"), root / "README.md"
-  page = (
-    "# Papers and measured claims\n\n"
-    "<!-- Made by `python -m experiments.catalogue --write`; edit papers.toml instead. -->\n\n"
-    "Every number comes from a run with the laptop preset whose `results.json` is committed in\n"
-    "`experiments/results`. A claim holds if the mean of the paired differences over seeds\n"
-    "exceeds its margin by more than one standard error; with fewer than three seeds it is not\n"
-    "judged.\n\n"
-    f"{content}"
-  )
-  return {root / "docs" / "papers.md": page, readme: _between_markers(readme, content)}
+def few_colors(png: io.BytesIO) -> bytes:
+  """The picture with a palette of 128 colors, a quarter of the bytes."""
+  import PIL.Image
+
+  small = io.BytesIO()
+  PIL.Image.open(png).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+  return small.getvalue()
 
 
 def main(argv: Sequence[str] | None = None, *, root: pathlib.Path = ROOT) -> int:
-  """Writes or checks the pages; returns the exit status."""
+  """Writes or checks the pages, or quotes a run; returns the exit status."""
+  from experiments import pages
+
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.catalogue", description="The table of papers and measured claims."
+    prog="python -m experiments.catalogue", description="Papers, their pages, what was measured."
   )
   action = parser.add_mutually_exclusive_group(required=True)
-  action.add_argument("--write", action="store_true", help="write docs/papers.md and README.md")
-  action.add_argument("--check", action="store_true", help="exit status 1 if one of them is stale")
+  action.add_argument("--write", action="store_true", help="write the pages")
+  action.add_argument("--check", action="store_true", help="exit status 1 if a page is stale")
+  action.add_argument("--quote", metavar="WORKDIR", type=pathlib.Path, help="quote a finished run")
   arguments = parser.parse_args(argv)
   try:
-    wanted = pages(root)
+    if arguments.quote:
+      print(f"{quote(arguments.quote)} is quoted; --write brings the pages up to date.")
+      return 0
+    stale = pages.write(root) if arguments.write else pages.stale(root)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  stale = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
   for path in stale:
-    if arguments.write:
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(wanted[path], encoding="utf-8")
     print(f"{path.relative_to(root)}: {'written' if arguments.write else 'stale'}")
   if stale and arguments.check:
     print("`python -m experiments.catalogue --write` brings it up to date.", file=sys.stderr)
     return 1
   return 0
-
-
-def _between_markers(path: pathlib.Path, content: str) -> str:
-  text = path.read_text(encoding="utf-8") if path.exists() else ""
-  begin, end = text.find(_BEGIN), text.find(_END)
-  if not 0 <= begin < end:
-    raise ValueError(f"{path.name} needs the lines {_BEGIN} and {_END}, in this order.")
-  return f"{text[: begin + len(_BEGIN)]}\n{content}{text[end:]}"
-
-
-def _cell(text: str) -> str:
-  return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ _ROOMS = (
   "algorithms",
   "augment",
   "data",
+  "experiment",
   "losses",
   "metrics",
   "models",

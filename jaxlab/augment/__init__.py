@@ -7,6 +7,7 @@ from jaxlab.augment.corruptions import (
   corrupt_signals,
   corruption_stream,
 )
+from jaxlab.augment.crops import random_crop, random_flip
 from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
 from jaxlab.augment.interpolation import (
   MultiMixed,
@@ -51,6 +52,8 @@ __all__ = [
   "mixup",
   "multi_mixup",
   "MultiMixed",
+  "random_crop",
+  "random_flip",
   "RegressionMix",
   "saliency_box_mix",
   "segment_masks",

@@ -6,6 +6,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxlab.training.mesh import local_data_size
@@ -15,12 +16,15 @@ _SEEDS = "seeds"
 
 def over_seeds(
   key: chex.PRNGKey,
-  run_fn: Callable[[chex.PRNGKey], chex.ArrayTree],
+  run_fn: Callable[..., chex.ArrayTree],
   *,
   num_seeds: int,
+  arguments: chex.ArrayTree = None,
   mesh: Mesh | None = None,
 ) -> chex.ArrayTree:
   """Runs an experiment for many keys: `[run_fn(k) for k in split(key, num_seeds)]`, stacked.
+
+  With `arguments` each run gets its own part of them as well: its data, or a point of a grid.
 
   For experiments so small that one seed does not fill the machine. Seeds are spread over devices;
   those of one device run in sequence, which on CPU beats running them vmapped (one seed's arrays
@@ -29,10 +33,11 @@ def over_seeds(
 
   Args:
     key: random key, split into one per seed.
-    run_fn: the whole experiment, `key -> pytree of arrays`: traceable, and using no mesh of its
-      own (`build_update` without a mesh is fine). Give the same function object again to compile
-      once.
+    run_fn: the whole experiment, `key -> pytree of arrays`, or `(key, argument) -> ...`: traceable,
+      and using no mesh of its own (`build_update` without a mesh is fine). Give the same function
+      object again to compile once.
     num_seeds: number n of seeds.
+    arguments: pytree of arrays `[n, ...]`; run i gets row i of every leaf.
     mesh: mesh whose `data` axis the seeds are spread over. None: all devices of this process, or
       as many as there are seeds.
 
@@ -40,33 +45,42 @@ def over_seeds(
     The results, every leaf with a leading axis of n.
 
   Raises:
-    ValueError: if `num_seeds` is not positive or the mesh has no axis `data`.
+    ValueError: if `num_seeds` is not positive, a leaf of `arguments` has another length, or the
+      mesh has no axis `data`.
   """
   if num_seeds < 1:
     raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+  for leaf in jax.tree.leaves(arguments):
+    if np.shape(leaf)[:1] != (num_seeds,):
+      raise ValueError(
+        f"arguments must have a leading axis of num_seeds={num_seeds}, got shape {np.shape(leaf)}."
+      )
   axis = "data"
   if mesh is None:
     axis, devices = _SEEDS, jax.local_devices()[:num_seeds]
     mesh = jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
   else:
     local_data_size(mesh)
-  return _run(key, run_fn, num_seeds, mesh, axis)
+  return _run(key, arguments, run_fn, num_seeds, mesh, axis)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _run(key, run_fn, num_seeds, mesh, axis):
-  """One program; everything but the key is static, so that a second call finds it compiled."""
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _run(key, arguments, run_fn, num_seeds, mesh, axis):
+  """One program; all but the arrays is static, so that a second call finds it compiled."""
   per_device = -(-num_seeds // mesh.shape[axis])
+  rows = jnp.arange(per_device * mesh.shape[axis]) % num_seeds
   keys = jax.random.split(key, num_seeds)
-  keys = keys[jnp.arange(per_device * mesh.shape[axis]) % num_seeds]
+  runs = (keys,) if arguments is None else (keys, arguments)
+  runs = jax.tree.map(lambda x: jnp.asarray(x)[rows], runs)
 
-  def run_some(keys):
+  def run_some(runs):
     if per_device == 1:
-      return jax.tree.map(lambda x: jnp.asarray(x)[None], run_fn(keys[0]))
-    return jax.lax.map(run_fn, keys)
+      first = jax.tree.map(lambda x: x[0], runs)
+      return jax.tree.map(lambda x: jnp.asarray(x)[None], run_fn(*first))
+    return jax.lax.map(lambda run: run_fn(*run), runs)
 
   spec = PartitionSpec(axis)
   results = jax.shard_map(
     run_some, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis}, check_vma=False
-  )(keys)
+  )(runs)
   return jax.tree.map(lambda x: x[:num_seeds], results)

@@ -27,7 +27,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from experiments.config_flags import UsageError
+from jaxlab.experiment.flags import UsageError
 
 _NAMES = (
   "metrics.jsonl",
@@ -156,8 +156,26 @@ def write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON at once; infinities and NaN, which JSON lacks, become text that `float` reads."""
-  text = json.dumps(encode_json(value), indent=2, allow_nan=False) + "\n"
+  text = _layout(encode_json(value)) + "\n"
   write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _layout(value: Any, indent: str = "") -> str:
+  """JSON with a line per item, where an item that holds nothing nested stays on one line."""
+  inner = indent + "  "
+  if isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values()):
+    flat = indent and not any(_is_nested(item) for item in value.values())
+    if not flat:
+      items = [f"{inner}{json.dumps(key)}: {_layout(v, inner)}" for key, v in value.items()]
+      return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+  elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+    return "[\n" + ",\n".join(inner + _layout(item, inner) for item in value) + f"\n{indent}]"
+  return json.dumps(value, allow_nan=False)
+
+
+def _is_nested(value: Any) -> bool:
+  items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return any(isinstance(item, dict | list) for item in items)
 
 
 def read_json(path: pathlib.Path) -> Any:

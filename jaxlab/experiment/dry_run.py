@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core
 
-from experiments.config_flags import UsageError
+from jaxlab.experiment.flags import UsageError
 from jaxlab.training.state import num_params
 
 

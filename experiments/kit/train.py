@@ -1,4 +1,4 @@
-"""Trains small networks on arrays in memory, a seed as one program, for the experiments on them."""
+"""Trains small networks on arrays in memory, one program per seed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,18 +6,11 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxlab import data, training
-
-
-class Split(NamedTuple):
-  """Inputs `[n, ...]` and labels `[n]` (or targets)."""
-
-  inputs: chex.Array
-  labels: chex.Array
+from experiments.kit.datasets import Split
+from jaxlab import training
 
 
 class Trained(NamedTuple):
@@ -39,41 +32,24 @@ class Trained(NamedTuple):
     return {"params": self.params, **self.model_state}
 
 
-def mnist1d_splits(*sizes: int, seed: int = 42, **arguments) -> tuple[Split, ...]:
-  """Disjoint sets of MNIST-1D, all standardised by the first one's mean and deviation."""
-  signals = data.load_mnist1d(sum(sizes), seed=seed, **arguments)
-  first = signals.series[: sizes[0]]
-  series = (signals.series - first.mean()) / first.std()
-  ends = np.cumsum(sizes)
-  return tuple(
-    Split(series[end - size : end], signals.labels[end - size : end])
-    for size, end in zip(sizes, ends)
-  )
+def sgd_cosine(
+  learning_rate: chex.Numeric,
+  num_steps: int,
+  *,
+  weight_decay: chex.Numeric = 0.0,
+  momentum: float = 0.9,
+) -> optax.GradientTransformation:
+  """SGD with momentum; weight decay joins the gradient, and the rate falls to 0 as a cosine."""
+  schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+  return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
 
 
-def digits_splits(*sizes: int, seed: int = 0) -> tuple[Split, ...]:
-  """Disjoint sets of `digits` (images in [0, 1], `[n, 8, 8, 1]`), drawn by the seed."""
-  digits = data.as_arrays(data.load_source("digits", split="all"))
-  order = np.random.default_rng(seed).permutation(len(digits["label"]))
-  if sum(sizes) > len(order):
-    raise ValueError(f"sizes {sizes} exceed the {len(order)} digits.")
-  images = digits["image"][order].astype(np.float32) / 16.0
-  labels = digits["label"][order].astype(np.int32)
-  ends = np.cumsum(sizes)
-  return tuple(
-    Split(images[end - size : end], labels[end - size : end]) for size, end in zip(sizes, ends)
-  )
-
-
-def image_splits(name: str, splits: tuple[str, ...] = ("train", "test")) -> tuple[Split, ...]:
-  """Splits of a tfds image set that is on disk, standardised by the first one's channels."""
-  loaded = [data.as_arrays(data.load_source(name, split=split)) for split in splits]
-  images = [arrays["image"].astype(np.float32) / 255.0 for arrays in loaded]
-  mean, std = images[0].mean((0, 1, 2)), images[0].std((0, 1, 2))
-  return tuple(
-    Split((image - mean) / std, arrays["label"].astype(np.int32))
-    for image, arrays in zip(images, loaded)
-  )
+def adamw_cosine(
+  learning_rate: chex.Numeric, num_steps: int, *, weight_decay: chex.Numeric = 1e-4
+) -> optax.GradientTransformation:
+  """AdamW, its rate falling to 0 as a cosine."""
+  schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+  return optax.adamw(schedule, weight_decay=weight_decay)
 
 
 def classification_loss(module: nn.Module, loss_fn: Callable[..., chex.Array] | None = None):
@@ -117,7 +93,7 @@ def train(
   evaluate: Callable[[Trained], Any] | None = None,
   eval_every: int | None = None,
 ) -> Trained:
-  """Trains one seed: a traceable function, for `over_seeds` and `jit`.
+  """Trains one network: a traceable function, for `over_seeds` and `jit`.
 
   Args:
     key: of the initial parameters, the order of the rows and the loss.
@@ -128,8 +104,8 @@ def train(
     num_steps: number of updates.
     batch_size: rows an update, at most n.
     start: where to begin; None initialises.
-    schedule: pytree of arrays `[num_steps, ...]`; with one the loss sees (rows of `batch`, entries
-      of its step, repeated for every row).
+    schedule: pytree of arrays `[num_steps, ...]`; with one the loss sees (rows of `batch`, the
+      step's entries, repeated for every row).
     evaluate: `(trained) -> pytree`, every `eval_every` steps, which must divide `num_steps`.
     eval_every: steps between evaluations.
 

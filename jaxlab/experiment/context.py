@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.workdir import load_tree, save_tree, write_atomic
+from jaxlab.experiment.workdir import load_tree, save_tree, write_atomic
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.loop import FitResult, fit, resume
 from jaxlab.training.mesh import make_mesh
@@ -39,7 +39,6 @@ class Context:
     seeds: number of seeds.
     writers: each makes a metric writer for the training stage of a name.
     mesh: the devices; by default all of them, on the axis `data`.
-    smoke: whether only the program is tested; no claim is judged then.
   """
 
   workdir: pathlib.Path
@@ -47,7 +46,6 @@ class Context:
   seeds: int = 1
   writers: Sequence[Callable[[str], Writer]] = ()
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=lambda: make_mesh({"data": -1}))
-  smoke: bool = False
   _taken: set[tuple[str, str]] = dataclasses.field(default_factory=set, init=False, repr=False)
 
   def seed_key(self, seed: int) -> chex.PRNGKey:

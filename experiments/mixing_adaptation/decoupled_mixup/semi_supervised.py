@@ -1,6 +1,4 @@
-"""Semi-supervised: mixtures of labelled with pseudo-labelled signals on top of FixMatch."""
-
-from collections.abc import Callable
+"""Mixtures of labeled with pseudo-labeled signals on top of FixMatch."""
 
 import chex
 import jax
@@ -8,45 +6,54 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from experiments import classification, common
-from experiments.classification import Split, Trained
-from experiments.mixing_adaptation.decoupled_mixup_policies import network, sgd
-from jaxlab import augment, losses, training, weights
+from experiments.kit import datasets
+from experiments.kit.datasets import Split
+from experiments.kit.sweep import grid
+from experiments.kit.train import Trained, accuracy, sgd_cosine, train
+from experiments.mixing_adaptation.decoupled_mixup.policies import network
+from jaxlab import augment, experiment, losses, training, weights
+
+FIXMATCH = "FixMatch"
 
 
-def semi_supervised(config, context: common.Context, etas: tuple[float, ...] | None):
-  """Accuracies of the averaged network, one a seed, for every weight; None for FixMatch alone."""
-  labeled, unlabeled, test = classification.mnist1d_splits(
-    config.num_labeled, config.num_unlabeled, config.num_test[0]
-  )
-  module = network(config, True, 10)
+def semi_supervised(config, context: experiment.Context) -> dict[str, dict]:
+  """Accuracy per seed of FixMatch alone, and with mixup's and the decoupled loss on top."""
+  dataset = datasets.describe("mnist1d")
+  module = network(config, dataset)
+  sizes = config.num_labeled, config.num_unlabeled, config.num_test[0]
+  splits = datasets.stack_seeds(lambda seed: dataset.splits(*sizes, seed=seed), context.seeds)
 
-  def one(key, eta):
+  def evaluate(key, splits, setting):
+    labeled, unlabeled, test = splits
     init_key, train_key = jax.random.split(key)
     variables = dict(module.init(init_key, labeled.inputs[:2]))
     state = {"step": jnp.int32(0), "average": variables, "batch_stats": variables["batch_stats"]}
-    trained = classification.train(
+    trained = train(
       train_key,
       module,
-      semi_supervised_loss(config, module, labeled, None if etas is None else eta),
-      sgd(config, config.semi_learning_rate, config.semi_steps),
+      semi_supervised_loss(config, module, labeled, setting.get("eta")),
+      sgd_cosine(
+        config.semi_learning_rate, config.semi_steps, weight_decay=config.weight_decay
+      ),
       (unlabeled.inputs,),
       num_steps=config.semi_steps,
       batch_size=config.semi_batch,
       start=Trained(variables["params"], state),
     )
-    return classification.accuracy(module, trained.model_state["average"], test)
+    return {"accuracy": accuracy(module, trained.model_state["average"], test)}
 
-  def one_seed(key):
-    return jax.lax.map(lambda eta: one(key, eta), jnp.asarray(etas or (0.0,)))
+  def stage(name, settings):
+    scores = context.cached(f"semi-supervised/{name}", grid, context, evaluate, splits, settings)
+    return scores["accuracy"].T
 
-  return training.over_seeds(context.key, one_seed, num_seeds=context.seeds).T
+  (alone,) = stage(FIXMATCH, [{}])
+  plain, decoupled = stage("mixup", [{"eta": 0.0}, {"eta": config.eta}])
+  names = (FIXMATCH, f"{FIXMATCH} + mixup's loss", f"{FIXMATCH} + decoupled")
+  return {n: {"accuracy": v} for n, v in zip(names, (alone, plain, decoupled))}
 
 
-def semi_supervised_loss(
-  config, module: nn.Module, labeled: Split, eta: chex.Numeric | None
-) -> Callable:
-  """FixMatch's loss, and those of labelled with labelled and with unlabelled examples mixed.
+def semi_supervised_loss(config, module: nn.Module, labeled: Split, eta: chex.Numeric | None):
+  """FixMatch's loss, and those of labeled with labeled and with unlabeled examples mixed.
 
   `eta` None mixes nothing. The model state holds the running statistics, the average of the network
   and the step.
@@ -65,7 +72,7 @@ def semi_supervised_loss(
     if eta is not None:
       among = augment.mixup(pairs_key, known, target)
       ratio = augment.draw_mix(mixed_key, batch_size=num, majority=True).ratio
-      # Row i of the labelled examples meets row i of the unlabelled ones.
+      # Row i of the labeled examples meets row i of the unlabeled ones.
       partner = jnp.concatenate([jnp.arange(num, 2 * num), jnp.arange(num)])
       across = augment.interpolate_pairs(
         jnp.concatenate([known, strong]), partner, jnp.concatenate([ratio, ratio])
@@ -82,8 +89,8 @@ def semi_supervised_loss(
     values += losses.fixmatch_loss(logits[1], weak_logits)
     if eta is not None:
       values += losses.decoupled_mixup_loss(logits[2], target, among.labels_b, among.ratio, eta=eta)
-      guess, sure = jnp.argmax(weak_logits, -1), jnp.max(jax.nn.softmax(weak_logits), -1)
-      counts = losses.pseudo_label_mix_weight(sure, ratio)
+      guess, confidence = jnp.argmax(weak_logits, -1), jnp.max(jax.nn.softmax(weak_logits), -1)
+      counts = losses.pseudo_label_mix_weight(confidence, ratio)
       ramp = (1 - jnp.cos(jnp.pi * model_state["step"] / config.semi_steps)) / 2
       # Only the known label has a term of its own: the other one is a guess.
       across_values = losses.decoupled_mixup_loss(

@@ -1,0 +1,1 @@
+"""What papers share: data sets, training, sweeps, plots, the step of a dry run."""

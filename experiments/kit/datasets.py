@@ -1,0 +1,143 @@
+"""One description per data set: shapes, classes, and splits that every seed draws anew."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab import data
+
+
+class Split(NamedTuple):
+  """Inputs `[n, ...]` and labels `[n]` (or targets)."""
+
+  inputs: chex.Array
+  labels: chex.Array
+
+
+# What dry runs need of sets that are not on disk: the shape of an image, and the classes.
+_TFDS_IMAGES = {
+  "cifar10": ((32, 32, 3), 10),
+  "cifar100": ((32, 32, 3), 100),
+  "fashion_mnist": ((28, 28, 1), 10),
+  "svhn_cropped": ((32, 32, 3), 10),
+}
+
+
+class Dataset(NamedTuple):
+  """A classification set.
+
+  Attributes:
+    name: `mnist1d` (signals made on demand), `digits` (shipped with scikit-learn), or an image set
+      of tfds.
+    shape: of one input: `(length, 1)` of signals, `(height, width, channels)` of images.
+    num_classes: number of classes.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  num_classes: int
+
+  @property
+  def is_image(self) -> bool:
+    """Whether inputs are images; signals otherwise."""
+    return len(self.shape) == 3
+
+  def splits(self, *sizes: int, seed: int = 0, **generator) -> tuple[Split, ...]:
+    """Draws disjoint splits, standardized by what the first one holds.
+
+    Signals lose the first split's mean and are divided by its deviation, images of tfds likewise by
+    channel; digits are divided by 16. The last split of a tfds set comes from its test part, the
+    others from its training part.
+
+    Args:
+      *sizes: rows of each split.
+      seed: of the draw; another seed draws all splits anew.
+      **generator: arguments of the generator of `mnist1d`.
+
+    Returns:
+      A `Split` for every size, NumPy arrays: inputs float32, labels int32.
+
+    Raises:
+      ValueError: if there are too few rows.
+    """
+    if self.name == "mnist1d":
+      # 42 is the generator's own default.
+      signals = data.load_mnist1d(sum(sizes), seed=42 + seed, **generator)
+      first = signals.series[: sizes[0]]
+      series = (signals.series - first.mean()) / first.std()
+      return _cut(Split(series, signals.labels), sizes)
+    if self.name == "digits":
+      digits = data.as_arrays(data.load_source("digits", split="all"))
+      images = digits["image"].astype(np.float32) / 16.0
+      return _cut(_shuffled(Split(images, digits["label"].astype(np.int32)), seed), sizes)
+    pool, test = (_shuffled(raw_images(self.name, part), seed) for part in ("train", "test"))
+    parts = (*_cut(pool, sizes[:-1]), *_cut(test, sizes[-1:]))
+    mean, std = parts[0].inputs.mean((0, 1, 2)), parts[0].inputs.std((0, 1, 2))
+    return tuple(Split((part.inputs - mean) / std, part.labels) for part in parts)
+
+  def batch(self, batch_size: int) -> Split:
+    """The shapes of a batch, for a dry run."""
+    return Split(
+      jax.ShapeDtypeStruct((batch_size, *self.shape), jnp.float32),
+      jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    )
+
+
+def describe(name: str) -> Dataset:
+  """The description of a data set; reads no data.
+
+  Args:
+    name: `mnist1d`, `digits`, or an image set of tfds.
+
+  Returns:
+    Its `Dataset`.
+
+  Raises:
+    ValueError: if there is no description of that name.
+  """
+  known = {"mnist1d": ((40, 1), 10), "digits": ((8, 8, 1), 10), **_TFDS_IMAGES}
+  if name not in known:
+    raise ValueError(f"no data set {name!r}: there is {', '.join(known)}.")
+  return Dataset(name, *known[name])
+
+
+def raw_images(name: str, part: str, *, limit: int | None = None) -> Split:
+  """Images of a tfds set in [0, 1], and their labels.
+
+  Args:
+    name: name in tfds, with its configuration: `cifar10_corrupted/fog_3`.
+    part: "train" or "test".
+    limit: number of rows; None for all.
+  """
+  arrays = data.as_arrays(data.load_source(name, split=part), limit=limit)
+  return Split(arrays["image"].astype(np.float32) / 255.0, arrays["label"].astype(np.int32))
+
+
+def stack_seeds(draw, num_seeds: int):
+  """Draws of every seed, stacked: what `over_seeds` takes as `arguments`.
+
+  Args:
+    draw: `seed -> pytree of arrays`, all of the same shapes.
+    num_seeds: number of seeds.
+
+  Returns:
+    The pytree with a leading axis of seeds.
+  """
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *map(draw, range(num_seeds)))
+
+
+def _shuffled(split: Split, seed: int) -> Split:
+  order = np.random.default_rng(seed).permutation(len(split.labels))
+  return Split(*(array[order] for array in split))
+
+
+def _cut(split: Split, sizes: tuple[int, ...]) -> tuple[Split, ...]:
+  if sum(sizes) > len(split.labels):
+    raise ValueError(f"sizes {sizes} exceed the {len(split.labels)} rows.")
+  ends = np.cumsum(sizes)
+  return tuple(
+    Split(*(array[end - size : end] for array in split)) for size, end in zip(sizes, ends)
+  )

@@ -1,0 +1,94 @@
+"""Pictures of records: intervals over seeds, curves with bands, histograms."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlab.experiment import Record, Results, t_interval
+
+
+def panels(num: int, *, width: float = 4.4, height: float = 3.4):
+  """A figure with `num` axes side by side, and the axes."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    1, num, figsize=(width * num, height), squeeze=False, layout="constrained"
+  )
+  return figure, axes[0]
+
+
+def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "method", **where):
+  """Means with 95% t-intervals over seeds: one group of points per value of `by`.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    quantity: what is drawn.
+    by: "method" or the setting along x.
+    color: "method" or the setting that colors tell apart.
+    **where: what the records must have.
+  """
+  groups, labels = (
+    results.distinct(by, quantity=quantity, **where),
+    _labels(results, color, quantity, where),
+  )
+  for i, label in enumerate(labels):
+    offset = 0.6 * ((i + 0.5) / len(labels) - 0.5)
+    xs, means, errors = [], [], []
+    for x, group in enumerate(groups):
+      # A method may lack a setting.
+      for record in results.matching(quantity=quantity, **{**where, by: group, color: label}):
+        mean, error = _mean_and_half_width(record)
+        xs.append(x + offset)
+        means.append(mean)
+        errors.append(error)
+    ax.errorbar(xs, means, errors, fmt="o", capsize=3, label=str(label))
+  ax.set_xticks(range(len(groups)), [str(group) for group in groups], rotation=20, ha="right")
+  ax.set_ylabel(quantity)
+
+
+def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method", **where):
+  """Means over seeds along a setting, with bands of 95% t-intervals.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    quantity: what is drawn.
+    x: the setting along x, a number.
+    color: "method" or the setting that colors tell apart.
+    **where: what the records must have.
+  """
+  for label in _labels(results, color, quantity, where):
+    records = results.matching(quantity=quantity, **{**where, color: label})
+    records = sorted((r for r in records if r.field(x) is not None), key=lambda r: r.field(x))
+    xs = [record.field(x) for record in records]
+    means, errors = np.transpose([_mean_and_half_width(record) for record in records])
+    (line,) = ax.plot(xs, means, ".-", label=str(label))
+    ax.fill_between(xs, means - errors, means + errors, color=line.get_color(), alpha=0.2)
+  ax.set(xlabel=x, ylabel=quantity)
+
+
+def histograms(ax, values: Mapping[str, Any], bins: Sequence[float] | int = 30):
+  """Outlines of histograms, as densities.
+
+  Args:
+    ax: the axes.
+    values: label -> numbers.
+    bins: borders or number of bins.
+  """
+  for label, numbers in values.items():
+    ax.hist(np.ravel(numbers), bins, histtype="step", density=True, label=label)
+  ax.set_ylabel("density")
+
+
+def _labels(results: Results, color: str, quantity: str, where: Mapping[str, Any]) -> list[Any]:
+  """The values that colors tell apart, or the one that `where` names."""
+  return [where[color]] if color in where else results.distinct(color, quantity=quantity, **where)
+
+
+def _mean_and_half_width(record: Record) -> tuple[float, float]:
+  """A mean and half its interval; 0 where one seed says nothing of the spread."""
+  low, high = t_interval(record.values)
+  half = (high - low) / 2
+  return float(record.values.mean()), half if np.isfinite(half) else 0.0

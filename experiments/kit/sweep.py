@@ -1,0 +1,123 @@
+"""Methods x settings x seeds: the same budget for each, settings chosen on validation per seed."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.kit.datasets import stack_seeds
+from jaxlab import experiment, training
+
+Setting = Mapping[str, float]
+
+
+def sweep(
+  context: experiment.Context,
+  stage: str,
+  evaluate: Callable[..., Mapping[str, Any]],
+  draw: Callable[[int], Any],
+  *,
+  methods: Mapping[str, Sequence[Setting]],
+  select: str,
+  better: Literal["higher", "lower"] = "higher",
+) -> dict[str, dict[str, np.ndarray]]:
+  """Evaluates every setting of every method on every seed, and keeps the best setting per seed.
+
+  All methods and settings of a seed share its data and its key, hence initialization and order.
+
+  Args:
+    context: of the run; every method is a cached stage.
+    stage: name of the stages: `stage/method`.
+    evaluate: `(key, splits, method, setting) -> {quantity: array}`: traceable; the values of the
+      setting are traced, so that a method is one program.
+    draw: `seed -> splits`, the data of a seed.
+    methods: method -> its settings, equally many for each; each maps names to numbers.
+    select: the quantity, of validation data, that chooses the setting.
+    better: whether a higher or a lower one is better.
+
+  Returns:
+    method -> quantity -> `[seeds, ...]` at the chosen setting. The quantities `chosen/<name>` say
+    what was chosen, of every hyper-parameter that has more than one value.
+
+  Raises:
+    ValueError: if methods have different numbers of settings.
+  """
+  budgets = {method: len(settings) for method, settings in methods.items()}
+  if len(set(budgets.values())) != 1:
+    raise ValueError(f"methods must have equally many settings, got {budgets}.")
+  splits = stack_seeds(draw, context.seeds)
+  chosen = {}
+  for method, settings in methods.items():
+    name = stage + "/" + re.sub(r"[^\w=+,. -]", "", method)
+    evaluate_method = functools.partial(evaluate, method=method)
+    scores = context.cached(name, grid, context, evaluate_method, splits, settings)
+    chosen[method] = choose(scores, settings, select=select, better=better)
+  return chosen
+
+
+def grid(
+  context: experiment.Context,
+  evaluate: Callable[..., Mapping[str, Any]],
+  splits: Any,
+  settings: Sequence[Setting],
+) -> dict[str, np.ndarray]:
+  """Evaluates settings on all seeds, one program for all of them.
+
+  Args:
+    context: of the run.
+    evaluate: `(key, splits, setting=...) -> {quantity: array}`, traceable.
+    splits: data of all seeds, with a leading axis of seeds.
+    settings: each maps the same hyper-parameters to numbers.
+
+  Returns:
+    quantity -> `[seeds, settings, ...]`.
+  """
+
+  def one(key, argument):
+    splits, setting = argument
+    return evaluate(key, splits, setting=setting)
+
+  scores = []
+  for setting in settings:
+    repeated = {name: np.full(context.seeds, value) for name, value in setting.items()}
+    result = training.over_seeds(
+      context.key,
+      one,
+      num_seeds=context.seeds,
+      arguments=(splits, repeated),
+      mesh=context.mesh,
+    )
+    scores.append({name: np.asarray(values) for name, values in result.items()})
+  return {name: np.stack([score[name] for score in scores], axis=1) for name in scores[0]}
+
+
+def choose(
+  scores: Mapping[str, np.ndarray],
+  settings: Sequence[Setting],
+  *,
+  select: str,
+  better: Literal["higher", "lower"] = "higher",
+) -> dict[str, np.ndarray]:
+  """The scores of the setting that each seed's validation data prefers.
+
+  Args:
+    scores: quantity -> `[seeds, settings, ...]`, as of `grid`.
+    settings: the settings.
+    select: the quantity `[seeds, settings]` that chooses; NaN is never chosen if there is a number.
+    better: whether a higher or a lower one is better.
+
+  Returns:
+    quantity -> `[seeds, ...]`, and `chosen/<name>` of every hyper-parameter that differs.
+  """
+  sign = {"higher": -1.0, "lower": 1.0}[better]
+  values = sign * np.asarray(scores[select])
+  best = np.argmin(np.where(np.isnan(values), np.inf, values), axis=1)
+  seeds = np.arange(len(best))
+  chosen = {name: values[seeds, best] for name, values in scores.items()}
+  for name in settings[0]:
+    options = np.array([setting[name] for setting in settings])
+    if len(set(options.tolist())) > 1:
+      chosen[f"chosen/{name}"] = options[best]
+  return chosen

@@ -1,0 +1,1 @@
+"""Decoupled mixup: two labels of a mixture need not take probability from each other."""

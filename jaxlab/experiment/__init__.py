@@ -1,0 +1,40 @@
+"""Makes a module with `Config` and `run` a program: flags, stages, records, verdicts, report."""
+
+from jaxlab.experiment.claims import (
+  Claim,
+  Precondition,
+  check_claims,
+  claim_from_stored,
+  claim_to_stored,
+  compare,
+  precondition,
+  t_interval,
+)
+from jaxlab.experiment.context import Context
+from jaxlab.experiment.dry_run import Cost, count_flops, dry_run
+from jaxlab.experiment.flags import UsageError
+from jaxlab.experiment.program import About, execute, main
+from jaxlab.experiment.records import Quantity, Record, Results, quantity
+
+__all__ = [
+  "About",
+  "check_claims",
+  "Claim",
+  "claim_from_stored",
+  "claim_to_stored",
+  "compare",
+  "Context",
+  "Cost",
+  "count_flops",
+  "dry_run",
+  "execute",
+  "main",
+  "Precondition",
+  "precondition",
+  "Quantity",
+  "quantity",
+  "Record",
+  "Results",
+  "t_interval",
+  "UsageError",
+]
