@@ -11,7 +11,7 @@ from jaxlab.experiment.claims import (
   t_interval,
 )
 from jaxlab.experiment.context import Context
-from jaxlab.experiment.dry_run import Cost, count_flops, dry_run
+from jaxlab.experiment.dry_run import Cost, count_flops, step_cost
 from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.program import About, execute, main
 from jaxlab.experiment.records import Quantity, Record, Results, quantity
@@ -26,7 +26,6 @@ __all__ = [
   "Context",
   "Cost",
   "count_flops",
-  "dry_run",
   "execute",
   "main",
   "Precondition",
@@ -35,6 +34,7 @@ __all__ = [
   "quantity",
   "Record",
   "Results",
+  "step_cost",
   "t_interval",
   "UsageError",
 ]

@@ -197,7 +197,11 @@ def _program(module: ModuleType) -> list[str]:
   """How to start the module again."""
   if module.__spec__ is not None:
     return ["python", "-m", _module_name(module)]
-  return ["python", module.__file__]
+  path = pathlib.Path(module.__file__)
+  return [
+    "python",
+    str(path.relative_to(os.getcwd()) if path.is_relative_to(os.getcwd()) else path),
+  ]
 
 
 def _mesh_axes(text: str) -> dict[str, int]:

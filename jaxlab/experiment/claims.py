@@ -170,13 +170,13 @@ def t_interval(values: Any, *, confidence: float = CONFIDENCE) -> tuple[float, f
     confidence: probability that the interval holds the mean.
 
   Returns:
-    Its two ends; one value alone says nothing, so its interval is the whole line.
+    Its two ends; the whole line if there is one value alone or a value is not finite.
 
   Raises:
     ValueError: if `values` is empty or has more than one axis.
   """
   values = np.atleast_1d(per_seed(values, "values"))
-  if values.size == 1:
+  if values.size == 1 or not np.all(np.isfinite(values)):
     return -math.inf, math.inf
   half = stats.t.ppf((1 + confidence) / 2, values.size - 1) * stats.sem(values)
   return float(values.mean() - half), float(values.mean() + half)

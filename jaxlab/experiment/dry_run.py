@@ -37,7 +37,7 @@ class Cost(NamedTuple):
     return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
-def dry_run(module: Any, config: Any, mesh: jax.sharding.Mesh) -> Cost:
+def step_cost(module: Any, config: Any, mesh: jax.sharding.Mesh) -> Cost:
   """Compiles an experiment's training step from shapes alone.
 
   The module says what to compile: `abstract(config, mesh) -> (update, *arguments)`, where the

@@ -119,7 +119,7 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     start_jax(arguments)
     mesh = mesh_from_axes(arguments.mesh)
     if arguments.dry_run:
-      dry_run.print_cost(dry_run.dry_run(module, arguments.config, mesh))
+      dry_run.print_cost(dry_run.step_cost(module, arguments.config, mesh))
       return 0
     writes = jax.process_index() == 0
     with workdir.lock(arguments.workdir) if writes else contextlib.nullcontext():

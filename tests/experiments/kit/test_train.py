@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import classification
+from experiments.kit import datasets
+from experiments.kit import train as kit
 from jaxlab import models
 
 _MODULE = models.MLP(2, widths=(4,), norm=models.GhostBatchNorm)
@@ -17,16 +18,16 @@ def split():
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 2, 40).astype(np.int32)
   inputs = rng.normal(size=(40, 3)).astype(np.float32) + 3.0 * labels[:, None]
-  return classification.Split(inputs, labels)
+  return datasets.Split(inputs, labels)
 
 
-def _train(split, **options):
+def _train(split, optimizer=None, **options):
   settings = {"num_steps": 6, "batch_size": 10} | options
-  return classification.train(
+  return kit.train(
     jax.random.key(0),
     _MODULE,
-    classification.classification_loss(_MODULE),
-    optax.sgd(0.3, momentum=0.9),
+    kit.classification_loss(_MODULE),
+    optimizer or kit.sgd_cosine(0.3, 6, weight_decay=0.1),
     split,
     **settings,
   )
@@ -37,7 +38,8 @@ def test_equals_a_loop_of_single_steps(split):
   init_key, order_key, _ = jax.random.split(jax.random.key(0), 3)
   variables = _MODULE.init(init_key, split.inputs[:10])
   params, stats = variables["params"], variables["batch_stats"]
-  optimizer = optax.sgd(0.3, momentum=0.9)
+  rates = optax.cosine_decay_schedule(0.3, 6)
+  optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rates, momentum=0.9))
   opt_state = optimizer.init(params)
 
   def loss(params, stats, inputs, labels):
@@ -48,9 +50,9 @@ def test_equals_a_loop_of_single_steps(split):
     return values.mean(), state["batch_stats"]
 
   grad = jax.jit(jax.grad(loss, has_aux=True))
-  for rows in classification.epoch_rows(order_key, 40, num_steps=6, batch_size=10):
+  for rows in kit.epoch_rows(order_key, 40, num_steps=6, batch_size=10):
     grads, stats = grad(params, stats, split.inputs[rows], split.labels[rows])
-    updates, opt_state = optimizer.update(grads, opt_state)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), trained.params, params)
   jax.tree.map(
@@ -64,14 +66,15 @@ def test_learns_and_is_evaluated_on_the_way(split):
   trained = jax.jit(
     lambda: _train(
       split,
+      optax.sgd(0.3, momentum=0.9),
       num_steps=60,
       eval_every=20,
-      evaluate=lambda t: classification.accuracy(_MODULE, t.variables, split),
+      evaluate=lambda t: kit.accuracy(_MODULE, t.variables, split),
     )
   )()
   assert trained.scores.shape == (3,)
   assert trained.scores[-1] > 0.9
-  assert trained.scores[-1] == classification.accuracy(_MODULE, trained.variables, split)
+  assert trained.scores[-1] == kit.accuracy(_MODULE, trained.variables, split)
 
 
 def test_goes_on_from_a_start(split):
@@ -82,13 +85,13 @@ def test_goes_on_from_a_start(split):
 
 
 def test_a_schedule_reaches_the_loss_of_its_step(split):
-  seen = classification.classification_loss(
+  seen = kit.classification_loss(
     _MODULE, lambda apply, key, batch: apply(batch[0].inputs).logits[:, 0] * batch[1]
   )
   settings = {"num_steps": 3, "batch_size": 10}
 
   def run(schedule):
-    return classification.train(
+    return kit.train(
       jax.random.key(0), _MODULE, seen, optax.sgd(0.1), split, schedule=schedule, **settings
     ).params
 
@@ -100,7 +103,7 @@ def test_a_schedule_reaches_the_loss_of_its_step(split):
 
 
 def test_every_epoch_sees_every_row_once():
-  rows = classification.epoch_rows(jax.random.key(1), 10, num_steps=7, batch_size=3)
+  rows = kit.epoch_rows(jax.random.key(1), 10, num_steps=7, batch_size=3)
   assert rows.shape == (7, 3)
   for epoch in (rows[:3], rows[3:6]):
     assert len(np.unique(epoch)) == 9
@@ -112,22 +115,9 @@ def test_predict_is_evaluation_mode_in_any_batch_size(split):
   inputs = jnp.asarray(split.inputs)
   whole = _MODULE.apply(trained.variables, inputs)
   for batch_size in (7, 40):
-    output = classification.predict(_MODULE, trained.variables, inputs, batch_size=batch_size)
+    output = kit.predict(_MODULE, trained.variables, inputs, batch_size=batch_size)
     np.testing.assert_allclose(output.logits, whole.logits, atol=1e-5)
     assert output.features.shape == (40, 4)
-
-
-def test_splits_are_disjoint_and_standardised():
-  train, test = classification.digits_splits(300, 200, seed=1)
-  assert train.inputs.shape == (300, 8, 8, 1) and test.labels.shape == (200,)
-  assert train.inputs.min() >= 0 and train.inputs.max() == 1
-  rows = {row.tobytes() for row in train.inputs}
-  assert sum(row.tobytes() in rows for row in test.inputs) == 0
-  with pytest.raises(ValueError, match="exceed the 1797 digits"):
-    classification.digits_splits(1700, 100)
-  train, test = classification.mnist1d_splits(30, 10)
-  assert train.inputs.shape == (30, 40, 1) and test.inputs.shape == (10, 40, 1)
-  np.testing.assert_allclose([train.inputs.mean(), train.inputs.std()], [0, 1], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.seeded_batches import SeededBatches, key_data
+from experiments.kit.seeded_batches import SeededBatches, key_data
 
 
 def batches(seed=1):

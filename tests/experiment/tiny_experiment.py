@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import signal
 import sys
 import time
@@ -13,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common
+from jaxlab import experiment
 from jaxlab.training.state import init_state
 from jaxlab.training.update import LossOutput, build_update
 
 PAPER = "tiny"
-PAPERS = pathlib.Path(__file__).with_name("tiny_papers.toml")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +92,7 @@ def build(config, mesh):
 
 def run(config, context):
   init, update = build(config, context.mesh)
-  losses, rows = [], {"descent": {}, "nothing": {}}
+  losses, scores = [], []
   for seed in range(context.seeds):
     result = context.fit(
       f"line/seed{seed}",
@@ -108,11 +106,11 @@ def run(config, context):
     started = time.monotonic()
     score = context.cached(f"score/seed{seed}", _score, result.state.params, seed)
     score["descent"]["score seconds"] = time.monotonic() - started
-    for method, row in score.items():
-      for name, value in row.items():
-        rows[method].setdefault(name, []).append(float(value))
-  rows["nothing"]["dimension"] = config.features
-  return common.Results(rows, {"losses": np.array(losses)})
+    scores.append(score)
+  results = experiment.Results(extras={"losses": np.array(losses)})
+  results.add(jax.tree.map(lambda *values: np.array(values), *scores))
+  results.add({"nothing": {"dimension": config.features}})
+  return results
 
 
 def _score(params, seed):
@@ -121,16 +119,24 @@ def _score(params, seed):
   return {name: {"error": np.linalg.norm(e)} for name, e in error.items()}
 
 
-def claims(results):
+def claims(config, results):
+  descent, nothing = (results.select("error", method=m) for m in ("descent", "nothing"))
   return [
-    common.compare(
+    experiment.compare(
       "Descent comes nearer than nothing",
-      results["descent", "error"],
-      results["nothing", "error"],
+      descent,
+      nothing,
       better="lower",
+      headline=True,
       paper=0.0,
     ),
-    common.compare("The score takes 1,000 seconds", results["descent", "score seconds"], 1000.0),
+    experiment.compare(
+      "Nothing comes nearer than descent",
+      nothing,
+      descent,
+      better="lower",
+      requires=[experiment.precondition("the line has a thousand inputs", 4.0, at_least=1000)],
+    ),
   ]
 
 
@@ -150,4 +156,4 @@ def abstract(config, mesh):
 
 
 if __name__ == "__main__":
-  common.main(sys.modules[__name__], papers=PAPERS)
+  experiment.main(sys.modules[__name__])

@@ -1,0 +1,99 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxlab import experiment, training
+from tests.experiment import tiny_experiment as tiny
+
+
+def context_at(directory, seeds=1):
+  return experiment.Context(directory, jax.random.key(0), seeds)
+
+
+def test_a_context_has_all_devices_unless_it_is_given_others(tmp_path):
+  assert dict(context_at(tmp_path).mesh.shape) == {"data": 8}
+  mesh = training.make_mesh({"data": 2})
+  assert experiment.Context(tmp_path, jax.random.key(0), mesh=mesh).mesh is mesh
+
+
+def test_seed_keys_are_those_of_over_seeds(tmp_path):
+  context = context_at(tmp_path, 3)
+  draws = training.over_seeds(context.key, jax.random.normal, num_seeds=3)
+  expected = [jax.random.normal(context.seed_key(seed)) for seed in range(3)]
+  np.testing.assert_array_equal(draws, expected)
+  with pytest.raises(ValueError, match=r"\[0, 3\), got 3"):
+    context.seed_key(3)
+
+
+def test_cached_computes_once(tmp_path):
+  calls = []
+
+  def fn(a, *, b):
+    calls.append((a, b))
+    return {
+      "tree": [np.arange(3), (jnp.ones((2, 2), jnp.bfloat16), 1.5)],
+      "scalar": np.float32(0.1),
+      "plain": {"text": "ü", "none": None, "flag": True, "whole": 7, "nan": math.nan},
+      "empty": [np.zeros((0, 3)), {}, ()],
+      "words": np.array(["a", "bcd"]),
+    }
+
+  first = context_at(tmp_path).cached("a/b c=1", fn, 1, b=2)
+  second = context_at(tmp_path).cached("a/b c=1", fn, 1, b=2)
+  assert calls == [(1, 2)]
+  assert jax.tree.structure(first) == jax.tree.structure(second)
+  for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+    assert type(x) is type(y)
+    np.testing.assert_array_equal(x, y)
+  assert second["tree"][1][0].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(second["tree"][1][0], np.ones((2, 2)))
+  assert second["scalar"] == np.float32(0.1) and second["scalar"].dtype == np.float32
+  assert second["empty"][0].shape == (0, 3) and second["words"].tolist() == ["a", "bcd"]
+
+
+def test_cached_refuses_what_it_cannot_store(tmp_path):
+  for value, where in (
+    ({"a": [object()]}, r"result\['a'\]\[0\] is a object"),
+    ({1: 2.0}, "keys that are not text"),
+    ([jax.random.key(0)], r"result\[0\] is a"),
+    (experiment.quantity([1.0, 2.0]), "result is a Quantity"),
+    (np.array([None]), "result is a ndarray"),
+  ):
+    with pytest.raises(TypeError, match=where):
+      context_at(tmp_path).cached("x", lambda value=value: value)
+  assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_stage_names(tmp_path):
+  context = context_at(tmp_path)
+  context.cached("a/b", int)
+  for clash in ("a/b", "a", "a/b/c"):
+    with pytest.raises(ValueError, match="clashes with 'a/b'"):
+      context.cached(clash, int)
+  context.cached("a/bc", int)
+  for wrong in ("", "../x", "/x", "a//b", "a/", ".x", "a/../b"):
+    with pytest.raises(ValueError, match="words between slashes"):
+      context.cached(wrong, int)
+
+
+def test_fit_takes_a_finished_stage_from_the_workdir(tmp_path):
+  config = tiny.Config(steps=6)
+  init, update = tiny.build(config, None)
+
+  def train(num_steps, batches):
+    state = init(jax.random.key(1))
+    return context_at(tmp_path).fit("s", state, update, batches, num_steps=num_steps, log_every=2)
+
+  whole = train(6, tiny.Batches(0, config))
+  again = train(6, tiny.Batches(0, dataclasses.replace(config, break_at=0)))  # Would fail.
+  np.testing.assert_array_equal(whole.state.params, again.state.params)
+  assert whole.history == again.history and [row["step"] for row in again.history] == [2, 4, 6]
+  longer = train(8, tiny.Batches(0, config))
+  assert longer.history[:3] == whole.history and longer.history[3]["step"] == 8
+  with pytest.raises(ValueError, match="is at step 8 already, past num_steps=4"):
+    train(4, tiny.Batches(0, config))

@@ -1,0 +1,294 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import experiment
+from jaxlab.experiment import program, report, workdir
+from tests.experiment import tiny_experiment as tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def execute(*arguments, about=None):
+  return experiment.execute(tiny, ["tiny", *map(str, arguments)], about=about)
+
+
+def run(directory, *arguments, preset="smoke"):
+  return execute(f"--preset={preset}", f"--workdir={directory}", *arguments)
+
+
+def stored(directory):
+  return json.loads((directory / "results.json").read_text())
+
+
+def reproduced(directory):
+  """What another command with other delays repeats."""
+  return {k: v for k, v in report.reproducible(stored(directory)).items() if k != "command"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("finished") / "run"
+  assert run(directory, "--seeds=3") == 0
+  return directory
+
+
+def test_help_opens_with_what_it_is_about(capsys):
+  about = experiment.About("A title", "What it does.", "https://a.link", {"smoke": "a second"})
+  assert execute("--help", about=about) == 0
+  out = capsys.readouterr().out
+  assert out.splitlines()[:4] == ["A title", "https://a.link", "", "What it does."]
+  for preset, cost in about.cost.items():
+    assert re.search(rf"--preset={preset} +{cost}", out)
+  for field in dataclasses.fields(tiny.Config):
+    assert f"--{field.name}: " in out
+  assert "Where the weights begin: at zero, or at one." in out
+  assert "--steps: an integer [4 | 40 | 40]" in out and "--rate: a number [0.1]" in out
+  for name in ("preset", "workdir", "seeds", "overwrite", "dry_run", "multihost", "mesh"):
+    assert f"--{name}: " in out
+
+
+@pytest.mark.parametrize(
+  "arguments,words",
+  [
+    (["--preset=huge"], ["--preset=huge", "smoke, laptop, paper"]),
+    (["--stpes=3"], ["--stpes=3", "--steps"]),
+    (["--steps=many"], ["--steps=many", "an integer"]),
+    (["--steps=-1"], ["steps must not be negative, got -1"]),
+    (["--seeds=0"], ["--seeds=0", "at least 1"]),
+    (["--mesh=data"], ["--mesh=data", "data:-1,model:1"]),
+    (["--mesh=data:2,data:2"], ["--mesh=data:2,data:2"]),
+    (["--mesh=data:0"], ["--mesh=data:0"]),
+    (["--mesh=model:1"], ["no axis data"]),
+    (["--mesh=data:3,model:-1"], ["--mesh=data:3,model:-1", "8 devices"]),
+    (["--host_devices=3"], ["--host_devices=3", "too late"]),
+    (["smoke"], ["'smoke' is no flag"]),
+  ],
+)
+def test_wrong_command_lines_exit_2_and_write_nothing(tmp_path, capsys, arguments, words):
+  jax.devices()
+  assert execute(f"--workdir={tmp_path / 'run'}", *arguments) == 2
+  message = capsys.readouterr().err
+  for word in words:
+    assert word in message
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_workdirs_exit_2(tmp_path, capsys):
+  (tmp_path / "file").write_text("mine")
+  assert run(tmp_path / "file" / "run") == 2
+  assert "cannot be written to: Not a directory" in capsys.readouterr().err
+  assert run("/proc/run") == 2
+  assert "--workdir=/proc/run cannot be written to" in capsys.readouterr().err
+
+
+def test_foreign_directories_are_left_alone(tmp_path, capsys):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "checkpoints" / "theirs").write_text("mine")
+  for extra in ([], ["--overwrite"]):
+    assert run(tmp_path, *extra) == 2
+    assert "holds checkpoints but no config.json" in capsys.readouterr().err
+  assert (tmp_path / "checkpoints" / "theirs").read_text() == "mine"
+
+
+# --- a run ---
+
+
+def test_a_run_writes_everything(finished):
+  names = {path.name for path in finished.iterdir()} - {".lock"}
+  assert names == {
+    "config.json",
+    "metrics.jsonl",
+    "stages",
+    "checkpoints",
+    "tensorboard",
+    "extras.npz",
+    "results.json",
+    "figure.png",
+  }
+  content = stored(finished)
+  assert (content["slug"], content["preset"], content["seeds"]) == ("tiny", "smoke", 3)
+  assert content["config"]["steps"] == 4 and content["wall_seconds"] > 0
+  assert set(content["versions"]) == {"jax", "flax", "jaxlab"}
+  assert content["device"] == "cpu" and content["mesh"] == {"data": 8, "model": 1}
+  sizes = {(r["method"], r["quantity"]): np.size(r["values"]) for r in content["records"]}
+  assert sizes["descent", "error"] == 3 and sizes["nothing", "dimension"] == 1
+  assert [claim["verdict"] for claim in content["claims"]] == ["shown", "no test"]
+  assert content["claims"][0]["headline"] and not content["claims"][1]["headline"]
+  assert content["command"].endswith("--preset=smoke --seeds=3")
+  assert json.loads((finished / "config.json").read_text())["config"] == content["config"]
+  assert (finished / "figure.png").read_bytes()[:4] == b"\x89PNG"
+  rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+  assert [(row["stage"], row["step"]) for row in rows] == [
+    (f"line/seed{seed}", step) for seed in range(3) for step in (2, 4)
+  ]
+  extras = workdir.load_tree(finished / "extras.npz")
+  losses = [[r["loss"] for r in rows if r["stage"] == f"line/seed{s}"] for s in range(3)]
+  np.testing.assert_array_equal(extras["losses"], losses)
+  events = {path.parent.name for path in (finished / "tensorboard").rglob("*tfevents*")}
+  assert events == {"seed0", "seed1", "seed2"}
+
+
+def test_a_finished_run_prints_what_is_stored(finished, capsys, monkeypatch):
+  before = (finished / "results.json").read_bytes()
+  (finished / "figure.png").unlink()  # As if killed before it was drawn.
+  monkeypatch.setattr(tiny, "run", lambda config, context: pytest.fail("ran again"))
+  assert run(finished, "--seeds=3") == 0
+  out = capsys.readouterr().out
+  assert "descent" in out and "shown: Descent comes nearer than nothing" in out
+  assert (finished / "results.json").read_bytes() == before
+  assert (finished / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_another_configuration_is_refused(finished, capsys):
+  before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+  assert run(finished, "--seeds=3", "--rate=0.2", "--widths=1,5") == 2
+  message = capsys.readouterr().err
+  assert "config.rate = 0.1, this command asks for 0.2" in message and "--overwrite" in message
+  assert run(finished) == 2
+  assert "seeds = 3, this command asks for 1" in capsys.readouterr().err
+  assert {path: path.read_bytes() for path in before} == before
+
+
+def test_overwrite_starts_anew(tmp_path):
+  assert run(tmp_path, "--steps=2") == 0
+  (tmp_path / "notes.txt").write_text("mine")
+  assert run(tmp_path, "--overwrite") == 0
+  assert stored(tmp_path)["config"]["steps"] == 4
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+  assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_one_seed_decides_nothing_and_wall_seconds_are_whole_runs_only(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(tiny, "claims", lambda config, results: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(tmp_path)
+  assert not (tmp_path / "results.json").exists()
+  assert run(tmp_path) == 0
+  assert stored(tmp_path)["wall_seconds"] is None
+  # One seed says nothing of the spread.
+  claim = stored(tmp_path)["claims"][0]
+  assert (claim["verdict"], claim["interval"]) == ("unresolved", ["-inf", "inf"])
+
+
+def test_seeds_must_all_be_there(tmp_path, monkeypatch):
+  def two_seeds():
+    results = experiment.Results()
+    results.add({"a": {"x": [1.0, 2.0]}})
+    return results
+
+  monkeypatch.setattr(tiny, "run", lambda *_: two_seeds())
+  monkeypatch.setattr(tiny, "claims", lambda config, results: [])
+  with pytest.raises(ValueError, match="a, x has 2 values for 1 seeds"):
+    run(tmp_path)
+  assert not (tmp_path / "results.json").exists()
+
+
+def test_two_runs_in_one_workdir(tmp_path, capsys):
+  with workdir.lock(tmp_path):
+    assert run(tmp_path) == 2
+    message = capsys.readouterr().err
+    assert f"in use by another run (process {os.getpid()})" in message
+  assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+  with workdir.lock(tmp_path):
+    pass
+
+
+def test_a_loss_that_is_not_finite_exits_1(tmp_path, capsys):
+  assert run(tmp_path, "--break_at=3") == 1
+  assert "loss is nan at step 3" in capsys.readouterr().err
+  assert not (tmp_path / "results.json").exists()
+
+
+def test_sigint_in_training_exits_130_and_the_command_goes_on(finished, tmp_path, capsys):
+  arguments = ["--seeds=3", "--signal_at=1", f"--workdir={tmp_path}", "--preset=smoke"]
+  assert execute(*arguments, "--overwrite") == 130
+  message = capsys.readouterr().err
+  assert "stopped by SIGINT after step 2" in message
+  command = message.splitlines()[-1].split()
+  assert command[:2] == ["python", "-m"] or command[0] == "python"
+  assert command[-4:] == arguments  # Without --overwrite.
+  # Each seed's second batch sends the signal, and a checkpoint lies behind it.
+  assert [execute(*arguments) for _ in range(3)] == [130, 130, 0]
+  ours, whole = reproduced(tmp_path), reproduced(finished)
+  assert ours["config"].pop("signal_at") == 1 and whole["config"].pop("signal_at") is None
+  assert ours == whole
+
+
+def test_sigterm_outside_of_training_exits_143(tmp_path, capsys, monkeypatch):
+  def stop(config, context):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+
+  monkeypatch.setattr(tiny, "run", stop)
+  handler = signal.getsignal(signal.SIGTERM)
+  assert run(tmp_path) == 143
+  assert "stopped by SIGTERM; to go on:" in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_without_tensorboard_a_note(tmp_path, capsys, monkeypatch):
+  find = program.importlib.util.find_spec
+  without = lambda name, *rest: None if name == "tensorboardX" else find(name, *rest)  # noqa: E731
+  monkeypatch.setattr(program.importlib.util, "find_spec", without)
+  assert run(tmp_path) == 0
+  assert capsys.readouterr().out.count("tensorboardX is not installed") == 1
+  assert not (tmp_path / "tensorboard").exists()
+
+
+def wait_for(condition, process, seconds=90):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None and time.monotonic() < end, process.communicate()
+    time.sleep(0.02)
+
+
+@pytest.mark.processes
+def test_killed_runs_give_the_results_of_an_unbroken_one(tmp_path):
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  sizes = ["--preset=laptop", "--mesh=data:1"]
+  assert execute(*sizes, f"--workdir={whole}") == 0
+  environment = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, tiny.__file__, *sizes, "--delay=0.02", f"--workdir={broken}"]
+
+  def start():
+    return subprocess.Popen(
+      command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+  process = start()
+  wait_for((broken / "checkpoints/line/seed0/8").exists, process)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 143, errors
+  assert "stopped by SIGTERM after step" in errors and f"--workdir={broken}" in errors
+
+  process = start()
+  wait_for((broken / "checkpoints/line/seed1/16").exists, process)
+  process.kill()
+  process.communicate()
+  assert not (broken / "results.json").exists()
+
+  process = start()
+  output, errors = process.communicate(timeout=120)
+  assert process.returncode == 0, errors
+  assert "line/seed1: 40 steps, from step" in output and "line/seed0" not in output
+  ours, theirs = reproduced(broken), reproduced(whole)
+  assert ours["config"].pop("delay") == 0.02 and theirs["config"].pop("delay") == 0.0
+  assert ours == theirs
+  # SIGTERM saved seed 0 between two rows, so that its next row averages fewer steps; a kill goes
+  # back to a checkpoint that lies on a row.
+  ours, theirs = (workdir.load_tree(d / "extras.npz")["losses"] for d in (broken, whole))
+  assert ours.shape == (5, 20)
+  np.testing.assert_array_equal(ours[1:], theirs[1:])

@@ -1,0 +1,27 @@
+"""A step from shapes equals the step that trains."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.kit.abstract import abstract_step
+from experiments.kit.datasets import describe
+from experiments.kit.train import classification_loss
+from jaxlab import models, training
+
+
+def test_the_abstract_step_has_the_shapes_of_the_real_one():
+  module, optimizer = models.MLP(10, (4,), norm=models.GhostBatchNorm), optax.adam(1e-3)
+  mesh = training.make_mesh({"data": 2})
+  loss = classification_loss(module)
+  update, state, batch = abstract_step(module, loss, optimizer, describe("digits").batch(4), mesh)
+  assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((state, batch)))
+  images, labels = (jnp.ones(x.shape, x.dtype) for x in batch)
+  variables = dict(module.init(jax.random.key(0), images))
+  real = training.init_state(
+    jax.random.key(1), variables.pop("params"), optimizer, model_state=variables
+  )
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (real, state))
+  assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+  after, metrics = jax.eval_shape(update, state, type(batch)(images, labels))
+  assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in metrics

@@ -1,0 +1,55 @@
+"""Pictures say what the records say."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from experiments.kit import plots
+from jaxlab.experiment import Results, t_interval
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def results():
+  made = Results()
+  for step in (30, 10, 20):
+    made.add({"a": {"loss": [step, step + 2.0]}, "b": {"loss": [0.0, 0.0]}}, step=step)
+  made.add({"a": {"accuracy": [0.5, 0.7]}}, dataset="x")
+  made.add({"a": {"accuracy": [0.1, 0.3]}, "b": {"accuracy": [0.2, 0.2]}}, dataset="y")
+  return made
+
+
+def test_curves_are_sorted_means_with_interval_bands(results):
+  _, (ax,) = plots.panels(1)
+  plots.curves(ax, results, "loss", x="step")
+  ours, other = ax.get_lines()
+  np.testing.assert_array_equal(ours.get_xdata(), [10, 20, 30])
+  np.testing.assert_array_equal(ours.get_ydata(), [11, 21, 31])
+  assert [ours.get_label(), other.get_label()] == ["a", "b"]
+  low, high = t_interval([10.0, 12.0])
+  band = ax.collections[0].get_datalim(ax.transData)
+  np.testing.assert_allclose([band.y0, band.y1], [low, high + 20], rtol=1e-6)
+
+
+def test_intervals_place_every_record_in_its_group(results):
+  _, (ax,) = plots.panels(1)
+  plots.intervals(ax, results, "accuracy", by="dataset")
+  first, second = (container[0] for container in ax.containers)
+  np.testing.assert_allclose(np.float64(first.get_ydata()), [0.6, 0.2])
+  np.testing.assert_allclose(np.float64(second.get_ydata()), [0.2])  # It lacks the first data set.
+  assert [round(x) for x in (*first.get_xdata(), *second.get_xdata())] == [0, 1, 1]
+  assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
+
+
+def test_one_color_may_be_named(results):
+  _, (ax,) = plots.panels(1)
+  plots.intervals(ax, results, "accuracy", by="dataset", method="b")
+  (container,) = ax.containers
+  assert container.get_label() == "b" and len(container[0].get_ydata()) == 1
+
+
+def test_histograms_have_a_label_each():
+  _, axes = plots.panels(2)
+  plots.histograms(axes[0], {"a": np.arange(10.0), "b": np.ones((2, 3))}, bins=4)
+  assert len(axes) == 2 and axes[0].get_legend_handles_labels()[1] == ["a", "b"]

@@ -1,0 +1,60 @@
+"""Equal budgets, and settings chosen on validation per seed."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.kit import sweep as kit
+from jaxlab.experiment import Context
+
+
+def _evaluate(key, splits, method, setting):
+  """Test scores fall where validation scores rise, so that a choice on test data would show."""
+  noise = jax.random.uniform(key)
+  score = splits["x"] * setting["rate"] + {"ours": 100.0, "plain": 0.0}[method]
+  return {"validation/score": score, "test/score": -score, "noise": noise}
+
+
+def _draw(seed):
+  return {"x": np.float32([1.0, -1.0, 2.0][seed])}
+
+
+GRID = [{"rate": 0.5, "decay": 1.0}, {"rate": 2.0, "decay": 1.0}]
+
+
+def _sweep(directory, **options):
+  context = Context(directory, jax.random.key(0), seeds=3)
+  methods = {"plain": GRID, "ours": GRID}
+  settings = {"methods": methods, "select": "validation/score"} | options
+  return kit.sweep(context, "set", _evaluate, _draw, **settings)
+
+
+def test_every_seed_chooses_on_validation(tmp_path):
+  chosen = _sweep(tmp_path)
+  best = [2.0, 0.5, 2.0]  # Of rates, by the sign of a seed's data.
+  scores = np.multiply([1.0, -1.0, 2.0], best)
+  for method, shift in (("plain", 0.0), ("ours", 100.0)):
+    np.testing.assert_allclose(chosen[method]["test/score"], -(scores + shift))
+    np.testing.assert_allclose(chosen[method]["chosen/rate"], best)
+    assert "chosen/decay" not in chosen[method]  # It has one value.
+  # The methods of a seed share its key.
+  np.testing.assert_array_equal(chosen["plain"]["noise"], chosen["ours"]["noise"])
+  assert len(set(chosen["plain"]["noise"].tolist())) == 3
+  assert {path.name for path in (tmp_path / "stages/set").iterdir()} == {"plain.npz", "ours.npz"}
+
+
+def test_lower_may_be_better(tmp_path):
+  chosen = _sweep(tmp_path, better="lower")
+  np.testing.assert_allclose(chosen["plain"]["chosen/rate"], [0.5, 2.0, 0.5])
+
+
+def test_budgets_must_be_equal(tmp_path):
+  with pytest.raises(ValueError, match=r"equally many settings, got {'plain': 2, 'ours': 1}"):
+    _sweep(tmp_path, methods={"plain": GRID, "ours": GRID[:1]})
+
+
+def test_what_diverged_is_not_chosen():
+  scores = {"loss": np.array([[np.nan, 2.0], [1.0, 2.0]]), "x": np.arange(4).reshape(2, 2)}
+  chosen = kit.choose(scores, [{"a": 0.0}, {"a": 1.0}], select="loss", better="lower")
+  np.testing.assert_array_equal(chosen["x"], [1, 2])
+  np.testing.assert_array_equal(chosen["chosen/a"], [1.0, 0.0])
