@@ -92,7 +92,7 @@ def find_paper(papers: Mapping[str, Paper], slug: str) -> Paper:
 
 
 def resolve(name: str) -> Any:
-  """The object behind a dotted public name: `jaxlab.losses.bar.bar_nll`.
+  """The object behind a dotted public name: `jaxlab.losses.bar_nll`.
 
   Raises:
     ImportError: if the module cannot be imported.

@@ -10,27 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
-from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
-from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
-from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
-
-__all__ = [
-  "bradley_terry_loss",
-  "dpo_loss",
-  "hinge_loss",
-  "implicit_reward",
-  "ipo_loss",
-  "kto_kl_estimate",
-  "kto_loss",
-  "log_odds_ratio",
-  "orpo_loss",
-  "plackett_luce_loss",
-  "robust_dpo_loss",
-  "rrhf_loss",
-  "simpo_loss",
-  "slic_loss",
-]
+from jaxlab._checks import as_accumulator, check_range
 
 
 def dpo_loss(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -174,13 +174,8 @@ def generate_n(
 
   Reference: Brown et al., Large Language Monkeys, 2024, https://arxiv.org/abs/2407.21787.
   """
-  for name, value, low in (
-    ("num_samples", num_samples, 1),
-    ("max_new_tokens", max_new_tokens, 1),
-    ("min_new_tokens", min_new_tokens, 0),
-  ):
-    if value < low:
-      raise ValueError(f"{name} must be at least {low}, got {value}.")
+  check_at_least(1, num_samples=num_samples, max_new_tokens=max_new_tokens)
+  check_at_least(0, min_new_tokens=min_new_tokens)
   options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
   options["typical_p"] = typical_p
   check_sampling_options(**options)
@@ -307,7 +302,7 @@ class _Rules(NamedTuple):
   def reshape_probs(self) -> bool:
     """Whether tokens are drawn from other probabilities than the model's own."""
     temperature = self.options["temperature"]
-    plain = not isinstance(temperature, jax.core.Tracer) and np.all(np.asarray(temperature) == 1)
+    plain = is_known(temperature) and np.all(np.asarray(temperature) == 1)
     filters = [value for name, value in self.options.items() if name != "temperature"]
     others = (*filters, self.repetition_penalty, self.banned_ids or None)
     return not self.greedy and not (plain and all(value is None for value in others))

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -146,9 +146,7 @@ def speculative_decode(
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
-  for name, value in (("num_draft_tokens", num_draft_tokens), ("max_new_tokens", max_new_tokens)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, num_draft_tokens=num_draft_tokens, max_new_tokens=max_new_tokens)
   options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
   options["typical_p"] = typical_p
   check_sampling_options(**options)

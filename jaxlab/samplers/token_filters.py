@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.samplers.top_k import row_top_k
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -30,8 +30,7 @@ def filter_top_k(logits: chex.Array, *, top_k: int) -> jax.Array:
   Reference: Fan et al., Hierarchical Neural Story Generation, ACL 2018, section 5.4,
   https://arxiv.org/abs/1805.04833.
   """
-  if top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {top_k}.")
+  check_at_least(1, top_k=top_k)
   logits = jnp.asarray(logits)
   if top_k >= logits.shape[-1]:
     return logits
@@ -242,8 +241,7 @@ def check_sampling_options(
     ValueError: naming the option and its value.
   """
   check_range("temperature", temperature, "[0, inf)")
-  if top_k is not None and top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {top_k}.")
+  check_at_least(1, top_k=top_k)
   for name, value, interval in (
     ("top_p", top_p, "(0, 1]"),
     ("min_p", min_p, "[0, 1]"),
@@ -267,8 +265,7 @@ def is_greedy(temperature: chex.Numeric) -> bool:
 
 
 def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
-  if min_tokens_to_keep < 1:
-    raise ValueError(f"min_tokens_to_keep must be at least 1, got {min_tokens_to_keep}.")
+  check_at_least(1, min_tokens_to_keep=min_tokens_to_keep)
   return min(min_tokens_to_keep, jnp.shape(logits)[-1])
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from jaxlab._checks import check_at_least
 from jaxlab.training.mesh import local_data_size
 
 _SEEDS = "seeds"
@@ -42,8 +43,7 @@ def over_seeds(
   Raises:
     ValueError: if `num_seeds` is not positive or the mesh has no axis `data`.
   """
-  if num_seeds < 1:
-    raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+  check_at_least(1, num_seeds=num_seeds)
   axis = "data"
   if mesh is None:
     axis, devices = _SEEDS, jax.local_devices()[:num_seeds]

@@ -1,6 +1,6 @@
 """What a bar distribution says: moments, quantiles, samples, acquisition functions, borders.
 
-See `jaxlab.losses.bar` for the distribution itself. Every function takes `logits [..., K]` and
+See `jaxlab.losses.bar_nll` for the distribution itself. Every function takes `logits [..., K]` and
 the strictly increasing `borders [K + 1]` and works in float32 or wider.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtri
 
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.losses.bar import half_normal_scales
-from jaxlab.losses.contracts import check_range
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 # Keeps the tails' quantiles finite at the levels 0 and 1.
@@ -275,10 +275,8 @@ def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  values = jnp.ravel(values)
-  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-  if num_bars < 2:
-    raise ValueError(f"num_bars must be at least 2, got {num_bars}.")
+  values = jnp.ravel(as_accumulator(values))
+  check_at_least(2, num_bars=num_bars)
   if values.shape[0] < num_bars:
     raise ValueError(f"num_bars is {num_bars}, but there are only {values.shape[0]} values.")
   per_bar = values.shape[0] // num_bars
@@ -411,5 +409,4 @@ def upper_confidence_bound(
 def _checked(logits, borders):
   """Checks the two shapes against each other and casts to float32 or wider."""
   chex.assert_shape(borders, (jnp.shape(logits)[-1] + 1,))
-  dtype = jnp.promote_types(jnp.result_type(logits, borders), jnp.float32)
-  return jnp.asarray(logits, dtype), jnp.asarray(borders, dtype)
+  return as_accumulator(logits, borders)
