@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab import losses, metrics
 from jaxlab._checks import (
   as_accumulator,
   as_classes,
@@ -118,3 +119,19 @@ def test_choices():
   check_choice("norm", "pre", ("pre", "post"))
   with pytest.raises(ValueError, match="norm must be one of 'pre', 'post', got 'both'"):
     check_choice("norm", "both", ("pre", "post"))
+
+
+@pytest.mark.parametrize(
+  "function",
+  [
+    losses.brier_loss,
+    losses.correctness_aware_loss,
+    losses.label_smoothed_cross_entropy,
+    metrics.negative_log_likelihood,
+  ],
+)
+def test_labels_of_a_device_array_outside_the_classes_give_nan_in_their_rows(function):
+  values = jax.jit(function)(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))
+  np.testing.assert_array_equal(np.isnan(values), [True, False, True])
+  with pytest.raises(ValueError, match="labels must lie"):
+    function(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))

@@ -214,8 +214,8 @@ def render_prompts(
   check_range("sentences", sentences, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstrations", demonstrations, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstration_labels", demonstration_labels, f"[0, {_NUM_LABEL_WORDS - 1}]")
-  template_ids = jnp.asarray(template_ids, jnp.int32)
   words = label_words(template_ids)
+  template_ids = jnp.asarray(template_ids, jnp.int32)
   labels = jax.vmap(lambda table, classes: table[classes])(words, demonstration_labels)
 
   shots = jnp.asarray(demonstrations, jnp.int32)

@@ -55,8 +55,8 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     coverage: share of problems solved, `[m]`, in [0, 1].
 
   Returns:
-    An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two JAX
-    points lie strictly between 0 and 1.
+    An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two points
+    of a JAX array lie strictly between 0 and 1.
 
   Raises:
     ValueError: if a known k < 1, a known coverage lies outside [0, 1] or fewer than two strictly

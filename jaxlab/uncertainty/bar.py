@@ -51,9 +51,7 @@ def bar_variance(
   squared mean and cannot turn negative by cancellation.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Variance in squared units of the borders, `[...]`.
@@ -90,9 +88,7 @@ def bar_entropy(
   """Differential entropy of bar distributions; bars without mass count 0.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Entropy in nats (negative where the density is concentrated), `[...]`.
@@ -121,8 +117,7 @@ def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   The outer bars count as bars, also where the distribution has full support.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders: as in `bar_mean`.
 
   Returns:
     Mode in units of the borders, `[...]`.
@@ -141,10 +136,8 @@ def bar_cdf(
   """Probability of lying at or below each of some values.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     values: `[m]`, in units of the borders.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     Probabilities, `[..., m]`.
@@ -181,8 +174,7 @@ def bar_quantile(
   """Value below which a fraction q of the mass lies.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders: as in `bar_mean`.
     q: level in [0, 1], a scalar or any shape that broadcasts against the leading axes of the
       logits.
     full_support: whether the outer bars are half-normals; their quantiles are cut at the levels
@@ -234,9 +226,7 @@ def bar_sample(
 
   Args:
     key: random key.
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Samples in units of the borders, `[...]`.
@@ -303,10 +293,8 @@ def expected_improvement(
   """Expected gain over the best value so far, when maximising.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     best: best value so far, a scalar or any shape that broadcasts against the leading axes.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     E[max(y - best, 0)] in units of the borders, of the shape that `best` and `[...]` broadcast
@@ -353,10 +341,8 @@ def probability_of_improvement(
   """Probability of exceeding the best value so far.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     best: best value so far, a scalar or any shape that broadcasts against the leading axes.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     P[y > best], of the shape that `best` and `[...]` broadcast to.
@@ -387,10 +373,8 @@ def upper_confidence_bound(
   The default leaves what a normal distribution leaves above one standard deviation.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     rest_prob: probability above the bound, in [0, 1].
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     Upper bound in units of the borders, `[...]`.

@@ -252,8 +252,8 @@ def verbalizer_logits(
   Args:
     token_logits: scores of the vocabulary at T' answer positions, `[b, T', v]`.
     token_ids: tokens of the k labels, padded, int `[k, T]` with T <= T'.
-    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is
-      traced.
+    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is a
+      JAX array.
 
   Returns:
     Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
