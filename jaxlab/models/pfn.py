@@ -113,7 +113,7 @@ class PFN(nn.Module):
       max_context: an upper bound of `num_context` that is known when the program is traced, in
         [1, T]; None is T. Attention then costs `T * max_context` in place of `T * T`, with the
         same outputs up to rounding, and other draws of dropout. Context points beyond it would go
-        unread, which a traced `num_context` cannot report.
+        unread, which a `num_context` in a JAX array cannot report.
 
     Returns:
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
