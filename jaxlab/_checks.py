@@ -49,14 +49,14 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
   Raises:
     ValueError: naming the argument, the interval and the extremes.
   """
-  chex.assert_type(labels, int)
+  classes = jnp.asarray(labels)
+  chex.assert_type(classes, int)
   if is_known(labels) and np.size(labels):
     low, high = np.min(labels), np.max(labels)
     if low < 0 or high >= num_classes:
       raise ValueError(f"{name} must lie in [0, {num_classes}), got {low} to {high}.")
-  labels = jnp.asarray(labels)
-  labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-  return jnp.where(labels < 0, num_classes, labels)
+  classes = classes.astype(jnp.promote_types(classes.dtype, jnp.int32))
+  return jnp.where(classes < 0, num_classes, classes)
 
 
 def check_range(name: str, value: chex.Numeric, interval: str) -> None:
