@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
-from jaxlab.losses import coverage, policy_gradient, preference
+from jaxlab import losses
 
 PACKAGES = ("torch",)
 _BATCH, _LIST, _LENGTH = 4096, 8, 128
@@ -28,41 +28,39 @@ class _Objective(NamedTuple):
 
 _REFERENCED = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 _OBJECTIVES = {
-  "dpo_loss": _Objective(preference.dpo_loss, "dpo", _REFERENCED, 2),
-  "robust_dpo_loss": _Objective(preference.robust_dpo_loss, "robust_dpo", _REFERENCED, 2),
-  "ipo_loss": _Objective(preference.ipo_loss, "ipo", _REFERENCED, 2),
-  "hinge_loss": _Objective(preference.hinge_loss, "hinge", _REFERENCED, 2),
-  "slic_loss": _Objective(preference.slic_loss, "slic", ("chosen", "rejected"), 2),
+  "dpo_loss": _Objective(losses.dpo_loss, "dpo", _REFERENCED, 2),
+  "robust_dpo_loss": _Objective(losses.robust_dpo_loss, "robust_dpo", _REFERENCED, 2),
+  "ipo_loss": _Objective(losses.ipo_loss, "ipo", _REFERENCED, 2),
+  "hinge_loss": _Objective(losses.hinge_loss, "hinge", _REFERENCED, 2),
+  "slic_loss": _Objective(losses.slic_loss, "slic", ("chosen", "rejected"), 2),
   "simpo_loss": _Objective(
-    preference.simpo_loss, "simpo", ("chosen", "rejected", "lengths", "other_lengths"), 2
+    losses.simpo_loss, "simpo", ("chosen", "rejected", "lengths", "other_lengths"), 2
   ),
-  "orpo_loss": _Objective(preference.orpo_loss, "orpo", ("chosen_mean", "rejected_mean"), 2),
+  "orpo_loss": _Objective(losses.orpo_loss, "orpo", ("chosen_mean", "rejected_mean"), 2),
   "kto_loss": _Objective(
-    preference.kto_loss, "kto", ("chosen", "ref_chosen", "desirable", "kl_estimate"), 1
+    losses.kto_loss, "kto", ("chosen", "ref_chosen", "desirable", "kl_estimate"), 1
   ),
   "rrhf_loss": _Objective(
-    lambda means, totals, rewards: preference.rrhf_loss(means, rewards, sequence_log_probs=totals),
+    lambda means, totals, rewards: losses.rrhf_loss(means, rewards, sequence_log_probs=totals),
     "rrhf",
     ("list_means", "list_totals", "rewards"),
     2,
   ),
-  "plackett_luce_loss": _Objective(
-    preference.plackett_luce_loss, "plackett_luce", ("list_means",), 1
-  ),
+  "plackett_luce_loss": _Objective(losses.plackett_luce_loss, "plackett_luce", ("list_means",), 1),
   "bradley_terry_loss": _Objective(
-    functools.partial(preference.bradley_terry_loss, center_coefficient=0.01),
+    functools.partial(losses.bradley_terry_loss, center_coefficient=0.01),
     "bradley_terry",
     ("chosen", "rejected"),
     2,
   ),
   "coverage_loss": _Objective(
-    lambda log_prob, num_samples: coverage.coverage_loss(log_prob, num_samples=num_samples),
+    lambda log_prob, num_samples: losses.coverage_loss(log_prob, num_samples=num_samples),
     "coverage",
     ("answers", "num_samples"),
     1,
   ),
   "clipped_policy_loss": _Objective(
-    lambda lp, old, ref, advantages, mask: policy_gradient.clipped_policy_loss(
+    lambda lp, old, ref, advantages, mask: losses.clipped_policy_loss(
       lp, old, advantages, mask, reference_log_probs=ref, kl_coefficient=0.04
     ),
     "clipped_policy",

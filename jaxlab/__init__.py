@@ -7,10 +7,27 @@ The rooms are imported when first used, so that `import jaxlab` costs little:
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from jaxlab import (
+    algorithms,
+    augment,
+    data,
+    experiment,
+    losses,
+    metrics,
+    models,
+    samplers,
+    training,
+    uncertainty,
+    weights,
+  )
 
 __version__ = "0.1.0"
 
-_ROOMS = (
+__all__ = [
+  "__version__",
   "algorithms",
   "augment",
   "data",
@@ -22,17 +39,15 @@ _ROOMS = (
   "training",
   "uncertainty",
   "weights",
-)
-
-__all__ = ["__version__", *_ROOMS]
+]
 
 
 def __getattr__(name: str):
   """Imports a room on first use."""
-  if name in _ROOMS:
+  if name in __all__:
     return importlib.import_module(f"jaxlab.{name}")
   raise AttributeError(f"module 'jaxlab' has no attribute {name!r}")
 
 
 def __dir__():
-  return sorted(__all__)
+  return __all__

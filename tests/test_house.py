@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import jaxlab
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = [name for name in jaxlab.__all__ if not name.startswith("__")]
+PACKAGES = [f"jaxlab.{room}" for room in ROOMS]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "orbax", "sklearn", "matplotlib", "pandas")
 
 
@@ -48,6 +50,78 @@ def test_rooms_export_their_public_functions(room):
     assert getattr(module, name).__doc__, f"jaxlab.{room}.{name} has no docstring"
 
 
+@pytest.mark.parametrize("package", [jaxlab, *map(importlib.import_module, PACKAGES)])
+def test_tab_and_type_checkers_see_what_a_package_exports(package):
+  """Some names are imported on first use; type checkers read their imports beside that."""
+  names = [*package.__all__]
+  assert dir(package) == sorted(names)
+  imported = {
+    alias.asname or alias.name
+    for node in ast.walk(ast.parse(pathlib.Path(package.__file__).read_text()))
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxlab")
+    for alias in node.names
+  }
+  assert imported == set(names) - {"__version__"}
+
+
+def modules_of(room: str) -> dict[str, set[str]]:
+  """The modules of a room by address, with the public names that each defines."""
+  modules = {}
+  for path in sorted((ROOT / "jaxlab" / room).glob("[!_]*.py")):
+    tree = ast.parse(path.read_text())
+    assert "__all__" not in names_in(tree.body), f"{path.name} has an __all__ beside its room's"
+    public = {name for name in names_in(tree.body) if not name.startswith("_")}
+    assert public, f"{path.name} defines nothing: it may only re-export"
+    modules[f"jaxlab.{room}.{path.stem}"] = public
+  return modules
+
+
+def names_in(body: list[ast.stmt]) -> set[str]:
+  """What a module defines itself: functions, classes and variables, not imports."""
+  names = set()
+  for node in body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      names.add(node.name)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+      names |= {leaf.id for x in targets for leaf in ast.walk(x) if isinstance(leaf, ast.Name)}
+  return names
+
+
+def test_a_public_name_has_one_address():
+  rooms, homes = {}, {}
+  for room in ROOMS:
+    modules = modules_of(room)
+    exported = importlib.import_module(f"jaxlab.{room}").__all__
+    for module, names in modules.items():
+      assert module.rpartition(".")[2] not in exported, f"{module} has the name of a function"
+      for name in names:
+        assert name not in homes, f"{name} is defined in {homes.get(name)} and in {module}"
+        homes[name] = module
+    for name in exported:
+      assert name not in rooms, f"{name} is exported by {rooms.get(name)} and by {room}"
+      rooms[name] = room
+      assert homes.get(name) in modules, f"jaxlab.{room} exports {name}, which it does not define"
+
+
+def test_modules_are_imported_from_where_names_are_written():
+  homes = {module: names for room in ROOMS for module, names in modules_of(room).items()}
+  for path in [*python_files(), *(ROOT / "tests").rglob("*.py")]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom) and node.module in homes:
+        foreign = {alias.name for alias in node.names} - homes[node.module]
+        assert not foreign, f"{path.name} imports {foreign} from {node.module}"
+
+
+ADDRESS = re.compile(rf"jaxlab\.(?:{'|'.join(ROOMS)})\.\w+\.\w+")
+
+
+@pytest.mark.parametrize("pattern", ["*.md", "docs/*.md", "colabs/*.ipynb", "experiments/*.toml"])
+def test_readers_are_shown_public_addresses(pattern):
+  for path in ROOT.glob(pattern):
+    assert not ADDRESS.findall(path.read_text()), path.name
+
+
 def test_an_unknown_room_is_an_attribute_error():
   with pytest.raises(AttributeError, match="kitchen"):
     _ = jaxlab.kitchen
@@ -67,3 +141,21 @@ def test_no_private_name_crosses_files(path):
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("jaxlab", "exper")):
       private = [alias.name for alias in node.names if alias.name.startswith("_")]
       assert not private, f"{path.name} imports {private} from {node.module}"
+
+
+ENTRY = re.compile(r"^ *((?:\*{0,2}\w+(?:, )?)+):", re.M)
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_argument_is_documented(path):
+  """As ruff's D417, which does not know `logits, borders: as in ...`."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if not isinstance(node, ast.FunctionDef) or "\nArgs:\n" not in (ast.get_docstring(node) or ""):
+      continue
+    section = ast.get_docstring(node).split("\nArgs:\n")[1].split("\n\n")[0]
+    told = {name.strip("*") for entry in ENTRY.findall(section) for name in entry.split(", ")}
+    args = node.args
+    every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+    named = {arg.arg for arg in every if arg is not None and not arg.arg.startswith("_")}
+    missing = named - told - {"self", "cls"}
+    assert not missing, f"{path.name}: {node.name} does not document {missing}"

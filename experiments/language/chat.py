@@ -19,11 +19,11 @@ import jax.numpy as jnp
 
 from experiments.config_flags import UsageError
 from experiments.language import command
+from jaxlab._checks import check_range
 from jaxlab.data.tokenizers import Tokenizer, pad_sequences
-from jaxlab.losses.contracts import check_range
-from jaxlab.models.decoder import DecoderConfig, DecoderLM
+from jaxlab.models import DecoderConfig, DecoderLM
 from jaxlab.models.pretrained_files import read_json
-from jaxlab.samplers.decoding import flax_decode_fns, generate_n
+from jaxlab.samplers import flax_decode_fns, generate_n
 from jaxlab.training.mesh import make_mesh, replicate
 
 REQUIRED = ("checkpoint",)

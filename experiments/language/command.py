@@ -31,8 +31,7 @@ from absl import flags, logging
 from experiments import config_flags
 from experiments.config_flags import UsageError
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
-from jaxlab.models.decoder_architecture import DecoderConfig
-from jaxlab.models.pretrained import config_from_hf, load_adapter, load_pretrained
+from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained
 from jaxlab.models.pretrained_files import read_json
 from jaxlab.training.loop import Interrupted, NonFiniteLossError
 from jaxlab.weights.low_rank import merge_low_rank

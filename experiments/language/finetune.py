@@ -39,10 +39,9 @@ from experiments.language.finetune_data import (
   split_examples,
 )
 from experiments.language.finetune_objectives import Objective
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_range
 from jaxlab.losses.sequence import sequence_log_prob
-from jaxlab.models.decoder import DecoderConfig, DecoderLM
-from jaxlab.models.pretrained import save_adapter, save_pretrained
+from jaxlab.models import DecoderConfig, DecoderLM, save_adapter, save_pretrained
 from jaxlab.training.mesh import make_mesh, on_mesh, replicate, shard_batch
 from jaxlab.training.state import TrainState, init_state, num_params
 from jaxlab.training.update import build_evaluate, build_update

@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from experiments.language.finetune_data import Kind
-from jaxlab.losses.coverage import coverage_loss, coverage_weight, coverage_weighted_nll
-from jaxlab.losses.preference import (
+from jaxlab.losses import (
+  causal_token_log_probs,
+  chunked_token_log_probs,
+  coverage_loss,
+  coverage_weight,
+  coverage_weighted_nll,
   dpo_loss,
   implicit_reward,
   ipo_loss,
   kto_kl_estimate,
   kto_loss,
   orpo_loss,
-  simpo_loss,
-)
-from jaxlab.losses.sequence import (
-  causal_token_log_probs,
-  chunked_token_log_probs,
   sequence_log_prob,
+  simpo_loss,
 )
 from jaxlab.models.decoder import DecoderLM
 from jaxlab.training.update import LossFn, LossOutput

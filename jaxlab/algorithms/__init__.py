@@ -19,6 +19,12 @@ from jaxlab.algorithms.mean_teachers import (
   mean_teacher_warm_up,
   robust_mean_teacher,
 )
+from jaxlab.algorithms.normalization_adaptation import (
+  entropy_minimization,
+  filtered_entropy_minimization,
+  norm_adaptation,
+  norm_affine_only,
+)
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdapterState,
@@ -50,12 +56,6 @@ from jaxlab.algorithms.source_free import (
   fine_tune,
   information_maximization_adaptation,
   linear_probe_fine_tune,
-)
-from jaxlab.algorithms.test_time import (
-  entropy_minimization,
-  filtered_entropy_minimization,
-  norm_adaptation,
-  norm_affine_only,
 )
 from jaxlab.algorithms.transductive import (
   ProportionRegularized,
@@ -114,3 +114,7 @@ __all__ = [
   "transformer_peak_learning_rate",
   "warmup_cosine",
 ]
+
+
+def __dir__():
+  return __all__

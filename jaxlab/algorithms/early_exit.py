@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_at_least
+
 
 def alternate_phases(step: chex.Numeric, *, period: int = 200) -> jax.Array:
   """Whether a step trains the gates or the classifiers.
@@ -23,6 +25,5 @@ def alternate_phases(step: chex.Numeric, *, period: int = 200) -> jax.Array:
   Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
   ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
-  if period < 1:
-    raise ValueError(f"period must be at least 1, got {period}.")
+  check_at_least(1, period=period)
   return (jnp.asarray(step) // period % 2).astype(jnp.int32)

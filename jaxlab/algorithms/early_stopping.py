@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
 
 
 class EarlyStoppingRun(NamedTuple):
@@ -86,10 +86,8 @@ def run_with_early_stopping(
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
-  if min_steps < 1:
-    raise ValueError(f"min_steps must be at least 1, got {min_steps}.")
-  if interval < 1:
-    raise ValueError(f"interval must be at least 1, got {interval}.")
+  check_at_least(1, min_steps=min_steps)
+  check_at_least(1, interval=interval)
   chex.assert_rank(curves, 2)
   curves = as_accumulator(curves)
   length = curves.shape[1]
@@ -118,6 +116,5 @@ def run_with_early_stopping(
 
 
 def _check_rule(confidence: chex.Numeric, horizon: str) -> None:
-  if horizon not in ("final", "any"):
-    raise ValueError(f"horizon must be 'final' or 'any', got {horizon!r}.")
+  check_choice("horizon", horizon, ("final", "any"))
   check_range("confidence", confidence, "(0, 1)")

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_choice, check_range
 
 
 class Regime(NamedTuple):
@@ -49,11 +49,10 @@ def scaled_learning_rate(
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4.1,
   https://arxiv.org/abs/1705.08741.
   """
-  _check_sizes(batch_size, base_batch_size)
+  check_at_least(1, batch_size=batch_size, base_batch_size=base_batch_size)
   ratio = batch_size / base_batch_size
   factors = {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}
-  if rule not in factors:
-    raise ValueError(f"rule must be 'sqrt', 'linear' or 'none', got {rule!r}.")
+  check_choice("rule", rule, factors)
   return learning_rate * factors[rule]
 
 
@@ -79,7 +78,7 @@ def adapt_regime(
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 5,
   https://arxiv.org/abs/1705.08741.
   """
-  _check_sizes(batch_size, base_batch_size)
+  check_at_least(1, batch_size=batch_size, base_batch_size=base_batch_size)
   factor = -(-batch_size // base_batch_size)
   return Regime(tuple(epoch * factor for epoch in boundaries), num_epochs * factor)
 
@@ -107,7 +106,7 @@ def gradient_noise_weights(
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4.1,
   https://arxiv.org/abs/1705.08741.
   """
-  _check_sizes(batch_size, base_batch_size)
+  check_at_least(1, batch_size=batch_size, base_batch_size=base_batch_size)
   if batch_size < base_batch_size:
     raise ValueError(
       f"batch_size must be at least base_batch_size {base_batch_size}, got {batch_size}."
@@ -115,9 +114,3 @@ def gradient_noise_weights(
   check_range("scale", scale, "[0, inf)")
   deviation = scale * math.sqrt(batch_size / base_batch_size - 1)
   return 1 + deviation * jax.random.normal(key, (batch_size,))
-
-
-def _check_sizes(batch_size: int, base_batch_size: int) -> None:
-  for name, size in (("batch_size", batch_size), ("base_batch_size", base_batch_size)):
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}.")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 from jaxlab.algorithms.online_adaptation import (
   ForwardFn,
   OnlineAdapter,
@@ -21,7 +22,6 @@ from jaxlab.losses.adaptation import (
   nearest_prototypes,
   symmetric_cross_entropy,
 )
-from jaxlab.losses.contracts import as_accumulator, check_range
 from jaxlab.weights.ema import ema_update
 
 AugmentFn = Callable[[chex.PRNGKey, chex.Array], chex.Array]
@@ -148,7 +148,7 @@ def robust_mean_teacher(
 
 def _is_zero(weight: chex.Numeric) -> bool:
   """Whether a weight is known to be 0, so that its term need not be computed."""
-  return not isinstance(weight, jax.core.Tracer) and not weight
+  return is_known(weight) and not weight
 
 
 def mean_teacher_warm_up(
@@ -241,8 +241,7 @@ def continual_mean_teacher(
   """
   check_range("decay", decay, "[0, 1]")
   check_range("restore_prob", restore_prob, "[0, 1]")
-  if num_augmentations < 1:
-    raise ValueError(f"num_augmentations must be at least 1, got {num_augmentations}.")
+  check_at_least(1, num_augmentations=num_augmentations)
 
   def init(params):
     params = jax.tree.map(jnp.asarray, params)

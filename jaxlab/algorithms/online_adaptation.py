@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator
 
 ForwardFn = Callable[[chex.ArrayTree, chex.Array], Any]
 Path = tuple[str, ...]

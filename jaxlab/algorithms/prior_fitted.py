@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_range
 from jaxlab.samplers import contexts
 
 
@@ -208,8 +208,7 @@ def warmup_cosine(
   https://arxiv.org/abs/2112.10510; Loshchilov and Hutter, SGDR, equation 5,
   https://arxiv.org/abs/1608.03983.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  check_at_least(1, num_steps=num_steps)
   if not 0 <= warmup_fraction <= 1:
     raise ValueError(f"warmup_fraction must lie in [0, 1], got {warmup_fraction}")
   warmup = math.floor(warmup_fraction * num_steps)
@@ -238,8 +237,7 @@ def transformer_peak_learning_rate(num_params: int) -> float:
   Reference: Kaplan et al., Scaling Laws for Neural Language Models, 2020, appendix D.6,
   https://arxiv.org/abs/2001.08361.
   """
-  if num_params < 1:
-    raise ValueError(f"num_params must be at least 1, got {num_params}")
+  check_at_least(1, num_params=num_params)
   rate = 0.003239 - 0.0001395 * math.log(num_params)
   if rate <= 0:
     raise ValueError(f"num_params is beyond the range of the formula, got {num_params}")

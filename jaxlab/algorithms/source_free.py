@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdaptLoss,
@@ -19,7 +20,6 @@ from jaxlab.algorithms.online_adaptation import (
   loss_adapter,
 )
 from jaxlab.losses.adaptation import information_maximization_loss
-from jaxlab.losses.contracts import as_accumulator, check_range
 
 Labelled = tuple[chex.Array, chex.Array]
 
@@ -62,8 +62,7 @@ def centroid_pseudo_labels(
 
   Reference: Liang et al., SHOT, ICML 2020, equations 4 to 6, https://arxiv.org/abs/2002.08546.
   """
-  if num_rounds < 1:
-    raise ValueError(f"num_rounds must be at least 1, got {num_rounds}.")
+  check_at_least(1, num_rounds=num_rounds)
   features, probs = as_accumulator(features), as_accumulator(probs)
   if features.ndim != 2 or probs.ndim != 2 or features.shape[0] != probs.shape[0]:
     raise ValueError(
@@ -136,17 +135,11 @@ def fine_tune(
   Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
   section 3, https://arxiv.org/abs/2304.00792.
   """
-  for name, value in (
-    ("num_steps", num_steps),
-    ("batch_size", batch_size),
-    ("eval_every", eval_every),
-  ):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
-  data, validation = _labelled("data", data), _labelled("validation", validation)
+  check_at_least(1, num_steps=num_steps, batch_size=batch_size, eval_every=eval_every)
   params = jax.tree.map(jnp.asarray, params)
-  classes = jax.eval_shape(lambda: _logits(apply_fn(params, validation[0]))).shape[-1]
-  check_range("labels", jnp.concatenate([data[1], validation[1]]), f"[0, {classes})")
+  classes = jax.eval_shape(lambda: _logits(apply_fn(params, jnp.asarray(validation[0])))).shape[-1]
+  data = _labelled("data", data, classes)
+  validation = _labelled("validation", validation, classes)
   train_fn = train_fn or (lambda params, inputs: (apply_fn(params, inputs), params))
 
   def step(carry, rows):
@@ -185,10 +178,9 @@ def fine_tune(
   return best
 
 
-def _labelled(name: str, pair: Labelled) -> tuple[jax.Array, jax.Array]:
-  inputs, labels = map(jnp.asarray, pair)
+def _labelled(name: str, pair: Labelled, num_classes: int) -> tuple[jax.Array, jax.Array]:
+  inputs, labels = jnp.asarray(pair[0]), as_classes(f"{name} labels", pair[1], num_classes)
   chex.assert_rank(labels, 1)
-  chex.assert_type(labels, int)
   chex.assert_equal_shape_prefix([inputs, labels], 1)
   if labels.shape[0] == 0:
     raise ValueError(f"{name} is empty.")

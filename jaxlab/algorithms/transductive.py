@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 
 _EPSILON = 1e-10
@@ -135,8 +135,7 @@ def proportion_regularized_inference(
   Inference Is All You Need?, CVPR 2021, section 3, https://arxiv.org/abs/2012.06166.
   """
   check_range("scale", scale, "(0, inf)")
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+  check_at_least(1, num_steps=num_steps)
   support, query = as_accumulator(support_features, query_features)
   chex.assert_rank([support, query], 5)
   num_tasks, shots = support.shape[:2]

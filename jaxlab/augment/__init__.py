@@ -60,3 +60,7 @@ __all__ = [
   "segment_mix",
   "SIGNAL_CORRUPTIONS",
 ]
+
+
+def __dir__():
+  return __all__

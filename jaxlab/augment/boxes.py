@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_range
 
 # Keeps the side of a box from falling below a whole number of pixels by rounding alone.
 _ROUNDING = 1e-6

@@ -8,9 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import as_accumulator, check_choice, check_range
 from jaxlab.augment.image_corruptions import corrupt_images
 from jaxlab.augment.signals import blur_signals
-from jaxlab.losses.contracts import as_accumulator, check_range
 
 # The constant of each kind at severities 1 to 5; the order is that of a stream.
 _CONSTANTS = {
@@ -80,8 +80,7 @@ def corrupt_signals(
   Reference: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions
   and Perturbations, ICLR 2019, https://arxiv.org/abs/1903.12261, for images.
   """
-  if kind not in _CONSTANTS:
-    raise ValueError(f"kind must be one of {', '.join(SIGNAL_CORRUPTIONS)}; got {kind!r}.")
+  check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
   signals = jnp.asarray(signals)
   chex.assert_rank(signals, 3)

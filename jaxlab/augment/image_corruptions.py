@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_choice, check_range
 
 # Constants of each kind at severities 1 to 5, as published for sides of 32 and of 224 pixels.
 _CONSTANTS = {
@@ -83,8 +83,7 @@ def corrupt_images(
   Reference: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions
   and Perturbations, ICLR 2019, https://arxiv.org/abs/1903.12261.
   """
-  if kind not in _CONSTANTS:
-    raise ValueError(f"kind must be one of {', '.join(IMAGE_CORRUPTIONS)}; got {kind!r}.")
+  check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
   images = jnp.asarray(images)
   chex.assert_rank(images, 4)

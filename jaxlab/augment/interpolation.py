@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 
 class RegressionMix(NamedTuple):
@@ -129,8 +129,7 @@ def multi_mixup(
   Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
   """
   check_range("alpha", alpha, "(0, inf)")
-  if num_mixed < 2:
-    raise ValueError(f"num_mixed must be at least 2, got {num_mixed}.")
+  check_at_least(2, num_mixed=num_mixed)
   inputs, labels = jnp.asarray(inputs), jax.tree.map(jnp.asarray, labels)
   chex.assert_tree_shape_prefix(labels, inputs.shape[:1])
   b = inputs.shape[0]

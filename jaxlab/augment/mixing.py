@@ -1,8 +1,8 @@
 """Mixing examples: convex combinations, pasted boxes and segments, hidden layers.
 
 One door: every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and gives a
-`Mixed`, and every loss of two labels (`jaxlab.losses.mixup`) takes what a `Mixed` holds, so that
-any policy goes with any loss:
+`Mixed`, and every loss of two labels (`losses.mixup_cross_entropy` is one) takes what a `Mixed`
+holds, so that any policy goes with any loss:
 
     mixed = augment.cutmix(key, images, labels, alpha=0.2)
     logits = apply(params, mixed.inputs)
@@ -20,45 +20,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_at_least, check_range
 from jaxlab.augment.boxes import (
-  BoxMix,
   box_masks,
   box_mix,
   center_surround_saliency,
   segment_masks,
 )
 from jaxlab.augment.interpolation import (
-  MultiMixed,
-  RegressionMix,
-  all_pairs_mix,
   interpolate_pairs,
-  mix_regression_pairs,
-  multi_mixup,
 )
-from jaxlab.losses.contracts import check_range
-
-# Whatever mixes is to be had here, wherever its arithmetic stands.
-__all__ = [
-  "BoxMix",
-  "MixDraw",
-  "Mixed",
-  "MultiMixed",
-  "RegressionMix",
-  "all_pairs_mix",
-  "box_masks",
-  "box_mix",
-  "center_surround_saliency",
-  "cutmix",
-  "draw_mix",
-  "interpolate_pairs",
-  "mix_regression_pairs",
-  "mixing_layer",
-  "mixup",
-  "multi_mixup",
-  "saliency_box_mix",
-  "segment_masks",
-  "segment_mix",
-]
 
 
 class Mixed(NamedTuple):
@@ -279,8 +250,7 @@ def mixing_layer(key: chex.PRNGKey, *, num_layers: int) -> jax.Array:
 
   Reference: Verma et al., Manifold Mixup, ICML 2019, https://arxiv.org/abs/1806.05236.
   """
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}.")
+  check_at_least(1, num_layers=num_layers)
   return jax.random.randint(key, (), 0, num_layers, jnp.int32)
 
 

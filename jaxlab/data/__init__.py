@@ -118,3 +118,7 @@ __all__ = [
   "Tokenizer",
   "word_vectors",
 ]
+
+
+def __dir__():
+  return __all__

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxlab._checks import check_at_least
 from jaxlab.data.sources import Example, Source, read_examples, stack_examples
 
 
@@ -115,8 +116,7 @@ def stack_batches(iterator: BatchIterator, steps: int) -> BatchIterator:
   Raises:
     ValueError: if `steps` < 1; on iteration, if the shapes of the batches differ.
   """
-  if steps < 1:
-    raise ValueError(f"steps must be at least 1, got {steps}.")
+  check_at_least(1, steps=steps)
   return _StackedBatches(iterator, steps)
 
 
@@ -149,14 +149,9 @@ def _check_arguments(
 ) -> None:
   if num_examples == 0:
     raise ValueError("source is empty: there is nothing to batch.")
-  if batch_size < 1:
-    raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+  check_at_least(1, batch_size=batch_size, num_epochs=num_epochs, process_count=process_count)
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed must lie in [0, 2^32), got {seed}.")
-  if num_epochs is not None and num_epochs < 1:
-    raise ValueError(f"num_epochs must be at least 1 or None, got {num_epochs}.")
-  if process_count < 1:
-    raise ValueError(f"process_count must be at least 1, got {process_count}.")
   if not 0 <= process_index < process_count:
     raise ValueError(
       f"process_index must lie in [0, process_count={process_count}), got {process_index}."

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_range
 
 
 class PatchData(NamedTuple):
@@ -67,8 +67,7 @@ def sample_patches(
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, definition 3.1,
   https://arxiv.org/abs/2303.08433.
   """
-  if dim < 5:
-    raise ValueError(f"dim must be at least 5, got {dim}.")
+  check_at_least(5, dim=dim)
   if num_patches < num_distractors + 1:
     raise ValueError(
       f"num_patches must be at least num_distractors + 1 = {num_distractors + 1}, "

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_choice, check_range
 from jaxlab.uncertainty.learning_curves import (
   CURVE_COMPONENTS,
   LOG_NOISE_PRIOR,
@@ -144,7 +144,7 @@ def sample_curve_params(
     distribution: "peaked" or "uniform" priors.
 
   Returns:
-    Parameters in the order of `jaxlab.uncertainty.learning_curves`, `f32[b, 13]`.
+    Parameters as `jaxlab.uncertainty.learning_curve_log_density` takes them, `f32[b, 13]`.
 
   Raises:
     ValueError: if the distribution is unknown.
@@ -167,14 +167,14 @@ def sample_accepted_curves(
   Exact rejection sampling: every round draws a pool of candidates, and the accepted ones fill, in
   order, the rows that are still empty, so each accepted draw is used once and no row waits for its
   own luck. The accepted draws are also what a Markov chain starts from, see
-  `jaxlab.samplers.mcmc.initial_walkers`.
+  `jaxlab.samplers.initial_walkers`.
 
   Args:
     key: random key.
     batch_size: number of curves b.
     length: number of steps T, at least 2.
     components: names of the families that are summed, see
-      `jaxlab.uncertainty.learning_curves.basis_curve`.
+      `jaxlab.uncertainty.basis_curve`.
     distribution: "peaked" or "uniform" priors.
 
   Returns:
@@ -187,8 +187,7 @@ def sample_accepted_curves(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
-  if length < 2:
-    raise ValueError(f"length must be at least 2, got {length}.")
+  check_at_least(2, length=length)
   return _reject(key, batch_size, length, tuple(components), distribution)
 
 
@@ -263,10 +262,8 @@ def load_lcdb(*, metric: str = "accuracy", min_anchors: int = 10) -> LearningCur
 
   Reference: Mohr et al., LCDB 1.0, ECML 2022, https://doi.org/10.1007/978-3-031-26419-1_1.
   """
-  if metric not in ("accuracy", "logloss"):
-    raise ValueError(f"metric must be 'accuracy' or 'logloss', got {metric!r}.")
-  if min_anchors < 1:
-    raise ValueError(f"min_anchors must be at least 1, got {min_anchors}.")
+  check_choice("metric", metric, ("accuracy", "logloss"))
+  check_at_least(1, min_anchors=min_anchors)
   package = importlib.util.find_spec("lcdb")
   if package is None or importlib.util.find_spec("pandas") is None:
     raise ImportError("load_lcdb needs lcdb and pandas: pip install 'jaxlab[series]'.")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlab._checks import check_at_least
 from jaxlab.data.sources import data_root, locked
 
 
@@ -44,8 +45,7 @@ def generate_mnist1d(num_samples: int, *, seed: int = 42, **arguments) -> Signal
   """
   from mnist1d.data import ObjectView, get_dataset_args, make_dataset
 
-  if num_samples < 1:
-    raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+  check_at_least(1, num_samples=num_samples)
   settings = get_dataset_args(as_dict=True)
   for name, value in arguments.items():
     if name not in settings:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 
 
 class PairedNoise(NamedTuple):
@@ -69,8 +70,7 @@ def paired_label_noise(
   Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
   Overlaps, ICLR 2024, section 5, https://arxiv.org/abs/2306.00740.
   """
-  if num_classes < 2:
-    raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+  check_at_least(2, num_classes=num_classes)
   check_range("noise_rate", noise_rate, "[0, 1]")
   check_range("labels", labels, f"[0, {num_classes})")
   chex.assert_rank(labels, 1)
@@ -83,9 +83,9 @@ def paired_label_noise(
   else:
     chex.assert_shape(partners, (num_classes,))
     check_range("partners", partners, f"[0, {num_classes})")
-    partners = jnp.asarray(partners, labels.dtype)
-    if not isinstance(partners, jax.core.Tracer) and (partners == classes).any():
+    if is_known(partners) and np.any(np.asarray(partners) == np.arange(num_classes)):
       raise ValueError(f"partners must differ from their classes, got {partners}.")
+    partners = jnp.asarray(partners, labels.dtype)
   is_flipped = jax.random.bernoulli(flip_key, as_accumulator(noise_rate), labels.shape)
   return PairedNoise(jnp.where(is_flipped, partners[labels], labels), partners, is_flipped)
 
@@ -112,9 +112,7 @@ def sample_overlapping_gaussians(
   Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
   Overlaps, ICLR 2024, section 5, https://arxiv.org/abs/2306.00740.
   """
-  for name, value in (("num_samples", num_samples), ("num_classes", num_classes)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, num_samples=num_samples, num_classes=num_classes)
   if dim < num_classes:
     raise ValueError(f"dim must be at least the number of classes, got {dim} < {num_classes}.")
   check_range("separation", separation, "[0, inf)")

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_range
 
 WORD_DIM = 16
 NUM_TEMPLATES = 4
@@ -60,8 +60,7 @@ def word_vectors(*, vocab_size: int = 64) -> chex.Array:
   Raises:
     ValueError: if `vocab_size` is not positive.
   """
-  if vocab_size < 1:
-    raise ValueError(f"vocab_size must be at least 1, got {vocab_size}.")
+  check_at_least(1, vocab_size=vocab_size)
   return jax.random.normal(jax.random.key(0), (vocab_size, WORD_DIM))
 
 
@@ -98,12 +97,8 @@ def sample_rule_tasks(
   Reference: a setting in the manner of Li et al., On Task Performance and Model Calibration with
   Supervised and Self-Ensembled In-Context Learning, 2023, https://arxiv.org/abs/2312.13772.
   """
-  counts = {"num_tasks": num_tasks, "sentence_length": sentence_length}
-  for name, value in (counts | {"num_examples": num_examples}).items():
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
-  if num_classes < 2:
-    raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+  check_at_least(1, num_tasks=num_tasks, sentence_length=sentence_length, num_examples=num_examples)
+  check_at_least(2, num_classes=num_classes)
   check_range("label_noise", label_noise, "[0, 1]")
   vectors = word_vectors(vocab_size=vocab_size)
   word_key, rule_key, flip_key, other_key = jax.random.split(key, 4)
@@ -219,8 +214,8 @@ def render_prompts(
   check_range("sentences", sentences, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstrations", demonstrations, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstration_labels", demonstration_labels, f"[0, {_NUM_LABEL_WORDS - 1}]")
-  template_ids = jnp.asarray(template_ids, jnp.int32)
   words = label_words(template_ids)
+  template_ids = jnp.asarray(template_ids, jnp.int32)
   labels = jax.vmap(lambda table, classes: table[classes])(words, demonstration_labels)
 
   shots = jnp.asarray(demonstrations, jnp.int32)

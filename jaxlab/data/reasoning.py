@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_range
 
 PAD_TOKEN, EQUALS_TOKEN, EOS_TOKEN = 0, 1, 2
 # Operators of chains are +, -, x at 3 to 5 and numbers follow; products have x at 3, then digits.
@@ -50,9 +50,7 @@ class ModularChainConfig:
   table_seed: int = 0
 
   def __post_init__(self):
-    for name in ("modulus", "num_terms"):
-      if getattr(self, name) < 2:
-        raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}.")
+    check_at_least(2, modulus=self.modulus, num_terms=self.num_terms)
     for name in ("misconception_rate", "misconception_prob", "noise"):
       check_range(name, getattr(self, name), "[0, 1]")
 
@@ -130,8 +128,7 @@ def modular_chain_batch(
   Raises:
     ValueError: if `batch_size` is not positive.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+  check_at_least(1, batch_size=batch_size)
   n, modulus = config.num_terms, config.modulus
   term_key, op_key, hit_key, noise_key, value_key = jax.random.split(key, 5)
   terms = jax.random.randint(term_key, (n, batch_size), 0, modulus)
@@ -316,9 +313,7 @@ def multiplication_dataset(
   if not 1 <= num_digits <= _MAX_DIGITS:
     raise ValueError(f"num_digits must lie in [1, {_MAX_DIGITS}], got {num_digits}.")
   smallest, count = 10 ** (num_digits - 1), 9 * 10 ** (num_digits - 1)
-  for name, value in (("num_train", num_train), ("num_test", num_test)):
-    if value < 0:
-      raise ValueError(f"{name} must not be negative, got {value}.")
+  check_at_least(0, num_train=num_train, num_test=num_test)
   if num_train + num_test > count**2:
     raise ValueError(
       f"num_train + num_test must not exceed the {count**2} pairs of {num_digits}-digit factors, "

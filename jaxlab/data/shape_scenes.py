@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_at_least
+
 _NUM_FAMILIES = 12
 _HUE_WIDTH = 1 / 8
 _CHUNK = 128
@@ -57,13 +59,8 @@ def sample_shape_scenes(
   classes = tuple(int(c) for c in classes)
   if not classes or min(classes) < 0 or max(classes) >= _NUM_FAMILIES:
     raise ValueError(f"classes must be families in 0..{_NUM_FAMILIES - 1}, got {classes}.")
-  for name, value, least in (
-    ("num_samples", num_samples, 1),
-    ("size", size, 1),
-    ("clutter", clutter, 0),
-  ):
-    if value < least:
-      raise ValueError(f"{name} must be at least {least}, got {value}.")
+  check_at_least(1, num_samples=num_samples, size=size)
+  check_at_least(0, clutter=clutter)
   families = jnp.asarray(classes)
   axis = (jnp.arange(size) + 0.5) / size * 2 - 1
   grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="xy"), axis=-1)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxlab._checks import check_at_least
 from jaxlab.data.builders.catalogue import VERSION, OfflineSet, offline_sets, package_directory
 
 Example = dict[str, Any]
@@ -160,8 +161,7 @@ def as_arrays(source: Source, *, limit: int | None = None) -> Example:
   Raises:
     ValueError: if `limit` < 1, the source is empty, or shapes differ between examples.
   """
-  if limit is not None and limit < 1:
-    raise ValueError(f"limit must be at least 1, got {limit}.")
+  check_at_least(1, limit=limit)
   if len(source) == 0:
     raise ValueError("source is empty: there are no arrays to stack.")
   return stack_examples(

@@ -6,6 +6,8 @@ import chex
 import jax
 import numpy as np
 
+from jaxlab._checks import check_at_least
+
 
 class FewShotSplit(NamedTuple):
   """A few labelled rows, and all others.
@@ -49,13 +51,8 @@ def few_shot_split(
   Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
   section 4, https://arxiv.org/abs/2304.00792.
   """
-  for name, value, least in (
-    ("num_classes", num_classes, 1),
-    ("num_shots", num_shots, 1),
-    ("num_validation_shots", num_validation_shots, 0),
-  ):
-    if value < least:
-      raise ValueError(f"{name} must be at least {least}, got {value}.")
+  check_at_least(1, num_classes=num_classes, num_shots=num_shots)
+  check_at_least(0, num_validation_shots=num_validation_shots)
   labels = np.asarray(labels)
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f"labels must be an int vector, got {labels.dtype} of shape {labels.shape}.")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlab._checks import check_at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -239,8 +241,7 @@ def encode_chat(
   """
   if tokenizer.chat_template is None:
     raise ValueError("tokenizer must have a chat_template, got None.")
-  if max_length is not None and max_length < 1:
-    raise ValueError(f"max_length must be at least 1, got {max_length}.")
+  check_at_least(1, max_length=max_length)
 
   def render(count, add_generation_prompt=False):
     return render_chat(

@@ -38,3 +38,7 @@ __all__ = [
   "t_interval",
   "UsageError",
 ]
+
+
+def __dir__():
+  return __all__

@@ -15,7 +15,6 @@ from jaxlab.losses.adaptation import (
 from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
 from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
 from jaxlab.losses.classification import label_smoothed_cross_entropy
-from jaxlab.losses.contracts import as_accumulator, check_range
 from jaxlab.losses.coverage import (
   coverage_loss,
   coverage_weight,
@@ -42,6 +41,7 @@ from jaxlab.losses.mixup import (
   pseudo_label_mix_weight,
   rescale_mix_ratio,
 )
+from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
 from jaxlab.losses.policy_gradient import (
   clipped_policy_loss,
   group_advantages,
@@ -51,21 +51,14 @@ from jaxlab.losses.policy_gradient import (
   reinforce_loss,
 )
 from jaxlab.losses.preference import (
-  bradley_terry_loss,
   dpo_loss,
   hinge_loss,
   implicit_reward,
   ipo_loss,
-  kto_kl_estimate,
-  kto_loss,
-  log_odds_ratio,
-  orpo_loss,
-  plackett_luce_loss,
   robust_dpo_loss,
-  rrhf_loss,
   simpo_loss,
-  slic_loss,
 )
+from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 from jaxlab.losses.semi_supervised import fixmatch_loss
 from jaxlab.losses.sequence import (
@@ -77,16 +70,15 @@ from jaxlab.losses.sequence import (
   sequence_nll,
   token_log_probs,
 )
+from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
 
 __all__ = [
   "all_pairs_mixup_loss",
-  "as_accumulator",
   "bar_index",
   "bar_nll",
   "bradley_terry_loss",
   "brier_loss",
   "causal_token_log_probs",
-  "check_range",
   "chunked_token_log_probs",
   "class_prototypes",
   "clipped_policy_loss",
@@ -150,3 +142,7 @@ __all__ = [
   "symmetric_cross_entropy",
   "token_log_probs",
 ]
+
+
+def __dir__():
+  return __all__

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
 
 _MIN_NORM = 1e-12
 _MIN_COSINE_NORM = 1e-8
@@ -138,7 +138,7 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
 
   Args:
     features: `[n, d]`.
-    labels: classes, integers `[n]`; where they are traced, rows outside the classes are left out.
+    labels: classes, integers `[n]`; unknown ones outside the classes are left out.
     num_classes: number k of classes.
 
   Returns:
@@ -149,17 +149,13 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
 
   Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
   """
-  if num_classes < 1:
-    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  check_at_least(1, num_classes=num_classes)
   chex.assert_rank(features, 2)
   chex.assert_shape(labels, (features.shape[0],))
-  chex.assert_type(labels, int)
-  check_range("labels", labels, f"[0, {num_classes - 1}]")
+  labels = as_classes("labels", labels, num_classes)
   features = as_accumulator(features)
-  # A scatter would count negative labels from the end.
-  index = jnp.where(labels < 0, num_classes, labels)
-  sums = jax.ops.segment_sum(features, index, num_classes)
-  counts = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), index, num_classes)
+  sums = jax.ops.segment_sum(features, labels, num_classes)
+  counts = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), labels, num_classes)
   return sums / jnp.maximum(counts, 1.0)[:, None]
 
 

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator
 
 # The third quartile of the standard normal: a half-normal of scale w / _Z75 has half its mass
 # within w.

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes
 
 
 def correctness_aware_loss(
@@ -32,18 +32,19 @@ def correctness_aware_loss(
     Loss per example, `[b]`, in float32 or wider; its mean over the batch is the objective.
 
   Raises:
-    ValueError: if a label is known and no class.
+    ValueError: if a known label lies outside the classes; unknown ones give NaN.
 
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   equation 8, https://arxiv.org/abs/2404.13016.
   """
-  _check(logits, labels)
+  labels = _checked_labels(logits, labels)
   scores = as_accumulator(logits)
   if correct is None:
     correct = jnp.argmax(scores, axis=-1) == labels
   chex.assert_equal_shape([labels, correct])
   correct = jax.lax.stop_gradient(jnp.asarray(correct, scores.dtype))
   values = jnp.square(jnp.max(jax.nn.softmax(scores), axis=-1) - correct)
+  values = _nan_outside_classes(values, logits, labels)
   if not balanced:
     return values
   accuracy = jnp.mean(correct)
@@ -67,17 +68,22 @@ def brier_loss(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Loss per example in [0, 2], `[b]`, in float32 or wider.
 
   Raises:
-    ValueError: if a label is known and no class.
+    ValueError: if a known label lies outside the classes; unknown ones give NaN.
 
   Reference: Brier, Verification of forecasts expressed in terms of probability, 1950,
   https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2.
   """
-  _check(logits, labels)
+  labels = _checked_labels(logits, labels)
   probs = jax.nn.softmax(as_accumulator(logits))
-  return jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+  values = jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+  return _nan_outside_classes(values, logits, labels)
 
 
-def _check(logits: chex.Array, labels: chex.Array) -> None:
+def _checked_labels(logits: chex.Array, labels: chex.Array) -> jax.Array:
   chex.assert_rank(logits, 2)
   chex.assert_shape(labels, jnp.shape(logits)[:1])
-  check_range("labels", labels, f"[0, {jnp.shape(logits)[1]})")
+  return as_classes("labels", labels, jnp.shape(logits)[1])
+
+
+def _nan_outside_classes(values: jax.Array, logits: chex.Array, labels: jax.Array) -> jax.Array:
+  return jnp.where(labels < jnp.shape(logits)[1], values, jnp.nan)

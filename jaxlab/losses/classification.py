@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_range
 
 
 def label_smoothed_cross_entropy(
@@ -24,17 +24,16 @@ def label_smoothed_cross_entropy(
     Loss per example in nats, float32 or wider, `[...]`.
 
   Raises:
-    ValueError: if `label_smoothing` lies outside [0, 1) or a label outside [0, k).
+    ValueError: if `label_smoothing` lies outside [0, 1) or a known label outside [0, k).
 
   Reference: Müller et al., When Does Label Smoothing Help?, NeurIPS 2019,
   https://arxiv.org/abs/1906.02629; Liang et al., SHOT, ICML 2020, equation 1,
   https://arxiv.org/abs/2002.08546.
   """
   check_range("label_smoothing", label_smoothing, "[0, 1)")
-  logits, labels = as_accumulator(logits), jnp.asarray(labels)
+  logits = as_accumulator(logits)
+  labels = as_classes("labels", labels, logits.shape[-1])
   chex.assert_shape(labels, logits.shape[:-1])
-  chex.assert_type(labels, int)
-  check_range("labels", labels, f"[0, {logits.shape[-1]})")
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   return -(1 - label_smoothing) * chosen - label_smoothing * jnp.mean(log_probs, axis=-1)

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.losses.sequence import log1mexp, segment_log_probs, sequence_log_prob
 
 # A probability closer to 1 than this counts as this close: float32 could not tell.
@@ -204,8 +204,7 @@ def stepwise_coverage_loss(
 
   Reference: Chen et al., NeurIPS 2025, section 6, https://arxiv.org/abs/2502.07154.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+  check_at_least(1, num_steps=num_steps)
   log_probs = segment_log_probs(token_log_probs, step_ids, num_segments=num_steps)
   sizes = segment_log_probs(jnp.ones_like(step_ids), step_ids, num_segments=num_steps)
   return jnp.where(sizes > 0, coverage_loss(log_probs, num_samples=num_samples), 0.0)

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 # Below this there is nobody left, or nothing to lose.
 _EPSILON = 1e-12
@@ -135,8 +135,7 @@ def gate_pos_weights(
   chex.assert_rank(targets, 1)
   if targets.size == 0:
     raise ValueError("targets must hold at least one sample, got none.")
-  if num_gates < 1:
-    raise ValueError(f"num_gates must be at least 1, got {num_gates}.")
+  check_at_least(1, num_gates=num_gates)
   check_range("max_weight", max_weight, "[0, inf)")
   meant = jnp.sum(targets[:, None] == jnp.arange(num_gates), axis=0, dtype=jnp.float32)
   count = jnp.maximum(meant, _MIN_COUNT)

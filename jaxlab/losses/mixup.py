@@ -1,8 +1,8 @@
 """Losses of mixed examples, which carry two labels or more.
 
 Those of two labels take `(logits, labels_a, labels_b, ratio)`, what every mixing policy of
-`jaxlab.augment.mixing` gives, so that any policy goes with any loss. The ratio is the share of the
-first label. Labels are class numbers; known ones outside the classes raise, traced ones give NaN.
+`jaxlab.augment` gives, so that any policy goes with any loss. The ratio is the share of the first
+label. Labels are class numbers; outside the classes NumPy's raise and JAX's give NaN.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_choice, check_range, is_known
 
 _MASKED = -1e30
 # A label with less than this share is as good as absent.
@@ -86,11 +86,10 @@ def decoupled_mixup_loss(
   """
   check_range("eta", eta, "[0, inf)")
   check_range("threshold", threshold, "[0, 1]")
-  if eta_mode not in ("both", "less", "more", "first"):
-    raise ValueError(f"eta_mode must be 'both', 'less', 'more' or 'first', got {eta_mode!r}.")
+  check_choice("eta_mode", eta_mode, ("both", "less", "more", "first"))
   logits, labels_a, labels_b, ratio = _mixed_arguments(logits, labels_a, labels_b, ratio)
   num_classes = logits.shape[-1]
-  if num_classes < 3 and not isinstance(eta, jax.core.Tracer) and np.any(np.asarray(eta) > 0):
+  if num_classes < 3 and is_known(eta) and np.any(np.asarray(eta) > 0):
     raise ValueError(f"logits must have at least 3 classes where eta > 0, got {num_classes}.")
   same = labels_a == labels_b
   rest, score_a, score_b = _split_scores(logits, labels_a, labels_b)
@@ -248,7 +247,7 @@ def multi_mixup_cross_entropy(
   Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
   """
   logits, weights = as_accumulator(logits, weights)
-  labels = _class_numbers("labels", labels, logits.shape[-1])
+  labels = as_classes("labels", labels, logits.shape[-1])
   chex.assert_shape(labels, (None, *logits.shape[:-1]))
   chex.assert_shape(weights, labels.shape[:1])
   return _label_costs(logits, tuple(labels), tuple(weights))
@@ -286,7 +285,7 @@ def all_pairs_mixup_loss(
   chex.assert_rank(logits, 3)
   num = logits.shape[0]
   chex.assert_axis_dimension(logits, 1, num)
-  labels = _class_numbers("labels", labels, logits.shape[-1])
+  labels = as_classes("labels", labels, logits.shape[-1])
   if labels.shape != (num,):
     raise ValueError(f"labels must have shape ({num},) as logits ask, got {labels.shape}.")
   first = jnp.broadcast_to(labels[:, None], (num, num))
@@ -297,22 +296,10 @@ def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]
   """Checked arguments in their working types, the ratio one a row."""
   check_range("ratio", ratio, "[0, 1]")
   logits, ratio = as_accumulator(logits, ratio)
-  labels_a = _class_numbers("labels_a", labels_a, logits.shape[-1])
-  labels_b = _class_numbers("labels_b", labels_b, logits.shape[-1])
+  labels_a = as_classes("labels_a", labels_a, logits.shape[-1])
+  labels_b = as_classes("labels_b", labels_b, logits.shape[-1])
   chex.assert_shape([labels_a, labels_b], logits.shape[:-1])
   return logits, labels_a, labels_b, jnp.broadcast_to(ratio, labels_a.shape)
-
-
-def _class_numbers(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
-  if not isinstance(labels, jax.core.Tracer):
-    known = np.asarray(labels)
-    if known.size and not (known.min() >= 0 and known.max() < num_classes):
-      raise ValueError(
-        f"{name} must lie in [0, {num_classes}), got {known.min()} to {known.max()}."
-      )
-  labels = jnp.asarray(labels)
-  chex.assert_type(labels, int)
-  return labels
 
 
 @jax.custom_jvp
@@ -326,8 +313,6 @@ _softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
 
 def _chosen(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Scores of the labels; NaN where there is no such class."""
-  # A negative index would count from the end.
-  labels = jnp.where(labels < 0, logits.shape[-1], labels)
   return jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="fill")[..., 0]
 
 

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_range
 from jaxlab.losses.sequence import log1mexp
 
 # Closer to 0 the log-odds of a probability have no digits left in float32.

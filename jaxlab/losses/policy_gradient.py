@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_choice, check_range, is_known
 from jaxlab.losses.sequence import sequence_log_prob
 
 # Beyond this log-ratio the exponential goes on as a straight line, or float32 would overflow.
@@ -72,8 +72,7 @@ def group_advantages(
   et al., Understanding R1-Zero-Like Training, COLM 2025, section 3 (no scale),
   https://arxiv.org/abs/2503.20783.
   """
-  if scale not in ("group", "batch", "none"):
-    raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}.")
+  check_choice("scale", scale, ("group", "batch", "none"))
   check_range("epsilon", epsilon, "[0, inf)")
   rewards = as_accumulator(rewards)
   centred, finite, count = _centred(rewards, axis=-1)
@@ -127,8 +126,7 @@ def kl_per_token(
 
   Reference: Schulman, Approximating KL Divergence, 2020, http://joschu.net/blog/kl-approx.html.
   """
-  if estimator not in ("k1", "k2", "k3"):
-    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}.")
+  check_choice("estimator", estimator, ("k1", "k2", "k3"))
   log_probs, reference = as_accumulator(log_probs, reference_log_probs)
   chex.assert_equal_shape([log_probs, reference])
   log_ratio = log_probs - jax.lax.stop_gradient(reference)
@@ -226,12 +224,11 @@ def clipped_policy_loss(
   DeepSeekMath, 2024, equation 3, https://arxiv.org/abs/2402.03300; Zheng et al., GSPO, 2025,
   equation 5, https://arxiv.org/abs/2507.18071.
   """
-  if level not in ("token", "sequence_mean", "sequence_sum"):
-    raise ValueError(f"level must be 'token', 'sequence_mean' or 'sequence_sum', got {level!r}.")
+  check_choice("level", level, ("token", "sequence_mean", "sequence_sum"))
   clip_high = clip_low if clip_high is None else clip_high
   check_range("clip_low", clip_low, "[0, inf)")
   check_range("clip_high", clip_high, "[0, inf)")
-  penalised = isinstance(kl_coefficient, jax.core.Tracer) or np.any(np.asarray(kl_coefficient) != 0)
+  penalised = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
   if penalised and reference_log_probs is None:
     raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
   log_probs, old, advantages = as_accumulator(log_probs, old_log_probs, advantages)

@@ -1,36 +1,15 @@
 """Preference objectives: scalar functions of the log-probabilities of responses.
 
-Model, mask and objective are three things: `jaxlab.losses.sequence` makes log-probabilities of
+Model, mask and objective are three things: `sequence_log_prob` makes log-probabilities of
 sequences, and the functions here compare them. Those of the policy carry the gradient; those of the
-frozen reference carry none. Here are the functions of one margin between two responses; the other
-families come from the files beside this one.
+frozen reference carry none. Here are the functions of one margin between two responses.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
-from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
-from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
-from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
-
-__all__ = [
-  "bradley_terry_loss",
-  "dpo_loss",
-  "hinge_loss",
-  "implicit_reward",
-  "ipo_loss",
-  "kto_kl_estimate",
-  "kto_loss",
-  "log_odds_ratio",
-  "orpo_loss",
-  "plackett_luce_loss",
-  "robust_dpo_loss",
-  "rrhf_loss",
-  "simpo_loss",
-  "slic_loss",
-]
+from jaxlab._checks import as_accumulator, check_range
 
 
 def dpo_loss(
@@ -91,11 +70,7 @@ def robust_dpo_loss(
   """DPO debiased for flipped pairs: its mean over the flips is DPO's loss on clean pairs.
 
   Args:
-    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
-    policy_rejected: those of the rejected ones, `[...]`.
-    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
-      flows into them.
-    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
     beta: how strongly the policy is held to the reference, > 0.
     label_smoothing: rate of flipped pairs, in [0, 0.5).
 
@@ -133,11 +108,7 @@ def ipo_loss(
   square stops at a finite one.
 
   Args:
-    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
-    policy_rejected: those of the rejected ones, `[...]`.
-    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
-      flows into them.
-    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
     beta: how strongly the policy is held to the reference, > 0.
     chosen_lengths: tokens of the chosen responses, `[...]`, by which their log-ratios are divided
       (counted as at least 1); None, with `rejected_lengths`, for the paper's formula.
@@ -176,11 +147,7 @@ def hinge_loss(
   """Hinge of the margin between log-ratios: SLiC's loss with a reference, as TRL has it.
 
   Args:
-    policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
-    policy_rejected: those of the rejected ones, `[...]`.
-    reference_chosen: log-probabilities of the chosen ones under the reference, `[...]`; no gradient
-      flows into them.
-    reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
     beta: the inverse of the margin at which the loss is 0, > 0.
 
   Returns:

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator
 
 _EPSILON = 1e-10
 _IGNORE = 255

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 
 
 def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
@@ -91,8 +91,7 @@ def chunked_token_log_probs(
   Reference: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, section 4,
   https://arxiv.org/abs/1604.06174.
   """
-  if chunk_size < 1:
-    raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+  check_at_least(1, chunk_size=chunk_size)
   hidden, kernel, tokens = jnp.asarray(hidden), jnp.asarray(kernel), jnp.asarray(tokens)
   chex.assert_rank(kernel, 2)
   chex.assert_shape(hidden, (..., kernel.shape[0]))
@@ -191,8 +190,7 @@ def segment_log_probs(
   Reference: Setlur et al., RL on Incorrect Synthetic Data Scales the Efficiency of LLM Math
   Reasoning by Eight-Fold, NeurIPS 2024, section 5, https://arxiv.org/abs/2406.14532.
   """
-  if num_segments < 1:
-    raise ValueError(f"num_segments must be at least 1, got {num_segments}.")
+  check_at_least(1, num_segments=num_segments)
   log_probs, segment_ids = as_accumulator(token_log_probs), jnp.asarray(segment_ids)
   chex.assert_equal_shape([log_probs, segment_ids])
   chex.assert_type(segment_ids, int)

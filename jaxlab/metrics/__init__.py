@@ -29,13 +29,9 @@ from jaxlab.metrics.early_exit import (
   threshold_exits,
 )
 from jaxlab.metrics.inference_scaling import (
-  ExponentiatedPowerLaw,
   GreedyCalibration,
   best_of_k_accuracy,
-  beta_coverage,
   coverage_curve,
-  exponentiated_power_law,
-  fit_exponentiated_power_law,
   greedy_calibration,
   inference_flops,
   optimal_coverage_policy,
@@ -50,6 +46,12 @@ from jaxlab.metrics.regression import (
   pearson_correlation,
   root_mean_squared_error,
   worst_group_rmse,
+)
+from jaxlab.metrics.scaling_laws import (
+  ExponentiatedPowerLaw,
+  beta_coverage,
+  exponentiated_power_law,
+  fit_exponentiated_power_law,
 )
 from jaxlab.metrics.segmentation import (
   IntersectionAndUnion,
@@ -110,3 +112,7 @@ __all__ = [
   "threshold_exits",
   "worst_group_rmse",
 ]
+
+
+def __dir__():
+  return __all__

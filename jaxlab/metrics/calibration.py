@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
 
 # Rows whose sum float32 carries to five digits and more.
 _CHUNK = 256
@@ -209,15 +209,15 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
     Nats an example, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if a label is known and no class.
+    ValueError: if a known label lies outside the classes; unknown ones give NaN.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 7,
   https://arxiv.org/abs/1706.04599.
   """
   chex.assert_shape(labels, jnp.shape(logits)[:-1])
-  check_range("labels", labels, f"[0, {jnp.shape(logits)[-1]})")
+  labels = as_classes("labels", labels, jnp.shape(logits)[-1])
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
-  return -jnp.take_along_axis(log_probs, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+  return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
 
 
 def interpolator_temperature_scaled_nll(
@@ -253,7 +253,7 @@ def interpolator_temperature_scaled_nll(
 def _check_predictions(probs: chex.Array, labels: chex.Array) -> None:
   chex.assert_rank(probs, 2)
   chex.assert_shape(labels, jnp.shape(probs)[:1])
-  check_range("labels", labels, f"[0, {jnp.shape(probs)[1]})")
+  as_classes("labels", labels, jnp.shape(probs)[1])
 
 
 def _confidence_and_correct(confidence: chex.Array, correct: chex.Array) -> tuple[jax.Array, ...]:
@@ -265,8 +265,7 @@ def _confidence_and_correct(confidence: chex.Array, correct: chex.Array) -> tupl
 
 
 def _bin(confidence: chex.Array, correct: chex.Array, num_bins: int) -> Reliability:
-  if num_bins < 1:
-    raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+  check_at_least(1, num_bins=num_bins)
   confidence, correct = _confidence_and_correct(confidence, correct)
   num_rows = confidence.shape[0]
   inner_edges = jnp.asarray(np.linspace(0.0, 1.0, num_bins + 1)[1:-1], confidence.dtype)

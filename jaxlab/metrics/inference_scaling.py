@@ -11,29 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
 from jaxlab.metrics.calibration import confidence_calibration_error
-from jaxlab.metrics.scaling_laws import (
-  ExponentiatedPowerLaw,
-  beta_coverage,
-  exponentiated_power_law,
-  fit_exponentiated_power_law,
-)
-
-__all__ = [
-  "best_of_k_accuracy",
-  "beta_coverage",
-  "coverage_curve",
-  "exponentiated_power_law",
-  "ExponentiatedPowerLaw",
-  "fit_exponentiated_power_law",
-  "greedy_calibration",
-  "GreedyCalibration",
-  "inference_flops",
-  "optimal_coverage_policy",
-  "pass_at_k",
-  "selection_accuracy_curve",
-]
 
 
 class GreedyCalibration(NamedTuple):
@@ -59,7 +38,8 @@ def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array
   It is an unbiased estimate of solving a problem with k fresh samples.
 
   Args:
-    num_correct: right samples c of each problem, int `[...]`, in [0, n]; traced ones are clipped.
+    num_correct: right samples c of each problem, int `[...]`, in [0, n]; those
+      of a JAX array are clipped.
     num_samples: samples n of each problem.
     k: how many of them are drawn.
 
@@ -186,14 +166,10 @@ def selection_accuracy_curve(
   https://arxiv.org/abs/2407.21787; Wang et al., Self-Consistency, ICLR 2023,
   https://arxiv.org/abs/2203.11171.
   """
-  if method not in ("majority", "weighted_majority", "best_of_n"):
-    raise ValueError(
-      f"method must be 'majority', 'weighted_majority' or 'best_of_n', got {method!r}."
-    )
+  check_choice("method", method, ("majority", "weighted_majority", "best_of_n"))
   if method != "majority" and scores is None:
     raise ValueError(f"scores must be given for method {method!r}, got None.")
-  if num_subsets < 1:
-    raise ValueError(f"num_subsets must be at least 1, got {num_subsets}.")
+  check_at_least(1, num_subsets=num_subsets)
   answers = jnp.asarray(answers)
   chex.assert_rank(answers, 2)
   chex.assert_type(answers, int)

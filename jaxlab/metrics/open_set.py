@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator
 
 
 def open_set_classification_rate(

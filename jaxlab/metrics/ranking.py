@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab._checks import is_known
+
 
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   """Area under the receiver operating characteristic, exact with ties.
@@ -27,8 +29,8 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   """
   chex.assert_rank([scores, labels], 1)
   chex.assert_equal_shape([scores, labels])
-  if not isinstance(labels, jax.core.Tracer):
-    values = np.unique(np.asarray(labels))
+  if is_known(labels):
+    values = np.unique(labels)
     if not np.isin(values, (0, 1)).all():
       raise ValueError(f"labels must be 0 or 1, got the values {values}.")
   scores, positive = jnp.asarray(scores), jnp.asarray(labels) == 1

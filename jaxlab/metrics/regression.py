@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_at_least
 
 
 def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Array:
@@ -107,17 +107,14 @@ def worst_group_rmse(
     Error in units of the targets, float32 or wider, `[]`.
 
   Raises:
-    ValueError: if `num_groups` < 1 or a group lies outside [0, num_groups).
+    ValueError: if `num_groups` < 1 or a known group lies outside [0, num_groups).
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.3, https://arxiv.org/abs/2210.05775.
   """
-  if num_groups < 1:
-    raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
+  check_at_least(1, num_groups=num_groups)
   predictions, targets = _pair(predictions, targets)
-  groups = jnp.asarray(groups)
   chex.assert_shape(groups, predictions.shape[:1])
-  chex.assert_type(groups, int)
-  check_range("groups", groups, f"[0, {num_groups})")
+  groups = as_classes("groups", groups, num_groups)
   counts = jnp.zeros(num_groups, predictions.dtype).at[groups].add(1)
 
   def largest(square):

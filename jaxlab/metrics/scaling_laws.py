@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_range, is_known
 
 _NUM_STEPS = 100
 
@@ -55,8 +55,8 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     coverage: share of problems solved, `[m]`, in [0, 1].
 
   Returns:
-    An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two traced
-    points lie strictly between 0 and 1.
+    An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two points
+    of a JAX array lie strictly between 0 and 1.
 
   Raises:
     ValueError: if a known k < 1, a known coverage lies outside [0, 1] or fewer than two strictly
@@ -67,14 +67,14 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
   """
   check_range("ks", ks, "[1, inf)")
   check_range("coverage", coverage, "[0, 1]")
+  if is_known(coverage) and np.sum((np.asarray(coverage) > 0) & (np.asarray(coverage) < 1)) < 2:
+    raise ValueError(
+      f"coverage must hold at least two values strictly between 0 and 1, got {coverage}."
+    )
   ks, coverage = as_accumulator(ks, coverage)
   chex.assert_rank(ks, 1)
   chex.assert_equal_shape([ks, coverage])
   inside = (coverage > 0) & (coverage < 1)
-  if not isinstance(inside, jax.core.Tracer) and np.sum(inside) < 2:
-    raise ValueError(
-      f"coverage must hold at least two values strictly between 0 and 1, got {coverage}."
-    )
   log_k = jnp.log(ks)
 
   # a = -exp(params[0]), so that the law stays one of probabilities.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 
 
 class IntersectionAndUnion(NamedTuple):
@@ -53,7 +53,7 @@ def intersection_and_union(
 
   Reference: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.
   """
-  _check_classes(num_classes)
+  check_at_least(1, num_classes=num_classes)
   predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
   chex.assert_rank(predictions, 3)
   chex.assert_equal_shape([predictions, targets])
@@ -86,7 +86,7 @@ def mean_iou_by_class(
   Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning, CVPR 2021, section 4,
   https://arxiv.org/abs/2012.06166.
   """
-  _check_classes(num_classes)
+  check_at_least(1, num_classes=num_classes)
   intersection, union, class_ids = map(jnp.asarray, (intersection, union, class_ids))
   chex.assert_rank(intersection, 1)
   chex.assert_equal_shape([intersection, union, class_ids])
@@ -100,8 +100,3 @@ def mean_iou_by_class(
   seen = union > 0
   per_class = jnp.where(seen, intersection / jnp.where(seen, union, 1.0), 0.0)
   return MeanIoU(jnp.sum(per_class) / jnp.maximum(jnp.sum(seen), 1), per_class)
-
-
-def _check_classes(num_classes: int) -> None:
-  if num_classes < 1:
-    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 
 
 def mean_class_accuracy(
@@ -30,8 +30,7 @@ def mean_class_accuracy(
   Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
   https://arxiv.org/abs/2304.00792.
   """
-  if num_classes < 1:
-    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  check_at_least(1, num_classes=num_classes)
   predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
   chex.assert_rank([predictions, labels], 1)
   chex.assert_equal_shape([predictions, labels])

@@ -1,20 +1,20 @@
 """flax.linen modules, and what sits on a trained one."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from jaxlab.models.classifiers import MLP, ConvNet, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.decoder import (
   DECODER_SHARDING_RULES,
-  DecoderConfig,
   DecoderLM,
   DecoderOutput,
-  KVCache,
-  decoder_config,
   flops_per_token,
   init_cache,
   num_parameters,
 )
+from jaxlab.models.decoder_architecture import DecoderConfig, decoder_config
+from jaxlab.models.decoder_blocks import KVCache
 from jaxlab.models.early_exit import (
   EarlyExitNet,
   EarlyExitOutput,
@@ -32,20 +32,11 @@ from jaxlab.models.norm import (
 from jaxlab.models.patch_cnn import all_pairs_patch_logits, init_patch_cnn, patch_cnn_logits
 from jaxlab.models.pfn import PFN, context_query_mask
 from jaxlab.models.pfn_checkpoint import PFNTask, TrainedPFN, load_pfn, save_pfn
-from jaxlab.models.pretrained import (
-  LoadedAdapter,
-  Pretrained,
-  add_tokens,
-  config_from_hf,
-  config_to_hf,
-  load_adapter,
-  load_pretrained,
-  logits_from_hf,
-  params_from_hf,
-  params_to_hf,
-  save_adapter,
-  save_pretrained,
-)
+from jaxlab.models.pretrained import Pretrained, load_pretrained, logits_from_hf, save_pretrained
+from jaxlab.models.pretrained_adapters import LoadedAdapter, load_adapter, save_adapter
+from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
+from jaxlab.models.pretrained_tensors import params_from_hf, params_to_hf
+from jaxlab.models.pretrained_vocabulary import add_tokens
 from jaxlab.models.resnet import (
   ResNet,
   WideResNet,
@@ -60,12 +51,8 @@ from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, 
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
 from jaxlab.models.vit import ViT
 
-# They bring scikit-learn, which takes longer to import than the rest of the room.
-_LAZY = {
-  "PFNClassifier": "jaxlab.models.pfn_estimators",
-  "PFNRegressor": "jaxlab.models.pfn_estimators",
-}
-
+if TYPE_CHECKING:
+  from jaxlab.models.pfn_estimators import PFNClassifier, PFNRegressor
 
 __all__ = [
   "add_tokens",
@@ -133,7 +120,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-  """Imports an estimator on first use."""
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
+  """Imports the estimators on first use: scikit-learn takes longer than the rest of the room."""
+  if name in __all__:
+    return getattr(importlib.import_module("jaxlab.models.pfn_estimators"), name)
   raise AttributeError(f"module 'jaxlab.models' has no attribute {name!r}")
+
+
+def __dir__():
+  return __all__

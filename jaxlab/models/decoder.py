@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from jaxlab.models.decoder_architecture import DecoderConfig, decoder_config
+from jaxlab._checks import check_at_least
+from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.decoder_blocks import (
   AttentionContext,
   Block,
@@ -22,18 +23,6 @@ from jaxlab.models.decoder_blocks import (
   product,
 )
 from jaxlab.models.rotary import rotary_frequencies
-
-__all__ = [
-  "DECODER_SHARDING_RULES",
-  "decoder_config",
-  "DecoderConfig",
-  "DecoderLM",
-  "DecoderOutput",
-  "flops_per_token",
-  "init_cache",
-  "KVCache",
-  "num_parameters",
-]
 
 # Heads and inner units over the mesh axis `model`; the pairs are what `training.shard_params`
 # takes. The embedding is split by width, for vocabularies are often odd numbers.
@@ -253,9 +242,7 @@ def init_cache(
   Raises:
     ValueError: if a size is below 1, or `max_length` exceeds learned positions.
   """
-  for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, batch_size=batch_size, max_length=max_length)
   if config.positions == "learned" and max_length > config.max_positions:
     raise ValueError(f"max_length {max_length} exceeds max_positions {config.max_positions}.")
   shape = (batch_size, max_length, config.num_layers, config.num_kv_heads, config.head_dim)
@@ -290,8 +277,7 @@ def flops_per_token(config: DecoderConfig, context_length: int) -> int:
   Raises:
     ValueError: if `context_length` is negative.
   """
-  if context_length < 0:
-    raise ValueError(f"context_length must be at least 0, got {context_length}.")
+  check_at_least(0, context_length=context_length)
   tables = ("position/embedding",) if config.tie_embeddings else _TABLES
   matrices = sum(size for name, size in _parameter_sizes(config).items() if name not in tables)
   attention = 4 * config.num_layers * config.num_heads * config.head_dim * context_length

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxlab._checks import check_at_least, check_choice
 from jaxlab.models.rotary import RotaryConfig
 
 
@@ -63,14 +64,10 @@ class DecoderConfig:
   family: str = "llama"
 
   def __post_init__(self):
-    for name in _SIZES:
-      value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_at_least(1, **{name: getattr(self, name) for name in _SIZES})
+    check_at_least(1, sliding_window=self.sliding_window)
     for name, choices in _CHOICES.items():
-      value = getattr(self, name)
-      if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+      check_choice(name, getattr(self, name), choices)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}."
@@ -79,8 +76,6 @@ class DecoderConfig:
       raise ValueError(f"rope {self.rope} does not go with positions {self.positions!r}.")
     if self.rope is not None and self.head_dim % 2:
       raise ValueError(f"head_dim must be even with rotary positions, got {self.head_dim}.")
-    if self.sliding_window is not None and self.sliding_window < 1:
-      raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}.")
 
 
 def decoder_config(
@@ -117,8 +112,7 @@ def decoder_config(
     ValueError: for an unknown family, a size below 1, heads that do not divide, or gpt2 with
       `num_kv_heads` other than `num_heads`.
   """
-  if family not in _CHOICES["family"]:
-    raise ValueError(f"family must be one of {', '.join(_CHOICES['family'])}; got {family!r}.")
+  check_choice("family", family, _CHOICES["family"])
   num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
   if num_heads < 1 or hidden_size % num_heads:
     raise ValueError(f"num_heads {num_heads} does not divide hidden_size {hidden_size}.")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 
 class NormOutput(NamedTuple):
@@ -61,8 +61,7 @@ def ghost_batch_norm(
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, algorithm 1,
   https://arxiv.org/abs/1705.08741.
   """
-  if ghost_batch_size < 1:
-    raise ValueError(f"ghost_batch_size must be at least 1, got {ghost_batch_size}.")
+  check_at_least(1, ghost_batch_size=ghost_batch_size)
   if x.shape[0] % ghost_batch_size:
     raise ValueError(
       f"ghost_batch_size {ghost_batch_size} does not divide the {x.shape[0]} rows of x."

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_choice, check_range
 
 
 def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array:
@@ -82,19 +82,16 @@ class PFN(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    positive = ("num_outputs", "embed_dim", "num_layers", "num_heads", "mlp_dim")
-    for name in (*positive, "input_scale", "target_scale"):
-      value = getattr(self, name)
-      if value is not None and value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+    sizes = ("num_outputs", "embed_dim", "num_layers", "num_heads", "mlp_dim")
+    check_at_least(1, **{name: getattr(self, name) for name in sizes})
+    for name in ("input_scale", "target_scale"):
+      check_range(name, getattr(self, name), "(0, inf)")
     if self.embed_dim % self.num_heads:
       raise ValueError(
         f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}"
       )
-    if self.norm not in ("post", "pre"):
-      raise ValueError(f"norm must be 'post' or 'pre', got {self.norm!r}")
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}")
+    check_choice("norm", self.norm, ("post", "pre"))
+    check_range("dropout_rate", self.dropout_rate, "[0, 1)")
 
   @nn.compact
   def __call__(
@@ -116,7 +113,7 @@ class PFN(nn.Module):
       max_context: an upper bound of `num_context` that is known when the program is traced, in
         [1, T]; None is T. Attention then costs `T * max_context` in place of `T * T`, with the
         same outputs up to rounding, and other draws of dropout. Context points beyond it would go
-        unread, which a traced `num_context` cannot report.
+        unread, which a `num_context` in a JAX array cannot report.
 
     Returns:
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.

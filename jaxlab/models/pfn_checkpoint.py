@@ -14,6 +14,7 @@ import safetensors.flax
 import safetensors.numpy
 from flax import traverse_util
 
+from jaxlab._checks import check_at_least, check_choice
 from jaxlab.models.pfn import PFN
 
 
@@ -44,16 +45,10 @@ class PFNTask:
   full_support: bool = True
 
   def __post_init__(self):
-    for name, least in (("num_features", 1), ("num_classes", 2), ("max_context", 1)):
-      value = getattr(self, name)
-      if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    if self.input_scaling not in ("standard", "unit", "none"):
-      raise ValueError(
-        f"input_scaling must be 'standard', 'unit' or 'none', got {self.input_scaling!r}"
-      )
-    if self.target_scaling not in ("standard", "none"):
-      raise ValueError(f"target_scaling must be 'standard' or 'none', got {self.target_scaling!r}")
+    check_at_least(1, num_features=self.num_features, max_context=self.max_context)
+    check_at_least(2, num_classes=self.num_classes)
+    check_choice("input_scaling", self.input_scaling, ("standard", "unit", "none"))
+    check_choice("target_scaling", self.target_scaling, ("standard", "none"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxlab._checks import check_at_least
 from jaxlab.losses.bar import bar_nll
 from jaxlab.models.pfn_checkpoint import TrainedPFN, load_pfn
 from jaxlab.uncertainty.bar import bar_mean, bar_quantile, bar_variance
@@ -38,8 +39,7 @@ class _PFNEstimator(BaseEstimator):
       raise ValueError(
         f"the network takes at most {task.num_features} features, but X has {num_features}"
       )
-    if self.max_queries < 1:
-      raise ValueError(f"max_queries must be at least 1, got {self.max_queries}")
+    check_at_least(1, max_queries=self.max_queries)
     if task.max_context is not None and num_context > task.max_context:
       warnings.warn(
         f"the context has {num_context} points, but the network was trained on at most "

@@ -16,9 +16,9 @@ import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlab._checks import check_at_least
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
-from jaxlab.models.pretrained_adapters import LoadedAdapter, load_adapter, save_adapter
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
 from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
 from jaxlab.models.pretrained_tensors import (
@@ -27,26 +27,9 @@ from jaxlab.models.pretrained_tensors import (
   match_tensors,
   parameter_layout,
   params_from_hf,
-  params_to_hf,
   read_leaf,
   tensor_shapes,
 )
-from jaxlab.models.pretrained_vocabulary import add_tokens
-
-__all__ = [
-  "add_tokens",
-  "config_from_hf",
-  "config_to_hf",
-  "load_adapter",
-  "load_pretrained",
-  "LoadedAdapter",
-  "logits_from_hf",
-  "params_from_hf",
-  "params_to_hf",
-  "Pretrained",
-  "save_adapter",
-  "save_pretrained",
-]
 
 
 class Pretrained(NamedTuple):
@@ -149,8 +132,7 @@ def save_pretrained(
     ValueError: if `params` do not fit `config`, the family cannot say what `config` says, or
       `max_shard_bytes` is below 1.
   """
-  if max_shard_bytes < 1:
-    raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}.")
+  check_at_least(1, max_shard_bytes=max_shard_bytes)
   flat = check_params(params, config)
   hf_config = config_to_hf(config) | {"torch_dtype": str(flat["embed/embedding"].dtype)}
   sizes = _tensor_bytes(flat, config)

@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_tensors import check_params
 
@@ -32,8 +32,7 @@ def add_tokens(
   Reference: Hewitt, Initializing New Word Embeddings for Pretrained Language Models, 2021,
   https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
   """
-  if num_tokens < 1:
-    raise ValueError(f"num_tokens must be at least 1, got {num_tokens}.")
+  check_at_least(1, num_tokens=num_tokens)
   flat = dict(check_params(params, config))
   for path, axis in (("embed/embedding", 0), ("lm_head/kernel", 1)):
     if path in flat:

@@ -1,7 +1,7 @@
 """Residual networks for small and large images: ResNet, ResNeXt and WideResNet.
 
 Strides and paddings are those of torchvision (`resnet.ResNet`) and of the common CIFAR WideResNet,
-so that their weights give their logits (`jaxlab.models.vision_checkpoint`).
+so that their weights give their logits (`jaxlab.models.load_vision_checkpoint`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_choice
 from jaxlab.models.classifiers import Mix, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.norm import GhostBatchNorm
@@ -66,10 +67,8 @@ class ResNet(nn.Module):
     Raises:
       ValueError: if `block` or `stem` is unknown, or a basic block is to have groups.
     """
-    if self.block not in ("basic", "bottleneck"):
-      raise ValueError(f"block must be 'basic' or 'bottleneck', got {self.block!r}.")
-    if self.stem not in ("imagenet", "cifar"):
-      raise ValueError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}.")
+    check_choice("block", self.block, ("basic", "bottleneck"))
+    check_choice("stem", self.stem, ("imagenet", "cifar"))
     if self.block == "basic" and (self.groups, self.group_width) != (1, 64):
       raise ValueError(
         f"basic blocks have one group of 64, got {self.groups} of {self.group_width}."

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_choice, check_range
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -44,7 +44,7 @@ class RotaryConfig:
   beta_slow: float = 1.0
 
   def __post_init__(self):
-    _check_type(self.rope_type)
+    check_choice("rope_type", self.rope_type, _ROPE_TYPES)
 
 
 class RotaryFrequencies(NamedTuple):
@@ -106,7 +106,7 @@ def rotary_frequencies(
   https://arxiv.org/abs/2309.00071; Llama Team, The Llama 3 Herd of Models, section 3.4,
   https://arxiv.org/abs/2407.21783.
   """
-  _check_type(rope_type)
+  check_choice("rope_type", rope_type, _ROPE_TYPES)
   if head_dim < 2 or head_dim % 2:
     raise ValueError(f"head_dim must be even and positive, got {head_dim}.")
   positive = {"theta": theta, "factor": factor, "original_max_positions": original_max_positions}
@@ -176,11 +176,6 @@ def apply_rotary(
   first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x.dtype)
-
-
-def _check_type(rope_type):
-  if rope_type not in _ROPE_TYPES:
-    raise ValueError(f"rope_type must be one of {', '.join(_ROPE_TYPES)}; got {rope_type!r}.")
 
 
 def _dynamic_theta(theta, factor, original_max_positions, max_positions, head_dim):

@@ -1,30 +1,20 @@
 """A key in, draws out: prior tasks, context sizes, Markov chains."""
 
+from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
 from jaxlab.samplers.contexts import context_size_probs, sample_context_size
-from jaxlab.samplers.decoding import (
-  BeamSearchOutput,
+from jaxlab.samplers.decode_fns import (
   DecodeFns,
-  GenerateOutput,
   Prefilled,
-  SpeculativeOutput,
-  SpeculativeVerdict,
-  apply_repetition_penalty,
-  beam_search,
-  filter_min_p,
-  filter_top_k,
-  filter_top_p,
-  filter_typical_p,
   flax_decode_fns,
+  prefill,
+  score_sequences,
+  table_decode_fns,
+)
+from jaxlab.samplers.generation import (
+  GenerateOutput,
   generate,
   generate_n,
-  markov_beam_search,
   markov_greedy,
-  prefill,
-  process_logits,
-  score_sequences,
-  speculative_decode,
-  speculative_verify,
-  table_decode_fns,
 )
 from jaxlab.samplers.mcmc import (
   McmcResult,
@@ -40,6 +30,20 @@ from jaxlab.samplers.mixing import (
 )
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, gp_hyper_prior, gp_prior, ridge_prior
 from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
+from jaxlab.samplers.speculative import (
+  SpeculativeOutput,
+  SpeculativeVerdict,
+  speculative_decode,
+  speculative_verify,
+)
+from jaxlab.samplers.token_filters import (
+  apply_repetition_penalty,
+  filter_min_p,
+  filter_top_k,
+  filter_top_p,
+  filter_typical_p,
+  process_logits,
+)
 from jaxlab.samplers.tree_search import (
   DistinctDraws,
   TreeSearchResult,
@@ -96,3 +100,7 @@ __all__ = [
   "TreeSearchResult",
   "VoteResult",
 ]
+
+
+def __dir__():
+  return __all__

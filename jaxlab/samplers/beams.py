@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least, check_choice
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
@@ -80,11 +80,8 @@ def beam_search(
   length penalty: Wu et al., Google's Neural Machine Translation System, 2016, section 7,
   https://arxiv.org/abs/1609.08144.
   """
-  for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
-  if early_stopping not in (True, False, "never"):
-    raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}.")
+  check_at_least(1, num_beams=num_beams, max_new_tokens=max_new_tokens)
+  check_choice("early_stopping", early_stopping, (True, False, "never"))
   eos_ids = as_token_ids(eos_token_id)
   max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
   start = prefill(decode_fns, prompt_tokens, prompt_lengths, max_length=max_length)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import check_range
+from jaxlab._checks import check_at_least, check_choice, check_range
 
 _SCHEMES = ("weighted", "uniform")
 
@@ -29,10 +29,8 @@ def context_size_probs(max_context: int, *, scheme: str = "weighted") -> chex.Ar
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  if max_context < 1:
-    raise ValueError(f"max_context must be at least 1, got {max_context}.")
-  if scheme not in _SCHEMES:
-    raise ValueError(f"scheme must be one of {_SCHEMES}, got {scheme!r}.")
+  check_at_least(1, max_context=max_context)
+  check_choice("scheme", scheme, _SCHEMES)
   if scheme == "uniform":
     return jnp.full((max_context,), 1.0 / max_context, jnp.float32)
   weights = 1.0 / jnp.arange(max_context, 0, -1, dtype=jnp.float32)

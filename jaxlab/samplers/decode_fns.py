@@ -1,7 +1,16 @@
 """What a decoder needs of a language model: two functions and a cache without a counter.
 
+Prompts are padded on the right, lengths are one a row, and no row's result depends on the others,
+so that the batch may be sharded. Every decoder is one program under `jax.jit`, with the options
+that are no arrays static:
+
+  fns = samplers.flax_decode_fns(model, params)
+  sample = jax.jit(samplers.generate_n, static_argnames=("num_samples", "max_new_tokens"))
+  output = sample(key, fns, prompts, lengths, num_samples=16, max_new_tokens=64)
+  answers = samplers.majority_vote(parse(output.tokens))
+
 `apply` writes the token at position q into slot q of the cache, and a query at q attends to the
-slots 0 to q and nothing else. So prompts are padded on the right without a mask, for whatever a pad
+slots 0 to q and nothing else. So prompts need no mask, for whatever a pad
 token wrote is overwritten before a real query can see it; taking tokens back is lowering a row's
 length; and beams, samples of one prompt and restarts are gathers along the cache's first axis.
 """
@@ -15,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_range
 from jaxlab.losses.sequence import token_log_probs
 
 
@@ -109,13 +118,13 @@ def score_sequences(
   Raises:
     ValueError: if a known length lies outside its range.
   """
-  tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
   chex.assert_rank(tokens, 2)
-  chex.assert_shape([lengths, prompt_lengths], tokens.shape[:1])
-  chex.assert_type([tokens, lengths, prompt_lengths], int)
-  batch_size, width = tokens.shape
+  batch_size, width = jnp.shape(tokens)
   check_range("lengths", lengths, f"[0, {width}]")
   check_range("prompt_lengths", prompt_lengths, "[0, inf)")
+  tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
+  chex.assert_shape([lengths, prompt_lengths], tokens.shape[:1])
+  chex.assert_type([tokens, lengths, prompt_lengths], int)
   if width < 2:
     return jnp.zeros(tokens.shape, jnp.float32)
   columns = jnp.arange(width, dtype=jnp.int32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -20,6 +20,7 @@ from jaxlab.samplers.decode_fns import (
   table_decode_fns,
 )
 from jaxlab.samplers.token_filters import (
+  SamplingOptions,
   apply_repetition_penalty,
   check_sampling_options,
   is_greedy,
@@ -81,12 +82,8 @@ def generate(
     prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     max_new_tokens: columns of the output, at least 1.
-    temperature: scalar, not negative. The exact number 0 is greedy: the most probable token, of
-      equal ones the lowest, filters ignored. A traced temperature must be positive.
-    top_k: as in `filter_top_k`, None for no such filter.
-    top_p: as in `filter_top_p`, or None.
-    min_p: as in `filter_min_p`, or None.
-    typical_p: as in `filter_typical_p`, or None.
+    temperature, top_k, top_p, min_p, typical_p: as in `process_logits`; at the exact temperature 0
+      nothing is drawn.
     repetition_penalty: as in `apply_repetition_penalty`, on the tokens of the prompt and those
       generated, or None.
     min_new_tokens: steps in which no EOS can be drawn.
@@ -152,18 +149,9 @@ def generate_n(
     prompt_tokens: prompts padded on the right, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     num_samples: continuations of each prompt, n, at least 1.
-    max_new_tokens: as in `generate`, like all that follow.
-    temperature: see `generate`.
-    top_k: see `generate`.
-    top_p: see `generate`.
-    min_p: see `generate`.
-    typical_p: see `generate`.
-    repetition_penalty: see `generate`.
-    min_new_tokens: see `generate`.
-    eos_token_id: see `generate`.
-    stop_sequences: see `generate`.
-    pad_token_id: see `generate`.
-    return_logits: see `generate`.
+    max_new_tokens, min_new_tokens, eos_token_id, stop_sequences, pad_token_id: as in `generate`.
+    temperature, top_k, top_p, min_p, typical_p, repetition_penalty: as in `generate`.
+    return_logits: as in `generate`.
 
   Returns:
     The `GenerateOutput`, every leaf `[b, n, ...]`.
@@ -174,16 +162,10 @@ def generate_n(
 
   Reference: Brown et al., Large Language Monkeys, 2024, https://arxiv.org/abs/2407.21787.
   """
-  for name, value, low in (
-    ("num_samples", num_samples, 1),
-    ("max_new_tokens", max_new_tokens, 1),
-    ("min_new_tokens", min_new_tokens, 0),
-  ):
-    if value < low:
-      raise ValueError(f"{name} must be at least {low}, got {value}.")
-  options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-  options["typical_p"] = typical_p
-  check_sampling_options(**options)
+  check_at_least(1, num_samples=num_samples, max_new_tokens=max_new_tokens)
+  check_at_least(0, min_new_tokens=min_new_tokens)
+  options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
+  check_sampling_options(options)
   if repetition_penalty is not None:
     check_range("repetition_penalty", repetition_penalty, "(0, inf)")
   eos_ids, stops = as_token_ids(eos_token_id), _as_sequences(stop_sequences)
@@ -294,21 +276,21 @@ def markov_greedy(
 class _Rules(NamedTuple):
   """How a token is chosen; all static but numbers that may be traced."""
 
-  options: dict[str, Any]
+  options: SamplingOptions
   repetition_penalty: chex.Numeric | None
   min_new_tokens: int
   banned_ids: tuple[int, ...]
 
   @property
   def greedy(self) -> bool:
-    return is_greedy(self.options["temperature"])
+    return is_greedy(self.options.temperature)
 
   @property
   def reshape_probs(self) -> bool:
     """Whether tokens are drawn from other probabilities than the model's own."""
-    temperature = self.options["temperature"]
-    plain = not isinstance(temperature, jax.core.Tracer) and np.all(np.asarray(temperature) == 1)
-    filters = [value for name, value in self.options.items() if name != "temperature"]
+    temperature = self.options.temperature
+    plain = is_known(temperature) and np.all(np.asarray(temperature) == 1)
+    _, *filters = self.options
     others = (*filters, self.repetition_penalty, self.banned_ids or None)
     return not self.greedy and not (plain and all(value is None for value in others))
 
@@ -344,7 +326,7 @@ def _choose(key, step, logits, seen, rules: _Rules) -> tuple[jax.Array, jax.Arra
     logits = apply_repetition_penalty(logits, seen, penalty=rules.repetition_penalty)
   if rules.greedy:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits
-  logits = process_logits(logits, **rules.options)
+  logits = process_logits(logits, **rules.options._asdict())
   tokens = jax.random.categorical(jax.random.fold_in(key, step), logits)
   return tokens.astype(jnp.int32), logits
 

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 
 class StretchProposal(NamedTuple):
@@ -133,10 +133,8 @@ def affine_invariant_mcmc(
   num_walkers, dim = walkers.shape
   if num_walkers % 2 or num_walkers < 2 * dim:
     raise ValueError(f"walkers must be even in number and at least {2 * dim}, got {num_walkers}.")
-  if burn_in < 0:
-    raise ValueError(f"burn_in must not be negative, got {burn_in}.")
-  if thin < 1:
-    raise ValueError(f"thin must be at least 1, got {thin}.")
+  check_at_least(0, burn_in=burn_in)
+  check_at_least(1, thin=thin)
   num_kept = (num_steps - burn_in) // thin
   if num_kept < 1:
     raise ValueError(f"num_steps must be at least burn_in + thin, got {num_steps}.")

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_choice, check_range
 
 _KERNELS = ("gaussian", "tophat")
 
@@ -59,8 +59,7 @@ def label_similarity_logits(
   Reference: Yao et al., C-Mixup, NeurIPS 2022, equation 6, https://arxiv.org/abs/2210.05775.
   """
   check_range("bandwidth", bandwidth, "(0, inf]")
-  if kernel not in _KERNELS:
-    raise ValueError(f"kernel must be one of {_KERNELS}, got {kernel!r}.")
+  check_choice("kernel", kernel, _KERNELS)
   labels, queries = as_accumulator(labels, queries)
   for name, array in (("labels", labels), ("queries", queries)):
     if array.ndim != 2 or array.shape[1] != labels.shape[-1]:
@@ -97,14 +96,14 @@ def sample_partners(
     Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
 
   Raises:
-    ValueError: as `label_similarity_probabilities`, and if an index lies outside [0, n).
+    ValueError: as `label_similarity_probabilities`, and if a known index lies outside [0, n).
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  labels, indices = jnp.asarray(labels), jnp.asarray(indices)
   chex.assert_rank(indices, 1)
   chex.assert_type(indices, int)
-  check_range("indices", indices, f"[0, {labels.shape[0]})")
+  check_range("indices", indices, f"[0, {jnp.shape(labels)[0]})")
+  labels, indices = jnp.asarray(labels), jnp.asarray(indices)
   logits = label_similarity_logits(labels, labels[indices], bandwidth=bandwidth, kernel=kernel)
   partners = jax.random.categorical(key, logits, axis=-1)
   alone = jnp.all(jnp.isneginf(logits), axis=-1)

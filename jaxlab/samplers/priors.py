@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab._checks import check_at_least
 from jaxlab.uncertainty.gp import kernel_matrix
 
 # Relative to the outputscale: keeps the float32 Cholesky factor finite.
@@ -68,7 +69,7 @@ def gp_prior(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.1,
   https://arxiv.org/abs/2112.10510.
   """
-  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  check_at_least(1, batch_size=batch_size, num_points=num_points, num_features=num_features)
   if equidistant and num_features != 1:
     raise ValueError(f"equidistant points have one feature, got num_features={num_features}.")
   x_key, y_key = jax.random.split(key)
@@ -127,7 +128,7 @@ def gp_hyper_prior(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.2,
   https://arxiv.org/abs/2112.10510.
   """
-  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  check_at_least(1, batch_size=batch_size, num_points=num_points, num_features=num_features)
   kernels = (kernel,) if isinstance(kernel, str) else tuple(kernel)
   if not kernels:
     raise ValueError(f"kernel must name at least one kernel, got {kernel!r}.")
@@ -186,7 +187,7 @@ def ridge_prior(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  _check_sizes(batch_size=batch_size, num_points=num_points, num_features=num_features)
+  check_at_least(1, batch_size=batch_size, num_points=num_points, num_features=num_features)
   x_key, weight_key, noise_key = jax.random.split(key, 3)
   x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
   weights = weight_std * jax.random.normal(weight_key, (batch_size, num_features))
@@ -239,11 +240,9 @@ def bnn_prior(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 6 and
   appendix, https://arxiv.org/abs/2112.10510.
   """
-  _check_sizes(batch_size=batch_size, num_features=num_features, group_size=group_size)
-  if num_points < 2:
-    raise ValueError(f"num_points must be at least 2, got {num_points}.")
-  if max_hidden < 2:
-    raise ValueError(f"max_hidden must be at least 2, got {max_hidden}.")
+  check_at_least(1, batch_size=batch_size, num_features=num_features, group_size=group_size)
+  check_at_least(2, num_points=num_points)
+  check_at_least(2, max_hidden=max_hidden)
   if not 2 <= num_classes <= num_points:
     raise ValueError(f"num_classes must lie in [2, {num_points}], got {num_classes}.")
   if not binary and num_classes > 2:
@@ -316,10 +315,3 @@ def _standardise(values, axis):
   mean = jnp.mean(values, axis=axis, keepdims=True)
   std = jnp.std(values, axis=axis, keepdims=True, ddof=1)
   return (values - mean) / (std + 1e-6)
-
-
-def _check_sizes(**sizes):
-  """Raises for the first size below 1."""
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}.")

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -20,7 +20,12 @@ from jaxlab.samplers.decode_fns import (
   next_token_logits,
   prefill,
 )
-from jaxlab.samplers.token_filters import check_sampling_options, is_greedy, process_logits
+from jaxlab.samplers.token_filters import (
+  SamplingOptions,
+  check_sampling_options,
+  is_greedy,
+  process_logits,
+)
 
 
 class SpeculativeVerdict(NamedTuple):
@@ -130,11 +135,7 @@ def speculative_decode(
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     num_draft_tokens: draft tokens a round, at least 1.
     max_new_tokens: columns of the output, at least 1.
-    temperature: as in `generate`; the exact number 0 is greedy.
-    top_k: as in `filter_top_k`, None for no such filter.
-    top_p: as in `filter_top_p`, or None.
-    min_p: as in `filter_min_p`, or None.
-    typical_p: as in `filter_typical_p`, or None.
+    temperature, top_k, top_p, min_p, typical_p: as in `process_logits`.
     eos_token_id: the token that ends a row, several, or None.
     pad_token_id: what follows the end of a row.
 
@@ -146,12 +147,9 @@ def speculative_decode(
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
-  for name, value in (("num_draft_tokens", num_draft_tokens), ("max_new_tokens", max_new_tokens)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
-  options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-  options["typical_p"] = typical_p
-  check_sampling_options(**options)
+  check_at_least(1, num_draft_tokens=num_draft_tokens, max_new_tokens=max_new_tokens)
+  options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
+  check_sampling_options(options)
   eos_ids = as_token_ids(eos_token_id)
   max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
   target = prefill(target_fns, prompt_tokens, prompt_lengths, max_length=max_length)
@@ -174,7 +172,7 @@ def speculative_decode(
     keys = jax.random.split(key, num_draft_tokens)
 
     def draw(key, logits):
-      logits = process_logits(logits[:, -1], **options)
+      logits = process_logits(logits[:, -1], **options._asdict())
       return choose(key, logits), jax.nn.softmax(logits, axis=-1)
 
     # The cache lacks the token before the last one where all drafts of a round were accepted.
@@ -209,7 +207,7 @@ def speculative_decode(
     verdict = speculative_verify(
       drafted,
       draft_probs,
-      jax.nn.softmax(process_logits(logits, **options), axis=-1),
+      jax.nn.softmax(process_logits(logits, **options._asdict()), axis=-1),
       jax.random.uniform(uniform_key, drafted.shape, like.dtype),
     )
     extra = choose(next_key, jnp.log(verdict.next_token_probs))

@@ -4,12 +4,14 @@ Each maps `[..., v]` to `[..., v]` and they compose; `process_logits` runs them 
 decoders agree on. Reductions are in float32, and a removed entry stays removed.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.samplers.top_k import row_top_k
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -30,8 +32,7 @@ def filter_top_k(logits: chex.Array, *, top_k: int) -> jax.Array:
   Reference: Fan et al., Hierarchical Neural Story Generation, ACL 2018, section 5.4,
   https://arxiv.org/abs/1805.04833.
   """
-  if top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {top_k}.")
+  check_at_least(1, top_k=top_k)
   logits = jnp.asarray(logits)
   if top_k >= logits.shape[-1]:
     return logits
@@ -191,10 +192,7 @@ def process_logits(
     logits: scores, `[..., v]`.
     temperature: not negative; the exact number 0 leaves the first maximum alone, its limit, and
       ignores the filters. A traced temperature must be positive.
-    top_k: as in `filter_top_k`, None for no such filter.
-    top_p: as in `filter_top_p`, or None.
-    min_p: as in `filter_min_p`, or None.
-    typical_p: as in `filter_typical_p`, or None.
+    top_k, top_p, min_p, typical_p: as in `filter_top_k` and so on; None for no such filter.
 
   Returns:
     Logits, `[..., v]`, in float32 or wider, -inf where removed.
@@ -202,9 +200,7 @@ def process_logits(
   Raises:
     ValueError: if an option lies outside its range.
   """
-  check_sampling_options(
-    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
-  )
+  check_sampling_options(SamplingOptions(temperature, top_k, top_p, min_p, typical_p))
   if is_greedy(temperature):
     logits = as_accumulator(logits)
     first = jnp.argmax(logits, axis=-1, keepdims=True)
@@ -221,36 +217,38 @@ def process_logits(
   return logits
 
 
-def check_sampling_options(
-  *,
-  temperature: chex.Numeric = 1.0,
-  top_k: int | None = None,
-  top_p: chex.Numeric | None = None,
-  min_p: chex.Numeric | None = None,
-  typical_p: chex.Numeric | None = None,
-) -> None:
-  """Raises on an option of `process_logits` outside its range, also where greedy ignores it.
+class SamplingOptions(NamedTuple):
+  """The options of `process_logits`, as every sampler takes them.
 
-  Args:
+  Attributes:
     temperature: not negative.
     top_k: at least 1, or None.
     top_p: in (0, 1], or None.
     min_p: in [0, 1], or None.
     typical_p: in (0, 1), or None.
+  """
+
+  temperature: chex.Numeric
+  top_k: int | None
+  top_p: chex.Numeric | None
+  min_p: chex.Numeric | None
+  typical_p: chex.Numeric | None
+
+
+def check_sampling_options(options: SamplingOptions) -> None:
+  """Raises on an option outside its range, also where greedy ignores it.
+
+  Args:
+    options: the options.
 
   Raises:
     ValueError: naming the option and its value.
   """
-  check_range("temperature", temperature, "[0, inf)")
-  if top_k is not None and top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {top_k}.")
-  for name, value, interval in (
-    ("top_p", top_p, "(0, 1]"),
-    ("min_p", min_p, "[0, 1]"),
-    ("typical_p", typical_p, "(0, 1)"),
-  ):
-    if value is not None:
-      check_range(name, value, interval)
+  check_range("temperature", options.temperature, "[0, inf)")
+  check_at_least(1, top_k=options.top_k)
+  for name, interval in (("top_p", "(0, 1]"), ("min_p", "[0, 1]"), ("typical_p", "(0, 1)")):
+    if getattr(options, name) is not None:
+      check_range(name, getattr(options, name), interval)
 
 
 def is_greedy(temperature: chex.Numeric) -> bool:
@@ -267,8 +265,7 @@ def is_greedy(temperature: chex.Numeric) -> bool:
 
 
 def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
-  if min_tokens_to_keep < 1:
-    raise ValueError(f"min_tokens_to_keep must be at least 1, got {min_tokens_to_keep}.")
+  check_at_least(1, min_tokens_to_keep=min_tokens_to_keep)
   return min(min_tokens_to_keep, jnp.shape(logits)[-1])
 
 

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 from jaxlab.samplers.top_k import row_top_k
 
 
@@ -81,13 +81,7 @@ def best_first_search(
   Reference: Polu and Sutskever, Generative Language Modeling for Automated Theorem Proving, 2020,
   section 4.2, https://arxiv.org/abs/2009.03393.
   """
-  for name, value in (
-    ("num_expansions", num_expansions),
-    ("branching", branching),
-    ("max_depth", max_depth),
-  ):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, num_expansions=num_expansions, branching=branching, max_depth=max_depth)
   root_state = jax.tree.map(jnp.asarray, root_state)
   log_probs = jax.eval_shape(propose_fn, key, root_state)[1]
   dtype = jnp.promote_types(log_probs.dtype, jnp.float32)

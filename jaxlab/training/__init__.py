@@ -51,3 +51,7 @@ __all__ = [
   "write_all",
   "Writer",
 ]
+
+
+def __dir__():
+  return __all__

@@ -19,6 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxlab._checks import check_at_least
+
 
 class CorruptCheckpointError(RuntimeError):
   """A checkpoint, or every checkpoint of a directory, cannot be read back as it was written."""
@@ -66,8 +68,7 @@ class Checkpointer:
       ValueError: if `max_to_keep` is below 1 or `config` is not JSON-able.
       OSError: if the directory cannot be made.
     """
-    if max_to_keep is not None and max_to_keep < 1:
-      raise ValueError(f"max_to_keep must be at least 1 or None, got {max_to_keep}")
+    check_at_least(1, max_to_keep=max_to_keep)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
       config = dataclasses.asdict(config)
     self._config = json.loads(_dumps("config", config))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxlab._checks import check_at_least
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import Writer, write_all
@@ -218,17 +219,9 @@ def resume(
 def _check_arguments(
   step, num_steps, steps_per_call, log_every, eval_every, evaluate, save_every, checkpointer
 ):
-  counts = {
-    "steps_per_call": steps_per_call,
-    "log_every": log_every,
-    "eval_every": eval_every,
-    "save_every": save_every,
-  }
-  for name, value in counts.items():
-    if value is not None and value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
-  if num_steps < 0:
-    raise ValueError(f"num_steps must not be negative, got {num_steps}")
+  check_at_least(0, num_steps=num_steps)
+  check_at_least(1, steps_per_call=steps_per_call, log_every=log_every)
+  check_at_least(1, eval_every=eval_every, save_every=save_every)
   if step < num_steps and (num_steps - step) % steps_per_call:
     raise ValueError(
       f"the steps left, num_steps={num_steps} - state.step={step}, are not a multiple of"

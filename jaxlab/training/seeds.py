@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from jaxlab._checks import check_at_least
 from jaxlab.training.mesh import local_data_size
 
 _SEEDS = "seeds"
@@ -48,8 +49,7 @@ def over_seeds(
     ValueError: if `num_seeds` is not positive, a leaf of `arguments` has another length, or the
       mesh has no axis `data`.
   """
-  if num_seeds < 1:
-    raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+  check_at_least(1, num_seeds=num_seeds)
   for leaf in jax.tree.leaves(arguments):
     if np.shape(leaf)[:1] != (num_seeds,):
       raise ValueError(

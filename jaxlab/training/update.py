@@ -12,6 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlab._checks import check_at_least
 from jaxlab.training import mesh as meshes
 from jaxlab.training.state import TrainState
 
@@ -90,9 +91,7 @@ def build_update(
       on a call, if b does not divide by devices and micro-batches, if `steps_per_call` is not the
       leading axis, or if metrics or model state of `loss_fn` do not fit.
   """
-  for name, value in (("accumulate", accumulate), ("steps_per_call", steps_per_call)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
+  check_at_least(1, accumulate=accumulate, steps_per_call=steps_per_call)
   optimizer = optax.with_extra_args_support(optimizer)
   devices = _data_size(mesh)
   row_axis = int(steps_per_call > 1)

@@ -110,3 +110,7 @@ __all__ = [
   "verbalizer_logits",
   "vote_probability",
 ]
+
+
+def __dir__():
+  return __all__

@@ -1,6 +1,6 @@
 """What a bar distribution says: moments, quantiles, samples, acquisition functions, borders.
 
-See `jaxlab.losses.bar` for the distribution itself. Every function takes `logits [..., K]` and
+See `jaxlab.losses.bar_nll` for the distribution itself. Every function takes `logits [..., K]` and
 the strictly increasing `borders [K + 1]` and works in float32 or wider.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtri
 
+from jaxlab._checks import as_accumulator, check_at_least, check_range
 from jaxlab.losses.bar import half_normal_scales
-from jaxlab.losses.contracts import check_range
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 # Keeps the tails' quantiles finite at the levels 0 and 1.
@@ -51,9 +51,7 @@ def bar_variance(
   squared mean and cannot turn negative by cancellation.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Variance in squared units of the borders, `[...]`.
@@ -90,9 +88,7 @@ def bar_entropy(
   """Differential entropy of bar distributions; bars without mass count 0.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Entropy in nats (negative where the density is concentrated), `[...]`.
@@ -121,8 +117,7 @@ def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   The outer bars count as bars, also where the distribution has full support.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders: as in `bar_mean`.
 
   Returns:
     Mode in units of the borders, `[...]`.
@@ -141,10 +136,8 @@ def bar_cdf(
   """Probability of lying at or below each of some values.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     values: `[m]`, in units of the borders.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     Probabilities, `[..., m]`.
@@ -181,8 +174,7 @@ def bar_quantile(
   """Value below which a fraction q of the mass lies.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders: as in `bar_mean`.
     q: level in [0, 1], a scalar or any shape that broadcasts against the leading axes of the
       logits.
     full_support: whether the outer bars are half-normals; their quantiles are cut at the levels
@@ -234,9 +226,7 @@ def bar_sample(
 
   Args:
     key: random key.
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
-    full_support: whether the outer bars are half-normals.
+    logits, borders, full_support: as in `bar_mean`.
 
   Returns:
     Samples in units of the borders, `[...]`.
@@ -275,10 +265,8 @@ def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  values = jnp.ravel(values)
-  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-  if num_bars < 2:
-    raise ValueError(f"num_bars must be at least 2, got {num_bars}.")
+  values = jnp.ravel(as_accumulator(values))
+  check_at_least(2, num_bars=num_bars)
   if values.shape[0] < num_bars:
     raise ValueError(f"num_bars is {num_bars}, but there are only {values.shape[0]} values.")
   per_bar = values.shape[0] // num_bars
@@ -305,10 +293,8 @@ def expected_improvement(
   """Expected gain over the best value so far, when maximising.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     best: best value so far, a scalar or any shape that broadcasts against the leading axes.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     E[max(y - best, 0)] in units of the borders, of the shape that `best` and `[...]` broadcast
@@ -355,10 +341,8 @@ def probability_of_improvement(
   """Probability of exceeding the best value so far.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     best: best value so far, a scalar or any shape that broadcasts against the leading axes.
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     P[y > best], of the shape that `best` and `[...]` broadcast to.
@@ -389,10 +373,8 @@ def upper_confidence_bound(
   The default leaves what a normal distribution leaves above one standard deviation.
 
   Args:
-    logits: scores of the bars, `[..., K]`.
-    borders: strictly increasing, `[K + 1]`.
+    logits, borders, full_support: as in `bar_mean`.
     rest_prob: probability above the bound, in [0, 1].
-    full_support: whether the outer bars are half-normals.
 
   Returns:
     Upper bound in units of the borders, `[...]`.
@@ -411,5 +393,4 @@ def upper_confidence_bound(
 def _checked(logits, borders):
   """Checks the two shapes against each other and casts to float32 or wider."""
   chex.assert_shape(borders, (jnp.shape(logits)[-1] + 1,))
-  dtype = jnp.promote_types(jnp.result_type(logits, borders), jnp.float32)
-  return jnp.asarray(logits, dtype), jnp.asarray(borders, dtype)
+  return as_accumulator(logits, borders)

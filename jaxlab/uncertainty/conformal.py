@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
 
 # (n + 1)(1 - alpha) may exceed a whole number by rounding alone.
 _ROUNDING = 1e-9
@@ -53,6 +53,7 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
   scores = as_accumulator(scores)
   chex.assert_rank(scores, 1)
   check_range("alpha", alpha, "(0, 1)")
+  check_choice("method", method, ("higher", "mquantiles"))
   num = scores.size
   if num == 0:
     raise ValueError("scores must hold at least one calibration score, got none.")
@@ -60,14 +61,12 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
   if method == "higher":
     rank = math.ceil((num + 1) * (1 - alpha) - _ROUNDING)
     return ascending[rank - 1] if rank <= num else jnp.full((), jnp.inf, scores.dtype)
-  if method == "mquantiles":
-    level = min((1 - alpha) * (1 + 1 / num), 1.0)
-    position = num * level + 0.4 + 0.2 * level
-    low = max(math.floor(min(max(position, 1), num - 1)), 1)
-    share = min(max(position - low, 0.0), 1.0)
-    high = min(low, num - 1)
-    return (1 - share) * ascending[low - 1] + share * ascending[high]
-  raise ValueError(f"method must be 'higher' or 'mquantiles', got {method!r}.")
+  level = min((1 - alpha) * (1 + 1 / num), 1.0)
+  position = num * level + 0.4 + 0.2 * level
+  low = max(math.floor(min(max(position, 1), num - 1)), 1)
+  share = min(max(position - low, 0.0), 1.0)
+  high = min(low, num - 1)
+  return (1 - share) * ascending[low - 1] + share * ascending[high]
 
 
 def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
@@ -143,8 +142,7 @@ def exit_conformal_thresholds(
   num = scores.shape[0]
   if num == 0:
     raise ValueError("scores must hold at least one sample, got none.")
-  if min_points < 0:
-    raise ValueError(f"min_points must be at least 0, got {min_points}.")
+  check_at_least(0, min_points=min_points)
   left = levels[:, None] == jnp.arange(scores.shape[1])
   left = left | (jnp.sum(left, axis=0) <= min_points)
   counts = np.arange(1, num + 1)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 from jaxlab.losses.calibration import correctness_aware_loss
-from jaxlab.losses.contracts import as_accumulator, check_range
 from jaxlab.uncertainty.temperature import apply_temperature
 
 
@@ -90,9 +90,7 @@ def init_adaptive_temperature(
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4.2, https://arxiv.org/abs/2404.13016.
   """
-  for name, value in (("num_cues", num_cues), ("hidden", hidden)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, num_cues=num_cues, hidden=hidden)
   keys = jax.random.split(key, 3)
 
   def uniform(key, shape, fan_in):
@@ -131,7 +129,7 @@ def adaptive_temperature(
   section 4.2, https://arxiv.org/abs/2404.13016.
   """
   check_range("min_temperature", min_temperature, "(0, inf)")
-  lowest = 0.0 if isinstance(min_temperature, jax.core.Tracer) else min_temperature
+  lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
   chex.assert_shape(cues, (None, params.hidden_kernel.shape[0]))
   hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias)
@@ -178,9 +176,7 @@ def fit_adaptive_temperature(
   num_rows = jnp.shape(logits)[0]
   if num_rows == 0:
     raise ValueError("a calibrator is fitted to at least one row, got logits with n = 0.")
-  for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}.")
+  check_at_least(1, num_steps=num_steps, batch_size=batch_size)
   logits, cues = as_accumulator(logits, cues)
   labels = jnp.asarray(labels)
   optimizer = optax.adam(learning_rate)

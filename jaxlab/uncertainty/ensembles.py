@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 
 
 class EnsemblePrediction(NamedTuple):
@@ -201,8 +201,7 @@ def batch_calibration_init(*, num_classes: int) -> BatchCalibrationState:
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
-  if num_classes < 1:
-    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  check_at_least(1, num_classes=num_classes)
   return BatchCalibrationState(jnp.zeros(num_classes), jnp.ones(num_classes), jnp.int32(0))
 
 
@@ -253,8 +252,8 @@ def verbalizer_logits(
   Args:
     token_logits: scores of the vocabulary at T' answer positions, `[b, T', v]`.
     token_ids: tokens of the k labels, padded, int `[k, T]` with T <= T'.
-    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is
-      traced.
+    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is a
+      JAX array.
 
   Returns:
     Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
@@ -284,12 +283,12 @@ def verbalizer_logits(
 
 
 def _check_label_tokens(token_ids, token_mask, vocab_size: int) -> None:
-  if isinstance(token_mask, jax.core.Tracer):
+  if not is_known(token_mask):
     return
   mask = np.asarray(token_mask, bool)
   if not mask.any(axis=1).all():
     raise ValueError(f"label {np.argmin(mask.any(axis=1))} of token_mask has no valid token.")
-  if isinstance(token_ids, jax.core.Tracer):
+  if not is_known(token_ids):
     return
   valid = np.asarray(token_ids)[mask]
   if ((valid < 0) | (valid >= vocab_size)).any():

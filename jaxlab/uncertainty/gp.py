@@ -12,6 +12,8 @@ import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 
+from jaxlab._checks import as_accumulator, check_at_least, check_choice
+
 _MIN_FITTED_NOISE = 1e-4
 # Smaller changes of the log-parameters are rounding of the objective.
 _MIN_LOG_STEP = 1e-6
@@ -72,9 +74,8 @@ def kernel_matrix(
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   4.9 and 4.17, https://gaussianprocess.org/gpml.
   """
-  if kernel not in _CORRELATIONS:
-    raise ValueError(f"kernel must be one of {tuple(_CORRELATIONS)}, got {kernel!r}.")
-  x, x2, lengthscale, outputscale = map(_as_accumulator, (x, x2, lengthscale, outputscale))
+  check_choice("kernel", kernel, _CORRELATIONS)
+  x, x2, lengthscale, outputscale = map(as_accumulator, (x, x2, lengthscale, outputscale))
   chex.assert_rank([x, x2], 2)
   chex.assert_equal(x.shape[1], x2.shape[1])
   if lengthscale.ndim:
@@ -194,7 +195,7 @@ class _Conditioned(NamedTuple):
 
 def _condition(x, y, hyperparameters, kernel, mask):
   """Factorises the noisy covariance; a masked-out point has a row of the identity and y = 0."""
-  x, y = _as_accumulator(x), _as_accumulator(y)
+  x, y = as_accumulator(x), as_accumulator(y)
   chex.assert_rank(x, 2)
   chex.assert_shape(y, (x.shape[0],))
   mask = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask, bool)
@@ -203,7 +204,7 @@ def _condition(x, y, hyperparameters, kernel, mask):
   lengthscale, outputscale, noise = hyperparameters
   covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
   covariance = jnp.where(mask[:, None] & mask, covariance, 0.0)
-  covariance += jnp.diag(jnp.where(mask, _as_accumulator(noise), 1.0))
+  covariance += jnp.diag(jnp.where(mask, as_accumulator(noise), 1.0))
   cholesky = jnp.linalg.cholesky(covariance)
   return _Conditioned(x, mask, cholesky, solve_triangular(cholesky, y, lower=True))
 
@@ -268,7 +269,7 @@ def gp_mixture_log_prob(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
   """
-  grid = jax.tree.map(_as_accumulator, GPHyperparameters(lengthscales, outputscales, noises))
+  grid = jax.tree.map(as_accumulator, GPHyperparameters(lengthscales, outputscales, noises))
   num_components = grid.lengthscale.shape[0]
   chex.assert_shape([grid.outputscale, grid.noise, log_weights], (num_components,))
   chex.assert_shape(y_query, (x_query.shape[0],))
@@ -276,7 +277,7 @@ def gp_mixture_log_prob(
   def component(hyperparameters):
     conditioned = _condition(x, y, hyperparameters, kernel, mask)
     mean, variance = _predict(conditioned, x_query, hyperparameters, kernel)
-    log_density = norm.logpdf(_as_accumulator(y_query), mean, jnp.sqrt(variance))
+    log_density = norm.logpdf(as_accumulator(y_query), mean, jnp.sqrt(variance))
     return _log_evidence(conditioned), log_density
 
   log_evidence, log_density = jax.vmap(component)(grid)
@@ -318,8 +319,7 @@ def fit_gp(
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section
   5.4.1, https://gaussianprocess.org/gpml.
   """
-  if num_steps < 0:
-    raise ValueError(f"num_steps must not be negative, got {num_steps}.")
+  check_at_least(0, num_steps=num_steps)
 
   def hyperparameters(log_params):
     lengthscale, outputscale, noise = jnp.exp(log_params)
@@ -349,14 +349,8 @@ def fit_gp(
     log_params = optax.apply_updates(log_params, updates)
     return step + 1, change, log_params, opt_state, best, best_value
 
-  start = jnp.log(jnp.array([0.5, 1.0, 0.01], _as_accumulator(x).dtype))
+  start = jnp.log(jnp.array([0.5, 1.0, 0.01], as_accumulator(x).dtype))
   infinity = jnp.full((), jnp.inf, start.dtype)
   carry = (0, infinity, start, optimizer.init(start), start, infinity)
   _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)
   return hyperparameters(jnp.where(objective(last) < best_value, last, best))
-
-
-def _as_accumulator(array):
-  """Casts to float32, or leaves what is wider."""
-  array = jnp.asarray(array)
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least, check_choice
 
 CURVE_COMPONENTS = ("pow3", "ilog2", "janoschek")
 
@@ -88,8 +88,7 @@ def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[Paramete
 
   Reference: Adriaensen et al., NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
   """
-  if distribution not in ("peaked", "uniform"):
-    raise ValueError(f"distribution must be 'peaked' or 'uniform', got {distribution!r}.")
+  check_choice("distribution", distribution, ("peaked", "uniform"))
   curve = _family(family)
   if distribution == "uniform" and curve.uniform:
     return curve.uniform
@@ -115,8 +114,7 @@ def combined_curve(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
-  if length < 1:
-    raise ValueError(f"length must be at least 1, got {length}.")
+  check_at_least(1, length=length)
   if not components:
     raise ValueError(f"components must name at least one family, got {components!r}.")
   families = [_family(name) for name in components]
@@ -352,8 +350,7 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
 
 
 def _family(name: str) -> _Family:
-  if name not in _FAMILIES:
-    raise ValueError(f"family must be one of {sorted(_FAMILIES)}, got {name!r}.")
+  check_choice("family", name, _FAMILIES)
   return _FAMILIES[name]
 
 

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.losses.contracts import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range, is_known
 
 
 def fit_temperature(
@@ -43,15 +43,14 @@ def fit_temperature(
   num_rows, num_classes = jnp.shape(logits)
   if num_rows == 0:
     raise ValueError("a temperature is fitted to at least one row, got logits with n = 0.")
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-  check_range("labels", labels, f"[0, {num_classes})")
+  check_at_least(1, num_steps=num_steps)
+  labels = as_classes("labels", labels, num_classes)
   check_range("min_temperature", min_temperature, "(0, inf)")
-  lowest = 0.0 if isinstance(min_temperature, jax.core.Tracer) else min_temperature
+  lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
   scores = jax.lax.stop_gradient(as_accumulator(logits))
   scores = scores - jnp.max(scores, axis=-1, keepdims=True)
-  true_score = jnp.take_along_axis(scores, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
+  true_score = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
 
   def slope(inverse):
     """Derivative of the loss by the inverse temperature, which never falls."""

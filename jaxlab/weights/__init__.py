@@ -10,3 +10,7 @@ __all__ = [
   "LowRankConfig",
   "merge_low_rank",
 ]
+
+
+def __dir__():
+  return __all__

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxlab.losses.contracts import as_accumulator
+from jaxlab._checks import as_accumulator, check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,7 @@ class LowRankConfig:
   rank_stabilized: bool = False
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f"rank must be at least 1, got {self.rank}.")
+    check_at_least(1, rank=self.rank)
     if isinstance(self.targets, str) or not self.targets:
       raise ValueError(f"targets must be a non-empty tuple of paths, got {self.targets!r}.")
     object.__setattr__(self, "targets", tuple(self.targets))

@@ -196,7 +196,7 @@ def test_stream_of_images():
 
 
 def test_errors_name_what_is_wrong(signals):
-  with pytest.raises(ValueError, match=r"gaussian_noise, .*occlusion; got 'snow'"):
+  with pytest.raises(ValueError, match=r"'gaussian_noise', .*'occlusion', got 'snow'"):
     corrupt_signals(KEY, signals, kind="snow", severity=1)
   for severity in (0, 6):
     with pytest.raises(ValueError, match=rf"severity must lie in \[1, 5\], got {severity}"):

@@ -176,7 +176,7 @@ def test_gradients_are_finite(images):
 
 
 def test_errors_name_what_is_wrong(images):
-  with pytest.raises(ValueError, match=r"gaussian_noise, .*jpeg_compression; got 'snow'"):
+  with pytest.raises(ValueError, match=r"'gaussian_noise', .*'jpeg_compression', got 'snow'"):
     corrupt_images(KEY, images, kind="snow", severity=1)
   with pytest.raises(ValueError, match=r"severity must lie in \[1, 5\], got 0"):
     corrupt_images(KEY, images, kind="fog", severity=0)

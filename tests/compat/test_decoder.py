@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlab import models
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from jaxlab.data.tokenizers import encode_chat, load_tokenizer, render_chat  # noqa: E402
-from jaxlab.models import decoder, pretrained  # noqa: E402
+from jaxlab.models import decoder  # noqa: E402
 from jaxlab.weights.low_rank import LowRankConfig, merge_low_rank  # noqa: E402
 
 LENGTH = 24
@@ -99,12 +101,12 @@ def test_the_logits_of_transformers_both_ways(tmp_path, tokens, name):
   model.save_pretrained(tmp_path / "three", max_shard_size=total // 3 + total // 20)
   assert len(list((tmp_path / "three").glob("model-*.safetensors"))) >= 3
   for directory in ("one", "three"):
-    loaded = pretrained.load_pretrained(tmp_path / directory)
+    loaded = models.load_pretrained(tmp_path / directory)
     np.testing.assert_allclose(our_logits(loaded, tokens), expected, atol=1e-4)
   assert decoder.num_parameters(loaded.config) == sum(p.numel() for p in model.parameters())
 
   for directory, limit in (("ours", 10**9), ("our_shards", total // 3 + total // 20)):
-    pretrained.save_pretrained(
+    models.save_pretrained(
       tmp_path / directory, loaded.params, loaded.config, max_shard_bytes=limit
     )
     back = transformers.AutoModelForCausalLM.from_pretrained(
@@ -112,7 +114,7 @@ def test_the_logits_of_transformers_both_ways(tmp_path, tokens, name):
     ).eval()
     assert type(back) is type(model)
     np.testing.assert_allclose(hf_logits(back, tokens), expected, atol=1e-5)
-    again = pretrained.load_pretrained(tmp_path / directory)
+    again = models.load_pretrained(tmp_path / directory)
     assert again.config == loaded.config
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
@@ -120,14 +122,14 @@ def test_the_logits_of_transformers_both_ways(tmp_path, tokens, name):
 def test_logits_from_memory(tokens):
   model = hf_model("gpt2")
   tensors = {name: x.detach().numpy() for name, x in model.transformer.state_dict().items()}
-  found = pretrained.logits_from_hf(model.config.to_dict(), tensors, tokens)
+  found = models.logits_from_hf(model.config.to_dict(), tensors, tokens)
   np.testing.assert_allclose(found, hf_logits(model, tokens), atol=1e-4)
 
 
 def test_greedy_decoding_with_the_cache(tmp_path, tokens):
   model = hf_model("qwen2")
   model.save_pretrained(tmp_path)
-  loaded = pretrained.load_pretrained(tmp_path)
+  loaded = models.load_pretrained(tmp_path)
   expected = model.generate(
     torch.from_numpy(tokens[:, :8]), max_new_tokens=8, do_sample=False, eos_token_id=None
   ).numpy()
@@ -150,7 +152,7 @@ def test_half_precision(tmp_path, tokens):
   model = hf_model("llama3")
   expected = hf_logits(model, tokens)
   model.to(torch.bfloat16).save_pretrained(tmp_path)
-  loaded = pretrained.load_pretrained(tmp_path, dtype=jax.numpy.bfloat16)
+  loaded = models.load_pretrained(tmp_path, dtype=jax.numpy.bfloat16)
   assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {jax.numpy.bfloat16.dtype}
   assert np.abs(our_logits(loaded, tokens) - expected).max() < 0.1
 
@@ -179,13 +181,13 @@ def test_peft_adapters_both_ways(tmp_path, tokens, name, targets, stabilized):
   expected = hf_logits(model, tokens)
   model.save_pretrained(tmp_path / "adapter")
 
-  loaded = pretrained.load_pretrained(tmp_path / "base")
-  adapters, config = pretrained.load_adapter(tmp_path / "adapter", loaded.config)
+  loaded = models.load_pretrained(tmp_path / "base")
+  adapters, config = models.load_adapter(tmp_path / "adapter", loaded.config)
   merged = loaded._replace(params=merge_low_rank(loaded.params, adapters, config))
   np.testing.assert_allclose(our_logits(merged, tokens), expected, atol=1e-4)
   assert np.abs(our_logits(loaded, tokens) - expected).max() > 0.1
 
-  pretrained.save_adapter(tmp_path / "ours", adapters, config, loaded.config)
+  models.save_adapter(tmp_path / "ours", adapters, config, loaded.config)
   back = peft.PeftModel.from_pretrained(hf_model(name), tmp_path / "ours").eval()
   np.testing.assert_allclose(hf_logits(back, tokens), expected, atol=1e-4)
 
@@ -194,7 +196,7 @@ def test_peft_adapters_both_ways(tmp_path, tokens, name, targets, stabilized):
 def test_different_adapters_of_gpt2s_one_matrix(tmp_path, tokens, stabilized):
   base = hf_model("gpt2")
   base.save_pretrained(tmp_path / "base")
-  loaded = pretrained.load_pretrained(tmp_path / "base")
+  loaded = models.load_pretrained(tmp_path / "base")
   rng = np.random.default_rng(0)
   paths = [f"layers/attention/{name}/kernel" for name in ("q", "v", "out")]
   adapters = {
@@ -206,12 +208,12 @@ def test_different_adapters_of_gpt2s_one_matrix(tmp_path, tokens, stabilized):
   }
   config = LowRankConfig(2, 3.0, ("q", "v", "out"), stabilized)
   merged = loaded._replace(params=merge_low_rank(loaded.params, adapters, config))
-  pretrained.save_adapter(tmp_path / "ours", adapters, config, loaded.config)
+  models.save_adapter(tmp_path / "ours", adapters, config, loaded.config)
   model = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
   expected = hf_logits(model, tokens)
   assert model.peft_config["default"].r == 4
   np.testing.assert_allclose(our_logits(merged, tokens), expected, atol=1e-4)
-  again = pretrained.load_adapter(tmp_path / "ours", loaded.config)
+  again = models.load_adapter(tmp_path / "ours", loaded.config)
   merged = loaded._replace(params=merge_low_rank(loaded.params, *again))
   np.testing.assert_allclose(our_logits(merged, tokens), expected, atol=1e-4)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.samplers import decoding
+from jaxlab import samplers
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,7 +81,7 @@ def generate(model, starts, **options):
   ],
 )
 def test_filters(name, warper, options):
-  found = getattr(decoding, name)(LOGITS, **options)
+  found = getattr(samplers, name)(LOGITS, **options)
   theirs = {"typical_p": "mass"}
   expected = getattr(transformers, warper)(**{theirs.get(k, k): v for k, v in options.items()})(
     torch.zeros((len(LOGITS), 1), dtype=torch.long), torch.tensor(LOGITS)
@@ -92,7 +92,7 @@ def test_filters(name, warper, options):
 def test_repetition_penalty():
   prompts = RNG.integers(0, V, (len(LOGITS), 5))
   seen = (prompts[:, :, None] == np.arange(V)).any(1)
-  found = decoding.apply_repetition_penalty(LOGITS, seen, penalty=1.3)
+  found = samplers.apply_repetition_penalty(LOGITS, seen, penalty=1.3)
   expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(
     torch.tensor(prompts), torch.tensor(LOGITS)
   )
@@ -103,9 +103,9 @@ def test_greedy():
   logits = table(2.0)
   options = {"repetition_penalty": 1.3, "min_new_tokens": 3}
   expected = generate(TableLM(TableConfig(), logits), STARTS, eos_token_id=[3, 5], **options)
-  found = decoding.generate(
+  found = samplers.generate(
     jax.random.key(0),
-    decoding.table_decode_fns(logits),
+    samplers.table_decode_fns(logits),
     STARTS[:, None],
     np.ones_like(STARTS),
     max_new_tokens=T,
@@ -125,7 +125,7 @@ def test_greedy():
 def test_beam_search(num_beams, early_stopping, eos):
   search = jax.jit(
     functools.partial(
-      decoding.markov_beam_search,
+      samplers.markov_beam_search,
       num_beams=num_beams,
       max_new_tokens=T,
       eos_token_id=eos,

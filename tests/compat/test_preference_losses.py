@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlab import losses
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
@@ -24,7 +26,7 @@ from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
 
 from benchmarks.rivals import preference as formulas  # noqa: E402
-from jaxlab.losses import coverage, policy_gradient, preference, sequence  # noqa: E402
+from jaxlab.losses import coverage, policy_gradient, sequence  # noqa: E402
 
 B, T, V = 5, 7, 11
 RNG = np.random.default_rng(0)
@@ -99,13 +101,13 @@ LENGTHS = MASKS.sum(-1)
 @pytest.mark.parametrize(
   ("loss_type", "smoothing", "ours"),
   [
-    ("sigmoid", 0.0, lambda *x: preference.dpo_loss(*x, beta=0.2)),
-    ("hinge", 0.0, lambda *x: preference.hinge_loss(*x, beta=0.2)),
-    ("robust", 0.15, lambda *x: preference.robust_dpo_loss(*x, beta=0.2, label_smoothing=0.15)),
+    ("sigmoid", 0.0, lambda *x: losses.dpo_loss(*x, beta=0.2)),
+    ("hinge", 0.0, lambda *x: losses.hinge_loss(*x, beta=0.2)),
+    ("robust", 0.15, lambda *x: losses.robust_dpo_loss(*x, beta=0.2, label_smoothing=0.15)),
     (
       "ipo",
       0.0,
-      lambda *x: preference.ipo_loss(
+      lambda *x: losses.ipo_loss(
         *x, beta=0.2, chosen_lengths=LENGTHS[0], rejected_lengths=LENGTHS[1]
       ),
     ),
@@ -147,7 +149,7 @@ def test_simpo(smoothing):
   ]
   fake = trainer(alpha=0.0, loss_type="simpo", simpo_gamma=0.7, beta=1.5, label_smoothing=smoothing)
   assert_same(
-    lambda c, r: preference.simpo_loss(
+    lambda c, r: losses.simpo_loss(
       c * LENGTHS[0], r * LENGTHS[1], *LENGTHS, beta=1.5, margin=0.7, label_smoothing=smoothing
     ),
     [np.asarray(x) for x in means],
@@ -161,9 +163,7 @@ def test_smoothed_dpo():
   totals = [np.asarray(sequence.sequence_log_prob(x, m)) for x, m in zip(TOKENS[0], MASKS)]
   zeros = np.zeros((2, B), np.float32)
   assert_same(
-    lambda c, r: preference.dpo_loss(
-      c, r, *zeros, beta=0.3, label_smoothing=0.2, reference_free=True
-    ),
+    lambda c, r: losses.dpo_loss(c, r, *zeros, beta=0.3, label_smoothing=0.2, reference_free=True),
     totals,
     lambda c, r: CPOTrainer.cpo_loss(fake, c, r)[0].mean(),
   )
@@ -174,7 +174,7 @@ def test_orpo():
   fake = trainer(beta=0.25)
   # TRL returns its odds term negated and apart from the likelihood.
   assert_same(
-    lambda c, r: preference.orpo_loss(c, r, weight=0.25),
+    lambda c, r: losses.orpo_loss(c, r, weight=0.25),
     means,
     lambda c, r: (-c - ORPOTrainer.odds_ratio_loss(fake, c, r)[0]).mean(),
   )
@@ -214,7 +214,7 @@ def test_kto(gap):
 
   def ours(tokens):
     both = (sequence.sequence_log_prob(x, mask) for x in (tokens, reference))
-    return preference.kto_loss(*both, desirable, preference.kto_kl_estimate(*totals), **settings)
+    return losses.kto_loss(*both, desirable, losses.kto_kl_estimate(*totals), **settings)
 
   assert_same(ours, [policy], theirs)
 
@@ -234,7 +234,7 @@ def test_reward_model(margin):
     return RewardTrainer.compute_loss(fake, model, dict(inputs))
 
   assert_same(
-    lambda c, r: preference.bradley_terry_loss(c, r, margin=margin, center_coefficient=0.05),
+    lambda c, r: losses.bradley_terry_loss(c, r, margin=margin, center_coefficient=0.05),
     scores,
     theirs,
   )
@@ -332,10 +332,10 @@ def test_sequence_log_probs(average):
 @pytest.mark.parametrize(
   ("ours", "theirs", "arguments"),
   [
-    (preference.slic_loss, formulas.slic, TOKENS[0, :, :, 0]),
-    (preference.plackett_luce_loss, formulas.plackett_luce, [REWARDS]),
+    (losses.slic_loss, formulas.slic, TOKENS[0, :, :, 0]),
+    (losses.plackett_luce_loss, formulas.plackett_luce, [REWARDS]),
     (
-      lambda means, totals: preference.rrhf_loss(means, REWARDS, sequence_log_probs=totals),
+      lambda means, totals: losses.rrhf_loss(means, REWARDS, sequence_log_probs=totals),
       lambda means, totals: formulas.rrhf(means, totals, torch.tensor(REWARDS)),
       [-np.abs(REWARDS[::-1]), 10 * REWARDS - 30],
     ),

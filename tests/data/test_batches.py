@@ -202,7 +202,7 @@ def test_a_short_batch_cannot_be_stacked():
     ({"process_index": 2, "process_count": 2}, r"process_index .*process_count=2.*got 2"),
     ({"process_index": -1}, "process_index .*got -1"),
     ({"seed": -1}, "seed must lie .*got -1"),
-    ({"num_epochs": 0}, "num_epochs must be at least 1 or None, got 0"),
+    ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
   ],
 )
 def test_arguments_out_of_range_are_named(options, message):

@@ -38,7 +38,7 @@ def test_shows_one_paper(capsys):
   for part in ("NeurIPS 2023", "https://arxiv.org/abs/2310.20447", "--preset=paper: "):
     assert part in text
   assert "python -m experiments.bayes.lc_pfn" in text
-  assert "jaxlab.samplers.mcmc.affine_invariant_mcmc" in text
+  assert "jaxlab.samplers.affine_invariant_mcmc" in text
 
 
 def test_shows_what_was_measured(capsys, tmp_path):

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.losses import preference
+from jaxlab import losses
 
 RNG = np.random.default_rng(0)
 CHOSEN, REJECTED = (-2 * RNG.random((2, 6))).astype(np.float32)
-orpo = jax.jit(preference.orpo_loss)
-log_odds = jax.jit(preference.log_odds_ratio)
+orpo = jax.jit(losses.orpo_loss)
+log_odds = jax.jit(losses.log_odds_ratio)
 
 
 def slow_log_odds(chosen, rejected):
@@ -36,7 +36,7 @@ def test_equal_responses():
 @pytest.mark.parametrize("rejected", [0.0, -1e-9, -1.0, -1e4])
 def test_sure_and_impossible_responses_are_finite(chosen, rejected):
   value, slope = jax.jit(
-    jax.value_and_grad(lambda a, c: preference.orpo_loss(a, c).sum(), argnums=(0, 1))
+    jax.value_and_grad(lambda a, c: losses.orpo_loss(a, c).sum(), argnums=(0, 1))
   )(np.float32([chosen]), np.float32([rejected]))
   assert np.isfinite(value) and all(np.isfinite(x).all() for x in slope)
   if chosen == -1e4 and rejected == -1.0:
@@ -48,13 +48,13 @@ def test_half_precision_and_vmap():
   found = orpo(*half)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, orpo(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
-  mapped = jax.vmap(preference.orpo_loss)(CHOSEN, REJECTED)
+  mapped = jax.vmap(losses.orpo_loss)(CHOSEN, REJECTED)
   np.testing.assert_allclose(mapped, orpo(CHOSEN, REJECTED), rtol=1e-6)
 
 
 def test_errors():
   with pytest.raises(ValueError, match=r"weight must lie in \[0, inf\), got -0.1"):
-    preference.orpo_loss(CHOSEN, REJECTED, weight=-0.1)
-  for loss in (preference.orpo_loss, preference.log_odds_ratio):
+    losses.orpo_loss(CHOSEN, REJECTED, weight=-0.1)
+  for loss in (losses.orpo_loss, losses.log_odds_ratio):
     with pytest.raises(AssertionError):
       loss(CHOSEN, REJECTED[:2])

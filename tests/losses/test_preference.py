@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.losses import preference, sequence
+from jaxlab import losses
+from jaxlab.losses import sequence
 
 B = 6
 RNG = np.random.default_rng(0)
@@ -12,10 +13,10 @@ PAIRS = tuple((-20 + 5 * RNG.normal(size=(4, B))).astype(np.float32))
 LENGTHS = np.array([3, 1, 0, 7, 4, 9]), np.array([2, 5, 3, 0, 4, 8])
 REFERENCED = ("dpo_loss", "robust_dpo_loss", "ipo_loss", "hinge_loss")
 jitted = {
-  name: jax.jit(getattr(preference, name))
+  name: jax.jit(getattr(losses, name))
   for name in ("simpo_loss", "implicit_reward", *REFERENCED[1:])
 }
-jitted["dpo_loss"] = jax.jit(preference.dpo_loss, static_argnames="reference_free")
+jitted["dpo_loss"] = jax.jit(losses.dpo_loss, static_argnames="reference_free")
 
 
 def gradient(loss):
@@ -169,7 +170,7 @@ def test_implicit_reward():
   np.testing.assert_allclose(slope[0], np.full(B, 0.1), rtol=1e-6)
   np.testing.assert_array_equal(slope[1], np.zeros(B))
   # DPO is Bradley and Terry's loss of it.
-  found = preference.bradley_terry_loss(reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3]))
+  found = losses.bradley_terry_loss(reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3]))
   np.testing.assert_allclose(found, jitted["dpo_loss"](*PAIRS), rtol=1e-5)
 
 
@@ -203,7 +204,7 @@ def test_masked_tokens_change_nothing():
   mask = RNG.random((B, 5)) < 0.6
 
   def loss(tokens, mask):
-    return preference.dpo_loss(*sequence.sequence_log_prob(tokens, mask)).sum()
+    return losses.dpo_loss(*sequence.sequence_log_prob(tokens, mask)).sum()
 
   masks = np.broadcast_to(mask, tokens.shape)
   slope = jax.jit(jax.value_and_grad(loss))
@@ -214,7 +215,7 @@ def test_masked_tokens_change_nothing():
 
 @pytest.mark.parametrize("name", REFERENCED)
 def test_errors(name):
-  loss = getattr(preference, name)
+  loss = getattr(losses, name)
   for beta in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match=r"beta must lie in \(0, inf\)"):
       loss(*PAIRS, beta=beta)
@@ -234,10 +235,10 @@ def test_errors(name):
 def test_errors_without_a_reference():
   for keywords, message in (({"beta": 0.0}, "beta"), ({"label_smoothing": 0.7}, "label_smoothing")):
     with pytest.raises(ValueError, match=message):
-      preference.simpo_loss(*PAIRS[:2], *LENGTHS, **keywords)
+      losses.simpo_loss(*PAIRS[:2], *LENGTHS, **keywords)
   with pytest.raises(AssertionError):
-    preference.simpo_loss(*PAIRS[:2], LENGTHS[0][:3], LENGTHS[1])
+    losses.simpo_loss(*PAIRS[:2], LENGTHS[0][:3], LENGTHS[1])
   with pytest.raises(ValueError, match="beta"):
-    preference.implicit_reward(*PAIRS[:2], beta=-1.0)
+    losses.implicit_reward(*PAIRS[:2], beta=-1.0)
   with pytest.raises(AssertionError):
-    preference.implicit_reward(PAIRS[0], PAIRS[1][:2])
+    losses.implicit_reward(PAIRS[0], PAIRS[1][:2])

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.losses import preference
+from jaxlab import losses
 
 B, K = 5, 4
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(0, 2, (B, K)).astype(np.float32)
 REWARDS = RNG.integers(0, 3, (B, K)).astype(np.float32)  # With ties.
 TOTALS = (-10 * RNG.random((B, K))).astype(np.float32)
-bradley_terry = jax.jit(preference.bradley_terry_loss)
-slic = jax.jit(preference.slic_loss)
-rrhf = jax.jit(preference.rrhf_loss)
-plackett_luce = jax.jit(preference.plackett_luce_loss)
+bradley_terry = jax.jit(losses.bradley_terry_loss)
+slic = jax.jit(losses.slic_loss)
+rrhf = jax.jit(losses.rrhf_loss)
+plackett_luce = jax.jit(losses.plackett_luce_loss)
 
 
 def slow_rrhf(scores, rewards, totals=None, weight=1.0):
@@ -66,7 +66,7 @@ def test_slic_is_a_hinge_and_a_likelihood():
   found = slic(chosen, rejected, margin=2.5, target_log_probs=target, target_weight=0.3)
   expected = np.maximum(0, 2.5 - np.float64(chosen) + rejected) - 0.3 * target
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-  slope = jax.grad(lambda c: preference.slic_loss(c, 0.0, margin=1.0))(1.0)
+  slope = jax.grad(lambda c: losses.slic_loss(c, 0.0, margin=1.0))(1.0)
   assert slope == 0
 
 
@@ -93,7 +93,7 @@ def test_plackett_luce_equals_the_product_of_choices():
   for bad in (0.0, np.nan, np.inf, 1e4):
     hidden = np.where(mask, SCORES, bad).astype(np.float32)
     found, slope = jax.jit(
-      jax.value_and_grad(lambda s: preference.plackett_luce_loss(s, mask=mask).sum())
+      jax.value_and_grad(lambda s: losses.plackett_luce_loss(s, mask=mask).sum())
     )(hidden)
     np.testing.assert_allclose(found, sum(slow_plackett_luce(SCORES, mask)), rtol=1e-5)
     assert np.isfinite(slope).all() and not np.any(slope[~mask])
@@ -116,10 +116,10 @@ def test_probabilities_of_all_rankings_sum_to_one(scores):
 def test_extreme_scores_are_finite(size):
   scores = np.float32([[1, -1, 0, 1], [-1, 1, 1, 0]]) * np.float32(size)
   for loss in (
-    lambda s: preference.plackett_luce_loss(s),
-    lambda s: preference.bradley_terry_loss(s[:, 0], s[:, 1], center_coefficient=0.01),
-    lambda s: preference.slic_loss(s[:, 0], s[:, 1]),
-    lambda s: preference.rrhf_loss(s, REWARDS[:2], sequence_log_probs=s),
+    lambda s: losses.plackett_luce_loss(s),
+    lambda s: losses.bradley_terry_loss(s[:, 0], s[:, 1], center_coefficient=0.01),
+    lambda s: losses.slic_loss(s[:, 0], s[:, 1]),
+    lambda s: losses.rrhf_loss(s, REWARDS[:2], sequence_log_probs=s),
   ):
     value, slope = jax.jit(jax.value_and_grad(lambda s, f=loss: f(s).sum()))(scores)
     assert np.isfinite(value) and np.isfinite(slope).all()
@@ -141,20 +141,20 @@ def test_half_precision_and_vmap():
 
 def test_errors():
   for call, name in (
-    (lambda: preference.bradley_terry_loss(SCORES, SCORES, center_coefficient=-1.0), "center"),
-    (lambda: preference.slic_loss(SCORES, SCORES, margin=-1.0), "margin"),
-    (lambda: preference.slic_loss(SCORES, SCORES, target_weight=-1.0), "target_weight"),
-    (lambda: preference.rrhf_loss(SCORES, REWARDS, nll_weight=-1.0), "nll_weight"),
+    (lambda: losses.bradley_terry_loss(SCORES, SCORES, center_coefficient=-1.0), "center"),
+    (lambda: losses.slic_loss(SCORES, SCORES, margin=-1.0), "margin"),
+    (lambda: losses.slic_loss(SCORES, SCORES, target_weight=-1.0), "target_weight"),
+    (lambda: losses.rrhf_loss(SCORES, REWARDS, nll_weight=-1.0), "nll_weight"),
   ):
     with pytest.raises(ValueError, match=rf"{name}.* must lie in \[0, inf\), got -1.0"):
       call()
   for call in (
-    lambda: preference.bradley_terry_loss(SCORES, SCORES[:2]),
-    lambda: preference.slic_loss(SCORES, SCORES[:2]),
-    lambda: preference.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0]),
-    lambda: preference.rrhf_loss(SCORES, REWARDS[:2]),
-    lambda: preference.rrhf_loss(SCORES, REWARDS, sequence_log_probs=TOTALS[:2]),
-    lambda: preference.plackett_luce_loss(SCORES, mask=np.ones(K)),
+    lambda: losses.bradley_terry_loss(SCORES, SCORES[:2]),
+    lambda: losses.slic_loss(SCORES, SCORES[:2]),
+    lambda: losses.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0]),
+    lambda: losses.rrhf_loss(SCORES, REWARDS[:2]),
+    lambda: losses.rrhf_loss(SCORES, REWARDS, sequence_log_probs=TOTALS[:2]),
+    lambda: losses.plackett_luce_loss(SCORES, mask=np.ones(K)),
   ):
     with pytest.raises(AssertionError):
       call()

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.losses import preference
+from jaxlab import losses
 
 B = 6
 RNG = np.random.default_rng(0)
 POLICY, REFERENCE = (-20 + 5 * RNG.normal(size=(2, B))).astype(np.float32)
 DESIRABLE = np.array([True, False, True, True, False, False])
-kto = jax.jit(preference.kto_loss)
-estimate = jax.jit(preference.kto_kl_estimate)
+kto = jax.jit(losses.kto_loss)
+estimate = jax.jit(losses.kto_kl_estimate)
 
 
 def slow_kto(policy, reference, desirable, baseline, beta, weights):
@@ -67,7 +67,7 @@ def test_the_estimate_is_a_mean_that_is_not_negative():
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_extreme_ratios_are_finite(size):
   value, slope = jax.jit(
-    jax.value_and_grad(lambda p: preference.kto_loss(p, POLICY * 0, DESIRABLE, 0.0).sum())
+    jax.value_and_grad(lambda p: losses.kto_loss(p, POLICY * 0, DESIRABLE, 0.0).sum())
   )(np.full(B, size, np.float32))
   np.testing.assert_allclose(value, 3.0, rtol=1e-6)
   np.testing.assert_allclose(slope, np.zeros(B), atol=1e-6)
@@ -79,20 +79,20 @@ def test_half_precision_and_vmap():
   assert found.dtype == jnp.float32
   wide = (x.astype(jnp.float32) for x in half)
   np.testing.assert_allclose(found, kto(*wide, DESIRABLE, 0.1), rtol=1e-6)
-  mapped = jax.vmap(preference.kto_loss, (0, 0, 0, None))(POLICY, REFERENCE, DESIRABLE, 0.1)
+  mapped = jax.vmap(losses.kto_loss, (0, 0, 0, None))(POLICY, REFERENCE, DESIRABLE, 0.1)
   np.testing.assert_allclose(mapped, kto(POLICY, REFERENCE, DESIRABLE, 0.1), rtol=1e-6)
 
 
 def test_errors():
   for name, value in (("beta", 0.0), ("desirable_weight", -1.0), ("undesirable_weight", -1.0)):
     with pytest.raises(ValueError, match=f"{name} must lie .*{value}"):
-      preference.kto_loss(POLICY, REFERENCE, DESIRABLE, 0.0, **{name: value})
+      losses.kto_loss(POLICY, REFERENCE, DESIRABLE, 0.0, **{name: value})
   for call in (
-    lambda: preference.kto_loss(POLICY, REFERENCE[:2], DESIRABLE, 0.0),
-    lambda: preference.kto_loss(POLICY, REFERENCE, DESIRABLE[:2], 0.0),
-    lambda: preference.kto_loss(POLICY, REFERENCE, DESIRABLE.astype(int), 0.0),
-    lambda: preference.kto_kl_estimate(POLICY, REFERENCE[:2]),
-    lambda: preference.kto_kl_estimate(POLICY[0], REFERENCE[0]),
+    lambda: losses.kto_loss(POLICY, REFERENCE[:2], DESIRABLE, 0.0),
+    lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE[:2], 0.0),
+    lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE.astype(int), 0.0),
+    lambda: losses.kto_kl_estimate(POLICY, REFERENCE[:2]),
+    lambda: losses.kto_kl_estimate(POLICY[0], REFERENCE[0]),
   ):
     with pytest.raises(AssertionError):
       call()

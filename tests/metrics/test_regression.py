@@ -130,6 +130,6 @@ def test_bad_arguments(pairs):
     with pytest.raises(AssertionError):
       metric(pairs[0], pairs[1][:, :2])
   with pytest.raises(ValueError, match="groups"):
-    metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), jnp.array([0, 2]), num_groups=2)
+    metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), np.array([0, 2]), num_groups=2)
   with pytest.raises(ValueError, match="num_groups"):
     metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), jnp.array([0, 0]), num_groups=0)

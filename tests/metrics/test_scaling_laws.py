@@ -5,11 +5,11 @@ import pytest
 from scipy.optimize import curve_fit
 from scipy.special import betaln
 
-from jaxlab.metrics import inference_scaling
+from jaxlab import metrics
 
 KS = np.float32([1, 2, 5, 10, 30, 100, 1000, 10_000])
-fit = jax.jit(inference_scaling.fit_exponentiated_power_law)
-beta_coverage = jax.jit(inference_scaling.beta_coverage)
+fit = jax.jit(metrics.fit_exponentiated_power_law)
+beta_coverage = jax.jit(metrics.beta_coverage)
 
 
 def law(k, a, b):
@@ -20,9 +20,7 @@ def law(k, a, b):
 def test_noiseless_curves_give_their_law_back(a, b):
   found = fit(KS, law(KS, a, b).astype(np.float32))
   np.testing.assert_allclose([found.a, found.b], [a, b], rtol=1e-3)
-  np.testing.assert_allclose(
-    inference_scaling.exponentiated_power_law(KS, found), law(KS, a, b), atol=1e-5
-  )
+  np.testing.assert_allclose(metrics.exponentiated_power_law(KS, found), law(KS, a, b), atol=1e-5)
 
 
 def test_the_fit_has_the_least_squares():
@@ -63,20 +61,18 @@ def test_the_unsolved_share_falls_like_a_power():
 
 def test_errors():
   for call, message in (
-    (lambda: inference_scaling.fit_exponentiated_power_law([1, 2], [0.5, 1.0]), "coverage"),
-    (lambda: inference_scaling.fit_exponentiated_power_law([1, 2], [0.5, 1.5]), "coverage"),
-    (lambda: inference_scaling.fit_exponentiated_power_law([0, 2], [0.5, 0.6]), "ks"),
+    (lambda: metrics.fit_exponentiated_power_law([1, 2], [0.5, 1.0]), "coverage"),
+    (lambda: metrics.fit_exponentiated_power_law([1, 2], [0.5, 1.5]), "coverage"),
+    (lambda: metrics.fit_exponentiated_power_law([0, 2], [0.5, 0.6]), "ks"),
     (
-      lambda: inference_scaling.exponentiated_power_law(
-        0, inference_scaling.ExponentiatedPowerLaw(-1.0, -1.0)
-      ),
+      lambda: metrics.exponentiated_power_law(0, metrics.ExponentiatedPowerLaw(-1.0, -1.0)),
       "k must lie",
     ),
-    (lambda: inference_scaling.beta_coverage(0, alpha=1.0, beta=1.0), "k must lie"),
-    (lambda: inference_scaling.beta_coverage(1, alpha=0.0, beta=1.0), "alpha"),
-    (lambda: inference_scaling.beta_coverage(1, alpha=1.0, beta=-1.0), "beta"),
+    (lambda: metrics.beta_coverage(0, alpha=1.0, beta=1.0), "k must lie"),
+    (lambda: metrics.beta_coverage(1, alpha=0.0, beta=1.0), "alpha"),
+    (lambda: metrics.beta_coverage(1, alpha=1.0, beta=-1.0), "beta"),
   ):
     with pytest.raises(ValueError, match=message):
       call()
   with pytest.raises(AssertionError):
-    inference_scaling.fit_exponentiated_power_law([1, 2, 3], [0.5, 0.6])
+    metrics.fit_exponentiated_power_law([1, 2, 3], [0.5, 0.6])

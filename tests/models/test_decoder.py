@@ -8,8 +8,7 @@ import pytest
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from jaxlab.models import decoder
-from jaxlab.models.decoder import DecoderLM, decoder_config, flops_per_token, num_parameters
+from jaxlab.models import DecoderLM, decoder, decoder_config, flops_per_token, num_parameters
 from jaxlab.training.mesh import make_mesh, shard_params
 
 V, T = 23, 9

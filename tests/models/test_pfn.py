@@ -373,7 +373,7 @@ def test_bad_arguments():
   for max_context in (0, -1, _T + 1):
     with pytest.raises(ValueError, match="max_context"):
       module.apply({"params": params}, x, y, 0, max_context=max_context)
-  for num_context in (4, jnp.int32(4)):
+  for num_context in (4, np.int32(4)):
     with pytest.raises(ValueError, match=r"num_context must lie in \[0, 3\], got 4"):
       module.apply({"params": params}, x, y, num_context, max_context=3)
   with pytest.raises(AssertionError):

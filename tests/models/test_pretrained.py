@@ -12,9 +12,8 @@ import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from jaxlab.models import pretrained
-from jaxlab.models.decoder import DecoderLM, decoder_config
-from jaxlab.models.pretrained import load_pretrained, save_pretrained
+from jaxlab import models
+from jaxlab.models import DecoderLM, decoder_config, load_pretrained, save_pretrained
 from jaxlab.training.mesh import make_mesh
 
 SIZES = {"vocab_size": 12, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "max_positions": 16}
@@ -108,8 +107,8 @@ def test_straight_to_the_shards(tmp_path, name):
 def test_logits_from_memory(tmp_path):
   params, config = random_params("gpt2"), CONFIGS["gpt2"]
   tokens = np.array([[3, 1, 4, 1, 5]])
-  tensors = pretrained.params_to_hf(params, config)
-  found = pretrained.logits_from_hf(pretrained.config_to_hf(config), tensors, tokens)
+  tensors = models.params_to_hf(params, config)
+  found = models.logits_from_hf(models.config_to_hf(config), tensors, tokens)
   expected = DecoderLM(config).apply({"params": params}, tokens).logits
   np.testing.assert_array_equal(found, expected)
 

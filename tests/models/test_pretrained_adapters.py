@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxlab.models.decoder import decoder_config
-from jaxlab.models.pretrained_adapters import load_adapter, save_adapter
+from jaxlab.models import decoder_config, load_adapter, save_adapter
 from jaxlab.weights.low_rank import LowRankConfig, low_rank_update
 
 SIZES = {"vocab_size": 11, "hidden_size": 8, "num_layers": 3, "num_heads": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxlab.models.decoder import DecoderLM, decoder_config
+from jaxlab.models import DecoderLM, decoder_config
 from jaxlab.models.pretrained_tensors import (
   match_tensors,
   parameter_layout,

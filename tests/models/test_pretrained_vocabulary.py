@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.models.decoder import DecoderLM, decoder_config
-from jaxlab.models.pretrained_vocabulary import add_tokens
+from jaxlab.models import DecoderLM, add_tokens, decoder_config
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -68,7 +68,7 @@ def test_resolution_after_each_stage():
 @pytest.mark.parametrize(
   ("module", "words"),
   [
-    (ResNet(2, block="pre"), "block must be 'basic' or 'bottleneck', got 'pre'"),
+    (ResNet(2, block="pre"), "block must be one of 'basic', 'bottleneck', got 'pre'"),
     (ResNet(2, stem="tiny"), "stem must be .* 'tiny'"),
     (ResNet(2, groups=2), "got 2 of 64"),
     (WideResNet(2, depth=12), "depth must be .* got 12"),

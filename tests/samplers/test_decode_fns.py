@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab import samplers
 from jaxlab.samplers import decode_fns as contract
-from jaxlab.samplers import decoding
 
 V, T = 7, 4
 
@@ -58,7 +58,7 @@ PROMPTS = RNG.integers(0, V, (5, 4)).astype(np.int32)
 LENGTHS = np.array([4, 1, 2, 3, 4], np.int32)
 forward = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
 greedy = jax.jit(
-  lambda fns, prompts, lengths: decoding.generate(
+  lambda fns, prompts, lengths: samplers.generate(
     jax.random.key(0),
     fns,
     prompts,
@@ -157,7 +157,7 @@ def test_scores_of_a_table_and_their_gradient():
 def test_beams_reorder_the_cache():
   """Scores of the hypotheses, recomputed without a cache."""
   found = jax.jit(
-    lambda fns: decoding.beam_search(
+    lambda fns: samplers.beam_search(
       fns, PROMPTS, LENGTHS, num_beams=3, max_new_tokens=T, eos_token_id=2, length_penalty=0.0
     )
   )(FNS)
@@ -172,7 +172,7 @@ def test_beams_reorder_the_cache():
 @pytest.mark.parametrize("draft_params", [PARAMS, DRAFT_PARAMS], ids=["same", "other"])
 def test_speculation_keeps_two_caches_in_step(generated, draft_params):
   found = jax.jit(
-    lambda target, draft: decoding.speculative_decode(
+    lambda target, draft: samplers.speculative_decode(
       jax.random.key(0),
       target,
       draft,

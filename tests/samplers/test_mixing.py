@@ -152,6 +152,6 @@ def test_bad_arguments(labels):
   with pytest.raises(ValueError, match="queries"):
     samplers.label_similarity_logits(labels, labels[:, :1], bandwidth=1.0)
   with pytest.raises(ValueError, match="indices"):
-    samplers.sample_partners(jax.random.key(0), labels, jnp.array([9]), bandwidth=1.0)
+    samplers.sample_partners(jax.random.key(0), labels, np.array([9]), bandwidth=1.0)
   with pytest.raises(AssertionError):
     samplers.sample_partners(jax.random.key(0), labels, jnp.array([0.0]), bandwidth=1.0)

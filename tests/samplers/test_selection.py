@@ -70,6 +70,6 @@ def test_best_of_n():
 
 def test_errors():
   with pytest.raises(ValueError, match="weights"):
-    selection.majority_vote(jnp.array([1, 2]), weights=jnp.array([1.0, -0.5]))
+    selection.majority_vote(jnp.array([1, 2]), weights=np.array([1.0, -0.5]))
   with pytest.raises(AssertionError):
     selection.majority_vote(jnp.array([1.0, 2.0]))

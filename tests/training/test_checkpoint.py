@@ -273,7 +273,7 @@ def test_keeps_the_newest_and_restores_the_step_asked_for(tmp_path):
     for step in (3, 4):
       with pytest.raises(ValueError, match=rf"cannot save step {step}: .*already holds step 4"):
         checkpointer.save(step, _state())
-  with pytest.raises(ValueError, match="max_to_keep must be at least 1 or None, got 0"):
+  with pytest.raises(ValueError, match="max_to_keep must be at least 1, got 0"):
     Checkpointer(tmp_path, max_to_keep=0)
 
 

@@ -219,7 +219,7 @@ def test_host_keeps_metrics_on_the_device_between_rows(monkeypatch):
   ("changes", "message"),
   [
     ({"log_every": 0}, "log_every must be at least 1, got 0"),
-    ({"num_steps": -1}, "num_steps must not be negative, got -1"),
+    ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
     ({"steps_per_call": 3}, r"num_steps=10 - state.step=2, are not a multiple of steps_per_call=3"),
     ({"eval_every": 2}, "eval_every=2 needs evaluate"),
     ({"save_every": 2}, "save_every=2 needs a checkpointer"),

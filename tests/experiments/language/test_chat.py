@@ -10,7 +10,7 @@ import pytest
 
 from experiments.language import chat, command
 from jaxlab.data.tokenizers import load_tokenizer
-from jaxlab.models.pretrained import load_pretrained, save_adapter
+from jaxlab.models import load_pretrained, save_adapter
 from jaxlab.weights.low_rank import LowRankConfig, init_low_rank, merge_low_rank
 
 PACE = re.compile(r"(\d+) tokens in [\d.]+ s, [\d.]+ tokens/s\n")

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from experiments.language import command, finetune, finetune_data
-from jaxlab.models.pretrained import load_adapter, load_pretrained
+from jaxlab.models import load_adapter, load_pretrained
 from jaxlab.weights.low_rank import merge_low_rank
 
 USER, BOT = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}

@@ -1,4 +1,4 @@
-"""Test-time adaptation: a source model meets a stream of shifted, unlabelled batches.
+"""Test-time adaptation through the normalization layers: their statistics, scales and biases.
 
 Every adapter has one interface, `OnlineAdapter`, and runs over a stream by `adapt_stream`.
 """
@@ -8,23 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.algorithms.mean_teachers import (
-  ContinualMeanTeacherState,
-  MeanTeacherState,
-  continual_mean_teacher,
-  mean_teacher_warm_up,
-  robust_mean_teacher,
-)
+from jaxlab._checks import check_range
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdapterState,
   AdaptInfo,
   AdaptLoss,
-  FilteredState,
   ForwardFn,
   OnlineAdapter,
   Path,
-  adapt_stream,
   loss_adapter,
 )
 from jaxlab.losses.adaptation import (
@@ -32,27 +24,6 @@ from jaxlab.losses.adaptation import (
   open_set_entropy_loss,
   softmax_entropy,
 )
-from jaxlab.losses.contracts import check_range
-
-__all__ = [
-  "AdaptBatch",
-  "AdaptInfo",
-  "AdaptLoss",
-  "AdapterState",
-  "ContinualMeanTeacherState",
-  "FilteredState",
-  "MeanTeacherState",
-  "OnlineAdapter",
-  "adapt_stream",
-  "continual_mean_teacher",
-  "entropy_minimization",
-  "filtered_entropy_minimization",
-  "loss_adapter",
-  "mean_teacher_warm_up",
-  "norm_adaptation",
-  "norm_affine_only",
-  "robust_mean_teacher",
-]
 
 
 def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:

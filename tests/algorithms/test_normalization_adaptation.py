@@ -3,8 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import losses, models
-from jaxlab.algorithms import test_time
+from jaxlab import algorithms, losses, models
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,14 @@ def by_path(params):
 
 
 def run(adapter, params, batches):
-  stream = jax.jit(lambda b: test_time.adapt_stream(jax.random.key(0), adapter, start, b))
+  stream = jax.jit(lambda b: algorithms.adapt_stream(jax.random.key(0), adapter, start, b))
   start = adapter.init(params)
   return stream(batches)
 
 
 def test_norm_adaptation_predicts_and_changes_nothing(setup):
   forward, params, batches = setup
-  state, infos = run(test_time.norm_adaptation(forward), params, batches)
+  state, infos = run(algorithms.norm_adaptation(forward), params, batches)
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   np.testing.assert_allclose(
     infos.logits[1], forward(params, batches[1]).logits, rtol=1e-4, atol=1e-5
@@ -44,7 +43,7 @@ def test_norm_adaptation_predicts_and_changes_nothing(setup):
 
 def test_entropy_minimization_changes_the_affine_leaves_alone(setup):
   forward, params, batches = setup
-  adapter = test_time.entropy_minimization(forward, optax.adam(1e-2))
+  adapter = algorithms.entropy_minimization(forward, optax.adam(1e-2))
   state, infos = run(adapter, params, batches)
   np.testing.assert_allclose(
     infos.loss[0], losses.softmax_entropy(infos.logits[0]).mean(), rtol=1e-5
@@ -58,7 +57,7 @@ def test_entropy_minimization_changes_the_affine_leaves_alone(setup):
 
 def test_init_again_resets(setup):
   forward, params, batches = setup
-  adapter = test_time.entropy_minimization(forward, optax.adam(1e-2))
+  adapter = algorithms.entropy_minimization(forward, optax.adam(1e-2))
   _, first = run(adapter, params, batches)
   _, second = run(adapter, params, batches)
   np.testing.assert_array_equal(first.logits, second.logits)
@@ -67,11 +66,11 @@ def test_init_again_resets(setup):
 def test_filtering_starts_as_entropy_minimization_and_then_selects(setup):
   forward, params, batches = setup
   optimizer = optax.adam(1e-1)
-  filtered = test_time.filtered_entropy_minimization(forward, optimizer, diversity_weight=0.0)
-  plain = test_time.entropy_minimization(forward, optimizer)
+  filtered = algorithms.filtered_entropy_minimization(forward, optimizer, diversity_weight=0.0)
+  plain = algorithms.entropy_minimization(forward, optimizer)
   state, infos = run(filtered, params, batches)
   _, expected = run(plain, params, batches)
-  assert isinstance(state, test_time.FilteredState)
+  assert isinstance(state, algorithms.FilteredState)
   jax.tree.map(np.testing.assert_array_equal, state.source_params, params)
   np.testing.assert_array_equal(infos.selected[0], 1)
   np.testing.assert_allclose(infos.loss[0], expected.loss[0], rtol=1e-5)
@@ -86,7 +85,7 @@ def test_a_nan_that_the_network_swallows_is_skipped(setup):
   forward, params, batches = setup
   bad = batches.copy()
   bad[1, 3, 5] = np.nan
-  for make in (test_time.entropy_minimization, test_time.filtered_entropy_minimization):
+  for make in (algorithms.entropy_minimization, algorithms.filtered_entropy_minimization):
     # The head alone: its gradient is finite where ReLU has turned NaN into 0.
     adapter = make(forward, optax.adam(1e-2), trainable=lambda path: path[0] == "head")
     state, infos = run(adapter, params, bad)
@@ -108,14 +107,9 @@ def test_a_nan_that_the_network_swallows_is_skipped(setup):
   ],
 )
 def test_norm_affine_only(path, expected):
-  assert test_time.norm_affine_only(path) is expected
+  assert algorithms.norm_affine_only(path) is expected
 
 
 def test_diversity_weight_is_not_negative(setup):
   with pytest.raises(ValueError, match="diversity_weight"):
-    test_time.filtered_entropy_minimization(setup[0], optax.sgd(0.1), diversity_weight=-1.0)
-
-
-def test_every_name_of_the_door_is_there():
-  for name in test_time.__all__:
-    assert getattr(test_time, name).__doc__
+    algorithms.filtered_entropy_minimization(setup[0], optax.sgd(0.1), diversity_weight=-1.0)

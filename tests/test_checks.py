@@ -1,0 +1,137 @@
+"""Checks and casts that every room shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import losses, metrics
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_at_least,
+  check_choice,
+  check_range,
+  is_known,
+)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, True, np.float32(2), np.zeros(3), [0.1, 0.2], None])
+def test_numbers_and_numpy_arrays_are_known(value):
+  assert is_known(value)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [0.5, x], lambda x: {"a": x}])
+def test_device_and_traced_arrays_are_not_known(wrap):
+  assert not is_known(wrap(jnp.float32(1)))
+  jax.eval_shape(lambda x: not is_known(wrap(x)) or pytest.fail("a traced value is known"), 1.0)
+
+
+@pytest.mark.parametrize(
+  ("given", "wanted"),
+  [("bfloat16", "float32"), ("float32", "float32"), ("int32", "float32"), ("bool", "float32")],
+)
+def test_casts_to_float32_at_least(given, wanted):
+  cast = as_accumulator(jnp.ones(3, given))
+  assert cast.dtype == wanted
+  np.testing.assert_array_equal(cast, np.ones(3))
+
+
+def test_keeps_float64_and_shares_the_widest_type():
+  with jax.enable_x64(True):
+    half, double = as_accumulator(jnp.ones(2, jnp.bfloat16), jnp.ones(3, jnp.float64))
+  assert half.dtype == double.dtype == "float64"
+  assert (half.shape, double.shape) == ((2,), (3,))
+
+
+@pytest.mark.parametrize(
+  ("value", "interval", "allowed"),
+  [
+    (0.0, "[0, 1]", True),
+    (1.0, "[0, 1]", True),
+    (0.0, "(0, 1)", False),
+    (1.0, "(0, 1)", False),
+    (1e30, "(0, inf)", True),
+    (np.inf, "(0, inf)", False),
+    (np.inf, "(0, inf]", True),
+    (np.nan, "(-inf, inf)", False),
+    ([0.2, 1.2], "[0, 1]", False),
+    (3, "[1, 5]", True),
+  ],
+)
+def test_range(value, interval, allowed):
+  if allowed:
+    check_range("alpha", value, interval)
+  else:
+    with pytest.raises(ValueError, match=r"alpha must lie in") as error:
+      check_range("alpha", value, interval)
+    assert interval in str(error.value) and str(value) in str(error.value)
+
+
+def test_a_traced_value_passes():
+  @jax.jit
+  def scaled(alpha):
+    check_range("alpha", alpha, "[0, 1]")
+    return 2 * alpha
+
+  assert scaled(3.0) == 6.0
+
+
+def test_a_known_array_is_checked_under_jit():
+  with pytest.raises(ValueError, match="alpha"):
+    jax.jit(lambda x: check_range("alpha", np.float32(2), "[0, 1]") or x)(1.0)
+
+
+def test_the_values_of_a_device_array_are_not_looked_at():
+  check_range("alpha", jnp.full(3, 7.0), "[0, 1]")
+  np.testing.assert_array_equal(as_classes("labels", jnp.array([0, -1, 5]), 3), [0, 3, 5])
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, 3]])
+def test_known_labels_outside_the_classes_raise(labels):
+  with pytest.raises(ValueError, match=rf"labels must lie in \[0, 3\), got {min(labels)} to"):
+    as_classes("labels", np.array(labels), 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32"])
+def test_narrow_labels_are_widened(dtype):
+  labels = as_classes("labels", jnp.array([0, 100], dtype), 300)
+  assert labels.dtype == "int32"
+  np.testing.assert_array_equal(labels, [0, 100])
+
+
+def test_labels_must_be_integers():
+  with pytest.raises(AssertionError):
+    as_classes("labels", np.zeros(2), 3)
+
+
+def test_no_labels_are_all_right():
+  assert as_classes("labels", np.zeros(0, int), 3).shape == (0,)
+
+
+def test_counts():
+  check_at_least(1, num_steps=1, top_k=None)
+  with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    check_at_least(1, batch_size=2, num_steps=0)
+
+
+def test_choices():
+  check_choice("norm", "pre", ("pre", "post"))
+  with pytest.raises(ValueError, match="norm must be one of 'pre', 'post', got 'both'"):
+    check_choice("norm", "both", ("pre", "post"))
+
+
+@pytest.mark.parametrize(
+  "function",
+  [
+    losses.brier_loss,
+    losses.correctness_aware_loss,
+    losses.label_smoothed_cross_entropy,
+    metrics.negative_log_likelihood,
+  ],
+)
+def test_labels_of_a_device_array_outside_the_classes_give_nan_in_their_rows(function):
+  values = jax.jit(function)(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))
+  np.testing.assert_array_equal(np.isnan(values), [True, False, True])
+  with pytest.raises(ValueError, match="labels must lie"):
+    function(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))
