@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
@@ -20,7 +21,6 @@ from benchmarks.rivals.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
 from experiments.bayes import lc_pfn, lc_pfn_prior
 from experiments.bayes import lc_pfn_rivals as rivals
-from experiments.context import Context
 from jaxlab import data, losses, samplers, uncertainty
 
 PACKAGES = ("emcee",)

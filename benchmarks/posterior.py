@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row
@@ -19,7 +20,6 @@ from benchmarks.rivals import gp
 from benchmarks.scores import compare_scores, record
 from experiments.bayes import pfn, pfn_hyper
 from experiments.bayes.prior_training import draw_data_sets
-from experiments.context import Context
 from jaxlab import losses, models
 
 PACKAGES = ("blackjax", "scikit-learn")

@@ -10,7 +10,9 @@ import rich.box
 import rich.console
 import rich.table
 
-from experiments import catalogue, report
+from experiments import catalogue
+from jaxlab.experiment import report
+from jaxlab.experiment.records import from_stored
 
 
 def main(argv: Sequence[str] | None = None, *, root: pathlib.Path = catalogue.ROOT) -> int:
@@ -55,11 +57,14 @@ def _text(paper: catalogue.Paper) -> str:
 
 def _list(papers: list[catalogue.Paper], results: pathlib.Path) -> None:
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  for column in ("family", "slug", "title", "claims"):
+  for column in ("family", "slug", "title", "headline", "other claims"):
     table.add_column(column)
   for paper in papers:
     claims = catalogue.claims_of(catalogue.measured(paper.slug, results))
-    table.add_row(paper.family, paper.slug, paper.title, catalogue.claim_state(claims))
+    headline = catalogue.headline_of(claims)
+    others = [claim for claim in claims if not claim.headline]
+    verdicts = (headline.verdict if headline else "not measured", catalogue.tally(others))
+    table.add_row(paper.family, paper.slug, paper.title, *verdicts)
   report.console().print(table)
   print(f"{len(papers)} papers; --show=SLUG says more, python -m experiments.FAMILY.SLUG runs one.")
 
@@ -71,11 +76,11 @@ def _show(paper: catalogue.Paper, directory: pathlib.Path) -> None:
     print(f"  --preset={preset}: {cost}")
   print("\n" + "\n".join(paper.functions) + "\n")
   stored = catalogue.measured(paper.slug, directory)
-  for name, content in stored.items():
-    results, claims = report.from_stored(content)
-    report.print_report(f"{name}, {content['preset']}, {content['seeds']} seeds", results, claims)
-  if not stored:
+  if stored is None:
     print("Nothing was measured yet.")
+    return
+  title = f"{paper.slug}, {stored['preset']}, {stored['seeds']} seeds"
+  report.print_report(title, from_stored(stored["records"]), catalogue.claims_of(stored))
 
 
 if __name__ == "__main__":

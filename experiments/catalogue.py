@@ -8,6 +8,7 @@ python -m experiments.catalogue --quote=WORKDIR makes a finished laptop run the 
 
 import argparse
 import collections
+import dataclasses
 import difflib
 import importlib
 import io
@@ -20,8 +21,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxlab import experiment
+from jaxlab.experiment.arguments import default_seeds
 from jaxlab.experiment.records import from_stored
-from jaxlab.experiment.workdir import load_tree, read_json, write_atomic
+from jaxlab.experiment.workdir import (
+  encode_json,
+  first_difference,
+  load_tree,
+  read_json,
+  write_atomic,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAPERS = ROOT / "experiments" / "papers.toml"
@@ -158,7 +166,7 @@ def headline_of(claims: Sequence[experiment.Claim]) -> experiment.Claim | None:
 def tally(claims: Sequence[experiment.Claim]) -> str:
   """How many claims have which verdict, in words: "2 shown, 1 unresolved"."""
   count = collections.Counter(claim.verdict for claim in claims)
-  return ", ".join(f"{n} {verdict}" for verdict, n in count.items()) or "not measured"
+  return ", ".join(f"{n} {verdict}" for verdict, n in count.items())
 
 
 def quote(workdir: pathlib.Path) -> str:
@@ -178,8 +186,13 @@ def quote(workdir: pathlib.Path) -> str:
     raise ValueError(f"{workdir} holds no results.json: the run is not finished.")
   stored = read_json(workdir / "results.json")
   paper = find_paper(load_papers(), stored["slug"])
-  if stored["preset"] != "laptop" or any("=" in part for part in workdir.name.split(",")[1:]):
-    raise ValueError(f"{workdir} is no run of the laptop preset as it stands.")
+  module = load_experiment(paper)
+  config = encode_json(dataclasses.asdict(module.PRESETS["laptop"]))
+  wanted = {"preset": "laptop", "seeds": default_seeds(module, "laptop"), "config": config}
+  difference = first_difference({name: stored[name] for name in wanted}, wanted)
+  if difference:
+    name, ran, asked = difference
+    raise ValueError(f"{workdir} ran with {name} = {ran!r}, the laptop preset has {asked!r}.")
   if stored["wall_seconds"] is None:
     raise ValueError(f"{workdir} is not from one unbroken run; start it anew with --overwrite.")
   experiment.check_claims(claims_of(stored))

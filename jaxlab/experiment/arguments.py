@@ -98,6 +98,11 @@ def default_preset(module: ModuleType) -> str:
   return "laptop" if "laptop" in presets else next(iter(presets))
 
 
+def default_seeds(module: ModuleType, preset: str) -> int:
+  """The number of seeds of a preset: as the module's `SEEDS` says, else 1 for smoke, else 5."""
+  return {"smoke": 1, **getattr(module, "SEEDS", {})}.get(preset, _DEFAULT_SEEDS)
+
+
 def define_flags(module: ModuleType) -> flags.FlagValues:
   """The flags of every experiment, and one for each field of the module's `Config`.
 
@@ -141,9 +146,9 @@ def read_arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[
       raise UsageError(f"--{name}={given[name]} is not allowed: an integer of at least 1.")
   base = presets_of(module)[preset]
   config = config_flags.config_from_flags(values, base)
-  default_seeds = {"smoke": 1, **getattr(module, "SEEDS", {})}.get(preset, _DEFAULT_SEEDS)
-  seeds = given["seeds"] or default_seeds
-  changed = _changes(base, config) | ({} if seeds == default_seeds else {"seeds": seeds})
+  usual_seeds = default_seeds(module, preset)
+  seeds = given["seeds"] or usual_seeds
+  changed = _changes(base, config) | ({} if seeds == usual_seeds else {"seeds": seeds})
   default_workdir = f"runs/{slug_of(module)}/{_name_of_run(preset, changed)}"
   program = _program(module)
   places = [argument for argument in argv[1:] if _flag_name(argument) not in _PLACES]

@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
-import jaxlab
 from jaxlab.experiment import claims as claiming
 from jaxlab.experiment import dry_run, records, report, workdir
 from jaxlab.experiment import flags as config_flags
@@ -231,7 +230,7 @@ def _provenance(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     "versions": {
       "jax": jax.__version__,
       "flax": importlib.metadata.version("flax"),
-      "jaxlab": jaxlab.__version__,
+      "jaxlab": importlib.metadata.version("jaxlab"),
     },
     "device": mesh.devices.flat[0].device_kind,
     "mesh": dict(mesh.shape),

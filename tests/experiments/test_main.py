@@ -1,10 +1,7 @@
-import shutil
-
 import pytest
 
 from experiments import __main__ as program
-from experiments import common, report, workdir
-from tests.experiments import tiny_experiment as tiny
+from tests.experiments.test_catalogue import TINY, write_result
 
 
 def lines(capsys, *arguments, **keywords):
@@ -18,12 +15,11 @@ def slugs(output):
   return [row[1] for row in rows if len(row) > 1 and row[1] != "slug"]
 
 
-def test_lists_families_slugs_titles_states(capsys):
+def test_lists_families_slugs_titles_verdicts(capsys):
   output = lines(capsys)
   assert set(slugs(output)) >= {"pfn", "lc_pfn"}
   (row,) = (line for line in output if line.split()[1:2] == ["pfn"])
   assert row.split()[0] == "bayes" and "Transformers Can Do Bayesian Inference" in row
-  assert "measured" in row or "hold" in row
 
 
 def test_filters(capsys):
@@ -44,16 +40,15 @@ def test_shows_one_paper(capsys):
 def test_shows_what_was_measured(capsys, tmp_path):
   results = tmp_path / "experiments" / "results"
   results.mkdir(parents=True)
-  shutil.copy(tiny.PAPERS, results.parent / "papers.toml")
+  (results.parent / "papers.toml").write_text(TINY)
   assert "Nothing was measured yet." in lines(capsys, "--show=tiny", root=tmp_path)
-  content = {"slug": "tiny", "preset": "laptop", "seeds": 3}
-  measured = common.Results({"ours": {"nll": [1.0, 2.0, 4.0]}})
-  claims = [report.Claim("It is good", False, 2.3, 2.0)]
-  workdir.write_json(results / "tiny.json", content | report.to_stored(measured, claims))
+  assert "not measured" in "\n".join(lines(capsys, root=tmp_path))
+  write_result(results)
   text = "\n".join(lines(capsys, "--show=tiny", root=tmp_path))
-  assert "tiny, laptop, 3 seeds" in text and "2.33 ± 0.88" in text
-  assert "does not hold: It is good (measured 2.3, baseline 2)" in text
-  assert "0 of 1 hold" in "\n".join(lines(capsys, root=tmp_path))
+  assert "tiny, laptop, 3 seeds" in text and "1.100 ± 0.058" in text
+  assert "shown: a|b (1.1 against 2.1, difference +1 [" in text
+  text = "\n".join(lines(capsys, root=tmp_path))
+  assert "shown" in text and "1 no test" in text
 
 
 @pytest.mark.parametrize(

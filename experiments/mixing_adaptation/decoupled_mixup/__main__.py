@@ -219,9 +219,7 @@ def figure(results: Results):
     for quantity in ("accuracy", "both labels on top"):
       ax = next(panels)
       for method, eta in ((PLAIN, None), (DECOUPLED, results.distinct("eta")[0])):
-        plots.intervals(
-          ax, results, quantity, by="policy", method=method, dataset=name, eta=eta
-        )
+        plots.intervals(ax, results, quantity, by="policy", method=method, dataset=name, eta=eta)
       ax.axhline(results.select(quantity, method=NONE, dataset=name).mean(), color="gray", ls=":")
       ax.set_title(name)
   axes[0].legend(fontsize=8)

@@ -32,9 +32,7 @@ def semi_supervised(config, context: experiment.Context) -> dict[str, dict]:
       train_key,
       module,
       semi_supervised_loss(config, module, labeled, setting.get("eta")),
-      sgd_cosine(
-        config.semi_learning_rate, config.semi_steps, weight_decay=config.weight_decay
-      ),
+      sgd_cosine(config.semi_learning_rate, config.semi_steps, weight_decay=config.weight_decay),
       (unlabeled.inputs,),
       num_steps=config.semi_steps,
       batch_size=config.semi_batch,

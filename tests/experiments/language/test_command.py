@@ -4,8 +4,8 @@ import types
 
 import numpy as np
 import pytest
-
 from experiments.config_flags import UsageError
+
 from experiments.language import command
 from jaxlab.data.tokenizers import Tokenizer
 from jaxlab.training.loop import Interrupted, NonFiniteLossError

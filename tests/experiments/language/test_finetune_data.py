@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 import pytest
-
 from experiments.config_flags import UsageError
+
 from experiments.language.finetune_data import (
   Batches,
   Example,

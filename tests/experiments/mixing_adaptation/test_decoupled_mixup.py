@@ -3,9 +3,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from experiments.classification import Split
 
 from experiments import common, report
-from experiments.classification import Split
 from experiments.mixing_adaptation import decoupled_mixup as experiment
 from jaxlab import training
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from experiments.classification import Split
+
 from experiments.mixing_adaptation import decoupled_mixup
 from experiments.mixing_adaptation import decoupled_mixup_policies as policies
 from jaxlab import losses, models

@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from experiments.classification import Split
+
 from experiments.mixing_adaptation import decoupled_mixup
 from experiments.mixing_adaptation import decoupled_mixup_semi as semi
 from jaxlab import models

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.classification import Split
 
 from experiments import common
-from experiments.classification import Split
 from experiments.mixing_adaptation import open_set_tta
 from experiments.mixing_adaptation import open_set_tta_task as tasks
 
