@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from experiments import catalogue, pages
@@ -220,7 +219,5 @@ def test_what_is_no_laptop_run_is_not_quoted(quoted, tmp_path, capsys):
 
 def test_the_tally_counts_verdicts():
   claims = [experiment.compare("c", [2.0, 2.1 + i], 1.0) for i in range(2)]
-  assert (
-    catalogue.tally(claims) == "1 shown, 1 unresolved" and catalogue.tally([]) == "not measured"
-  )
-  assert np.isfinite(claims[0].interval).all()
+  assert catalogue.tally(claims) == "1 shown, 1 unresolved"
+  assert catalogue.tally([]) == ""

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -34,6 +35,19 @@ def execute(module, *arguments):
   return experiment.execute(module, [module.PAPER, *arguments, "--mesh=data:2,model:1"])
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+  """The directory of a paper's smoke run, one run for all tests."""
+
+  @functools.cache
+  def run(slug):
+    directory = tmp_path_factory.mktemp(slug) / "run"
+    assert execute(load(slug), "--preset=smoke", f"--workdir={directory}") == 0
+    return directory
+
+  return run
+
+
 def stored(directory):
   return json.loads((directory / "results.json").read_text())
 
@@ -56,10 +70,8 @@ def test_an_experiment_has_all_parts(slug, capsys):
 
 
 @of_papers(pytest.mark.smoke)
-def test_smoke_measures_claims_and_draws(slug, tmp_path):
-  module = load(slug)
-  assert execute(module, "--preset=smoke", f"--workdir={tmp_path}") == 0
-  content = stored(tmp_path)
+def test_smoke_measures_claims_and_draws(slug, smoke):
+  content = stored(smoke(slug))
   results = records.from_stored(content["records"])
   assert len(results.distinct("method")) >= 2
   claims = catalogue.claims_of(content)
@@ -67,7 +79,7 @@ def test_smoke_measures_claims_and_draws(slug, tmp_path):
   assert catalogue.headline_of(claims).requires, "the headline has no precondition"
   # One seed decides nothing, whatever the preconditions say.
   assert {claim.verdict for claim in claims} <= {"no test", "unresolved"}
-  assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+  assert (smoke(slug) / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("slug", PAPERS)
@@ -78,9 +90,8 @@ def test_the_paper_preset_compiles_from_shapes(slug, capsys):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("slug", FIRST)
-def test_a_run_that_lost_its_last_stages_ends_the_same(slug, tmp_path):
-  module, whole, broken = load(slug), tmp_path / "whole", tmp_path / "broken"
-  assert execute(module, "--preset=smoke", f"--workdir={whole}") == 0
+def test_a_run_that_lost_its_last_stages_ends_the_same(slug, smoke, tmp_path):
+  module, whole, broken = load(slug), smoke(slug), tmp_path / "broken"
   shutil.copytree(whole, broken)
   for name in ("results.json", "extras.npz", "figure.png"):
     (broken / name).unlink()
