@@ -2,7 +2,7 @@
 
 One door: every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and gives a
 `Mixed`, and every loss of two labels (`jaxlab.losses.mixup`) takes what a `Mixed` holds, so that
-any policy goes with any loss:
+any policy goes with any loss::
 
     mixed = augment.cutmix(key, images, labels, alpha=0.2)
     logits = apply(params, mixed.inputs)

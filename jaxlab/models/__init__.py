@@ -1,6 +1,7 @@
 """flax.linen modules, and what sits on a trained one."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from jaxlab.models.classifiers import MLP, ConvNet, ModelOutput
 from jaxlab.models.convolution import Conv
@@ -59,6 +60,9 @@ from jaxlab.models.resnet import (
 from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, rotary_frequencies
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
 from jaxlab.models.vit import ViT
+
+if TYPE_CHECKING:
+  from jaxlab.models.pfn_estimators import PFNClassifier, PFNRegressor
 
 # They bring scikit-learn, which takes longer to import than the rest of the room.
 _LAZY = {

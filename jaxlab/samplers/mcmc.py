@@ -99,7 +99,7 @@ def affine_invariant_mcmc(
   One step moves the first half of the walkers, each with a partner drawn with replacement from the
   second half, then the second half with partners from the updated first. It is one `lax.scan` that
   stores the kept walkers only; many problems at once are a `jax.vmap` over keys, walkers and what
-  `log_prob_fn` closes over:
+  `log_prob_fn` closes over::
 
     sample = lambda key, walkers, data: affine_invariant_mcmc(
       key, lambda theta: log_density(theta, data), walkers, num_steps=1000, burn_in=500
