@@ -4,12 +4,17 @@ The source directory is the root of the repository, so that a link between two p
 the site, on disk and in a repository browser; `include_patterns` says which files are pages.
 """
 
+import inspect
 import pathlib
 import re
+import types
 
 from docutils import nodes, utils
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.domains.python import PyXRefRole
+from sphinx.util import logging
+from sphinx.util.inspect import DefaultValue
 
 from docs import rooms
 
@@ -34,6 +39,7 @@ extensions = [
 
 # Pages and notebooks. `make colabs` executes the notebooks; here their stored outputs are shown.
 nb_execution_mode = "off"
+highlight_language = "none"
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 
@@ -41,11 +47,11 @@ myst_heading_anchors = 4
 autodoc_default_options = {
   "members": True,
   "special-members": "__call__",
-  "exclude-members": "set_predict_request, set_score_request",  # scikit-learn's metadata routing.
+  "exclude-members": "setup, set_predict_request, set_score_request",  # Of flax, of scikit-learn.
 }
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
@@ -66,6 +72,8 @@ def setup(app):
   """Adds what the extensions lack."""
   app.add_role("name", name_or_code)
   app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+  app.connect("autodoc-process-signature", name_defaults)
+  app.connect("autodoc-skip-member", skip_fields)
   app.connect("builder-inited", write_reference)
   app.connect("build-finished", redirect_to_root)
 
@@ -77,10 +85,33 @@ def name_or_code(role, rawtext, text, lineno, inliner, options=None, content=())
   return [nodes.literal(rawtext, utils.unescape(text, restore_backslashes=True))], []
 
 
+def name_defaults(app, what, name, obj, options, signature, returns):
+  """Shows the defaults of a flax module by name, and leaves out what every one of them takes."""
+  if what != "class" or not hasattr(obj, "apply"):
+    return None
+  shown = []
+  for parameter in inspect.signature(obj).parameters.values():
+    default = parameter.default
+    if default is not parameter.empty and callable(default):
+      parameter = parameter.replace(default=DefaultValue(default.__name__))
+    if parameter.name not in ("parent", "name"):
+      shown.append(parameter.replace(annotation=parameter.empty))
+  return str(inspect.Signature(shown)), returns
+
+
+def skip_fields(app, what, name, obj, skip, options):
+  """Of the members of a class only methods and properties: fields stand in its signature."""
+  return skip or not isinstance(obj, types.FunctionType | types.MethodType | property)
+
+
 def visit_math(self, node):
-  """Writes a formula as MathML: no script to load, and a formula in error ends the build."""
+  """Writes a formula as MathML: no script to load, and a formula in error is a warning."""
   block = isinstance(node, nodes.math_block)
-  formula = tex2mathml(node.astext(), as_block=block)
+  try:
+    formula = tex2mathml(node.astext(), as_block=block)
+  except MathError as error:
+    logging.getLogger("docs").warning("%s", error, location=node)
+    raise nodes.SkipNode from error
   # Browsers give "log q" no space of its own; TeX gives it one, unless a parenthesis opens there.
   formula = re.sub(
     r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>[(\[{|])", '<mspace width="0.17em"/>', formula

@@ -34,7 +34,8 @@ def page(room: str) -> str:
   families = {}
   for name in getattr(module, "__all__", ()):
     families.setdefault(homes[name], []).append(name)
-  parts = [_heading(room, "="), f".. automodule:: {room}\n   :no-members:"]
+  parts = [".. highlight:: python", _heading(room, "=")]
+  parts.append(f".. automodule:: {room}\n   :no-members:")
   for family in sorted(families):
     title = family.removeprefix(f"{room}.").replace("_", " ")
     parts += [_heading(title, "-"), inspect.getdoc(importlib.import_module(family))]
