@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO ?= demo
 
-.PHONY: demo test compat lint format colabs bench docs lock clean help
+.PHONY: demo test compat lint format colabs bench docs site lock clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -42,7 +42,6 @@ lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m experiments.catalogue --check
-	$(BIN)/python -m docs.api --check
 
 format: $(READY)  ## put the code in order
 	$(BIN)/ruff check --fix .
@@ -55,9 +54,12 @@ bench: $(READY)  ## measure against peers (installs the `bench` extra)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-docs: $(READY)  ## make the generated tables and the API reference anew
+docs: $(READY)  ## make the generated tables anew
 	$(BIN)/python -m experiments.catalogue --write
-	$(BIN)/python -m docs.api --write
+
+site: $(READY)  ## build the site into build/site; a warning or a broken link ends the build
+	rm -rf build/site build/doctrees docs/reference
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -n -c docs -d build/doctrees . build/site
 
 lock: $(READY)  ## resolve the dependencies anew
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra test --universal \

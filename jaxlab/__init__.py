@@ -1,6 +1,6 @@
 """JAX functions for training that fits how a model will be used.
 
-The rooms are imported when first used, so that `import jaxlab` costs little:
+The rooms are imported when first used, so that `import jaxlab` costs little::
 
   from jaxlab import losses
   losses.bar_nll(logits, targets, borders)

@@ -39,7 +39,7 @@ def predictive_stop(
     ValueError: if `confidence` lies outside (0, 1) or `horizon` is unknown.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
-    Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
+  Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
   chex.assert_rank(exceedance, 2)

@@ -5,7 +5,7 @@ It predicts a batch, then learns from it. A batch that is not finite, or gives a
 that is not, is predicted but not learnt from: the state stays as it was, and `info.skipped` counts
 it.
 
-A new adapter is one loss:
+A new adapter is one loss::
 
   def confident_entropy(key, batch):
     entropy = losses.softmax_entropy(batch.outputs.logits)

@@ -49,8 +49,9 @@ def corrupt_signals(
   """Corrupts standardised signals, the one-dimensional counterpart of common image corruptions.
 
   With constants c at severities 1 to 5:
+
   - gaussian_noise: x + c ε, c = .2, .4, .6, .8, 1;
-  - shot_noise: x + c sqrt(|x| + .1) ε, c as before;
+  - shot_noise: x + c sqrt(abs(x) + .1) ε, c as before;
   - impulse_noise: with probability .02, .04, .07, .11, .16 a value becomes 3 or -3;
   - blur: Gaussian kernel of standard deviation .5, .75, 1, 1.5, 2;
   - motion: mean of the last 2, 3, 4, 5, 7 values;
@@ -62,6 +63,7 @@ def corrupt_signals(
   - pixelate: blocks of 2, 3, 4, 5, 6 values become their mean (the last block may be short);
   - quantize: c round(x / c), c = .25, .5, .75, 1, 1.5;
   - occlusion: a run of 3, 5, 7, 9, 12 values at a uniform start becomes 0, in every channel.
+
   Where a window reaches over an end, the edge value stands for what is not there.
 
   Args:

@@ -56,6 +56,7 @@ def corrupt_images(
   side. Smaller images have the constants of 32, larger ones those of 224; lengths of the elastic
   transform are shares of the side. A few kinds are made otherwise, so that they run as array
   programs:
+
   - gaussian_noise, shot_noise (Poisson counts), impulse_noise (salt and pepper), contrast, and
     brightness (of the value in HSV, also for one channel): as published;
   - gaussian_blur, defocus_blur (a smoothed disc) and motion_blur (half a Gaussian along a
@@ -65,6 +66,7 @@ def corrupt_images(
   - elastic_transform: the published affine jitter and smoothed displacement in one resampling;
   - jpeg_compression: the 8 x 8 cosine transform, quantised by the standard's tables at the
     published quality, without chroma subsampling; other than three channels all count as luma.
+
   The results are not rounded to 8 bits.
 
   Args:

@@ -2,7 +2,7 @@
 
 One door: every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and gives a
 `Mixed`, and every loss of two labels (`losses.mixup_cross_entropy` is one) takes what a `Mixed`
-holds, so that any policy goes with any loss:
+holds, so that any policy goes with any loss::
 
     mixed = augment.cutmix(key, images, labels, alpha=0.2)
     logits = apply(params, mixed.inputs)

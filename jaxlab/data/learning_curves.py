@@ -87,7 +87,7 @@ def normalize_curve(
     ValueError: unless lower <= soft_lower < soft_upper <= upper.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
-    Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
+  Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
   """
   scale = _sigmoid_scale(lower, upper, soft_lower, soft_upper)
   values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -48,11 +48,12 @@ def load_source(
   in `data_dir`: it must have been prepared there in the `array_record` format.
 
   The fields of offline sets: `index`, the row in the whole set, and
+
   - digits: `image` u8[8, 8, 1] in 0..16, `label`;
-  - iris, wine, breast_cancer, keel/*: `features` f32[d] (nominal columns as codes, missing
+  - iris, wine, breast_cancer, `keel/*`: `features` f32[d] (nominal columns as codes, missing
     entries NaN), `label`;
   - diabetes: `features` f32[10], `target` f32;
-  - mnist1d, aeon/* (the bundled classification sets; its forecasting, regression, segmentation
+  - mnist1d, `aeon/*` (the bundled classification sets; its forecasting, regression, segmentation
     and anomaly series are not here): `series` f32[length, channels], `label`;
   - lcdb, lcdb/logloss: `values` f32[L] (NaN behind the end), `anchors` i32[L] (0 behind the end),
     `length`, `dataset_id`, `learner`.

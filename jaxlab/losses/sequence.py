@@ -208,7 +208,7 @@ def log1mexp(x: chex.Numeric) -> jax.Array:
     Nats, `[...]`, in float32 or wider, with full relative precision at either end; -inf at 0 (where
     the slope is infinite too) and NaN above.
 
-  Reference: Mächler, Accurately Computing log(1 - exp(-|a|)), 2012,
+  Reference: Mächler, Accurately Computing `log(1 - exp(-|a|))`, 2012,
   https://cran.r-project.org/package=Rmpfr/vignettes/log1mexp-note.pdf.
   """
   return _log1mexp(as_accumulator(x))

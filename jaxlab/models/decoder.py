@@ -70,7 +70,8 @@ class DecoderLM(nn.Module):
     unstacked: whether every layer has parameters (and intermediates) of its own, `layers_0`,
       `layers_1` and so on: what `for_decoding` gives.
 
-  Example:
+  Example::
+
     model = DecoderLM(decoder_config(vocab_size=64, hidden_size=64, num_layers=2, num_heads=4))
     params = model.init(key, tokens)["params"]
     logits = model.apply({"params": params}, tokens).logits

@@ -55,7 +55,8 @@ class PFN(nn.Module):
     target_shift: subtracted from y.
     target_scale: y is divided by this after the shift.
 
-  Example:
+  Example::
+
     network = PFN(num_outputs=100, embed_dim=64, num_layers=3)
     params = network.init(key, x, y, 10)["params"]
     logits = network.apply({"params": params}, x, y, 10)[:, 10:]

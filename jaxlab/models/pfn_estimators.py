@@ -111,7 +111,8 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     target_scale_: the unit's size.
     n_features_in_: number of features.
 
-  Example:
+  Example::
+
     model = PFNRegressor("runs/gp").fit(X, y)
     mean, std = model.predict(X_new, return_std=True)
 

@@ -61,7 +61,7 @@ def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
   """The decode functions of a linen language model.
 
   They are pytrees whose leaves are the parameters, so they may be closed over, or given to a jitted
-  function as an argument, which then serves every update of the parameters with one program:
+  function as an argument, which then serves every update of the parameters with one program::
 
     sample = jax.jit(generate, static_argnames=("max_new_tokens", "eos_token_id"))
     fns = flax_decode_fns(model, params)

@@ -39,7 +39,7 @@ def stretch_proposal(walkers: chex.Array, partners: chex.Array, z: chex.Array) -
     `partner + z (walker - partner)`, `[n, d]`, and `(d - 1) ln z`, `[n]`.
 
   Reference: Goodman and Weare, Ensemble samplers with affine invariance, 2010, equation 7,
-    https://doi.org/10.2140/camcos.2010.5.65.
+  https://doi.org/10.2140/camcos.2010.5.65.
   """
   chex.assert_rank(walkers, 2)
   chex.assert_equal_shape([walkers, partners])
@@ -72,7 +72,7 @@ def initial_walkers(
     ValueError: if `num_walkers` is below 1 or above the number of candidates.
 
   Reference: Kool et al., Stochastic beams and where to find them, ICML 2019, section 2,
-    https://arxiv.org/abs/1903.06059.
+  https://arxiv.org/abs/1903.06059.
   """
   chex.assert_rank([candidates, log_weights], [2, 1])
   chex.assert_equal_shape_prefix([candidates, log_weights], 1)
@@ -99,7 +99,7 @@ def affine_invariant_mcmc(
   One step moves the first half of the walkers, each with a partner drawn with replacement from the
   second half, then the second half with partners from the updated first. It is one `lax.scan` that
   stores the kept walkers only; many problems at once are a `jax.vmap` over keys, walkers and what
-  `log_prob_fn` closes over:
+  `log_prob_fn` closes over::
 
     sample = lambda key, walkers, data: affine_invariant_mcmc(
       key, lambda theta: log_density(theta, data), walkers, num_steps=1000, burn_in=500
@@ -126,8 +126,8 @@ def affine_invariant_mcmc(
       `thin` < 1, or no step would be kept.
 
   Reference: Goodman and Weare, Ensemble samplers with affine invariance, 2010, section 2,
-    https://doi.org/10.2140/camcos.2010.5.65; Foreman-Mackey et al., emcee: The MCMC Hammer, 2013,
-    algorithm 3, https://arxiv.org/abs/1202.3665.
+  https://doi.org/10.2140/camcos.2010.5.65; Foreman-Mackey et al., emcee: The MCMC Hammer, 2013,
+  algorithm 3, https://arxiv.org/abs/1202.3665.
   """
   chex.assert_rank(walkers, 2)
   num_walkers, dim = walkers.shape

@@ -53,7 +53,7 @@ def best_first_search(
 ) -> TreeSearchResult:
   """Expands again and again the open node of the highest log-probability, until one is a solution.
 
-  One problem, one `lax.while_loop`; `jax.vmap` over keys and roots searches many:
+  One problem, one `lax.while_loop`; `jax.vmap` over keys and roots searches many::
 
     search = lambda key, root: best_first_search(
       key, propose_fn, transition_fn, root, num_expansions=64, branching=4, max_depth=8

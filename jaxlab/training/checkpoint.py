@@ -127,9 +127,9 @@ class Checkpointer:
     `<step>.corrupt` by the next `save`.
 
     Args:
-      state_like: a state, or `jax.ShapeDtypeStruct`s, of the wanted structure, shapes and dtypes.
-        Arrays come back with its shardings, whatever mesh they were saved from; leaves that are
-        not bound to devices come back unbound.
+      state_like: a state, or one of `jax.ShapeDtypeStruct`, of the wanted structure, shapes and
+        dtypes. Arrays come back with its shardings, whatever mesh they were saved from; leaves
+        that are not bound to devices come back unbound.
       step: the step wanted; None takes the newest one that can be read.
 
     Returns:

@@ -64,7 +64,7 @@ def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
     ValueError: if the family is unknown.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
-    Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
+  Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
   """
   curve = _family(family)
   chex.assert_axis_dimension(params, -1, len(curve.peaked))
