@@ -94,6 +94,8 @@ def _index(papers: Mapping[str, Paper], stored: Mapping[str, Any]) -> str:
   for family in dict.fromkeys(paper.family for paper in papers.values()):
     members = [paper for paper in papers.values() if paper.family == family]
     lines += [f"## {family.replace('_', ' ').capitalize()}", "", _table(members, stored, "papers")]
+  # The site nests the pages under this one.
+  lines += ["```{toctree}", ":hidden:", ":glob:", "", "papers/*", "```", ""]
   return "\n".join(lines)
 
 
