@@ -21,6 +21,8 @@ from jaxlab.training.mesh import initialize_multihost, make_mesh
 _DEFAULT_MESH = "data:-1,model:1"
 _DEFAULT_SEEDS = 5
 _LONGEST_NAME = 120
+# A program that is not run need not be fast; its memory figures stay the same.
+_FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 FRAME_FLAGS = {
   "preset": (str, "The sizes to start from; other flags change single fields."),
@@ -237,6 +239,7 @@ def start_jax(arguments: Arguments) -> None:
     os.environ["JAXLAB_DATA_DIR"] = arguments.data_dir
   if arguments.dry_run:
     jax.config.update("jax_platforms", "cpu")  # The mesh is simulated.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILE}"
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   wanted = arguments.host_devices
   in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
