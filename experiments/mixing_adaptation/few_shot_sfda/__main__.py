@@ -253,13 +253,14 @@ def figure(results: Results):
   for method in shown.distinct("method"):
     for scenario, values in zip(SCENARIOS, _by_scenario(shown, method)):
       means.add({method: {ACCURACY: values}}, scenario=scenario)
-  figure, axes = plots.panels(2, width=6)
+  targets = shown.distinct("target")
+  figure, axes = plots.panels(2 if targets else 1, width=6)
   plots.intervals(axes[0], means, ACCURACY, by="scenario")
-  if shown.distinct("target"):
+  if targets:
     plots.intervals(axes[1], shown, ACCURACY, by="target", scenario=SCENARIOS[0])
+    axes[1].set_title("closed set", fontsize=10)
   axes[0].set_title(f"means over targets; shots per class: {shots}; SHOT at {rate:g}", fontsize=10)
-  axes[1].set_title("closed set", fontsize=10)
-  axes[0].legend(fontsize=7)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
   return figure
 
 

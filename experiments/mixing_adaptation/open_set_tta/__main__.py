@@ -273,15 +273,17 @@ def figure(results: Results):
   """Error and AUROC by round, and what the filter keeps, at the first learning rate."""
   rate, *_ = results.distinct("learning_rate")
   shown = Results(record for record in results if record.field("learning_rate") in (None, rate))
-  figure, axes = plots.panels(3)
+  kept = shown.distinct("round", quantity=KEPT)
+  figure, axes = plots.panels(3 if kept else 2)
   for ax, quantity in zip(axes, (ERROR, "AUROC")):
     plots.curves(ax, shown, quantity, x="round")
     ax.set_title(f"learning rate {rate:g}")
-  if shown.distinct("round", quantity=KEPT):
+    ax.xaxis.get_major_locator().set_params(integer=True)
+  if kept:
     plots.curves(axes[2], shown, KEPT, x="round", color="rows", method=MAIN)
+    axes[2].set(title=MAIN, ylim=(-0.02, 1.02))
     axes[2].legend(fontsize=8)
-  axes[2].set(title=MAIN, ylim=(-0.02, 1.02))
-  axes[0].legend(fontsize=7)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
   return figure
 
 

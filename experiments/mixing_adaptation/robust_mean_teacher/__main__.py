@@ -230,17 +230,17 @@ def figure(results: Results):
     if norm and "stream" in where and method != NORM and setting.get("learning_rate", rate) == rate:
       gains.add({method: {quantity: norm[0].values - values}}, **where)
   adapted = Results(record for record in gains if record.method != SOURCE)
-  figure, axes = plots.panels(3, width=5.5)
+  kinds = adapted.distinct("kind")
+  figure, axes = plots.panels(3 if kinds else 2, width=5.5)
   plots.intervals(axes[0], adapted, ERROR, by="stream")
-  if adapted.distinct("round"):
-    plots.curves(axes[1], adapted, ROUND_ERROR, x="round")
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
-  if adapted.distinct("kind"):
+  plots.curves(axes[1], adapted, ROUND_ERROR, x="round")
+  axes[1].xaxis.get_major_locator().set_params(integer=True)
+  if kinds:
     plots.intervals(axes[2], adapted, KIND_ERROR, by="kind", stream="continual")
   for ax in axes:
     ax.axhline(0, color="gray", linewidth=1)
     ax.set_title("points below norm adaptation's", fontsize=10)
-  axes[0].legend(fontsize=7)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
   return figure
 
 
