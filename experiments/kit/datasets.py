@@ -25,6 +25,14 @@ _TFDS_IMAGES = {
   "svhn_cropped": ((32, 32, 3), 10),
 }
 
+# The fifteen corruptions of CIFAR-10-C, as tfds names them: `cifar10_corrupted/<kind>_<severity>`.
+CIFAR10_CORRUPTIONS = (
+  *("gaussian_noise", "shot_noise", "impulse_noise"),
+  *("defocus_blur", "frosted_glass_blur", "motion_blur", "zoom_blur"),
+  *("snow", "frost", "fog", "brightness"),
+  *("contrast", "elastic", "pixelate", "jpeg_compression"),
+)
+
 
 class Dataset(NamedTuple):
   """A classification set.

@@ -31,11 +31,13 @@ class FineTuned(NamedTuple):
     params: parameters at the step with the lowest validation loss.
     best_step: number of updates they have seen, int32 `[]`; 0: the start was the best.
     best_validation_loss: mean cross-entropy there, in nats, `[]`.
+    last_params: parameters at the last evaluation.
   """
 
   params: chex.ArrayTree
   best_step: jax.Array
   best_validation_loss: jax.Array
+  last_params: chex.ArrayTree = None
 
 
 def centroid_pseudo_labels(
@@ -174,8 +176,9 @@ def fine_tune(
   opt_state = init_optimizer(optimizer, params, trainable=trainable)
   carry = ((params, opt_state), start, jnp.int32(0))
   rows = _repeated_rows(key, data[1].shape[0], num_phases * eval_every * batch_size)
-  (_, best, _), _ = jax.lax.scan(phase, carry, rows.reshape(num_phases, eval_every, batch_size))
-  return best
+  rows = rows.reshape(num_phases, eval_every, batch_size)
+  ((last, _), best, _), _ = jax.lax.scan(phase, carry, rows)
+  return best._replace(last_params=last)
 
 
 def _labelled(name: str, pair: Labelled, num_classes: int) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from jaxlab.augment.corruptions import (
   corrupt_signals,
   corruption_stream,
 )
-from jaxlab.augment.crops import random_crop, random_flip
+from jaxlab.augment.crops import jitter_images, random_crop, random_flip
 from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
 from jaxlab.augment.interpolation import (
   MultiMixed,
@@ -44,6 +44,7 @@ __all__ = [
   "draw_mix",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
+  "jitter_images",
   "jitter_signals",
   "mix_regression_pairs",
   "MixDraw",

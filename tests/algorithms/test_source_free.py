@@ -193,6 +193,9 @@ def test_the_best_evaluation_is_kept(sets):
   assert found.best_step == 2 * best
   np.testing.assert_allclose(found.best_validation_loss, scores[best], rtol=1e-4)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found.params, kept[best])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found.last_params, kept[-1]
+  )
 
 
 def test_examples_are_repeated_equally_often(sets):

@@ -1,24 +1,22 @@
-"""Domains, with classes as in the source, unknown ones, or counts turned round; source models."""
+"""Domains with the source's classes, with unknown ones or with reversed counts; source models."""
 
 from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from experiments import classification
-from experiments.classification import Split
-from experiments.members import over_members
-from jaxlab import augment, data, losses, models
+from experiments.kit.datasets import Split
+from experiments.kit.source_model import smoothed_loss
+from experiments.kit.train import adamw_cosine, train
+from jaxlab import augment, data, models
 
 SCENARIOS = ("closed", "open set", "label shift")
 
 
 class Domains(NamedTuple):
-  """Labelled source rows, and targets: inputs `[targets, n, ...]` and labels `[targets, n]`."""
+  """Labeled source rows, and targets: inputs `[targets, n, ...]` and labels `[targets, n]`."""
 
   source: Split
   inputs: chex.Array
@@ -58,14 +56,14 @@ def make_domains(config, scenario: str, seed: int) -> Domains:
   if config.dataset == "domainnet":
     pools = [_images(config, domain) for domain in (config.source, *config.targets)]
     drawn = [
-      Split(*(array[_take(rng, pool.labels, counts)] for array in pool))
+      Split(*(array[draw_rows(rng, pool.labels, counts)] for array in pool))
       for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
     ]
     return Domains(drawn[0], *(np.stack(arrays) for arrays in zip(*drawn[1:])))
   pool = data.load_mnist1d(config.pool_size)
-  rows = _take(rng, pool.labels, source_counts)
+  rows = draw_rows(rng, pool.labels, source_counts)
   others = np.setdiff1d(np.arange(config.pool_size), rows)
-  others = others[_take(rng, pool.labels[others], target_counts)]
+  others = others[draw_rows(rng, pool.labels[others], target_counts)]
   source = pool.series[rows]
   signals = (pool.series - source.mean()) / source.std()
   inputs = []
@@ -80,8 +78,8 @@ def make_domains(config, scenario: str, seed: int) -> Domains:
   return Domains(Split(signals[rows], pool.labels[rows]), np.stack(inputs), labels)
 
 
-def _take(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Random rows, so many of each class."""
+def draw_rows(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Random rows, `counts[c]` of class c."""
   order = rng.permutation(len(labels))
   taken = [order[labels[order] == c][:count] for c, count in enumerate(counts)]
   for c, (rows, count) in enumerate(zip(taken, counts)):
@@ -103,9 +101,6 @@ def _images(config, domain: str) -> Split:
   return Split(images, labels)
 
 
-# ------------------------------------------------------------------------------------ source models
-
-
 def network(config, scenario: str) -> nn.Module:
   """The network, with a head for the classes that the source knows."""
   classes = num_known(config, scenario)
@@ -114,46 +109,19 @@ def network(config, scenario: str) -> nn.Module:
   return models.ConvNet(classes, config.widths, strides=(2,) * len(config.widths))
 
 
-def source_loss(config, module: nn.Module):
-  """Cross-entropy with smoothed labels, as the engine takes it."""
-
-  def smoothed(apply, key, batch):
-    logits = apply(augmented(key, batch.inputs)).logits
-    return losses.label_smoothed_cross_entropy(
-      logits, batch.labels, label_smoothing=config.label_smoothing
-    )
-
-  return classification.classification_loss(module, smoothed)
+def source_training(config, module: nn.Module):
+  """The engine's loss and the optimizer of a source model."""
+  loss = smoothed_loss(module, label_smoothing=config.label_smoothing)
+  return loss, adamw_cosine(config.source_learning_rate, config.source_steps)
 
 
-def augmented(key: chex.PRNGKey, inputs: chex.Array) -> jax.Array:
-  """The augmentation that every training shares: jitter of signals, flips of images."""
-  if inputs.ndim == 3:
-    return augment.jitter_signals(key, inputs)
-  flip = jax.random.bernoulli(key, 0.5, (inputs.shape[0], 1, 1, 1))
-  return jnp.where(flip, inputs[:, :, ::-1], inputs)
-
-
-def source_optimizer(config) -> optax.GradientTransformation:
-  """AdamW with a cosine to 0."""
-  return optax.adamw(optax.cosine_decay_schedule(config.source_learning_rate, config.source_steps))
-
-
-def train_sources(config, context, domains, scenario, key) -> dict:
-  """Variables of the source models, a leading axis of seeds."""
-  module = network(config, scenario)
-
-  def train(member):
-    key, source = member
-    return classification.train(
-      key,
-      module,
-      source_loss(config, module),
-      source_optimizer(config),
-      source,
-      num_steps=config.source_steps,
-      batch_size=config.source_batch_size,
-    ).variables
-
-  keys = jax.random.split(jax.random.fold_in(key, 0), context.seeds)
-  return over_members(train, (keys, domains.source), context.mesh)
+def train_source(key: chex.PRNGKey, source: Split, *, config, module: nn.Module) -> dict:
+  """Variables of the source model of a seed."""
+  return train(
+    key,
+    module,
+    *source_training(config, module),
+    source,
+    num_steps=config.source_steps,
+    batch_size=config.source_batch_size,
+  ).variables

@@ -1,0 +1,1 @@
+"""Few-shot fine-tuning against source-free adaptation without labels."""

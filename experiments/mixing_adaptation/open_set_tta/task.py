@@ -1,0 +1,92 @@
+"""What open-set adaptation starts from: data with unknown classes, their stream, a source model."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.kit import datasets
+from experiments.kit.datasets import Split
+from experiments.kit.source_model import smoothed_loss
+from experiments.kit.train import accuracy, adamw_cosine, train
+from jaxlab import augment, data, models
+
+UNKNOWN = -1  # Label of all rows of unknown classes.
+
+
+class Task(NamedTuple):
+  """Known rows to train on, known and unknown rows to test on; unknown labels are -1."""
+
+  train: Split
+  known: Split
+  unknown: Split
+
+
+def load_task(config, seed: int) -> Task:
+  """The data of a seed: signals standardized by the training rows, images in [0, 1]."""
+  if config.dataset == "cifar10":
+    parts = (
+      datasets.raw_images("cifar10", "train", limit=config.num_train),
+      datasets.raw_images("cifar10", "test", limit=config.num_test),
+      datasets.raw_images("svhn_cropped", "test", limit=config.num_test),
+    )
+  else:
+    end, num_unknown = config.num_train + config.num_test, 10 - config.num_known
+    # The generator makes equally many signals of every class.
+    per_class = max(-(-end // config.num_known), -(-config.num_test // num_unknown))
+    signals = data.load_mnist1d(10 * per_class, seed=42 + seed)
+    known = np.flatnonzero(signals.labels < config.num_known)
+    unknown = np.flatnonzero(signals.labels >= config.num_known)[: config.num_test]
+    first = signals.series[known[: config.num_train]]
+    series = (signals.series - first.mean()) / first.std()
+    rows = known[: config.num_train], known[config.num_train : end], unknown
+    parts = [Split(series[r], signals.labels[r]) for r in rows]
+  train, known, unknown = parts
+  return Task(train, known, unknown._replace(labels=np.full_like(unknown.labels, UNKNOWN)))
+
+
+def open_set_stream(key: chex.PRNGKey, config, known: Split, unknown: Split) -> Split:
+  """One round `[kinds, batches, 2 b, ...]`: the known rows of a batch stand first."""
+  halves = [
+    augment.corruption_stream(
+      half_key,
+      *rows,
+      kinds=config.kinds,
+      severities=(config.severity,),
+      batch_size=config.batch_size,
+    )
+    for half_key, rows in zip(jax.random.split(key), (known, unknown))
+  ]
+  inputs, labels = (jnp.concatenate(parts, axis=1) for parts in zip(*halves))
+  shape = len(config.kinds), -1
+  return Split(inputs.reshape(*shape, *inputs.shape[1:]), labels.reshape(*shape, *labels.shape[1:]))
+
+
+def network(config):
+  """The classifier of the known classes."""
+  if config.dataset == "cifar10":
+    return models.WideResNet(config.num_known, depth=40, widen_factor=2)
+  return models.ConvNet(config.num_known, config.widths, strides=(2,) * len(config.widths))
+
+
+def source_training(config):
+  """The engine's loss and the optimizer of a source model."""
+  loss = smoothed_loss(network(config), label_smoothing=config.label_smoothing)
+  return loss, adamw_cosine(config.train_learning_rate, config.train_steps)
+
+
+def train_source(key: chex.PRNGKey, task: Task, *, config) -> dict:
+  """Trains the source model of a seed; its variables, and its error on clean rows."""
+  module = network(config)
+  trained = train(
+    key,
+    module,
+    *source_training(config),
+    task.train,
+    num_steps=config.train_steps,
+    batch_size=config.train_batch,
+  )
+  clean_error = 1 - accuracy(module, trained.variables, task.known)
+  return {"params": trained.params, "model_state": trained.model_state, "clean error": clean_error}

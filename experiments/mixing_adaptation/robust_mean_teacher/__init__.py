@@ -1,0 +1,1 @@
+"""Robust mean teacher: test-time adaptation to corruptions that follow each other."""
