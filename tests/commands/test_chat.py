@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.language import chat, command
+from jaxlab.commands import chat, program
 from jaxlab.data.tokenizers import load_tokenizer
-from jaxlab.models.pretrained import load_pretrained, save_adapter
+from jaxlab.models import load_pretrained, save_adapter
 from jaxlab.weights.low_rank import LowRankConfig, init_low_rank, merge_low_rank
 
 PACE = re.compile(r"(\d+) tokens in [\d.]+ s, [\d.]+ tokens/s\n")
@@ -23,7 +23,7 @@ def execute(checkpoint, *arguments, lines=None, monkeypatch=None):
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
   arguments = (f"--checkpoint={checkpoint}", "--max_new_tokens=6", *arguments)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    status = command.execute(chat, ["chat", *arguments])
+    status = program.execute(chat, ["chat", *arguments])
   return status, out.getvalue(), err.getvalue()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.language import finetune_objectives as objectives
+from jaxlab.commands import objectives
 from jaxlab.losses.preference import kto_loss
 from jaxlab.models.decoder import DecoderLM, decoder_config
 from jaxlab.training.mesh import make_mesh

@@ -8,23 +8,23 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.language.finetune_data import Kind
-from jaxlab.losses.coverage import coverage_loss, coverage_weight, coverage_weighted_nll
-from jaxlab.losses.preference import (
+from jaxlab.commands.examples import Kind
+from jaxlab.losses import (
+  causal_token_log_probs,
+  chunked_token_log_probs,
+  coverage_loss,
+  coverage_weight,
+  coverage_weighted_nll,
   dpo_loss,
   implicit_reward,
   ipo_loss,
   kto_kl_estimate,
   kto_loss,
   orpo_loss,
+  sequence_log_prob,
   simpo_loss,
 )
-from jaxlab.losses.sequence import (
-  causal_token_log_probs,
-  chunked_token_log_probs,
-  sequence_log_prob,
-)
-from jaxlab.models.decoder import DecoderLM
+from jaxlab.models import DecoderLM
 from jaxlab.training.update import LossFn, LossOutput
 
 Objective = Literal["sft", "dpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"]
@@ -40,7 +40,7 @@ def data_kind(objective: Objective) -> Kind:
     objective: its name.
 
   Returns:
-    The kind of `finetune_data.read_rows`.
+    The kind of `examples.read_rows`.
   """
   if objective == "kto":
     return "unpaired"
@@ -99,7 +99,7 @@ def build_loss(
     chunk_size: as for `score_tokens`.
 
   Returns:
-    `loss_fn(trained, frozen, batch, key)` for batches of `finetune_data.Batches`. "sft" gives one
+    `loss_fn(trained, frozen, batch, key)` for batches of `examples.Batches`. "sft" gives one
     value a token, all others one a row, with rewards where there is something to compare.
   """
 

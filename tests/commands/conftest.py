@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 import tokenizers
 
-from jaxlab.models.decoder import DecoderLM, decoder_config
-from jaxlab.models.pretrained import save_pretrained
+from jaxlab.models import DecoderLM, decoder_config, save_pretrained
 
 ARCHITECTURE = decoder_config(
   vocab_size=260,

@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.config_flags import UsageError
-from experiments.language.command import bucket_length, check_vocabulary, encode_prompt
+from jaxlab.commands.program import bucket_length, check_vocabulary, encode_prompt
 from jaxlab.data.tokenizers import Tokenizer, encode_chat
+from jaxlab.experiment import UsageError
 
 Kind = Literal["supervised", "pairs", "unpaired"]
 Text = str | list[dict[str, Any]]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments.language import command, finetune, finetune_data
-from jaxlab.models.pretrained import load_adapter, load_pretrained
+from jaxlab.commands import examples, finetune, program
+from jaxlab.models import load_adapter, load_pretrained
 from jaxlab.weights.low_rank import merge_low_rank
 
 USER, BOT = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}
@@ -29,7 +29,7 @@ def execute(*arguments):
   """Exit status, what was printed, and what was said of errors."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    status = command.execute(finetune, ["finetune", *map(str, arguments)])
+    status = program.execute(finetune, ["finetune", *map(str, arguments)])
   return status, out.getvalue(), err.getvalue()
 
 
@@ -111,7 +111,7 @@ class Stop(Exception):
 def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
   tmp_path, checkpoint, unbroken, monkeypatch, by_signal
 ):
-  serve = finetune_data.Batches.__next__
+  serve = examples.Batches.__next__
 
   def stopping(batches):
     if batches.get_state()["step"] == 5:
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
     return serve(batches)
 
   with monkeypatch.context() as patched:
-    patched.setattr(finetune_data.Batches, "__next__", stopping)
+    patched.setattr(examples.Batches, "__next__", stopping)
     with contextlib.nullcontext() if by_signal else pytest.raises(Stop):
       status, _, err = train(tmp_path, checkpoint, SUPERVISED, *FULL, steps=12)
       assert status == 128 + signal.SIGTERM
