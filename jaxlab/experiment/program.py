@@ -40,8 +40,8 @@ from absl import app, flags, logging
 
 import jaxlab
 from jaxlab.experiment import claims as claiming
-from jaxlab.experiment import dry_run, records, report, workdir
 from jaxlab.experiment import flags as config_flags
+from jaxlab.experiment import records, report, workdir
 from jaxlab.experiment.arguments import (
   FRAME_FLAGS,
   Arguments,
@@ -54,6 +54,7 @@ from jaxlab.experiment.arguments import (
   start_jax,
 )
 from jaxlab.experiment.context import Context, agreed
+from jaxlab.experiment.dry_run import dry_run, print_cost
 from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.records import Results
 from jaxlab.training.loop import Interrupted, NonFiniteLossError
@@ -117,7 +118,7 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     start_jax(arguments)
     mesh = mesh_from_axes(arguments.mesh)
     if arguments.dry_run:
-      dry_run.print_cost(dry_run.dry_run(module, arguments.config, mesh))
+      print_cost(dry_run(module, arguments.config, mesh))
       return 0
     writes = jax.process_index() == 0
     with workdir.lock(arguments.workdir) if writes else contextlib.nullcontext():
