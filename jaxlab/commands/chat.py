@@ -228,7 +228,7 @@ class _Answerer:
 
 def _end_tokens(directory: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`."""
-  found = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+  tokens = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
   try:
     listed = read_json(f"{directory}/generation_config.json").get("eos_token_id")
   except FileNotFoundError:
@@ -236,8 +236,8 @@ def _end_tokens(directory: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   except ValueError as error:
     raise UsageError(f"--checkpoint={directory}: {error}") from error
   if listed is not None:
-    found |= {listed} if isinstance(listed, int) else set(listed)
-  return tuple(sorted(found))
+    tokens |= {listed} if isinstance(listed, int) else set(listed)
+  return tuple(sorted(tokens))
 
 
 if __name__ == "__main__":

@@ -316,11 +316,11 @@ def _reference_log_probs(config, start, mesh, batches, num_examples) -> np.ndarr
     scores = objectives.score_tokens(start.model, params, tokens, chunk_size=config.chunk_size)
     return sequence_log_prob(scores, mask)
 
-  found = np.zeros((num_examples, 2), np.float32)
+  log_probs = np.zeros((num_examples, 2), np.float32)
   for batch in batches.epoch():
     inputs = shard_batch((batch["tokens"], batch["mask"]), mesh)
-    found[batch["index"]] = jax.device_get(score(start.state.params, start.frozen, *inputs))
-  return found
+    log_probs[batch["index"]] = jax.device_get(score(start.state.params, start.frozen, *inputs))
+  return log_probs
 
 
 def _update(config, loss_fn, optimizer, start, mesh):

@@ -67,14 +67,14 @@ def score_tokens(
     return causal_token_log_probs(output.logits, rows).reshape(tokens.shape)
   tied = model.config.tie_embeddings
   kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
-  found = chunked_token_log_probs(
+  log_probs = chunked_token_log_probs(
     # The model's own product is of the type of its hidden states too.
     output.hidden[:, :-1],
     kernel.astype(output.hidden.dtype),
     rows[:, 1:],
     chunk_size=chunk_size,
   )
-  return jnp.pad(found, ((0, 0), (1, 0))).reshape(tokens.shape)
+  return jnp.pad(log_probs, ((0, 0), (1, 0))).reshape(tokens.shape)
 
 
 def build_loss(

@@ -176,8 +176,8 @@ def read_params(
   if adapter is None:
     return loaded.params
   with usage_errors(f"--adapter={adapter}"):
-    found = load_adapter(adapter, loaded.config)
-  return merge_low_rank(loaded.params, found.adapters, found.config)
+    low_rank = load_adapter(adapter, loaded.config)
+  return merge_low_rank(loaded.params, low_rank.adapters, low_rank.config)
 
 
 def _check_division(architecture: DecoderConfig, pieces: int) -> None:

@@ -51,9 +51,7 @@ def define_config_flags(values: flags.FlagValues, config_class: type) -> None:
   annotations = typing.get_type_hints(config_class)
   for field in dataclasses.fields(config_class):
     if field.name in values:
-      raise ValueError(
-        f"{config_class.__name__}.{field.name} has the name of another flag."
-      )
+      raise ValueError(f"{config_class.__name__}.{field.name} has the name of another flag.")
     define_flag(values, field.name, annotations[field.name], comments.get(field.name, ""))
 
 

@@ -67,9 +67,9 @@ def test_a_conversation_keeps_its_turns_until_reset(checkpoint, monkeypatch):
 
 def test_samples_differ_and_come_again(checkpoint):
   arguments = ("--prompt=ab", "--num_samples=3", "--top_k=50", "--top_p=0.9", "--bfloat16")
-  found = [execute(checkpoint, *arguments, f"--seed={seed}")[1] for seed in (0, 0, 1)]
-  assert found[0] == found[1] != found[2]
-  answers = re.findall(r"^\[\d\] (.*?)(?=\n\[\d\] |\n\Z)", found[0], re.DOTALL | re.MULTILINE)
+  outputs = [execute(checkpoint, *arguments, f"--seed={seed}")[1] for seed in (0, 0, 1)]
+  assert outputs[0] == outputs[1] != outputs[2]
+  answers = re.findall(r"^\[\d\] (.*?)(?=\n\[\d\] |\n\Z)", outputs[0], re.DOTALL | re.MULTILINE)
   assert len(answers) == 3 and len(set(answers)) > 1
 
 
