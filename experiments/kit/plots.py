@@ -84,10 +84,11 @@ def matrix(ax, results: Results, quantity: str, *, rows: str, columns: str, **wh
   means = [
     [results.select(quantity, **{**where, rows: y, columns: x}).mean() for x in xs] for y in ys
   ]
-  ax.imshow(np.divide(means, np.max(means, axis=0)), cmap="viridis", aspect="auto")
-  for i, row in enumerate(means):
-    for j, value in enumerate(row):
-      ax.text(j, i, f"{value:.3g}", ha="center", va="center", color="white", fontsize=8)
+  shares = np.divide(means, np.max(means, axis=0))
+  ax.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+  for (i, j), share in np.ndenumerate(shares):
+    color = "black" if share > 0.6 else "white"
+    ax.text(j, i, f"{means[i][j]:.3g}", ha="center", va="center", color=color, fontsize=8)
   ax.set_xticks(range(len(xs)), [str(x) for x in xs])
   ax.set_yticks(range(len(ys)), [str(y) for y in ys])
   ax.set(xlabel=columns, ylabel=rows)

@@ -193,9 +193,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   tested = [n for n in config.train_samples if n in config.test_samples]
   far = [(m, n) for n in tested for m in config.train_samples if max(m, n) > 4 * min(m, n)]
   if far:
-    text = (
-      "pass@N is 5 points higher trained for N than for below N / 4 or above 4 N, a mean over N"
-    )
+    text = "pass@N is 5 points higher trained for N than for < N / 4 or > 4 N, a mean over N"
     near, away = ([passes(n if at else m, n) for m, n in far] for at in (True, False))
     statements.append(compare(text, np.mean(near, axis=0), np.mean(away, axis=0), margin=5.0))
   return statements
@@ -204,19 +202,20 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """pass@N over training, the matrix of training N and test N, and confidence."""
   figure, axes = plots.panels(4)
-  num = results.distinct("train_samples", problem="products", chosen="epoch")[-1]
-  for ax, n in zip(axes, (1, num)):
-    options = {"x": "epoch", "color": "test_samples", "train_samples": n}
-    plots.curves(ax, results, "pass@N by epoch", **options)
+  options = {"quantity": "pass@N by epoch", "x": "epoch", "color": "test_samples"}
+  for ax, n in zip(axes, results.distinct("train_samples", problem="products", chosen="epoch")):
+    plots.curves(ax, results, **options, train_samples=n)
     ax.set(title=f"trained for N = {n}", ylabel="pass@N (%)", ylim=(0, 100))
   axes[0].legend(title="N", fontsize=7)
-  where = {"rows": "train_samples", "columns": "test_samples", "chosen": "nothing"}
-  plots.matrix(axes[2], results, "pass@N", **where)
+  sides = {"rows": "train_samples", "columns": "test_samples"}
+  plots.matrix(axes[2], results, "pass@N", **sides, chosen="nothing")
   axes[2].set(xlabel="N of pass@N", ylabel="N trained for", title="pass@N (%)")
   for quantity in ("greedy confidence", "greedy accuracy"):
     plots.curves(axes[3], results, quantity, x="train_samples", color="problem")
     axes[3].lines[-1].set_label(quantity)
+  trained = results.distinct("train_samples", problem="products")
   axes[3].set(xscale="log", xlabel="N trained for", ylabel="%")
+  axes[3].set_xticks(trained, trained)
   axes[3].legend(fontsize=7)
   return figure
 

@@ -33,15 +33,16 @@ def problems(config, chains: data.ModularChainConfig, key) -> tuple[data.ChainBa
   )
 
 
-def train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]]:
+def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
   """Phases of steps; before each, rollouts say how often the model reaches each answer.
 
-  Gives pass@N `[phases, chain_test_samples]` by split, and by what counts: answers or proofs.
+  Gives pass@N of answers and of proofs, `[phases, (validation, test), chain_test_samples]`.
   """
   chains = data.ModularChainConfig(config.modulus, config.num_terms)
   model = decoder(config, chains)
   data_key, state_key, phase_key = jax.random.split(key, 3)
-  train_rows, validation, test = problems(config, chains, data_key)
+  train_rows, *others = problems(config, chains, data_key)
+  others = jax.tree.map(lambda *arrays: jnp.stack(arrays), *others)
   adamw = optimizer(config, config.chain_steps)
 
   def loss(params, model_state, batch, key):
@@ -54,13 +55,14 @@ def train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]]
   update = training.build_update(loss, adamw)
   sample = functools.partial(sample_right, config, chains, model)
 
-  def passes(params, split, key):
-    right = sample(params, split, key, num_samples=config.num_chain_draws)
+  def passes(params, split_and_key):
+    right = sample(params, *split_and_key, num_samples=config.num_chain_draws)
     return jax.tree.map(lambda x: metrics.coverage_curve(x, ks=config.chain_test_samples), right)
 
   # Not kit.train.train: which rows a phase takes depends on rollouts of the model so far.
   def phase(state, key):
-    rollout_key, row_key, rare_key, *last_keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 5)
+    rollout_key, row_key, rare_key = keys[:3]
     # A text teaches its own answer, which is not the true one where it has a wrong step.
     taught = train_rows._replace(answers=train_rows.steps[:, -1])
     right = sample(state.params, taught, rollout_key, num_samples=config.num_rollouts)
@@ -76,8 +78,7 @@ def train_on_chains(config, key, num_samples) -> dict[str, dict[str, jax.Array]]
     # For several samples batches are full of what is rarely reached.
     rare = rare_rows(rare_key, success, config.success_threshold, rows.shape)
     state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare, rows))
-    scores = (passes(state.params, *of) for of in zip((validation, test), last_keys))
-    return state, dict(zip(("validation", "test"), scores))
+    return state, jax.lax.map(functools.partial(passes, state.params), (others, keys[3:]))
 
   params = model.init(state_key, train_rows.tokens[:1])["params"]
   state = training.init_state(state_key, params, adamw)
@@ -121,15 +122,15 @@ def sample_right(
   return jax.tree.map(lambda x: x.reshape(count * chunk, num_samples), right)
 
 
-def add_chain_records(config, results, measured: dict[int, dict]) -> None:
+def add_chain_records(config, results, measured: dict[int, dict[str, np.ndarray]]) -> None:
   """Adds what `train_on_chains` gave by training N, `[seeds, ...]`, in percent."""
   steps = range(config.refresh_steps, config.chain_steps + 1, config.refresh_steps)
   settings = [{"step": step} for step in steps]
-  for m, splits in measured.items():
-    for problem in (ANSWERS, PROOFS):
+  for m, passes in measured.items():
+    for problem, values in passes.items():
       for i, n in enumerate(config.chain_test_samples):
         where = {"problem": problem, "train_samples": m, "test_samples": n}
-        validation, test = (100 * splits[name][problem][..., i] for name in ("validation", "test"))
+        validation, test = np.moveaxis(100 * values[..., i], -1, 0)
         results.add({METHODS[m > 1]: {"sampled pass@N": test[:, -1]}}, **where, chosen="nothing")
         products.add_chosen(
           results, "sampled pass@N", validation, test, settings, **where, chosen="step"
