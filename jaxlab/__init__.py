@@ -30,6 +30,7 @@ __all__ = [
   "__version__",
   "algorithms",
   "augment",
+  "commands",
   "data",
   "experiment",
   "losses",

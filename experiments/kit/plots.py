@@ -69,6 +69,31 @@ def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method"
   ax.set(xlabel=x, ylabel=quantity)
 
 
+def matrix(ax, results: Results, quantity: str, *, rows: str, columns: str, **where):
+  """Means over seeds as numbers in a matrix; the best of each column is the brightest.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    quantity: what is written.
+    rows: "method" or the setting along the rows.
+    columns: "method" or the setting along the columns.
+    **where: what the records must have.
+  """
+  ys, xs = (results.distinct(name, quantity=quantity, **where) for name in (rows, columns))
+  means = [
+    [results.select(quantity, **{**where, rows: y, columns: x}).mean() for x in xs] for y in ys
+  ]
+  shares = np.divide(means, np.max(means, axis=0))
+  ax.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+  for (i, j), share in np.ndenumerate(shares):
+    color = "black" if share > 0.6 else "white"
+    ax.text(j, i, f"{means[i][j]:.3g}", ha="center", va="center", color=color, fontsize=8)
+  ax.set_xticks(range(len(xs)), [str(x) for x in xs])
+  ax.set_yticks(range(len(ys)), [str(y) for y in ys])
+  ax.set(xlabel=columns, ylabel=rows)
+
+
 def histograms(ax, values: Mapping[str, Any], bins: Sequence[float] | int = 30):
   """Outlines of histograms, as densities.
 

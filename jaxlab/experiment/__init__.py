@@ -13,7 +13,7 @@ from jaxlab.experiment.claims import (
 from jaxlab.experiment.context import Context
 from jaxlab.experiment.dry_run import Cost, count_flops, step_cost
 from jaxlab.experiment.flags import UsageError
-from jaxlab.experiment.program import About, execute, main
+from jaxlab.experiment.program import About, Stopped, execute, main, stop_signals
 from jaxlab.experiment.records import Quantity, Record, Results, quantity
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
   "Record",
   "Results",
   "step_cost",
+  "stop_signals",
+  "Stopped",
   "t_interval",
   "UsageError",
 ]

@@ -26,6 +26,8 @@ from typing import Any
 
 from absl import flags
 
+_HELP = ("-h", "--helpshort", "--helpfull")
+
 
 class UsageError(Exception):
   """What the command line asks for cannot be done; nothing has been written."""
@@ -49,9 +51,7 @@ def define_config_flags(values: flags.FlagValues, config_class: type) -> None:
   annotations = typing.get_type_hints(config_class)
   for field in dataclasses.fields(config_class):
     if field.name in values:
-      raise ValueError(
-        f"{config_class.__name__}.{field.name} has the name of the experiment's flag."
-      )
+      raise ValueError(f"{config_class.__name__}.{field.name} has the name of another flag.")
     define_flag(values, field.name, annotations[field.name], comments.get(field.name, ""))
 
 
@@ -74,10 +74,10 @@ def define_flag(values: flags.FlagValues, name: str, annotation: Any, help_text:
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-  """Parses a command line.
+  """Parses a command line; -h, --helpshort and --helpfull mean --help.
 
   Args:
-    values: the flags that there are.
+    values: the flags that there are, `help` among them.
     argv: the program's name and its arguments.
 
   Raises:
@@ -85,11 +85,11 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
       flag; the message says what is allowed.
   """
   try:
-    rest = values(list(argv))[1:]
+    rest = values(["--help" if argument in _HELP else argument for argument in argv])[1:]
   except flags.UnrecognizedFlagError as error:
     near = difflib.get_close_matches(error.flagname, list(values), n=3)
     hint = f"there is --{', --'.join(near)}" if near else "--help lists those that there are"
-    raise UsageError(f"{error.flagvalue} is no flag of this experiment; {hint}.") from error
+    raise UsageError(f"{error.flagvalue} is no flag of this program; {hint}.") from error
   except flags.Error as error:
     raise UsageError(str(error)) from error
   if rest:

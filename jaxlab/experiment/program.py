@@ -39,8 +39,8 @@ import jax
 from absl import app, flags, logging
 
 from jaxlab.experiment import claims as claiming
-from jaxlab.experiment import dry_run, records, report, workdir
 from jaxlab.experiment import flags as config_flags
+from jaxlab.experiment import records, report, workdir
 from jaxlab.experiment.arguments import (
   FRAME_FLAGS,
   Arguments,
@@ -53,12 +53,11 @@ from jaxlab.experiment.arguments import (
   start_jax,
 )
 from jaxlab.experiment.context import Context, agreed
+from jaxlab.experiment.dry_run import print_cost, step_cost
 from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.records import Results
 from jaxlab.training.loop import Interrupted, NonFiniteLossError
 from jaxlab.training.writers import TensorBoardWriter, Writer
-
-_HELP = ("-h", "--helpshort", "--helpfull")
 
 
 class About(NamedTuple):
@@ -110,7 +109,7 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
   about = about or _about(module)
   try:
     values = define_flags(module)
-    config_flags.parse(values, ["--help" if a in _HELP else a for a in argv])
+    config_flags.parse(values, argv)
     if values["help"].value:
       print(_help(module, about, values))
       return 0
@@ -118,7 +117,7 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     start_jax(arguments)
     mesh = mesh_from_axes(arguments.mesh)
     if arguments.dry_run:
-      dry_run.print_cost(dry_run.step_cost(module, arguments.config, mesh))
+      print_cost(step_cost(module, arguments.config, mesh))
       return 0
     writes = jax.process_index() == 0
     with workdir.lock(arguments.workdir) if writes else contextlib.nullcontext():
@@ -146,7 +145,7 @@ def _run(
       _show(module, title, directory)
     return 0
   try:
-    with _stop_signals():
+    with stop_signals():
       context = Context(
         workdir=directory,
         key=jax.random.key(0),
@@ -177,13 +176,17 @@ def _run(
   except NonFiniteLossError as error:
     print(f"error: {error}; nothing was measured.", file=sys.stderr)
     return 1
-  except (Interrupted, _Stopped) as stop:
+  except (Interrupted, Stopped) as stop:
     print(f"{stop}; to go on:\n  {arguments.resume}", file=sys.stderr)
     return 128 + stop.signum
 
 
-class _Stopped(BaseException):
-  """A signal came outside of training; no `except Exception` in between may swallow it."""
+class Stopped(BaseException):
+  """A signal came outside of training; no `except Exception` in between may swallow it.
+
+  Attributes:
+    signum: the signal's number.
+  """
 
   def __init__(self, signum: int):
     super().__init__(signum)
@@ -194,11 +197,11 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-  """Turns SIGTERM and SIGINT into `_Stopped`; `fit`, which saves first, has its own handlers."""
+def stop_signals() -> Iterator[None]:
+  """Turns SIGTERM and SIGINT into `Stopped`; `fit`, which saves first, has its own handlers."""
 
   def stop(signum: int, frame: Any) -> None:
-    raise _Stopped(signum)
+    raise Stopped(signum)
 
   previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
   try:

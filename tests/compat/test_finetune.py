@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from experiments.language import command, finetune  # noqa: E402
+from jaxlab.commands import finetune, program  # noqa: E402
 from jaxlab.models import load_pretrained  # noqa: E402
 
 ROWS = [{"prompt": f"{i}+{i}=", "response": str(2 * i)} for i in range(5)]
@@ -52,7 +52,7 @@ def test_a_directory_goes_in_and_comes_out(made, rank):
   flags = [f"--checkpoint={made / 'start'}", f"--data={made / 'data.jsonl'}", f"--output={output}"]
   flags += [f"--lora_rank={rank}", "--learning_rate=0.01", "--steps=6", "--batch_size=2"]
   flags += ["--eval_share=0", "--data_parallel=1"]
-  assert command.execute(finetune, ["finetune", *flags]) == 0
+  assert program.execute(finetune, ["finetune", *flags]) == 0
 
   tokens = np.asarray(transformers.AutoTokenizer.from_pretrained(output)("1+1=2")["input_ids"])[
     None

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlab import samplers
 from jaxlab.training.mesh import make_mesh
 from jaxlab.training.seeds import over_seeds
 from jaxlab.training.state import init_state
@@ -53,6 +54,18 @@ def test_seeds_equal_single_runs(num_seeds):
     "losses": (num_seeds, 5),
     "number": (num_seeds,),
   }
+
+
+def test_draws_without_replacement_beside_a_second_axis():
+  """They partition themselves, which XLA refuses where some axes of the mesh are its own."""
+
+  def draw(key):
+    return samplers.sample_without_replacement(key, jnp.arange(5.0), num_samples=2).tokens
+
+  mesh = make_mesh({"data": 2, "model": 1})
+  tokens = over_seeds(jax.random.key(0), draw, num_seeds=2, mesh=mesh)
+  keys = jax.random.split(jax.random.key(0), 2)
+  np.testing.assert_array_equal(tokens, jax.jit(jax.vmap(draw))(keys))
 
 
 @pytest.mark.parametrize("axes", [{"data": 2}, {"data": 4, "model": 2}])

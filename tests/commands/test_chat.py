@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.language import chat, command
+from jaxlab.commands import chat, program
 from jaxlab.data.tokenizers import load_tokenizer
 from jaxlab.models import load_pretrained, save_adapter
 from jaxlab.weights.low_rank import LowRankConfig, init_low_rank, merge_low_rank
@@ -23,7 +23,7 @@ def execute(checkpoint, *arguments, lines=None, monkeypatch=None):
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
   arguments = (f"--checkpoint={checkpoint}", "--max_new_tokens=6", *arguments)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    status = command.execute(chat, ["chat", *arguments])
+    status = program.execute(chat, ["chat", *arguments])
   return status, out.getvalue(), err.getvalue()
 
 
@@ -67,9 +67,9 @@ def test_a_conversation_keeps_its_turns_until_reset(checkpoint, monkeypatch):
 
 def test_samples_differ_and_come_again(checkpoint):
   arguments = ("--prompt=ab", "--num_samples=3", "--top_k=50", "--top_p=0.9", "--bfloat16")
-  found = [execute(checkpoint, *arguments, f"--seed={seed}")[1] for seed in (0, 0, 1)]
-  assert found[0] == found[1] != found[2]
-  answers = re.findall(r"^\[\d\] (.*?)(?=\n\[\d\] |\n\Z)", found[0], re.DOTALL | re.MULTILINE)
+  outputs = [execute(checkpoint, *arguments, f"--seed={seed}")[1] for seed in (0, 0, 1)]
+  assert outputs[0] == outputs[1] != outputs[2]
+  answers = re.findall(r"^\[\d\] (.*?)(?=\n\[\d\] |\n\Z)", outputs[0], re.DOTALL | re.MULTILINE)
   assert len(answers) == 3 and len(set(answers)) > 1
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: flags, exit statuses, the parts of a checkpoint, prompts as tokens.
+"""What commands share: flags, exit statuses, the parts of a checkpoint, prompts as tokens.
 
 A command is a module with
 
@@ -7,7 +7,7 @@ A command is a module with
   REQUIRED    names of the fields that must be given
   run         (config) -> exit status
 
-and ends in `if __name__ == "__main__": command.main(sys.modules[__name__])`.
+and ends in `if __name__ == "__main__": program.main(sys.modules[__name__], sys.argv)`.
 
 Exit status: 0 complete, 1 training broke down, 2 the command line, the data or the checkpoint
 cannot be used (and nothing was written), 130 and 143 stopped by SIGINT and SIGTERM.
@@ -28,29 +28,29 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments import config_flags
-from experiments.config_flags import UsageError
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
+from jaxlab.experiment import Stopped, UsageError, stop_signals
+from jaxlab.experiment import flags as config_flags
 from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained
 from jaxlab.models.pretrained_files import read_json
-from jaxlab.training.loop import Interrupted, NonFiniteLossError
-from jaxlab.weights.low_rank import merge_low_rank
+from jaxlab.training import Interrupted, NonFiniteLossError
+from jaxlab.weights import merge_low_rank
 
-_HELP = ("-h", "--helpshort", "--helpfull")
 _SHORTEST_BUCKET = 16
 
 
-def main(module: ModuleType) -> None:
+def main(module: ModuleType, argv: Sequence[str]) -> None:
   """Runs a command as a program: parses the command line and exits with a status.
 
   Args:
     module: the command, `sys.modules[__name__]`.
+    argv: the program's name and its flags.
   """
   logging.set_verbosity(logging.WARNING)  # Every checkpoint would report forty lines.
   if jax.config.jax_compilation_cache_dir is None:
     cache = pathlib.Path("~/.cache/jaxlab/xla").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
-  sys.exit(execute(module, sys.argv))
+  sys.exit(execute(module, argv))
 
 
 def execute(module: ModuleType, argv: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
   config_flags.define_flag(values, "help", bool, "Show this and stop.")
   config_flags.define_config_flags(values, module.Config)
   try:
-    config_flags.parse(values, ["--help" if a in _HELP else a for a in argv])
+    config_flags.parse(values, argv)
     if values["help"].value:
       print(_help(module, values))
       return 0
@@ -75,7 +75,8 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
     for name in module.REQUIRED:
       if not getattr(config, name):
         raise UsageError(f"--{name} must be given: {values[name].help}")
-    return module.run(config)
+    with stop_signals():
+      return module.run(config)
   except UsageError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -85,17 +86,17 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
   except Interrupted as stop:
     print(f"{stop}; the same command goes on.", file=sys.stderr)
     return 128 + stop.signum
-  except KeyboardInterrupt:
-    return 130
+  except Stopped as stop:
+    print(f"{stop}.", file=sys.stderr)
+    return 128 + stop.signum
 
 
 def _help(module: ModuleType, values: flags.FlagValues) -> str:
   lines = [module.__doc__.strip(), "", "Flags:"]
   for field in dataclasses.fields(module.Config):
-    flag = values[field.name]
-    allowed = "true or false" if flag.boolean else flag.parser.syntactic_help
-    default = "required" if field.name in module.REQUIRED else config_flags.as_text(field.default)
-    lines += [f"  --{flag.name}: {allowed} [{default}]", f"      {flag.help}"]
+    required = field.name in module.REQUIRED
+    default = "required" if required else config_flags.as_text(field.default)
+    lines += config_flags.flag_help(values[field.name], default)
   return "\n".join(lines)
 
 
@@ -175,8 +176,8 @@ def read_params(
   if adapter is None:
     return loaded.params
   with usage_errors(f"--adapter={adapter}"):
-    found = load_adapter(adapter, loaded.config)
-  return merge_low_rank(loaded.params, found.adapters, found.config)
+    low_rank = load_adapter(adapter, loaded.config)
+  return merge_low_rank(loaded.params, low_rank.adapters, low_rank.config)
 
 
 def _check_division(architecture: DecoderConfig, pieces: int) -> None:

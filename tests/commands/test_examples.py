@@ -3,16 +3,10 @@ import json
 
 import numpy as np
 import pytest
-from experiments.config_flags import UsageError
 
-from experiments.language.finetune_data import (
-  Batches,
-  Example,
-  encode_rows,
-  read_rows,
-  split_examples,
-)
+from jaxlab.commands.examples import Batches, Example, encode_rows, read_rows, split_examples
 from jaxlab.data.tokenizers import Tokenizer
+from jaxlab.experiment import UsageError
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}
 

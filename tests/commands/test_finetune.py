@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments.language import command, finetune, finetune_data
+from jaxlab.commands import examples, finetune, program
 from jaxlab.models import load_adapter, load_pretrained
 from jaxlab.weights.low_rank import merge_low_rank
 
@@ -29,7 +29,7 @@ def execute(*arguments):
   """Exit status, what was printed, and what was said of errors."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    status = command.execute(finetune, ["finetune", *map(str, arguments)])
+    status = program.execute(finetune, ["finetune", *map(str, arguments)])
   return status, out.getvalue(), err.getvalue()
 
 
@@ -77,8 +77,8 @@ def test_every_objective_trains_and_saves(tmp_path, checkpoint, objective, rows,
     np.testing.assert_allclose(first["loss"], start_loss, rtol=1e-4)
   if objective not in ("sft", "pass_at_n"):
     assert "reward_margin" in out and 0 <= last["reward_accuracy"] <= 1
-  found = load_adapter(tmp_path / "out" / "adapter", loaded.config)
-  merged = merge_low_rank(start.params, found.adapters, found.config)
+  adapter = load_adapter(tmp_path / "out" / "adapter", loaded.config)
+  merged = merge_low_rank(start.params, adapter.adapters, adapter.config)
   jax.tree.map(np.testing.assert_array_equal, merged, loaded.params)
   assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
     checkpoint / "tokenizer.json"
@@ -111,7 +111,7 @@ class Stop(Exception):
 def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
   tmp_path, checkpoint, unbroken, monkeypatch, by_signal
 ):
-  serve = finetune_data.Batches.__next__
+  serve = examples.Batches.__next__
 
   def stopping(batches):
     if batches.get_state()["step"] == 5:
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
     return serve(batches)
 
   with monkeypatch.context() as patched:
-    patched.setattr(finetune_data.Batches, "__next__", stopping)
+    patched.setattr(examples.Batches, "__next__", stopping)
     with contextlib.nullcontext() if by_signal else pytest.raises(Stop):
       status, _, err = train(tmp_path, checkpoint, SUPERVISED, *FULL, steps=12)
       assert status == 128 + signal.SIGTERM
@@ -129,27 +129,27 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
   assert not (tmp_path / "out").exists()
   status, out, _ = train(tmp_path, checkpoint, SUPERVISED, *FULL, steps=12)
   assert status == 0 and f"from step {6 if by_signal else 4} on" in out
-  found, want = weights(tmp_path / "out"), weights(unbroken / "out")
-  assert found.keys() == want.keys()
-  for name in want:
-    np.testing.assert_array_equal(found[name], want[name])
+  actual, expected = weights(tmp_path / "out"), weights(unbroken / "out")
+  assert actual.keys() == expected.keys()
+  for name in expected:
+    np.testing.assert_array_equal(actual[name], expected[name])
   losses = [[row["loss"] for row in rows_of(d)] for d in (tmp_path, unbroken)]
   assert losses[0] == losses[1]
 
 
 def test_sharding_changes_no_number(tmp_path, checkpoint):
   options = ("--objective=kto", "--lora_rank=2", "--lora_targets=attention/q,mlp/down")
-  found = {}
+  actual = {}
   for data, model in ((1, 1), (1, 2), (2, 2)):
     name = f"{data}_{model}"
     status, _, err = train(
       tmp_path, checkpoint, PAIRS, *options, f"--model_parallel={model}", devices=data, name=name
     )
     assert (status, err) == (0, "")
-    found[name] = weights(tmp_path / name)
-  for name, want in found["1_1"].items():
-    np.testing.assert_allclose(found["1_2"][name], want, atol=1e-5)
-    np.testing.assert_allclose(found["2_2"][name], want, atol=1e-5)
+    actual[name] = weights(tmp_path / name)
+  for name, expected in actual["1_1"].items():
+    np.testing.assert_allclose(actual["1_2"][name], expected, atol=1e-5)
+    np.testing.assert_allclose(actual["2_2"][name], expected, atol=1e-5)
 
 
 def refused(directory, *arguments, checkpoint, rows=SUPERVISED):

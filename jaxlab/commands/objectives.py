@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.language.finetune_data import Kind
+from jaxlab.commands.examples import Kind
 from jaxlab.losses import (
   causal_token_log_probs,
   chunked_token_log_probs,
@@ -24,7 +24,7 @@ from jaxlab.losses import (
   sequence_log_prob,
   simpo_loss,
 )
-from jaxlab.models.decoder import DecoderLM
+from jaxlab.models import DecoderLM
 from jaxlab.training.update import LossFn, LossOutput
 
 Objective = Literal["sft", "dpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"]
@@ -40,7 +40,7 @@ def data_kind(objective: Objective) -> Kind:
     objective: its name.
 
   Returns:
-    The kind of `finetune_data.read_rows`.
+    The kind of `examples.read_rows`.
   """
   if objective == "kto":
     return "unpaired"
@@ -67,14 +67,14 @@ def score_tokens(
     return causal_token_log_probs(output.logits, rows).reshape(tokens.shape)
   tied = model.config.tie_embeddings
   kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
-  found = chunked_token_log_probs(
+  log_probs = chunked_token_log_probs(
     # The model's own product is of the type of its hidden states too.
     output.hidden[:, :-1],
     kernel.astype(output.hidden.dtype),
     rows[:, 1:],
     chunk_size=chunk_size,
   )
-  return jnp.pad(found, ((0, 0), (1, 0))).reshape(tokens.shape)
+  return jnp.pad(log_probs, ((0, 0), (1, 0))).reshape(tokens.shape)
 
 
 def build_loss(
@@ -99,7 +99,7 @@ def build_loss(
     chunk_size: as for `score_tokens`.
 
   Returns:
-    `loss_fn(trained, frozen, batch, key)` for batches of `finetune_data.Batches`. "sft" gives one
+    `loss_fn(trained, frozen, batch, key)` for batches of `examples.Batches`. "sft" gives one
     value a token, all others one a row, with rewards where there is something to compare.
   """
 

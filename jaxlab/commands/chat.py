@@ -1,7 +1,7 @@
 """Talks to a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
 
-  python -m experiments.language.chat --checkpoint=DIR
-  python -m experiments.language.chat --checkpoint=DIR --prompt="..." --num_samples=4
+  jaxlab chat --checkpoint=DIR
+  jaxlab chat --checkpoint=DIR --prompt="..." --num_samples=4
 
 Without --prompt it reads lines. With a chat template they make a conversation, which /reset begins
 anew; without one, or with --raw, each line is a prompt of its own. The end of the input ends it.
@@ -17,10 +17,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.config_flags import UsageError
-from experiments.language import command
 from jaxlab._checks import check_range
+from jaxlab.commands import program
 from jaxlab.data.tokenizers import Tokenizer, pad_sequences
+from jaxlab.experiment import UsageError
 from jaxlab.models import DecoderConfig, DecoderLM
 from jaxlab.models.pretrained_files import read_json
 from jaxlab.samplers import flax_decode_fns, generate_n
@@ -72,8 +72,8 @@ def run(config: Config) -> int:
   Raises:
     UsageError: if the checkpoint, its template or the prompt cannot be used.
   """
-  architecture = command.read_architecture(config.checkpoint)
-  encoder = _Encoder(config, architecture, command.read_tokenizer(config.checkpoint))
+  architecture = program.read_architecture(config.checkpoint)
+  encoder = _Encoder(config, architecture, program.read_tokenizer(config.checkpoint))
   # A prompt that cannot be used is known before the weights are read.
   tokens = None if config.prompt is None else encoder([config.prompt])
   answerer = _Answerer(config, architecture, encoder.tokenizer)
@@ -140,10 +140,10 @@ class _Encoder:
     if not turns[-1].strip():
       raise UsageError("the prompt is empty.")
     if self._templated:
-      with command.usage_errors(f"--checkpoint={config.checkpoint}: its chat template"):
-        tokens = command.encode_conversation(self.tokenizer, self._messages(turns))
+      with program.usage_errors(f"--checkpoint={config.checkpoint}: its chat template"):
+        tokens = program.encode_conversation(self.tokenizer, self._messages(turns))
     else:
-      tokens = command.encode_prompt(self.tokenizer, turns[-1])
+      tokens = program.encode_prompt(self.tokenizer, turns[-1])
     if not tokens:
       raise UsageError("the prompt has no tokens.")
     if len(tokens) > _longest_prompt(config, architecture):
@@ -152,8 +152,8 @@ class _Encoder:
         f"context of {architecture.max_positions} tokens; shorten one of them"
         f"{f', or begin anew with {_RESET}' if self._templated and len(turns) > 1 else ''}."
       )
-    with command.usage_errors(f"--checkpoint={config.checkpoint}"):
-      command.check_vocabulary(tokens, architecture.vocab_size)
+    with program.usage_errors(f"--checkpoint={config.checkpoint}"):
+      program.check_vocabulary(tokens, architecture.vocab_size)
     return tokens
 
   def _messages(self, turns: list[str]) -> list[dict[str, str]]:
@@ -186,7 +186,7 @@ class _Answerer:
     except ValueError as error:
       raise UsageError(f"--model_parallel={config.model_parallel}: {error}.") from error
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    params = command.read_params(config.checkpoint, self._mesh, dtype=dtype, adapter=config.adapter)
+    params = program.read_params(config.checkpoint, self._mesh, dtype=dtype, adapter=config.adapter)
     model = DecoderLM(architecture, dtype=dtype, param_dtype=dtype)
     self._decode_fns = flax_decode_fns(model, params)
     self._generate = jax.jit(
@@ -207,7 +207,7 @@ class _Answerer:
     """Answers a prompt `num_samples` times."""
     key = jax.random.fold_in(jax.random.key(self._seed), self._num_calls)
     self._num_calls += 1
-    width = command.bucket_length(len(tokens), most=self._longest)
+    width = program.bucket_length(len(tokens), most=self._longest)
     inputs = replicate((key, *pad_sequences([tokens], length=width)), self._mesh)
     output = self._timed(width, *inputs)
     self.num_tokens += int(output.lengths.sum())
@@ -228,7 +228,7 @@ class _Answerer:
 
 def _end_tokens(directory: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`."""
-  found = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+  tokens = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
   try:
     listed = read_json(f"{directory}/generation_config.json").get("eos_token_id")
   except FileNotFoundError:
@@ -236,9 +236,9 @@ def _end_tokens(directory: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   except ValueError as error:
     raise UsageError(f"--checkpoint={directory}: {error}") from error
   if listed is not None:
-    found |= {listed} if isinstance(listed, int) else set(listed)
-  return tuple(sorted(found))
+    tokens |= {listed} if isinstance(listed, int) else set(listed)
+  return tuple(sorted(tokens))
 
 
 if __name__ == "__main__":
-  command.main(sys.modules[__name__])
+  program.main(sys.modules[__name__], sys.argv)

@@ -1,6 +1,6 @@
 r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
 
-  python -m experiments.language.finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
+  jaxlab finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
       --objective=sft|dpo|ipo|kto|simpo|orpo|pass_at_n
 
 FILE.jsonl has the columns prompt and response (or completion), or messages; for preferences prompt,
@@ -27,20 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import workdir
-from experiments.config_flags import UsageError
-from experiments.context import Context
-from experiments.language import command, finetune_objectives
-from experiments.language.finetune_data import (
-  Batches,
-  Example,
-  encode_rows,
-  read_rows,
-  split_examples,
-)
-from experiments.language.finetune_objectives import Objective
 from jaxlab._checks import check_range
-from jaxlab.losses.sequence import sequence_log_prob
+from jaxlab.commands import objectives, program
+from jaxlab.commands.examples import Batches, Example, encode_rows, read_rows, split_examples
+from jaxlab.commands.objectives import Objective
+from jaxlab.experiment import Context, UsageError, workdir
+from jaxlab.losses import sequence_log_prob
 from jaxlab.models import DecoderConfig, DecoderLM, save_adapter, save_pretrained
 from jaxlab.training.mesh import make_mesh, on_mesh, replicate, shard_batch
 from jaxlab.training.state import TrainState, init_state, num_params
@@ -102,7 +94,7 @@ class Config:
       check_range(name, getattr(self, name), interval)
     if self.beta is not None:
       check_range("beta", self.beta, "(0, inf)")
-      if self.objective not in finetune_objectives.DEFAULT_BETAS:
+      if self.objective not in objectives.DEFAULT_BETAS:
         raise ValueError(f"beta {self.beta} is of preferences, {self.objective} has none.")
     _ = self.lora  # Checks the targets.
 
@@ -140,7 +132,7 @@ def run(config: Config) -> int:
   output = pathlib.Path(config.output)
   if os.path.lexists(output):
     raise UsageError(f"--output={output} is there already; nothing is overwritten.")
-  architecture = command.read_architecture(config.checkpoint)
+  architecture = program.read_architecture(config.checkpoint)
   train, held_out = _read_examples(config, architecture)
   mesh = _make_mesh(config)
   num_steps = config.steps or config.epochs * math.ceil(len(train) / config.batch_size)
@@ -208,8 +200,8 @@ def _read_examples(
     raise UsageError(
       f"--max_length={config.max_length} exceeds the model's context of {longest} tokens."
     )
-  tokenizer = command.read_tokenizer(config.checkpoint)
-  rows = read_rows(config.data, finetune_objectives.data_kind(config.objective))
+  tokenizer = program.read_tokenizer(config.checkpoint)
+  rows = read_rows(config.data, objectives.data_kind(config.objective))
   examples, num_cut = encode_rows(
     config.data,
     rows,
@@ -238,13 +230,13 @@ def _start(config, architecture, optimizer, mesh) -> _Start:
   """Reads the weights and makes the state of step 0."""
   dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
   model = DecoderLM(architecture, dtype=dtype, remat=config.remat)
-  params = command.read_params(config.checkpoint, mesh)
+  params = program.read_params(config.checkpoint, mesh)
   key = jax.random.key(config.seed)
   lora = config.lora
   if lora is None:
     trained, frozen, merge = params, {}, lambda trained, frozen: trained
   else:
-    with command.usage_errors("--lora_targets"):
+    with program.usage_errors("--lora_targets"):
       trained = init_low_rank(jax.random.fold_in(key, 1), params, lora)
     frozen, merge = params, lambda trained, frozen: merge_low_rank(frozen, trained, lora)
   state = init_state(key, trained, optimizer)
@@ -266,11 +258,11 @@ def _train(
   """The state after the last step."""
   batches = _batches(config, start, context, "train", train)
   held_out_batches = _batches(config, start, context, "held_out", held_out) if held_out else None
-  loss_fn = finetune_objectives.build_loss(
+  loss_fn = objectives.build_loss(
     start.model,
     start.merge,
     objective=config.objective,
-    beta=config.beta or finetune_objectives.DEFAULT_BETAS.get(config.objective, 0.0),
+    beta=config.beta or objectives.DEFAULT_BETAS.get(config.objective, 0.0),
     margin=config.margin,
     num_samples=config.num_samples,
     chunk_size=config.chunk_size,
@@ -301,7 +293,7 @@ def _batches(config, start, context, name, examples) -> Batches:
   """Batches of examples, with log-probabilities under the start where the objective needs them."""
   longest = config.max_length or start.model.config.max_positions
   references = None
-  if config.objective in finetune_objectives.WITH_REFERENCE:
+  if config.objective in objectives.WITH_REFERENCE:
     plain = Batches(examples, batch_size=config.batch_size, max_length=longest)
     references = context.cached(
       f"reference/{name}", _reference_log_probs, config, start, context.mesh, plain, len(examples)
@@ -322,16 +314,14 @@ def _reference_log_probs(config, start, mesh, batches, num_examples) -> np.ndarr
   @jax.jit
   def score(trained, frozen, tokens, mask):
     params = start.merge(trained, frozen)
-    scores = finetune_objectives.score_tokens(
-      start.model, params, tokens, chunk_size=config.chunk_size
-    )
+    scores = objectives.score_tokens(start.model, params, tokens, chunk_size=config.chunk_size)
     return sequence_log_prob(scores, mask)
 
-  found = np.zeros((num_examples, 2), np.float32)
+  log_probs = np.zeros((num_examples, 2), np.float32)
   for batch in batches.epoch():
     inputs = shard_batch((batch["tokens"], batch["mask"]), mesh)
-    found[batch["index"]] = jax.device_get(score(start.state.params, start.frozen, *inputs))
-  return found
+    log_probs[batch["index"]] = jax.device_get(score(start.state.params, start.frozen, *inputs))
+  return log_probs
 
 
 def _update(config, loss_fn, optimizer, start, mesh):
@@ -339,14 +329,14 @@ def _update(config, loss_fn, optimizer, start, mesh):
   shardings = jax.tree.map(lambda x: x.sharding, start.state)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-  def program(state, frozen, batch):
+  def step(state, frozen, batch):
     def loss(trained, model_state, batch, key):
       return loss_fn(trained, frozen, batch, key)
 
     update = build_update(loss, optimizer, mesh=mesh, accumulate=config.accumulate)
     return update(state, batch)
 
-  return lambda state, batch: program(state, start.frozen, shard_batch(batch, mesh))
+  return lambda state, batch: step(state, start.frozen, shard_batch(batch, mesh))
 
 
 def _save(config: Config, output: pathlib.Path, start: _Start, trained: chex.ArrayTree) -> None:
@@ -366,4 +356,4 @@ def _save(config: Config, output: pathlib.Path, start: _Start, trained: chex.Arr
 
 
 if __name__ == "__main__":
-  command.main(sys.modules[__name__])
+  program.main(sys.modules[__name__], sys.argv)

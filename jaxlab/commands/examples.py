@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.config_flags import UsageError
-from experiments.language.command import bucket_length, check_vocabulary, encode_prompt
+from jaxlab.commands.program import bucket_length, check_vocabulary, encode_prompt
 from jaxlab.data.tokenizers import Tokenizer, encode_chat
+from jaxlab.experiment import UsageError
 
 Kind = Literal["supervised", "pairs", "unpaired"]
 Text = str | list[dict[str, Any]]
@@ -93,7 +93,7 @@ def _parse_line(path, number: int, text: str, kind: Kind) -> list[Row]:
   try:
     if not isinstance(columns, dict):
       raise ValueError(f"must be an object of columns, got {type(columns).__name__}.")
-    return [Row(number, *found) for found in _PARSERS[kind](columns)]
+    return [Row(number, *fields) for fields in _PARSERS[kind](columns)]
   except ValueError as error:
     raise UsageError(f"{path}, line {number}: {error}") from error
 
@@ -179,14 +179,14 @@ def _num_shared(some: Sequence[Any], others: Sequence[Any]) -> int:
 
 
 def _with_mismatched(path, rows: list[Row]) -> list[Row]:
-  found = []
+  paired = []
   for i, row in enumerate(rows):
     others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
     other = next((other for other in others if other.prompt != row.prompt), None)
     if other is None or isinstance(other.prompt, str) != isinstance(row.prompt, str):
       raise UsageError(f"--data={path}: responses without pairs need two prompts of one type.")
-    found.append(row._replace(responses=(*row.responses, *other.responses)))
-  return found
+    paired.append(row._replace(responses=(*row.responses, *other.responses)))
+  return paired
 
 
 def encode_rows(

@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.language import finetune_objectives as objectives
-from jaxlab.losses import kto_loss
-from jaxlab.models import DecoderLM, decoder_config
+from jaxlab.commands import objectives
+from jaxlab.losses.preference import kto_loss
+from jaxlab.models.decoder import DecoderLM, decoder_config
 from jaxlab.training.mesh import make_mesh
 from jaxlab.training.state import init_state
 from jaxlab.training.update import build_evaluate
@@ -38,15 +38,15 @@ def batch():
 def slow_scores(model, params, tokens):
   rows = tokens.reshape(-1, tokens.shape[-1])
   logits = np.asarray(jax.jit(model.apply)({"params": params}, rows).logits, np.float64)
-  found = np.zeros(rows.shape)
+  log_probs = np.zeros(rows.shape)
   for i, t in np.ndindex(rows.shape):
     if t > 0:
       scores = logits[i, t - 1]
-      found[i, t] = scores[rows[i, t]] - np.log(np.exp(scores).sum())
-  return found.reshape(tokens.shape)
+      log_probs[i, t] = scores[rows[i, t]] - np.log(np.exp(scores).sum())
+  return log_probs.reshape(tokens.shape)
 
 
-def expected(objective, scores, batch):
+def expected_loss(objective, scores, batch):
   """Value of each row (of each token for sft) by the equations."""
   mask, log_sigmoid = batch["mask"], lambda x: -np.log1p(np.exp(-x))
   sums = (scores * mask).sum(-1)
@@ -83,7 +83,7 @@ def test_objectives_follow_their_equations_on_any_number_of_devices(untied, batc
   weights = batch["weight"]
   if objective == "sft":
     weights = weights[:, None] * batch["mask"][:, 0]
-  want = (expected(objective, scores, batch) * weights).sum() / weights.sum()
+  expected = (expected_loss(objective, scores, batch) * weights).sum() / weights.sum()
   loss_fn = objectives.build_loss(
     model,
     lambda trained, frozen: trained | frozen,
@@ -97,13 +97,13 @@ def test_objectives_follow_their_equations_on_any_number_of_devices(untied, batc
   state = init_state(jax.random.key(0), trained, optax.sgd(1.0))._replace(model_state=frozen)
   for devices in (1, 2) if objective in ("sft", "kto") else (2,):
     mesh = make_mesh({"data": devices})
-    found = build_evaluate(loss_fn, mesh=mesh)(state, [batch])
-    np.testing.assert_allclose(found["loss"], want, rtol=2e-5)
+    actual = build_evaluate(loss_fn, mesh=mesh)(state, [batch])
+    np.testing.assert_allclose(actual["loss"], expected, rtol=2e-5)
   if objective in ("dpo", "ipo"):
     sums = (scores * batch["mask"]).sum(-1) - batch["reference"]
     margins = BETA * (sums[:, 0] - sums[:, 1])[:3]
-    np.testing.assert_allclose(found["reward_margin"], margins.mean(), rtol=1e-4)
-    np.testing.assert_allclose(found["reward_accuracy"], (margins > 0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(actual["reward_margin"], margins.mean(), rtol=1e-4)
+    np.testing.assert_allclose(actual["reward_accuracy"], (margins > 0).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("tie_embeddings, dtype", [(False, jnp.float32), (True, jnp.bfloat16)])
@@ -124,8 +124,8 @@ def test_chunks_change_neither_scores_nor_gradients(batch, tie_embeddings, dtype
   np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
   # Half precision rounds the gradient of the hidden states in another order.
   tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-  for found, want in zip(jax.tree.leaves(chunked_gradient), jax.tree.leaves(gradient)):
-    np.testing.assert_allclose(found, want, atol=tolerance * np.abs(want).max())
+  for actual, expected in zip(jax.tree.leaves(chunked_gradient), jax.tree.leaves(gradient)):
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
   if dtype == jnp.float32:
     np.testing.assert_allclose(whole, slow_scores(model, params, tokens), rtol=1e-5, atol=1e-5)
 
@@ -157,13 +157,13 @@ def test_kto_takes_no_gradient_through_the_mismatched_responses(untied, batch):
     return jax.vmap(lambda rows: loss_fn(params, {}, rows, None).values, **over_data)(rows).sum()
 
   def total_of_constant(params):
-    found = objectives.score_tokens(model, params, batch["tokens"][:, 0])
-    policy = jnp.where(batch["mask"][:, 0], found, 0).sum(-1)
+    actual = objectives.score_tokens(model, params, batch["tokens"][:, 0])
+    policy = jnp.where(batch["mask"][:, 0], actual, 0).sum(-1)
     return kto_loss(policy, reference[:, 0], batch["label"], kl, beta=BETA).sum()
 
-  found, want = jax.jit(
+  actual, expected = jax.jit(
     lambda params: (jax.grad(total)(params), jax.grad(total_of_constant)(params))
   )(params)
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want)):
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())
-  assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(want)) > 1e-3
+  assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3

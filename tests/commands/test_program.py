@@ -4,11 +4,11 @@ import types
 
 import numpy as np
 import pytest
-from experiments.config_flags import UsageError
 
-from experiments.language import command
+from jaxlab.commands import program
 from jaxlab.data.tokenizers import Tokenizer
-from jaxlab.training.loop import Interrupted, NonFiniteLossError
+from jaxlab.experiment import Stopped, UsageError
+from jaxlab.training import Interrupted, NonFiniteLossError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Config:
 
 def execute(*arguments, run=lambda config: 0):
   module = types.SimpleNamespace(__doc__="Does it.", Config=Config, REQUIRED=("path",), run=run)
-  return command.execute(module, ["it", *arguments])
+  return program.execute(module, ["it", *arguments])
 
 
 def test_flags_become_the_config(capsys):
@@ -59,7 +59,7 @@ def test_what_cannot_be_obeyed(capsys, arguments, message):
     (UsageError("bad file"), 2, "error: bad file\n"),
     (NonFiniteLossError(3, "loss", np.nan), 1, "error: loss is nan at step 3; nothing was saved."),
     (Interrupted(4, signal.SIGTERM), 143, "stopped by SIGTERM after step 4; the same command goes"),
-    (KeyboardInterrupt(), 130, ""),
+    (Stopped(signal.SIGINT), 130, "stopped by SIGINT.\n"),
   ],
 )
 def test_how_a_run_ends_is_its_status(capsys, error, status, message):
@@ -74,28 +74,28 @@ def test_errors_say_of_what():
   for error in (ImportError("x"), FileNotFoundError("x"), ValueError("x")):
     with (
       pytest.raises(UsageError, match="^--checkpoint=d: x$"),
-      command.usage_errors("--checkpoint=d"),
+      program.usage_errors("--checkpoint=d"),
     ):
       raise error
-  with pytest.raises(KeyError), command.usage_errors("--checkpoint=d"):
+  with pytest.raises(KeyError), program.usage_errors("--checkpoint=d"):
     raise KeyError("x")
 
 
 def test_few_widths_serve_all_lengths():
   for most in (10, 16, 100, 128):
-    widths = [command.bucket_length(n, most=most) for n in range(1, most + 1)]
+    widths = [program.bucket_length(n, most=most) for n in range(1, most + 1)]
     assert all(n <= width <= most for n, width in enumerate(widths, 1))
     assert widths == sorted(widths) and len(set(widths)) <= 4
-  assert [command.bucket_length(n, most=100) for n in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 100]
+  assert [program.bucket_length(n, most=100) for n in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 100]
 
 
 def test_tokens_of_prompts():
   def tokenizer(ids):
     return Tokenizer(lambda text: ids, None, 9, eos_token_id=2)
 
-  assert command.encode_prompt(tokenizer([1, 5, 2]), "") == [1, 5]
-  assert command.encode_prompt(tokenizer([1, 5]), "") == [1, 5]
-  assert command.encode_prompt(tokenizer([]), "") == []
-  command.check_vocabulary([0, 8], 9)
+  assert program.encode_prompt(tokenizer([1, 5, 2]), "") == [1, 5]
+  assert program.encode_prompt(tokenizer([1, 5]), "") == [1, 5]
+  assert program.encode_prompt(tokenizer([]), "") == []
+  program.check_vocabulary([0, 8], 9)
   with pytest.raises(ValueError, match="token 9 lies outside the model's vocabulary of 9"):
-    command.check_vocabulary(np.array([0, 9]), 9)
+    program.check_vocabulary(np.array([0, 9]), 9)

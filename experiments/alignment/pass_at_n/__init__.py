@@ -1,0 +1,1 @@
+"""Training for the number of samples that a problem will get."""

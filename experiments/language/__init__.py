@@ -1,1 +1,0 @@
-"""Commands for people: to talk to a language model, and to fine-tune one."""
