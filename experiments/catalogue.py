@@ -26,8 +26,8 @@ from jaxlab.experiment.records import from_stored
 from jaxlab.experiment.workdir import (
   encode_json,
   first_difference,
+  load_json,
   load_tree,
-  read_json,
   write_atomic,
 )
 
@@ -150,7 +150,7 @@ def run(module: ModuleType) -> None:
 def measured(slug: str, results: pathlib.Path = RESULTS) -> dict[str, Any] | None:
   """The committed result of a paper: a parsed `results.json`, or None if there is none."""
   path = results / f"{slug}.json"
-  return read_json(path) if path.exists() else None
+  return load_json(path) if path.exists() else None
 
 
 def claims_of(stored: Mapping[str, Any] | None) -> list[experiment.Claim]:
@@ -184,7 +184,7 @@ def quote(workdir: pathlib.Path) -> str:
   """
   if not (workdir / "results.json").exists():
     raise ValueError(f"{workdir} holds no results.json: the run is not finished.")
-  stored = read_json(workdir / "results.json")
+  stored = load_json(workdir / "results.json")
   paper = find_paper(load_papers(), stored["slug"])
   module = load_experiment(paper)
   config = encode_json(dataclasses.asdict(module.PRESETS["laptop"]))

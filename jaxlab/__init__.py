@@ -30,7 +30,6 @@ __all__ = [
   "__version__",
   "algorithms",
   "augment",
-  "commands",
   "data",
   "experiment",
   "losses",

@@ -14,8 +14,6 @@ COMMANDS = {
   "finetune": "fine-tunes one on responses or on preferences",
 }
 
-__all__ = ["COMMANDS", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command that a command line names, and exits with its status.

@@ -170,7 +170,7 @@ def _run(
         "claims": [claiming.claim_to_stored(claim) for claim in claims],
         "records": records.to_stored(results),
       }
-      workdir.write_json(directory / "results.json", stored)
+      workdir.save_json(directory / "results.json", stored)
       _show(module, title, directory)
       return 0
   except NonFiniteLossError as error:
@@ -242,7 +242,7 @@ def _provenance(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 def _show(module: ModuleType, title: str, directory: pathlib.Path) -> None:
   """Prints the stored results of a finished run, and draws its figure if there is none yet."""
-  stored = workdir.read_json(directory / "results.json")
+  stored = workdir.load_json(directory / "results.json")
   results = records.from_stored(stored["records"], workdir.load_tree(directory / "extras.npz"))
   claims = [claiming.claim_from_stored(claim) for claim in stored["claims"]]
   report.print_report(title, results, claims)

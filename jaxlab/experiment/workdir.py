@@ -104,7 +104,7 @@ def begin(workdir: pathlib.Path, config: dict[str, Any], *, overwrite: bool = Fa
   elif overwrite:
     clear(workdir)
   else:
-    difference = first_difference(read_json(path), config)
+    difference = first_difference(load_json(path), config)
     if difference:
       name, stored, asked = difference
       raise UsageError(
@@ -112,7 +112,7 @@ def begin(workdir: pathlib.Path, config: dict[str, Any], *, overwrite: bool = Fa
         f"{asked!r}. Choose another --workdir, or --overwrite to lose that run."
       )
     return True
-  write_json(path, config)
+  save_json(path, config)
   return False
 
 
@@ -154,7 +154,7 @@ def write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
   os.replace(temporary, path)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def save_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON at once; infinities and NaN, which JSON lacks, become text that `float` reads."""
   text = _layout(encode_json(value)) + "\n"
   write_atomic(path, lambda file: file.write(text.encode()))
@@ -178,8 +178,8 @@ def _is_nested(value: Any) -> bool:
   return any(isinstance(item, dict | list) for item in items)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads what `write_json` wrote."""
+def load_json(path: pathlib.Path) -> Any:
+  """Reads what `save_json` wrote."""
   return json.loads(path.read_text())
 
 

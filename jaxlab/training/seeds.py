@@ -80,6 +80,6 @@ def _run(key, arguments, run_fn, num_seeds, mesh, axis):
     return jax.lax.map(lambda run: run_fn(*run), runs)
 
   spec = PartitionSpec(axis)
-  # Manual over all axes: what partitions itself (`row_top_k`) cannot be lowered within some of them.
+  # Manual over all axes: `row_top_k`, which partitions itself, needs that.
   results = jax.shard_map(run_some, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(runs)
   return jax.tree.map(lambda x: x[:num_seeds], results)

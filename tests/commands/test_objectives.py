@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from jaxlab.commands import objectives
-from jaxlab.losses.preference import kto_loss
-from jaxlab.models.decoder import DecoderLM, decoder_config
+from jaxlab.losses import kto_loss
+from jaxlab.models import DecoderLM, decoder_config
 from jaxlab.training.mesh import make_mesh
 from jaxlab.training.state import init_state
 from jaxlab.training.update import build_evaluate

@@ -28,10 +28,10 @@ def test_json_keeps_values_and_puts_a_record_on_a_line(tmp_path):
     "records": [{"method": "a", "values": [0.5, math.inf]}, {"method": "b", "values": [1, 2]}],
     "deep": {"table": {"x": {"y": [1]}}},
   }
-  workdir.write_json(tmp_path / "file.json", value)
+  workdir.save_json(tmp_path / "file.json", value)
   text = (tmp_path / "file.json").read_text()
   expected = value | {"records": [{"method": "a", "values": [0.5, "inf"]}, value["records"][1]]}
-  assert json.loads(text) == expected == workdir.read_json(tmp_path / "file.json")
+  assert json.loads(text) == expected == workdir.load_json(tmp_path / "file.json")
   lines = [line.strip() for line in text.splitlines()]
   assert '{"method": "b", "values": [1, 2]}' in lines
   assert any(line.startswith('"config": {') and line.endswith("},") for line in lines)

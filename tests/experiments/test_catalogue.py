@@ -47,7 +47,7 @@ def write_result(directory, name="tiny", *, slug="tiny", preset="laptop", shift=
     "claims": [experiment.claim_to_stored(claim) for claim in claims],
     "records": records.to_stored(results),
   }
-  workdir.write_json(directory / f"{name}.json", content | fields)
+  workdir.save_json(directory / f"{name}.json", content | fields)
 
 
 @pytest.fixture
@@ -199,8 +199,8 @@ def test_a_finished_run_is_quoted_with_its_figure(quoted, tmp_path):
   picture = (tmp_path / "figures" / "tiny.png").read_bytes()
   assert picture[:4] == b"\x89PNG" and len(picture) <= 80_000
   # The same run, had it been interrupted.
-  stored = workdir.read_json(directory / "results.json")
-  workdir.write_json(directory / "results.json", stored | {"wall_seconds": None})
+  stored = workdir.load_json(directory / "results.json")
+  workdir.save_json(directory / "results.json", stored | {"wall_seconds": None})
   with pytest.raises(ValueError, match="not from one unbroken run"):
     catalogue.quote(directory)
 
