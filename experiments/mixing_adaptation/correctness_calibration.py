@@ -2,38 +2,38 @@
 
 A calibrator gives every sample a temperature, from how its prediction changes when the input is
 transformed. Trained by cross-entropy it sharpens narrow misses; trained on whether the prediction
-is right it does not. Networks are calibrated on clean data and judged under corruptions.
+is right it does not. Networks are calibrated on clean data and evaluated under corruptions.
 """
 
 import dataclasses
-import functools
 import itertools
-import operator
 import sys
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import classification, common
-from experiments.classification import Split
-from jaxlab import augment, data, losses, metrics, models, training, uncertainty
+from experiments import catalogue
+from experiments.kit import datasets, plots
+from experiments.kit.abstract import abstract_step
+from experiments.kit.datasets import Split, raw_images
+from experiments.kit.train import adamw_cosine, classification_loss, predict, train
+from jaxlab import augment, losses, metrics, models, training, uncertainty
+from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "correctness_calibration"
-CLEAN = "clean"
+# Calibrators that give every row a temperature: their loss, and whether they see the cues.
 CALIBRATORS = {
-  "adaptive CE": metrics.negative_log_likelihood,
-  "adaptive Brier": losses.brier_loss,
-  "correctness": losses.correctness_aware_loss,
-  "correctness, unbalanced": functools.partial(losses.correctness_aware_loss, balanced=False),
+  "adaptive CE": (metrics.negative_log_likelihood, True),
+  "adaptive Brier": (losses.brier_loss, True),
+  "correctness": (losses.correctness_aware_loss, True),
+  "correctness, unbalanced": (partial(losses.correctness_aware_loss, balanced=False), True),
+  "correctness, constant cues": (losses.correctness_aware_loss, False),
 }
-BLIND = "correctness, constant cues"
-METHODS = ("none", "temperature", *CALIBRATORS, BLIND)
-OURS, RIVALS = "correctness", ("temperature", "adaptive CE")
-QUANTITIES = ("ECE", "KS", "Brier", "AUROC", "SCE", "NLL", "mean temperature")
+METHODS = ("none", "temperature", *CALIBRATORS)
+OURS, BASELINES = "correctness", ("temperature", "adaptive CE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,8 @@ PRESETS = {
     num_calibration=5_000,
     num_test=10_000,
     corruptions=(
-      *("gaussian_noise", "shot_noise", "impulse_noise"),
-      *("defocus_blur", "frosted_glass_blur", "motion_blur", "zoom_blur"),
-      *("snow", "frost", "fog", "brightness"),
+      *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "frosted_glass_blur"),
+      *("motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness"),
       *("contrast", "elastic", "pixelate", "jpeg_compression"),
     ),
     severities=(1, 2, 3, 4, 5),
@@ -94,132 +93,97 @@ PRESETS = {
 }
 
 
-def load(config: Config) -> tuple[Split, Split, Split]:
-  """Rows to train on, to calibrate on and to test on."""
-  if config.dataset == "mnist1d":
-    return classification.mnist1d_splits(config.num_train, config.num_calibration, config.num_test)
-  pool, test = (_images("cifar10", split) for split in ("train", "test"))
-  train, calibration = (
-    Split(*(array[rows] for array in pool))
-    for rows in (slice(config.num_train), slice(-config.num_calibration, None))
+def load(config: Config, seed: int) -> tuple[Split, Split, Split]:
+  """Rows to train on, to calibrate on and to test on; images stay in [0, 1] as corrupted ones."""
+  dataset = datasets.describe(config.dataset)
+  if not dataset.is_image:
+    return dataset.splits(config.num_train, config.num_calibration, config.num_test, seed=seed)
+  pool = raw_images(config.dataset, "train")
+  parts = slice(config.num_train), slice(-config.num_calibration, None)
+  train_rows, calibration = (Split(*(array[rows] for array in pool)) for rows in parts)
+  return train_rows, calibration, raw_images(config.dataset, "test", limit=config.num_test)
+
+
+def corrupted(config: Config, test: Split, key) -> list[Split]:
+  """The test rows under every kind of corruption at every severity."""
+  kinds, severities = config.corruptions, config.severities
+  if datasets.describe(config.dataset).is_image:
+    names = [f"{kind}_{severity}" for kind in kinds for severity in severities]
+    return [raw_images(f"{config.dataset}_corrupted/{name}", "test") for name in names]
+  stream = augment.corruption_stream(
+    key, *test, kinds=kinds, severities=severities, batch_size=len(test.labels)
   )
-  return train, calibration, Split(*(array[: config.num_test] for array in test))
-
-
-def shifted(config: Config, test: Split, key) -> Iterator[tuple[str, Split]]:
-  """The test rows as they are, then under every corruption."""
-  yield CLEAN, test
-  names = [f"{kind} {severity}" for kind in config.corruptions for severity in config.severities]
-  if config.dataset == "mnist1d":
-    stream = augment.corruption_stream(
-      key,
-      *test,
-      kinds=config.corruptions,
-      severities=config.severities,
-      batch_size=len(test.labels),
-    )
-    yield from zip(names, map(Split, stream.inputs, stream.labels), strict=True)
-    return
-  for name in names:
-    yield name, _images(f"cifar10_corrupted/{name.replace(' ', '_')}", "test")
-
-
-def _images(name: str, split: str) -> Split:
-  arrays = data.as_arrays(data.load_source(name, split=split))
-  return Split(arrays["image"].astype(np.float32) / 255.0, arrays["label"].astype(np.int32))
+  return list(map(Split, stream.inputs, stream.labels))
 
 
 def transforms(inputs: jax.Array) -> list[jax.Array]:
-  """Three versions of each input: signals delayed, blurred, damped; images turned, grey, dimmed."""
+  """Three versions of each input: signals delayed, blurred, damped; images turned, gray, dimmed."""
   if inputs.ndim == 4:
-    grey = jnp.broadcast_to(inputs.mean(-1, keepdims=True), inputs.shape)
-    return [jnp.rot90(inputs, axes=(1, 2)), grey, 0.7 * inputs]
+    gray = jnp.broadcast_to(inputs.mean(-1, keepdims=True), inputs.shape)
+    return [jnp.rot90(inputs, axes=(1, 2)), gray, 0.7 * inputs]
   delayed = inputs[:, jnp.maximum(jnp.arange(inputs.shape[1]) - 2, 0)]
   return [delayed, augment.blur_signals(inputs, 1.0), 0.7 * inputs]
 
 
 def network(config: Config, name: str):
   """A base model."""
+  _, shape, num_classes = datasets.describe(config.dataset)
   if name == "MLP":
-    return models.MLP(10, config.dense_widths)
-  if config.dataset == "mnist1d":
-    return models.ConvNet(10, config.conv_widths)
+    return models.MLP(num_classes, config.dense_widths)
+  if len(shape) == 2:
+    return models.ConvNet(num_classes, config.conv_widths)
   strides = (1,) + (2,) * (len(config.conv_widths) - 1)
-  return models.ConvNet(10, config.conv_widths, kernel_size=(3, 3), strides=strides)
+  return models.ConvNet(num_classes, config.conv_widths, kernel_size=(3, 3), strides=strides)
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW, its rate falling to 0."""
-  return optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.num_steps))
-
-
-class Observed(NamedTuple):
+def observe(config: Config, module, variables, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
   """What a calibrator sees: logits of the inputs `[n, k]`, cues of their versions `[n, c]`."""
-
-  logits: Any
-  cues: Any
-
-
-def observe(config: Config, module, variables, inputs: jax.Array) -> Observed:
-  """Runs the network on the inputs and on their transformed versions."""
   logits, *others = (
-    classification.predict(module, variables, version).logits
-    for version in (inputs, *transforms(inputs))
+    predict(module, variables, version).logits for version in (inputs, *transforms(inputs))
   )
-  return Observed(logits, uncertainty.transform_cues(logits, jnp.stack(others), top_k=config.top_k))
+  return logits, uncertainty.transform_cues(logits, jnp.stack(others), top_k=config.top_k)
 
 
-def prepare(config: Config, name: str, train: Split, calibration: Split, key) -> dict[str, Any]:
-  """One seed: trains a network and fits every calibrator to it."""
+def fit(config: Config, name: str, key, splits: tuple[Split, Split]) -> dict[str, Any]:
+  """Trains a network and fits every calibrator to it."""
+  rows, calibration = splits
   train_key, fit_key = jax.random.split(key)
   module = network(config, name)
-  trained = classification.train(
+  trained = train(
     train_key,
     module,
-    classification.classification_loss(module),
-    optimizer(config),
-    train,
+    classification_loss(module),
+    adamw_cosine(config.learning_rate, config.num_steps),
+    rows,
     num_steps=config.num_steps,
     batch_size=config.batch_size,
   )
-  seen = observe(config, module, trained.variables, jnp.asarray(calibration.inputs))
-  labels = jnp.asarray(calibration.labels)
-
-  def fit(loss_fn, cues):
-    return uncertainty.fit_adaptive_temperature(
+  logits, cues = observe(config, module, trained.variables, calibration.inputs)
+  adaptive = {
+    method: uncertainty.fit_adaptive_temperature(
       fit_key,
-      seen.logits,
-      cues,
-      labels,
+      logits,
+      jnp.where(informed, cues, 1.0),
+      calibration.labels,
       loss_fn=loss_fn,
       num_steps=config.calibrator_steps,
       batch_size=config.calibrator_batch,
       learning_rate=config.calibrator_rate,
-    )
-
-  adaptive = [fit(loss_fn, seen.cues) for loss_fn in CALIBRATORS.values()]
-  adaptive.append(fit(losses.correctness_aware_loss, jnp.ones_like(seen.cues)))
-  return {
-    "variables": trained.variables,
-    "temperature": uncertainty.fit_temperature(seen.logits, labels),
-    "adaptive": jax.tree.map(lambda *leaves: jnp.stack(leaves), *adaptive)._asdict(),
+    )._asdict()
+    for method, (loss_fn, informed) in CALIBRATORS.items()
   }
+  temperature = uncertainty.fit_temperature(logits, calibration.labels)
+  return {"variables": trained.variables, "temperature": temperature, "adaptive": adaptive}
 
 
-def judge(config: Config, module, prepared: dict[str, Any], split: Split) -> dict[str, jax.Array]:
+def evaluate(config: Config, module, fitted: dict[str, Any], split: Split) -> dict[str, jax.Array]:
   """Scores of all `METHODS` on one set, in their order."""
-  logits, cues = observe(config, module, prepared["variables"], split.inputs)
-  labels, num_rows = split.labels, len(split.labels)
-  stacked = uncertainty.AdaptiveTemperature(**prepared["adaptive"])
-  *informed, blind = (
-    jax.tree.map(operator.itemgetter(i), stacked) for i in range(len(CALIBRATORS) + 1)
-  )
-  temperatures = [
-    jnp.ones(num_rows),
-    jnp.full(num_rows, prepared["temperature"]),
-    *(uncertainty.adaptive_temperature(params, cues) for params in informed),
-    uncertainty.adaptive_temperature(blind, jnp.ones_like(cues)),
-  ]
+  logits, cues = observe(config, module, fitted["variables"], split.inputs)
+  labels = split.labels
+  temperatures = [jnp.ones(len(labels)), jnp.full(len(labels), fitted["temperature"])]
+  for method, (_, informed) in CALIBRATORS.items():
+    params = uncertainty.AdaptiveTemperature(**fitted["adaptive"][method])
+    temperatures.append(uncertainty.adaptive_temperature(params, jnp.where(informed, cues, 1.0)))
   true_prob = jnp.exp(-metrics.negative_log_likelihood(logits, labels))
   correct = jnp.argmax(logits, -1) == labels
   narrow = ~correct & (true_prob >= 0.3) & (true_prob <= 0.5)
@@ -237,157 +201,99 @@ def judge(config: Config, module, prepared: dict[str, Any], split: Split) -> dic
       "NLL": jnp.mean(metrics.negative_log_likelihood(calibrated, labels)),
       "mean temperature": jnp.mean(temperature),
       "accuracy": jnp.mean(correct),
-      "narrow misses": jnp.sum(narrow),
-      "their confidence": jnp.sum(jnp.where(narrow, confidence, 0.0)),
-      "diagram": jnp.stack(metrics.reliability_diagram(probs, labels, num_bins=config.num_bins)),
+      "misses": jnp.sum(narrow),
+      "confidence of misses": jnp.sum(jnp.where(narrow, confidence, 0.0)),
     }
 
   return jax.lax.map(score, jnp.stack(temperatures))
 
 
-def run(config: Config, context: common.Context) -> common.Results:
-  """Prepares all seeds of each network, then judges every calibrator on every set."""
-  train, calibration, test = load(config)
-  rows: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
-  extras: dict[str, Any] = {}
+def run(config: Config, context: Context) -> Results:
+  """Fits on all seeds of each network, then evaluates every calibrator on every set."""
+  results = Results()
+  *fitting, test = datasets.stack_seeds(partial(load, config), context.seeds)
   for name in config.networks:
-    prepared = context.cached(
-      f"{name}/prepare",
+    fitted = context.cached(
+      f"{name}/fit",
       training.over_seeds,
       context.key,
-      functools.partial(prepare, config, name, train, calibration),
+      partial(fit, config, name),
       num_seeds=context.seeds,
+      arguments=fitting,
+      mesh=context.mesh,
     )
-    found = context.cached(f"{name}/judge", _judge_all, config, context, name, prepared, test)
-    scores = found["scores"]
-    parts = {CLEAN: slice(1), "corrupted": slice(1, None)}
+    scores = context.cached(f"{name}/evaluate", evaluate_all, config, context, name, fitted, test)
     for i, method in enumerate(METHODS):
-      for part, sets in parts.items():
-        values = {key: value[:, sets, i] for key, value in scores.items()}
-        for quantity in QUANTITIES:
-          rows[method][f"{name}, {part}/{quantity}"] = values[quantity].mean(1)
-      misses = scores["narrow misses"][:, :, i].sum(1)
-      total = np.where(misses > 0, scores["their confidence"][:, :, i].sum(1), np.nan)
-      rows[method][f"{name}, narrow misses/confidence"] = total / np.maximum(misses, 1)
-      extras[f"{name}/ECE/{method}"] = scores["ECE"][:, :, i].mean(0)
-      extras[f"{name}/diagram/{method}"] = _pooled(scores["diagram"][0, 1:, i])
-    for part, sets in parts.items():
-      rows["none"][f"{name}, network/accuracy, {part}"] = scores["accuracy"][:, sets, 0].mean(1)
-    rows["none"][f"{name}, network/narrow misses"] = scores["narrow misses"][:, :, 0].sum(1)
-    extras["sets"] = found["sets"]
-  return common.Results(rows, extras)
+      row = {quantity: values[:, :, i] for quantity, values in scores.items()}
+      misses, confidence = (row.pop(q).sum(1) for q in ("misses", "confidence of misses"))
+      confidence = np.where(misses > 0, confidence, np.nan) / np.maximum(misses, 1)
+      narrow = {"narrow misses": misses, "confidence of narrow misses": confidence}
+      results.add({method: narrow}, network=name)
+      for part, chosen in {"clean": slice(1), "corrupted": slice(1, None)}.items():
+        means = {quantity: values[:, chosen].mean(1) for quantity, values in row.items()}
+        results.add({method: means}, network=name, data=part)
+      sets = itertools.product(config.corruptions, config.severities)
+      for (kind, severity), values in zip(sets, row["ECE"][:, 1:].T, strict=True):
+        ece = {"ECE of a corruption": values}
+        results.add({method: ece}, network=name, corruption=kind, severity=severity)
+  return results
 
 
-def _judge_all(config: Config, context: common.Context, name: str, prepared, test: Split) -> dict:
-  """Scores `[seeds, sets, methods]` and the names of the sets."""
-  program = jax.jit(functools.partial(judge, config, network(config, name)))
-  scores = []
-  for seed in range(context.seeds):
-    of_seed = jax.tree.map(operator.itemgetter(seed), prepared)
-    key = jax.random.fold_in(context.seed_key(seed), 1)
-    names, splits = zip(*shifted(config, test, key))
-    by_set = [jax.device_get(program(of_seed, split)) for split in splits]
-    scores.append(jax.tree.map(lambda *leaves: np.stack(leaves), *by_set))
-  return {
-    "scores": jax.tree.map(lambda *leaves: np.stack(leaves), *scores),
-    "sets": np.array(names),
-  }
+def evaluate_all(config: Config, context: Context, name: str, fitted, test: Split) -> dict:
+  """Scores `[seeds, sets, methods]`, the clean set first."""
+  program = jax.jit(partial(evaluate, config, network(config, name)))
+
+  def of_seed(seed):
+    fitted_here, clean = jax.tree.map(lambda leaf: leaf[seed], (fitted, test))
+    sets = [clean, *corrupted(config, clean, jax.random.fold_in(context.seed_key(seed), 1))]
+    return datasets.stack_seeds(lambda i: program(fitted_here, sets[i]), len(sets))
+
+  return datasets.stack_seeds(of_seed, context.seeds)
 
 
-def _pooled(diagrams: np.ndarray) -> np.ndarray:
-  """One reliability diagram out of those of several sets, `[sets, 3, bins]`."""
-  count = diagrams[:, 2].sum(0)
-  sums = (diagrams[:, :2] * diagrams[:, 2:]).sum(0)
-  return np.concatenate([sums / np.maximum(count, 1), count[None]])
-
-
-def claims(results: common.Results) -> list[common.Claim]:
-  """The paper's statements."""
-
-  def compared(text, quantity, rival, better="lower", **options):
-    ours, theirs = (results[method, quantity] for method in (OURS, rival))
-    return common.compare(text, ours, theirs, better=better, **options)
-
-  found = []
-  for name in dict.fromkeys(name.partition(",")[0] for name in results.quantities[OURS]):
-    corrupted = f"{name}, corrupted"
-    for rival, quantity in itertools.product(RIVALS, ("ECE", "KS")):
-      text = f"{corrupted}: {quantity} below that of {rival}"
-      found.append(compared(text, f"{corrupted}/{quantity}", rival, paper="best or second best"))
-    found += [
-      compared(
-        f"{name}: narrow misses less confident than by adaptive CE",
-        f"{name}, narrow misses/confidence",
-        "adaptive CE",
-      ),
-      compared(
-        f"{corrupted}: AUROC of confidence above that of temperature",
-        f"{corrupted}/AUROC",
-        "temperature",
-        better="higher",
-        paper="best",
-      ),
-      compared(
-        f"{corrupted}: ECE below that of the same loss with constant cues",
-        f"{corrupted}/ECE",
-        BLIND,
-      ),
-      compared(
-        f"{name}, clean: ECE at most 0.005 above that of temperature",
-        f"{name}, clean/ECE",
-        "temperature",
-        margin=-0.005,
-      ),
-    ]
-  return found
-
-
-def figure(results: common.Results):
-  """Calibration error by corruption, and reliability over all corrupted sets."""
-  import matplotlib.pyplot as plt
-
-  shown = (*RIVALS, OURS)
-  networks = list(dict.fromkeys(name.partition("/")[0] for name in results.extras if "/" in name))
-  sets = [str(name) for name in results.extras["sets"]]
-  fig, axes = plt.subplots(
-    len(networks),
-    1 + len(shown),
-    figsize=(4.2 * (1 + len(shown)), 4.2 * len(networks)),
-    squeeze=False,
-    layout="constrained",
+def claims(config: Config, results: Results) -> list[Claim]:
+  """The paper's statement; everything else is a row."""
+  mean = partial(results.select, average=("network",))
+  able = mean("accuracy", method="none", data="clean")
+  baseline = np.min([mean("ECE", method=m, data="corrupted") for m in BASELINES], axis=0)
+  statement = compare(
+    "under corruptions ECE is below that of temperature and of adaptive CE, the better per seed",
+    mean("ECE", method=OURS, data="corrupted"),
+    baseline,
+    better="lower",
+    margin=0.01,
+    headline=True,
+    requires=(
+      precondition("the networks are right on 60% or more of clean rows", able, at_least=0.6),
+      precondition("the better of both has an ECE of .05 or more", baseline, at_least=0.05),
+    ),
+    paper="best or second best ECE",
   )
-  for row, name in zip(axes, networks):
-    for method in shown:
-      row[0].plot(results.extras[f"{name}/ECE/{method}"], np.arange(len(sets)), ".", label=method)
-    row[0].set_yticks(range(len(sets)), sets, fontsize=7)
-    row[0].invert_yaxis()
-    row[0].set(xlabel="ECE", title=f"{name}: by set")
-    row[0].legend(fontsize=7)
-    for ax, method in zip(row[1:], shown):
-      confidence, accuracy, count = results.extras[f"{name}/diagram/{method}"]
-      metrics.plot_reliability(metrics.Reliability(confidence, accuracy, count.astype(int)), ax=ax)
-      ax.set_title(f"{name}, corrupted: {method}", fontsize=10)
-  return fig
+  return [statement]
+
+
+def figure(results: Results):
+  """Calibration error on clean and corrupted rows, and by corruption at the highest severity."""
+  networks = results.distinct("network")
+  severity = max(results.distinct("severity"), default=None)
+  drawing, axes = plots.panels(2 * len(networks), width=5.0)
+  for i, name in enumerate(networks):
+    plots.intervals(axes[2 * i], results, "ECE", by="data", network=name)
+    where = {"network": name, "severity": severity}
+    plots.intervals(axes[2 * i + 1], results, "ECE of a corruption", by="corruption", **where)
+    for ax, title in zip(axes[2 * i :], (name, f"{name}, severity {severity}")):
+      ax.set_title(title)
+  axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+  return drawing
 
 
 def abstract(config: Config, mesh):
   """One update of a base model, for a dry run."""
   module = network(config, config.networks[0])
-  shape = (40, 1) if config.dataset == "mnist1d" else (32, 32, 3)
-
-  def init(key):
-    variables = dict(module.init(key, jnp.zeros((1, *shape))))
-    params = variables.pop("params")
-    return training.init_state(key, params, optimizer(config), model_state=variables)
-
-  loss_fn = classification.classification_loss(module)
-  batch = Split(
-    jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32),
-    jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-  )
-  update = training.build_update(loss_fn, optimizer(config), mesh=mesh)
-  return update, jax.eval_shape(init, jax.random.key(0)), batch
+  batch = datasets.describe(config.dataset).batch(config.batch_size)
+  adamw = adamw_cosine(config.learning_rate, config.num_steps)
+  return abstract_step(module, classification_loss(module), adamw, batch, mesh)
 
 
 if __name__ == "__main__":
-  common.main(sys.modules[__name__])
+  catalogue.run(sys.modules[__name__])

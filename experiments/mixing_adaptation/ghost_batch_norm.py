@@ -11,12 +11,17 @@ import sys
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import classification, common
-from jaxlab import algorithms, metrics, models, training
+from experiments import catalogue
+from experiments.kit import datasets, plots
+from experiments.kit.abstract import abstract_step
+from experiments.kit.datasets import Dataset
+from experiments.kit.sweep import grid
+from experiments.kit.train import Trained, accuracy, classification_loss, train
+from jaxlab import algorithms, augment, metrics, models
+from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "ghost_batch_norm"
 
@@ -49,7 +54,7 @@ PRESETS = {
     num_train=64,
     num_test=32,
     width=8,
-    num_layers=2,
+    num_layers=1,
     small_batch=8,
     large_batch=32,
     ghost_batch=8,
@@ -95,58 +100,74 @@ def recipes(config: Config) -> dict[str, Recipe]:
   }
 
 
-def run(config: Config, context: common.Context) -> common.Results:
+def run(config: Config, context: Context) -> Results:
   """Trains every seed by every recipe, and fits the drift of the weights in the first phase."""
-  rows, extras = {}, {}
+  results = Results()
+  dataset = datasets.describe(config.dataset)
+  splits = datasets.stack_seeds(
+    lambda seed: dataset.splits(config.num_train, config.num_test, seed=seed), context.seeds
+  )
   for method, recipe in recipes(config).items():
-    measured = context.cached(f"runs/{method}", _train, config, context, recipe)
-    steps = _logged_steps(measured["distance"].shape[1])
-    first = steps[steps <= _schedule(config, recipe)[0][0]]
-    distance = measured["distance"]
-    fit_log = jax.vmap(metrics.fit_log_diffusion, (None, 0))
-    log_law = fit_log(first, distance[:, first - 1])
-    power_law = jax.vmap(metrics.fit_power_diffusion, (None, 0))(first, distance[:, first - 1])
-    # Momentum 0.9 remembers ten steps; until then the weights fly straight on.
-    later = first[first > 10]
-    rows[method] = {
-      "accuracy/test": measured["test accuracy"],
-      "accuracy/train": measured["training accuracy"],
-      "drift/distance": distance[:, -1],
-      "drift/slope": log_law.slope,
-      "drift/R2 of the log law": log_law.r_squared,
-      "drift/R2 of the log law past step 10": fit_log(later, distance[:, later - 1]).r_squared,
-      "drift/exponent": power_law.exponent,
-      "drift/R2 of the power law": power_law.r_squared,
-    }
-    extras[f"{method}/steps"] = steps
-    extras[f"{method}/distance"] = distance[:, steps - 1].mean(0)
-    extras[f"{method}/first phase"] = np.array([first[-1]])
-  return common.Results(rows, extras)
+    evaluate = functools.partial(train_network, config, dataset, recipe)
+    scores = context.cached(f"runs/{method}", grid, context, evaluate, splits, [{}])
+    for split in ("test", "training"):
+      results.add({method: {"accuracy": scores[split][:, 0]}}, split=split)
+    distance = scores["distance"][:, 0]
+    steps = logged_steps(distance.shape[1])
+    first = steps[steps <= schedule(config, recipe)[0][0]]
+    laws = drift(first, distance[:, first - 1])
+    results.add({method: {"distance from the start": distance[:, -1], **laws}})
+    for step in steps.tolist():
+      phase = 1 if step <= first[-1] else 2
+      results.add({method: {"distance by step": distance[:, step - 1]}}, step=step, phase=phase)
+  return results
 
 
-def _logged_steps(num_steps: int) -> np.ndarray:
+def drift(steps: np.ndarray, distance: np.ndarray) -> dict[str, np.ndarray]:
+  """Both laws of drift, fitted to the distances `[seeds, steps]` of every seed."""
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def fit(law, steps, distance):
+    return jax.vmap(law, (None, 0))(steps, distance)
+
+  log_law, power_law = (
+    fit(law, steps, distance) for law in (metrics.fit_log_diffusion, metrics.fit_power_diffusion)
+  )
+  # Momentum 0.9 remembers ten steps; until then the weights fly straight on.
+  late = steps > 10
+  late_law = fit(metrics.fit_log_diffusion, steps[late], distance[:, late])
+  return {
+    "slope of the log law": log_law.slope,
+    "R2 of the log law": log_law.r_squared,
+    "R2 of the log law past step 10": late_law.r_squared,
+    "exponent of the power law": power_law.exponent,
+    "R2 of the power law": power_law.r_squared,
+  }
+
+
+def logged_steps(num_steps: int) -> np.ndarray:
   """Powers of the root of 2, rounded."""
   powers = np.sqrt(2.0) ** np.arange(int(2 * np.log2(num_steps)) + 1)
   return np.unique(np.round(powers).astype(int))
 
 
-def _splits(config: Config) -> tuple[classification.Split, ...]:
-  if config.dataset == "mnist1d":
-    return classification.mnist1d_splits(config.num_train, config.num_test)
-  return classification.image_splits(config.dataset)
-
-
-def _network(config: Config, recipe: Recipe):
+def network(config: Config, dataset: Dataset, recipe: Recipe):
+  """The paper's F1, an MLP with batch norm, for signals; ResNet-44 for images."""
   norm = functools.partial(models.GhostBatchNorm, recipe.ghost_batch)
-  if config.dataset == "mnist1d":
-    return models.MLP(10, (config.width,) * config.num_layers, norm=norm)
-  return models.ResNet(10, (7, 7, 7), width=16, stem="cifar", norm=norm)
+  if not dataset.is_image:
+    return models.MLP(dataset.num_classes, (config.width,) * config.num_layers, norm=norm)
+  return models.ResNet(dataset.num_classes, (7, 7, 7), width=16, stem="cifar", norm=norm)
 
 
-def _loss(config: Config, recipe: Recipe, network):
+def recipe_loss(config: Config, dataset: Dataset, recipe: Recipe, module):
+  """Cross-entropy, gradients made noisy where the recipe says so; images cropped and flipped."""
+
   def loss(apply, key, batch):
-    crop_key, noise_key = jax.random.split(key)
-    inputs = batch.inputs if config.dataset == "mnist1d" else _augmented(crop_key, batch.inputs)
+    view_key, noise_key = jax.random.split(key)
+    inputs = batch.inputs
+    if dataset.is_image:
+      crop_key, flip_key = jax.random.split(view_key)
+      inputs = augment.random_flip(flip_key, augment.random_crop(crop_key, inputs, padding=4))
     logits = apply(inputs).logits
     values = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     if recipe.noise:
@@ -155,22 +176,10 @@ def _loss(config: Config, recipe: Recipe, network):
       )
     return values
 
-  return classification.classification_loss(network, loss)
+  return classification_loss(module, loss)
 
 
-def _augmented(key, images, pad: int = 4):
-  """Crops of the padded images, half of them mirrored."""
-  crop_key, flip_key = jax.random.split(key)
-  corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
-  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  crops = jax.vmap(
-    lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-  )(padded, corners)
-  mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
-  return jnp.where(mirrored, crops[:, :, ::-1], crops)
-
-
-def _schedule(config: Config, recipe: Recipe) -> tuple[list[int], int]:
+def schedule(config: Config, recipe: Recipe) -> tuple[list[int], int]:
   """Steps at which the rate falls, and the number of steps."""
   regime = algorithms.Regime(config.boundaries, config.num_epochs)
   if recipe.adapt:
@@ -181,156 +190,111 @@ def _schedule(config: Config, recipe: Recipe) -> tuple[list[int], int]:
   return [epoch * per_epoch for epoch in regime.boundaries], regime.num_epochs * per_epoch
 
 
-def _optimizer(config: Config, recipe: Recipe) -> optax.GradientTransformation:
+def optimizer(config: Config, recipe: Recipe) -> optax.GradientTransformation:
+  """SGD with momentum, its rate scaled by the recipe's rule and divided by 10 at each boundary."""
   rate = algorithms.scaled_learning_rate(
     config.learning_rate,
     batch_size=recipe.batch_size,
     base_batch_size=config.small_batch,
     rule=recipe.rule,
   )
-  boundaries, _ = _schedule(config, recipe)
+  falls = dict.fromkeys(schedule(config, recipe)[0], 0.1)
   clips = recipe.batch_size > config.small_batch
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm) if clips else optax.identity(),
     optax.add_decayed_weights(config.weight_decay),
-    optax.sgd(
-      optax.piecewise_constant_schedule(rate, dict.fromkeys(boundaries, 0.1)), momentum=0.9
-    ),
+    optax.sgd(optax.piecewise_constant_schedule(rate, falls), momentum=0.9),
   )
 
 
-def _start(network, key, inputs) -> classification.Trained:
-  variables = dict(network.init(key, inputs))
-  return classification.Trained(variables.pop("params"), variables)
+def train_network(config: Config, dataset: Dataset, recipe: Recipe, key, splits, setting):
+  """Accuracies of one network, and its distance from the start after every step, `[steps]`."""
+  del setting  # A recipe is a program of its own.
+  rows, test = splits
+  module = network(config, dataset, recipe)
+  init_key, train_key = jax.random.split(key)
+  variables = dict(module.init(init_key, rows.inputs[:2]))
+  start = Trained(variables.pop("params"), variables)
+  trained = train(
+    train_key,
+    module,
+    recipe_loss(config, dataset, recipe, module),
+    optimizer(config, recipe),
+    rows,
+    num_steps=schedule(config, recipe)[1],
+    batch_size=recipe.batch_size,
+    start=start,
+    evaluate=lambda now: metrics.parameter_distance(now.params, start.params),
+    eval_every=1,
+  )
+  return {
+    "test": accuracy(module, trained.variables, test),
+    "training": accuracy(module, trained.variables, rows),
+    "distance": trained.scores,
+  }
 
 
-def _train(config: Config, context: common.Context, recipe: Recipe) -> dict[str, np.ndarray]:
-  """Accuracies `[seeds]` and distances from the start after every step, `[seeds, steps]`."""
-  train, test = _splits(config)
-  network = _network(config, recipe)
-  _, num_steps = _schedule(config, recipe)
+def claims(config: Config, results: Results) -> list[Claim]:
+  """The paper's statements on accuracy, then on drift."""
+  methods = recipes(config)
+  test = {m: results.select("accuracy", method=m, split="test") for m in methods}
+  slope = {m: results.select("slope of the log law", method=m) for m in methods}
+  fit = {m: results.select("R2 of the log law past step 10", method=m) for m in methods}
+  gap = precondition("the large one loses 2 points", test[SMALL] - test[LARGE], at_least=0.02)
+  able = precondition("the small batch is right on 60% or more", test[SMALL], at_least=0.6)
 
-  def one_seed(key):
-    init_key, train_key = jax.random.split(key)
-    start = _start(network, init_key, jnp.asarray(train.inputs[:2]))
-    trained = classification.train(
-      train_key,
-      network,
-      _loss(config, recipe, network),
-      _optimizer(config, recipe),
-      train,
-      num_steps=num_steps,
-      batch_size=recipe.batch_size,
-      start=start,
-      evaluate=lambda now: metrics.parameter_distance(now.params, start.params),
-      eval_every=1,
-    )
-    return {
-      "test accuracy": classification.accuracy(network, trained.variables, test),
-      "training accuracy": classification.accuracy(network, trained.variables, train),
-      "distance": trained.scores,
-    }
+  def accuracy_of(text, method, baseline, paper, margin=0.005, **options):
+    options |= {"margin": margin, "paper": paper, "requires": (able, gap)}
+    return compare(text, test[method], test[baseline], **options)
 
-  return training.over_seeds(context.key, one_seed, num_seeds=context.seeds, mesh=context.mesh)
-
-
-def claims(results: common.Results) -> list[common.Claim]:
-  """The paper's statements on accuracy and on drift."""
-  rows, compare = results.quantities, common.compare
-  test = {method: row["accuracy/test"] for method, row in rows.items()}
-  slope = {method: row["drift/slope"] for method, row in rows.items()}
-  gap = common.quantity(test[REGIME] - test[SMALL])
-  found = [
-    compare(
-      "the small batch beats the plain large one", test[SMALL], test[LARGE], paper="92.83 v 86.10"
-    ),
-    compare(
-      "the square-root rate recovers part of the gap",
-      test[ROOT],
-      test[LARGE],
-      paper="89.30 v 86.10",
-    ),
-    compare("ghost batches recover a further part", test[GHOST], test[ROOT], paper="90.50 v 89.30"),
-    # At most one standard error below: the mean difference plus its error is not negative.
-    compare(
-      "as many updates close the gap (within 1 s.e. or above)",
-      test[REGIME],
-      test[SMALL],
-      margin=-2 * gap.standard_error,
-      paper="93.07 v 92.83",
-    ),
-  ]
-  for method in (SMALL, LARGE, GHOST, REGIME):
-    found.append(
-      compare(
-        f"{method}: distance grows as the log of the step (R2 at least 0.95)",
-        rows[method]["drift/R2 of the log law"],
-        0.95,
-        paper="log t fits",
-      )
-    )
+  closed = (
+    "sqrt rate, ghost batches and as many updates: at most half a point below the small batch"
+  )
   return [
-    *found,
+    accuracy_of(closed, REGIME, SMALL, "93.07 against 92.83", margin=-0.005, headline=True),
+    accuracy_of("the sqrt rate recovers part of the gap", ROOT, LARGE, "89.30 against 86.10"),
+    accuracy_of("ghost batches recover a further part", GHOST, ROOT, "90.50 against 89.30"),
     compare(
-      "square-root rate and ghost batches drift at the small batch's rate (slope within 25%)",
+      "the distance from the start grows as log t past step 10 (R2, the worst of four recipes)",
+      np.min([fit[m] for m in (SMALL, LARGE, GHOST, REGIME)], axis=0),
+      0.95,
+    ),
+    compare(
+      "with sqrt rate and ghost batches the slope in log t is the small batch's within 25%",
       np.abs(slope[GHOST] / slope[SMALL] - 1),
       0.25,
       better="lower",
-      paper="equal slopes",
     ),
     compare(
-      "the plain large batch drifts more slowly than the small one",
-      slope[LARGE],
-      slope[SMALL],
+      "the plain large batch drifts more slowly: its slope is less than .8 of the small batch's",
+      slope[LARGE] / slope[SMALL],
+      0.8,
       better="lower",
-      paper="smaller slope",
     ),
   ]
 
 
-def figure(results: common.Results):
+def figure(results: Results):
   """Test and training accuracy of every recipe, and the drift of the weights."""
-  import matplotlib.pyplot as plt
-
-  rows, extras = results.quantities, results.extras
-  fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-  colors = {method: f"C{i}" for i, method in enumerate(rows)}
-  for i, (method, row) in enumerate(rows.items()):
-    for name, marker in (("test", "o"), ("train", "x")):
-      mean, error = common.quantity(row[f"accuracy/{name}"])
-      label = name if i == 0 else None
-      left.errorbar(100 * mean, i, xerr=100 * error, fmt=marker, color=colors[method], label=label)
-    steps, distance = extras[f"{method}/steps"], extras[f"{method}/distance"]
-    right.plot(steps, distance, ".-", color=colors[method], label=method)
-    end = extras[f"{method}/first phase"][0]
-    right.plot(end, np.interp(end, steps, distance), "k|", markersize=10)
-  left.set(xlabel="accuracy (%)", yticks=range(len(rows)), yticklabels=list(rows))
-  left.invert_yaxis()
-  left.legend()
-  right.set(xscale="log", xlabel="step", ylabel="distance from the start")
-  right.set_title("Drift of the weights (bar: end of the first phase)", fontsize=10)
-  right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-  return fig
+  drawing, (left, right) = plots.panels(2, width=6.0, height=4.2)
+  plots.intervals(left, results, "accuracy", by="method", color="split")
+  left.legend(fontsize=8)
+  plots.curves(right, results, "distance by step", x="step")
+  for method in results.distinct("method", quantity="distance by step"):
+    end = results.matching(quantity="distance by step", method=method, phase=1)[-1]
+    right.plot(end.field("step"), end.values.mean(), "k|", markersize=10)
+  right.set(xscale="log", title="drift of the weights (bar: end of the first phase)")
+  right.legend(fontsize=7)
+  return drawing
 
 
 def abstract(config: Config, mesh):
   """A step with the large batch and ghost statistics, for a dry run."""
-  recipe = recipes(config)[GHOST]
-  network, optimizer = _network(config, recipe), _optimizer(config, recipe)
-  update = training.build_update(_loss(config, recipe, network), optimizer, mesh=mesh)
-  shape = (40, 1) if config.dataset == "mnist1d" else (32, 32, 3)
-
-  def init(key):
-    start = _start(network, key, jnp.zeros((2, *shape)))
-    return training.init_state(key, start.params, optimizer, model_state=start.model_state)
-
-  state = jax.eval_shape(init, jax.random.key(0))
-  batch = classification.Split(
-    jax.ShapeDtypeStruct((recipe.batch_size, *shape), jnp.float32),
-    jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32),
-  )
-  return update, state, batch
+  dataset, recipe = datasets.describe(config.dataset), recipes(config)[GHOST]
+  module, batch = network(config, dataset, recipe), dataset.batch(recipe.batch_size)
+  loss = recipe_loss(config, dataset, recipe, module)
+  return abstract_step(module, loss, optimizer(config, recipe), batch, mesh)
 
 
 if __name__ == "__main__":
-  common.main(sys.modules[__name__])
+  catalogue.run(sys.modules[__name__])

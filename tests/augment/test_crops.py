@@ -1,12 +1,63 @@
 """Random changes of image batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlab import augment
 
 KEY = jax.random.key(0)
+IMAGES = np.random.default_rng(0).uniform(1.0, 2.0, (60, 4, 5, 2)).astype(np.float32)
+
+
+def test_crops_are_windows_of_the_padded_image():
+  crop = jax.jit(functools.partial(augment.random_crop, padding=1))
+  views = np.asarray(crop(jax.random.key(0), IMAGES))
+  assert views.dtype == np.float32
+  padded = np.pad(IMAGES, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  corners = []
+  for image, view in zip(padded, views):
+    for y in range(3):
+      for x in range(3):
+        if np.array_equal(image[y : y + 4, x : x + 5], view):
+          corners.append((y, x))
+  assert len(corners) == 60  # One window each.
+  assert len(set(corners)) == 9
+
+
+def test_no_padding_leaves_images_as_they_are():
+  crop = jax.jit(functools.partial(augment.random_crop, padding=0))
+  np.testing.assert_array_equal(crop(jax.random.key(0), IMAGES), IMAGES)
+
+
+def test_flips_mirror_half_of_the_images_left_to_right():
+  views = np.asarray(jax.jit(augment.random_flip)(jax.random.key(0), IMAGES))
+  mirrored = 0
+  for image, view in zip(IMAGES, views):
+    if np.array_equal(view, image[:, ::-1]):
+      mirrored += 1
+    else:
+      np.testing.assert_array_equal(view, image)
+  assert 18 <= mirrored <= 42  # Three standard errors about 30.
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.uint8])
+def test_dtypes_are_kept(dtype):
+  images = jax.ShapeDtypeStruct((2, 4, 5, 2), dtype)
+  for view in (augment.random_crop, augment.random_flip):
+    output = jax.eval_shape(view, jax.random.key(0), images)
+    assert output.shape == images.shape and output.dtype == dtype
+
+
+def test_bad_arguments_are_refused():
+  with pytest.raises(ValueError, match="padding must not be negative, got -1"):
+    augment.random_crop(jax.random.key(0), IMAGES, padding=-1)
+  for view in (augment.random_crop, augment.random_flip):
+    with pytest.raises(AssertionError):
+      view(jax.random.key(0), IMAGES[0])
 
 
 def test_jitter_of_images_shifts_mirrors_and_scales():

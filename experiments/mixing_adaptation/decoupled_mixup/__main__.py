@@ -97,7 +97,7 @@ def run(config: Config, context: Context) -> Results:
   for name, (num_train, num_test, num_steps) in zip(config.datasets, sizes, strict=True):
     dataset = datasets.describe(name)
     splits = datasets.stack_seeds(
-      lambda seed: _splits(config, dataset.splits(num_train, num_test, seed=seed)),  # noqa: B023
+      lambda seed: splits_and_pairs(config, dataset.splits(num_train, num_test, seed=seed)),  # noqa: B023
       context.seeds,
     )
     for policy in policies(config, dataset):
@@ -124,7 +124,7 @@ def _etas(config: Config, policy: str | None) -> tuple[float, ...]:
   return (0.0, config.eta, *(config.other_etas if policy == "mixup" else ()))
 
 
-def _splits(config: Config, splits: tuple[Split, Split]) -> tuple[Split, Split, Split]:
+def splits_and_pairs(config: Config, splits: tuple[Split, Split]) -> tuple[Split, Split, Split]:
   """Training rows, test rows, and equal mixtures of test rows of two classes with both labels."""
   _, test = splits
   rng = np.random.default_rng(0)

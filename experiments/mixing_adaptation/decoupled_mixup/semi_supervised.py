@@ -62,10 +62,10 @@ def semi_supervised_loss(config, module: nn.Module, labeled: Split, eta: chex.Nu
   def loss(params, model_state, batch, key):
     rows_key, weak_key, teacher_key, strong_key, pairs_key, mixed_key = jax.random.split(key, 6)
     rows = jax.random.randint(rows_key, (num,), 0, inputs.shape[0])
-    known, target = _shifted(weak_key, inputs[rows]), labels[rows]
+    known, target = shifted(weak_key, inputs[rows]), labels[rows]
     average = jax.lax.stop_gradient(model_state["average"])
-    weak_logits = module.apply(average, _shifted(teacher_key, batch[0])).logits
-    strong = _strong_view(strong_key, batch[0])
+    weak_logits = module.apply(average, shifted(teacher_key, batch[0])).logits
+    strong = strong_view(strong_key, batch[0])
     views = [known, strong]
     if eta is not None:
       among = augment.mixup(pairs_key, known, target)
@@ -105,13 +105,13 @@ def semi_supervised_loss(config, module: nn.Module, labeled: Split, eta: chex.Nu
   return loss
 
 
-def _shifted(key, signals):
+def shifted(key, signals):
   """The weak view: moved by up to two samples."""
   shifts = jax.random.randint(key, (signals.shape[0],), -2, 3)
   return jax.vmap(lambda signal, shift: jnp.roll(signal, shift, axis=0))(signals, shifts)
 
 
-def _strong_view(key, signals):
+def strong_view(key, signals):
   """Gain, shift, offset, noise and blur, then up to a quarter of the signal blanked."""
   jitter_key, center_key, ratio_key = jax.random.split(key, 3)
   num, length, _ = signals.shape

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import classification
-from experiments.mixing_adaptation.overlap_problems import Problem
+from experiments.kit.train import Trained, accuracy, classification_loss, epoch_rows, predict
+from experiments.mixing_adaptation.overlap_calibration.problems import Problem
 from jaxlab import metrics, training
 
 
@@ -24,51 +24,51 @@ class Fit(NamedTuple):
 def fit(config, module, loss_fn, problem: Problem, key, *, rounds=None) -> Fit:
   """Trains until the training labels are fitted, or for a given number of rounds.
 
-  A round is `eval_every` updates. With `rounds` nothing is evaluated on the way.
+  A round is `eval_every` updates. With `rounds` nothing is evaluated on the way. This is no call of
+  `kit.train`, whose number of steps is fixed before training starts.
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
-  train, num_rows = problem.train, len(problem.train.labels)
-  batch_size = min(config.batch_size, num_rows)
-  variables = dict(module.init(init_key, train.inputs[:1]))
+  rows, num_rows = problem.train, len(problem.train.labels)
+  variables = dict(module.init(init_key, rows.inputs[:1]))
   optimizer = optax.adam(config.learning_rate)
-  update = training.build_update(classification.classification_loss(module, loss_fn), optimizer)
+  update = training.build_update(classification_loss(module, loss_fn), optimizer)
   state = training.init_state(state_key, variables.pop("params"), optimizer, model_state=variables)
 
   def variables_of(state):
-    return {"params": state.params, **state.model_state}
+    return Trained(state.params, state.model_state).variables
 
   def one_round(carry):
     state, result = carry
-    rows = classification.epoch_rows(
+    batches = epoch_rows(
       jax.random.fold_in(order_key, result.rounds),
       num_rows,
       num_steps=config.eval_every,
-      batch_size=batch_size,
+      batch_size=min(config.batch_size, num_rows),
     )
 
-    def step(state, rows):
-      return update(state, jax.tree.map(lambda x: x[rows], train))[0], None
+    def step(state, batch):
+      return update(state, jax.tree.map(lambda x: x[batch], rows))[0], None
 
-    state = jax.lax.scan(step, state, rows)[0]
+    state, _ = jax.lax.scan(step, state, batches)
     result = result._replace(rounds=result.rounds + 1)
     if rounds is not None:
       return state, result
     now = variables_of(state)
-    logits = classification.predict(module, now, problem.held_out.inputs).logits
+    logits = predict(module, now, problem.held_out.inputs).logits
     nll = jnp.mean(metrics.negative_log_likelihood(logits, problem.held_out.labels))
     better = nll < result.best_nll
     return state, result._replace(
       best=jax.tree.map(lambda new, old: jnp.where(better, new, old), now, result.best),
       best_nll=jnp.minimum(nll, result.best_nll),
-      accuracy=classification.accuracy(module, now, train),
+      accuracy=accuracy(module, now, rows),
     )
 
   def unfinished(carry):
+    _, result = carry
     if rounds is not None:
-      return carry[1].rounds < rounds
-    return (carry[1].rounds * config.eval_every < config.max_steps) & (
-      carry[1].accuracy < config.fitted
-    )
+      return result.rounds < rounds
+    in_time = result.rounds * config.eval_every < config.max_steps
+    return in_time & (result.accuracy < config.fitted)
 
   start = Fit(None, variables_of(state), jnp.float32(jnp.inf), jnp.int32(0), jnp.float32(0.0))
   state, result = jax.lax.while_loop(unfinished, one_round, (state, start))

@@ -1,0 +1,1 @@
+"""One temperature does not mend networks where classes overlap; mixup spreads their predictions."""
