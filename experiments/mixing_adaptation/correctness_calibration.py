@@ -18,7 +18,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots
 from experiments.kit.abstract import abstract_step
-from experiments.kit.datasets import Split, raw_images
+from experiments.kit.datasets import CIFAR10_CORRUPTIONS, Split, raw_images
 from experiments.kit.train import adamw_cosine, classification_loss, predict, train
 from jaxlab import augment, losses, metrics, models, training, uncertainty
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -79,11 +79,7 @@ PRESETS = {
     num_train=45_000,
     num_calibration=5_000,
     num_test=10_000,
-    corruptions=(
-      *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "frosted_glass_blur"),
-      *("motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness"),
-      *("contrast", "elastic", "pixelate", "jpeg_compression"),
-    ),
+    corruptions=CIFAR10_CORRUPTIONS,
     severities=(1, 2, 3, 4, 5),
     networks=("CNN",),
     conv_widths=(64, 128, 256, 512),
