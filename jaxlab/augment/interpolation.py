@@ -70,22 +70,24 @@ def mix_regression_pairs(
   partners: chex.Array,
   *,
   alpha: chex.Numeric = 2.0,
+  ratio: chex.Numeric | None = None,
 ) -> RegressionMix:
   """Convex combinations of given pairs, inputs and targets alike.
 
   Args:
-    key: random key.
+    key: random key; not read if `ratio` is given.
     inputs: training inputs, `[n, ...]`.
     targets: training targets, `[n, d]`.
     indices: first row of each pair, `[b]`, such as a shuffled epoch's batch.
     partners: second row of each pair, `[b]`, such as `samplers.sample_partners` draws.
     alpha: one ratio for the batch is drawn from Beta(alpha, alpha), alpha > 0.
+    ratio: share of the first of each pair, in [0, 1], in place of a draw.
 
   Returns:
     A `RegressionMix`.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or `ratio` lies outside [0, 1].
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
@@ -95,7 +97,10 @@ def mix_regression_pairs(
   chex.assert_equal_shape_prefix([inputs, targets], 1)
   chex.assert_rank([indices, partners], 1)
   chex.assert_equal_shape([indices, partners])
-  ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
+  if ratio is None:
+    ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
+  check_range("ratio", ratio, "[0, 1]")
+  ratio = as_accumulator(ratio)
   mixed = (_interpolate(array[indices], array[partners], ratio) for array in (inputs, targets))
   return RegressionMix(*mixed, ratio)
 

@@ -26,6 +26,7 @@ from jaxlab.samplers.mcmc import (
 from jaxlab.samplers.mixing import (
   label_similarity_logits,
   label_similarity_probabilities,
+  sample_partner_table,
   sample_partners,
 )
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, gp_hyper_prior, gp_prior, ridge_prior
@@ -86,6 +87,7 @@ __all__ = [
   "process_logits",
   "ridge_prior",
   "sample_context_size",
+  "sample_partner_table",
   "sample_partners",
   "sample_without_replacement",
   "score_sequences",

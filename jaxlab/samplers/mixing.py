@@ -108,3 +108,46 @@ def sample_partners(
   partners = jax.random.categorical(key, logits, axis=-1)
   alone = jnp.all(jnp.isneginf(logits), axis=-1)
   return jnp.where(alone, indices, partners).astype(jnp.int32)
+
+
+def sample_partner_table(
+  key: chex.PRNGKey,
+  labels: chex.Array,
+  *,
+  num_draws: int,
+  bandwidth: chex.Numeric,
+  kernel: str = "gaussian",
+) -> jax.Array:
+  """Draws mixing partners of every example for many epochs at once.
+
+  The law is that of `sample_partners`, which draws n random numbers per row of a batch; inversion
+  of the cumulative probabilities needs one. It pays where the network is small. The n x n table of
+  probabilities must fit memory.
+
+  Args:
+    key: random key.
+    labels: targets of all examples, `[n, d]`.
+    num_draws: partners of each example, for example one per epoch.
+    bandwidth: as in `label_similarity_probabilities`.
+    kernel: as there.
+
+  Returns:
+    Rows of the partners, int32 `[n, num_draws]`. A row whose label has a NaN is its own partner.
+
+  Raises:
+    ValueError: as `label_similarity_probabilities`, and if `num_draws` is negative.
+
+  Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
+  """
+  check_range("num_draws", num_draws, "[0, inf)")
+  probs = label_similarity_probabilities(labels, bandwidth=bandwidth, kernel=kernel)
+  cumulative = jnp.cumsum(probs, axis=1)
+  # In float32 the sum need not be 1, and a share rounded up to it would pass the last partner.
+  total = cumulative[:, -1:]
+  shares = jax.random.uniform(key, (probs.shape[0], num_draws), probs.dtype) * total
+  shares = jnp.minimum(shares, jnp.nextafter(total, jnp.zeros_like(total)))
+  partners = jax.vmap(lambda row, share: jnp.searchsorted(row, share, side="right"))(
+    cumulative, shares
+  )
+  own = jnp.arange(probs.shape[0])[:, None]
+  return jnp.where(jnp.isnan(total), own, partners).astype(jnp.int32)

@@ -41,8 +41,13 @@ def test_regression_pairs():
   np.testing.assert_allclose(itself.inputs, inputs[indices], rtol=1e-5)
   ratios = jax.vmap(lambda key: mix(key, inputs, targets, indices, partners).ratio)(KEYS)
   assert stats.kstest(np.asarray(ratios), stats.beta(2, 2).cdf).pvalue > 1e-3
-  with pytest.raises(ValueError, match="alpha"):
-    augment.mix_regression_pairs(KEY, inputs, targets, indices, partners, alpha=0.0)
+  given = mix(KEY, inputs, targets, indices, partners, ratio=0.25)
+  expected = 0.25 * inputs[indices] + 0.75 * inputs[partners]
+  np.testing.assert_allclose(given.inputs, expected, rtol=1e-4, atol=1e-6)
+  assert given.ratio == 0.25
+  for arguments in ({"alpha": 0.0}, {"ratio": 1.5}):
+    with pytest.raises(ValueError, match="alpha|ratio"):
+      augment.mix_regression_pairs(KEY, inputs, targets, indices, partners, **arguments)
   with pytest.raises(AssertionError):
     augment.mix_regression_pairs(KEY, inputs, targets[:5], indices, partners)
   with pytest.raises(AssertionError):

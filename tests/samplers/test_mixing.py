@@ -107,6 +107,24 @@ def test_partners_follow_the_probabilities(labels, kernel):
   assert np.all(np.abs(shares - probabilities[row]) <= 3 * error + 1e-6)
 
 
+@pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
+def test_a_table_of_partners_follows_the_probabilities(labels, kernel):
+  missing = labels.copy()
+  missing[2, 1] = np.nan
+  arguments = {"bandwidth": 1.0, "kernel": kernel}
+  probabilities = np.asarray(samplers.label_similarity_probabilities(missing, **arguments))
+  draws = 20_000
+  table = samplers.sample_partner_table(jax.random.key(1), missing, num_draws=draws, **arguments)
+  assert table.shape == (9, draws) and table.dtype == jnp.int32
+  for row in range(9):
+    shares = np.bincount(table[row], minlength=9) / draws
+    expected = np.eye(9)[2] if row == 2 else probabilities[row]
+    error = np.sqrt(expected * (1 - expected) / draws)
+    assert np.all(np.abs(shares - expected) <= 4 * error + 1e-6)
+  with pytest.raises(ValueError, match="num_draws"):
+    samplers.sample_partner_table(jax.random.key(1), labels, num_draws=-1, **arguments)
+
+
 def test_partners_over_many_bandwidths_at_once(labels):
   indices = jnp.arange(9)
 

@@ -1,58 +1,28 @@
-import json
-
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from experiments import common
-from experiments.mixing_adaptation import repri, repri_coco
+from experiments.mixing_adaptation.repri import base, coco, tasks
+from experiments.mixing_adaptation.repri.__main__ import PRESETS
+from jaxlab import data
 
-SMOKE = repri.PRESETS["smoke"]
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("repri") / "run"
-  arguments = ["repri", "--preset=smoke", "--mesh=data:2", f"--workdir={directory}"]
-  assert common.execute(repri, arguments) == 0
-  assert (directory / "figure.png").stat().st_size > 0
-  return json.loads((directory / "results.json").read_text())
-
-
-def test_smoke_measures_every_method_at_every_number_of_shots(smoke):
-  quantities = smoke["quantities"]
-  assert set(quantities) == {*repri.variants(SMOKE, 1), repri.ORACLE, "base network"}
-  for method in repri.variants(SMOKE, 1):
-    for condition in ("clean", "shift"):
-      for shots in SMOKE.shots:
-        assert 0 <= quantities[method][f"{condition}/mean IoU, {shots} shots"]["mean"] <= 1
-  assert len(smoke["claims"]) == 2 * len(SMOKE.shots) + 5
-  assert all(claim["holds"] is None for claim in smoke["claims"])
-
-
-@pytest.mark.parametrize("preset", ["laptop", "paper"])
-def test_the_step_of_a_preset_compiles_from_shapes(preset, capsys):
-  arguments = ["repri", f"--preset={preset}", "--dry_run", "--mesh=data:2"]
-  if preset == "paper":
-    arguments += ["--size=33", "--batch_size=2"]
-  assert common.execute(repri, arguments) == 0
-  assert "parameters" in capsys.readouterr().out
+SMOKE = PRESETS["smoke"]
 
 
 def test_the_papers_data_must_be_on_disk(tmp_path, monkeypatch):
   monkeypatch.setenv("JAXLAB_DATA_DIR", str(tmp_path))
   with pytest.raises(FileNotFoundError, match="coco"):
-    repri_coco.scene_batches(split="train", batch_size=1, size=33, seed=0)
+    coco.scene_batches("train", 1, 33)
 
 
 def test_tasks_show_their_class_in_distinct_scenes():
   rng = np.random.default_rng(0)
   masks = rng.choice([0, 9, 10, 11, 12], (60, 16, 16), p=[0.6, 0.1, 0.1, 0.1, 0.1])
   masks[:20][masks[:20] == 9] = 0
-  tasks = repri.draw_tasks(SMOKE, masks, 3, np.random.default_rng(1))
-  assert tasks["scenes"].shape == (SMOKE.num_tasks, 4)
-  assert set(tasks["class"]) == set(SMOKE.novel_classes)
-  for chosen, family in zip(tasks["scenes"], tasks["class"]):
+  drawn = tasks.draw_tasks(SMOKE, masks, 3, np.random.default_rng(1))
+  assert drawn["scenes"].shape == (SMOKE.num_tasks, 4)
+  assert set(drawn["class"]) == set(SMOKE.novel_classes)
+  for chosen, family in zip(drawn["scenes"], drawn["class"]):
     assert len(set(chosen)) == 4
     assert all(np.any(masks[i, ::2, ::2] == family + 1) for i in chosen)
 
@@ -61,7 +31,7 @@ def test_upsampling_is_bilinear_with_aligned_corners():
   maps = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
   rows, columns = np.meshgrid(np.linspace(0, 3, 9), np.linspace(0, 4, 9), indexing="ij")
   np.testing.assert_allclose(
-    repri.upsample(maps, 9), map_coordinates(maps, [rows, columns], order=1), atol=1e-5
+    tasks.upsample(maps, 9), map_coordinates(maps, [rows, columns], order=1), atol=1e-5
   )
 
 
@@ -77,6 +47,33 @@ def test_panoptic_segments_become_classes():
       "is_crowd": np.array([False, False, True]),
     },
   }
-  scene = repri_coco.to_scene(example, 6)
+  scene = coco.to_scene(example, 6)
   np.testing.assert_array_equal(scene["mask"][::3, ::2], [[8, 8, 0], [255, 8, 0]])
   np.testing.assert_allclose(scene["image"], 1.0, rtol=1e-6)
+
+
+def test_base_masks_number_the_base_classes_and_keep_what_is_ignored():
+  masks = np.array([[[0, 9], [3, 3]], [[255, 1], [1, 1]]]).repeat(2, 1).repeat(2, 2)
+  labels = base.base_batch(None, masks, SMOKE)["labels"]
+  np.testing.assert_array_equal(labels, [[[0, 0], [3, 3]], [[255, 1], [1, 1]]])
+
+
+def test_batches_of_the_base_training_go_on_where_they_stopped(monkeypatch):
+  def example(i):
+    rgb = np.zeros((16, 16, 3), np.uint8)
+    rgb[:8, :, 0] = 1
+    objects = {"id": np.array([1]), "label": np.array([i % 8]), "is_crowd": np.array([False])}
+    image = np.full((16, 16, 3), i, np.uint8)
+    return {"image": image, "panoptic_image": rgb, "panoptic_objects": objects}
+
+  monkeypatch.setattr(data, "load_source", lambda *_, **__: [example(i) for i in range(24)])
+  unbroken = base.coco_batches(SMOKE, seed=0)
+  next(unbroken)
+  state, second = unbroken.get_state(), next(unbroken)
+  resumed = base.coco_batches(SMOKE, seed=0)
+  resumed.set_state(state)
+  batch = next(resumed)
+  np.testing.assert_array_equal(batch["inputs"], second["inputs"])
+  np.testing.assert_array_equal(batch["labels"], second["labels"])
+  assert batch["inputs"].shape == (8, 16, 16, 3) and batch["labels"].shape == (8, 8, 8)
+  assert np.all(batch["labels"][:, 0] > 0) and not np.any(batch["labels"][:, -1])

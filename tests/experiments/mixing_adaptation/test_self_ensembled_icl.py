@@ -1,49 +1,57 @@
-import json
+import functools
 
+import jax
 import numpy as np
-import pytest
 
-from experiments import common
-from experiments.mixing_adaptation import self_ensembled_icl as icl
-
-_NAME = "self_ensembled_icl"
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-  directory = tmp_path_factory.mktemp(_NAME) / "run"
-  argv = [_NAME, "--preset=smoke", "--mesh=data:2", f"--workdir={directory}"]
-  assert common.execute(icl, argv) == 0
-  assert (directory / "figure.png").stat().st_size > 0
-  return json.loads((directory / "results.json").read_text())
-
-
-def test_smoke_measures_every_method(smoke):
-  quantities = smoke["quantities"]
-  pooled = {f"{rule} over {kind}" for rule in icl.RULES for kind in ("demonstrations", "both")}
-  for method in ("ICL", "SupICL"):
-    assert {f"{method}, {name}" for name in pooled} <= set(quantities)
-  assert "FT, mean over templates" in quantities and "FT, mean over both" not in quantities
-  for row in quantities.values():
-    assert all(np.isfinite(entry["mean"]) for entry in row.values())
-  assert len(smoke["claims"]) == 16
-  assert all(claim["holds"] is None for claim in smoke["claims"])
-
-
-def test_the_step_of_a_preset_compiles_from_shapes(capsys):
-  assert common.execute(icl, [_NAME, "--preset=laptop", "--dry_run", "--mesh=data:2"]) == 0
-  assert "parameters" in capsys.readouterr().out
+from experiments.mixing_adaptation.self_ensembled_icl import answers, pretraining
+from experiments.mixing_adaptation.self_ensembled_icl.__main__ import PRESETS, Config
+from jaxlab import data
 
 
 def test_single_runs_are_averaged_and_ensembles_pool_them():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(2, 4, 2, 6, 4)).astype(np.float32)
   labels = rng.integers(0, 4, (2, 6))
-  row = icl._measure(icl.PRESETS["smoke"], logits, labels)
+  rows = jax.jit(functools.partial(answers.measure, PRESETS["smoke"]))(logits, labels)
+  row = dict(zip(answers.variants(2), rows))
   np.testing.assert_allclose(
-    row["single run"]["accuracy"], np.mean(logits.argmax(-1) == labels), rtol=1e-6
+    row["single run", None]["accuracy"], np.mean(logits.argmax(-1) == labels), rtol=1e-6
   )
   probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   for name, axes in (("both", (0, 1)), ("demonstrations", 0), ("templates", 1)):
     right = probs.mean(axes).argmax(-1) == labels
-    np.testing.assert_allclose(row[f"mean over {name}"]["accuracy"], right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(row["mean", name]["accuracy"], right.mean(), rtol=1e-6)
+
+
+def test_a_prompt_asks_for_every_answer_behind_its_sentence():
+  config = PRESETS["smoke"]
+  keys = jax.random.split(jax.random.key(2), 12)
+  draw = jax.vmap(lambda key: pretraining.pretraining_prompt(config, key))
+  batch = jax.tree.map(np.asarray, draw(keys))
+  np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
+  for tokens, positions, labels, weights in zip(*batch):
+    for position, answer in zip(positions[weights > 0], labels[weights > 0]):
+      assert tokens[position] in (68, 69) and (tokens[position - 3 : position - 1] < 64).all()
+      if len(set(positions)) > 1 and position < positions[-1]:
+        assert tokens[position + 1] == answer
+
+
+def test_rules_read_the_first_dimensions_and_keep_the_noise():
+  sizes = {"num_tasks": 50, "num_examples": 20}
+  drawn = data.sample_rule_tasks(jax.random.key(0), **sizes)
+  clean = data.sample_rule_tasks(jax.random.key(0), label_noise=0.0, **sizes)
+  whole = pretraining.sample_tasks(Config(rule_dims=16), jax.random.key(0), **sizes)
+  np.testing.assert_array_equal(whole.labels, drawn.labels)
+  narrow = pretraining.sample_tasks(Config(rule_dims=1), jax.random.key(0), **sizes)
+  scores = np.asarray(data.word_vectors())[drawn.sentences].mean(-2)[..., :1]
+  truth = np.argmax(scores * np.asarray(drawn.rule)[:, None, 0], -1)
+  np.testing.assert_array_equal(narrow.labels != truth, drawn.labels != clean.labels)
+  assert not np.any(narrow.rule[:, 1:])
+
+
+def test_every_prompt_has_a_key():
+  config = PRESETS["smoke"]
+  several = next(pretraining.prompt_keys(config, seed=1, steps_per_call=2))["key"]
+  assert several.shape == (2, config.pretraining_batch, 2)
+  single = next(pretraining.prompt_keys(config, seed=1, steps_per_call=1))["key"]
+  np.testing.assert_array_equal(single, several[0])

@@ -1,7 +1,7 @@
 """The paper's scale: COCO-20i, and a PSPNet on a dilated ResNet-50."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -55,16 +55,21 @@ class PSPNet(nn.Module):
 
 
 def scene_batches(
-  *, split: str, batch_size: int, size: int, seed: int, num_epochs: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of `image` `[b, size, size, 3]` and `mask` `[b, size, size]`, as of `to_scene`."""
-  source = data.load_source("coco/2017_panoptic", split=split)
+  split: str,
+  batch_size: int,
+  size: int,
+  *,
+  seed: int = 0,
+  num_epochs: int | None = None,
+  transforms: Sequence[Callable[[dict], dict]] = (),
+) -> data.BatchIterator:
+  """Batches of scenes, as of `to_scene` and then the `transforms`."""
   return data.batch_iterator(
-    source,
+    data.load_source("coco/2017_panoptic", split=split),
     batch_size=batch_size,
     seed=seed,
     num_epochs=num_epochs,
-    transforms=[lambda example: to_scene(example, size)],
+    transforms=[lambda example: to_scene(example, size), *transforms],
   )
 
 

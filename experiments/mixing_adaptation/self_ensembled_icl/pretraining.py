@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common
-from experiments.mixing_adaptation.icl_decoder import Decoder
-from experiments.seeded_batches import SeededBatches, key_data
+from experiments.kit.seeded_batches import SeededBatches, key_data
+from experiments.mixing_adaptation.self_ensembled_icl.decoder import Decoder
 from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
+from jaxlab.experiment import Context
 
 NUM_WORDS = 8  # Words in a sentence.
 NUM_CLASSES = 4
@@ -46,10 +46,12 @@ def make_decoder(config) -> Decoder:
   )
 
 
-def init_params(config, key):
-  """Random weights."""
+def initial_state(config, key) -> training.TrainState:
+  """Random weights, and the state of the pretraining."""
+  init_key, state_key = jax.random.split(key)
   tokens = jnp.zeros((1, NUM_WORDS + 2), jnp.int32)
-  return make_decoder(config).init(key, tokens, tokens[:, :1])["params"]
+  params = make_decoder(config).init(init_key, tokens, tokens[:, :1])["params"]
+  return training.init_state(state_key, params, pretraining_optimizer(config))
 
 
 def answer_loss(config):
@@ -67,33 +69,32 @@ def answer_loss(config):
 # ------------------------------------------------------------------------------------ pretraining
 
 
-def pretrain(config, context: common.Context):
+def pretrain(config, context: Context):
   """Weights of all seeds, stacked, and their losses `[seeds, rows]` with the steps `[rows]`."""
   optimizer = pretraining_optimizer(config)
   per_call = min(_STEPS_PER_CALL, config.pretraining_steps)
   update = training.build_update(
     pretraining_loss(config), optimizer, mesh=context.mesh, steps_per_call=per_call
   )
-  found, losses = [], []
+  init = jax.jit(functools.partial(initial_state, config))
+  params, losses = [], []
   for seed in range(context.seeds):
-    init_key, state_key = jax.random.split(context.seed_key(seed))
-    state = training.init_state(state_key, init_params(config, init_key), optimizer)
     result = context.fit(
       f"pretraining/seed{seed}",
-      state,
+      init(context.seed_key(seed)),
       update,
       prompt_keys(config, seed=seed, steps_per_call=per_call),
       num_steps=config.pretraining_steps,
       steps_per_call=per_call,
     )
-    found.append(jax.tree.map(np.asarray, result.state.params))
+    params.append(jax.tree.map(np.asarray, result.state.params))
     losses.append([row["loss"] for row in result.history])
   steps = np.array([row["step"] for row in result.history])
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *found), np.array(losses), steps
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *params), np.array(losses), steps
 
 
 def prompt_keys(config, *, seed: int, steps_per_call: int) -> SeededBatches:
-  """Batches of raw keys, one a prompt."""
+  """Batches of raw keys, one per prompt."""
   steps = (steps_per_call,) if steps_per_call > 1 else ()
   shape = *steps, config.pretraining_batch
   return SeededBatches(lambda rng: {"key": key_data(rng, shape)}, seed=seed)

@@ -1,0 +1,1 @@
+"""C-Mixup: partners of a mix drawn by how near their regression targets are."""

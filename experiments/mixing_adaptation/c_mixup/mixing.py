@@ -1,0 +1,109 @@
+"""The methods: where each mixes pairs and whom, as one loss for tables and images; their search."""
+
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments.kit.sweep import choose, grid
+from experiments.kit.train import classification_loss
+from jaxlab import augment
+from jaxlab.experiment import Context
+
+PLAIN, MIXUP, MANIFOLD = "no mixing", "mixup", "manifold mixup"
+INPUTS, MAIN = "near inputs", "C-Mixup"
+# Where a method mixes pairs; None drops hidden units instead. Methods of one layer are one program.
+LAYERS = {PLAIN: None, MIXUP: 0, MANIFOLD: 1, INPUTS: 0, MAIN: 0}
+
+
+class Setting(NamedTuple):
+  """What is searched over; a bandwidth of infinity ignores what it measures."""
+
+  learning_rate: chex.Numeric = 1e-3
+  weight_decay: chex.Numeric = 0.0
+  dropout: chex.Numeric = 0.0
+  alpha: chex.Numeric = 1.0
+  bandwidth: chex.Numeric = np.inf  # Of targets.
+  feature_bandwidth: chex.Numeric = np.inf  # Of inputs.
+
+
+def similarity_features(inputs: chex.Array, targets: chex.Array, setting: Setting) -> jax.Array:
+  """Coordinates in which a bandwidth of 1 is what the setting says.
+
+  Distances of d standardized features grow as the root of d, and their bandwidth with them.
+  """
+  inputs = inputs.reshape(inputs.shape[0], -1)
+  reach = setting.feature_bandwidth * np.sqrt(inputs.shape[1])
+  return jnp.concatenate([targets / setting.bandwidth, inputs / reach], axis=1)
+
+
+def dropout(key: chex.PRNGKey, hidden: chex.Array, rate: chex.Numeric) -> jax.Array:
+  """Dropout at a rate that may be traced, in steps of 1/256: a byte of noise per unit is cheap."""
+  words = jax.random.bits(key, (*hidden.shape[:-1], -(-hidden.shape[-1] // 4)))
+  noise = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*hidden.shape[:-1], -1)
+  cut = jnp.round(256 * rate)
+  return jnp.where(noise[..., : hidden.shape[-1]] >= cut, hidden * 256 / (256 - cut), 0.0)
+
+
+def mixing_loss(module: nn.Module, layer: int | None, setting: Setting, draw, pool=None):
+  """The engine's loss: squared errors of mixed pairs, or with dropout where nothing is mixed.
+
+  `draw(key, batch) -> (rows, partners, ratio)`, as `mix_regression_pairs` takes them, of the pool's
+  inputs and targets, or without a pool of those with which the batch begins.
+  """
+
+  def loss(apply, key, batch):
+    draw_key, mix_key, drop_key = jax.random.split(key, 3)
+    inputs, targets = pool or batch[:2]
+    rows, partners, ratio = draw(draw_key, batch)
+
+    def thinned(at, hidden):
+      return dropout(jax.random.fold_in(drop_key, at), hidden, setting.dropout) if at else hidden
+
+    if layer is None:
+      return jnp.square(apply(inputs[rows], mix=thinned).logits - targets[rows])[:, 0]
+    mixed = augment.mix_regression_pairs(
+      mix_key, inputs, targets, rows, partners, alpha=setting.alpha, ratio=ratio
+    )
+    if layer == 0:
+      return jnp.square(apply(mixed.inputs).logits - mixed.targets)[:, 0]
+
+    def at_layer(at, hidden):
+      if at != layer:
+        return hidden
+      # Halves: gradients of rows taken by number would be added up one by one.
+      first, second = jnp.split(hidden, 2)
+      return mixed.ratio * first + (1 - mixed.ratio) * second
+
+    outputs = apply(inputs[jnp.concatenate([rows, partners])], mix=at_layer)
+    return jnp.square(outputs.logits - mixed.targets)[:, 0]
+
+  return classification_loss(module, loss)
+
+
+def search(context: Context, stage: str, evaluate, splits, settings: dict) -> dict[str, dict]:
+  """Scores of every method and setting: method -> quantity -> `[seeds, settings]`.
+
+  `evaluate(layer, key, splits, setting) -> {quantity: value}` is traceable.
+  """
+  scores = {}
+  for layer in dict.fromkeys(LAYERS[method] for method in settings):
+    methods = [method for method in settings if LAYERS[method] == layer]
+    grouped = [setting._asdict() for method in methods for setting in settings[method]]
+    name, of_layer = f"{stage}/{', '.join(methods)}", partial(evaluate, layer)
+    values = context.cached(name, grid, context, of_layer, splits, grouped)
+    for method in methods:
+      num = len(settings[method])
+      scores[method] = {name: array[:, :num] for name, array in values.items()}
+      values = {name: array[:, num:] for name, array in values.items()}
+  return scores
+
+
+def best(scores: dict[str, np.ndarray], settings: list[Setting]) -> dict[str, np.ndarray]:
+  """The scores `[seeds]` of the setting with the least validation error, per seed."""
+  settings = [setting._asdict() for setting in settings]
+  return choose(scores, settings, select="validation error", better="lower")

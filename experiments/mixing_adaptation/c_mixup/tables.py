@@ -1,0 +1,150 @@
+"""C-Mixup on tables: their splits, the training of one network, the search of every method."""
+
+import itertools
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments.kit.datasets import Split, stack_seeds
+from experiments.kit.train import train
+from experiments.mixing_adaptation.c_mixup import mixing
+from experiments.mixing_adaptation.c_mixup.mixing import MAIN, PLAIN, Setting, best, search
+from jaxlab import data, metrics, models, samplers
+from jaxlab.experiment import Context, Results
+
+
+class Task(NamedTuple):
+  """One split of a table, standardized by its training rows; `scale` undoes that of the target."""
+
+  train: Split
+  validation: Split
+  test: Split
+  mean: chex.Array
+  scale: chex.Array
+
+
+def table_settings(config) -> dict[str, list[Setting]]:
+  """Equally many settings of each method."""
+  near = list(itertools.product(config.bandwidths, config.alphas))
+  far = list(itertools.product(config.mixup_alphas, config.weight_decays))
+  plain = list(itertools.product(config.dropouts, config.weight_decays))
+  if not len(near) == len(far) == len(plain):
+    raise ValueError(f"searches of {len(near)}, {len(far)} and {len(plain)} settings are unequal.")
+  mixup = [Setting(alpha=alpha, weight_decay=decay) for alpha, decay in far]
+  return {
+    PLAIN: [Setting(dropout=dropout, weight_decay=decay) for dropout, decay in plain],
+    mixing.MIXUP: mixup,
+    mixing.MANIFOLD: mixup,
+    mixing.INPUTS: [Setting(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
+    MAIN: [Setting(bandwidth=width, alpha=alpha) for width, alpha in near],
+  }
+
+
+def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:
+  """Splits of a table, 70/10/20, one per seed, stacked."""
+  if name == "diabetes":
+    rows = data.as_arrays(data.load_source("diabetes", split="all"))
+    inputs, targets = rows["features"], rows["target"]
+  else:
+    inputs, targets, _ = data.load_regression_table(name)
+
+  def task(seed):
+    order = np.random.default_rng(seeds[seed]).permutation(len(targets))[:max_rows]
+    train_rows, *_ = parts = np.split(order, [int(0.7 * len(order)), int(0.8 * len(order))])
+    center, spread = inputs[train_rows].mean(0), inputs[train_rows].std(0)
+    mean, scale = targets[train_rows].mean(), targets[train_rows].std()
+    spread = np.where(spread > 0, spread, 1.0)  # A level that training rows lack.
+    parts = [Split((inputs[r] - center) / spread, (targets[r, None] - mean) / scale) for r in parts]
+    return jax.tree.map(np.float32, Task(*parts, mean, scale))
+
+  return stack_seeds(task, len(seeds))
+
+
+def train_mlp(key, task: Task, setting: Setting, *, config, layer: int | None) -> dict:
+  """Trains one network and scores it at its best validation epoch; the setting may be traced."""
+  module = models.MLP(1, config.widths, activation=partial(nn.leaky_relu, negative_slope=0.1))
+  num_rows = task.train.inputs.shape[0]
+  per_epoch = num_rows // config.batch_size
+  num_steps = config.num_epochs * per_epoch
+  key, partner_key, ratio_key = jax.random.split(key, 3)
+  # For all steps at once: draws in every step would take as long as the step.
+  near = mixing.similarity_features(*task.train, setting)
+  partners = samplers.sample_partner_table(
+    partner_key, near, num_draws=config.num_epochs, bandwidth=1.0
+  )
+  ratios = jax.random.dirichlet(ratio_key, jnp.full(2, setting.alpha), (num_steps,))[:, 0]
+
+  def draw(key, batch):
+    del key
+    (_, _, rows, partners), (epoch, ratio) = batch
+    return rows, jnp.take_along_axis(partners, epoch[:, None], axis=1)[:, 0], ratio[0]
+
+  def evaluate(trained):
+    outputs = [module.apply(trained.variables, part.inputs).logits for part in task[1:3]]
+    return jnp.mean(jnp.square(outputs[0] - task.validation.labels)), outputs[1]
+
+  validation, predictions = train(
+    key,
+    module,
+    mixing.mixing_loss(module, layer, setting, draw, task.train),
+    optax.adamw(setting.learning_rate, weight_decay=setting.weight_decay),
+    (*task.train, jnp.arange(num_rows), partners),
+    num_steps=num_steps,
+    batch_size=config.batch_size,
+    schedule=(jnp.arange(num_steps) // per_epoch, ratios),
+    evaluate=evaluate,
+    eval_every=per_epoch,
+  ).scores
+  last = jnp.argmin(validation)
+  pair = [task.mean + task.scale * array for array in (predictions[last], task.test.labels)]
+  return {
+    "validation error": validation[last],
+    "RMSE": metrics.root_mean_squared_error(*pair),
+    "MAPE (%)": metrics.mean_absolute_percentage_error(*pair),
+    "correlation": metrics.pearson_correlation(*pair),
+  }
+
+
+def measure_table(config, context: Context, table: str, results: Results) -> None:
+  """Adds the errors of every method at its best setting, and C-Mixup's by bandwidth."""
+  tasks = load_tasks(table, range(context.seeds * config.splits), max_rows=config.max_rows)
+  tasks = jax.tree.map(lambda x: x.reshape(context.seeds, config.splits, *x.shape[1:]), tasks)
+  settings = table_settings(config)
+
+  def evaluate(layer, key, tasks, setting):
+    def one(split):
+      return train_mlp(*split, Setting(**setting), config=config, layer=layer)
+
+    keys = jax.random.split(key, config.splits)
+    return jax.tree.map(lambda values: values.mean(0), jax.lax.map(one, (keys, tasks)))
+
+  def at(rate):
+    return {m: [s._replace(learning_rate=rate) for s in own] for m, own in settings.items()}
+
+  # The learning rate of the least validation error without mixing is that of all methods.
+  stage, rates = f"tables/{table}", config.learning_rates
+  rated = list(itertools.chain(*(at(rate)[PLAIN] for rate in rates)))
+  scores = search(context, stage, evaluate, tasks, {PLAIN: rated})[PLAIN]
+  scores = {name: np.stack(np.split(values, len(rates), axis=1)) for name, values in scores.items()}
+  rate = scores["validation error"].mean(1).min(1).argmin()
+  scores = {PLAIN: {name: values[rate] for name, values in scores.items()}}
+  settings = at(rates[rate])
+  scores |= search(
+    context, stage, evaluate, tasks, {m: settings[m] for m in settings if m != PLAIN}
+  )
+  plain = best(scores[PLAIN], settings[PLAIN])["RMSE"]
+  for method, own in scores.items():
+    chosen = best(own, settings[method])
+    results.add({method: chosen | {"relative RMSE": chosen["RMSE"] / plain}}, dataset=table)
+  for bandwidth in config.bandwidths:
+    own = [i for i, setting in enumerate(settings[MAIN]) if setting.bandwidth == bandwidth]
+    of_bandwidth = {name: values[:, own] for name, values in scores[MAIN].items()}
+    chosen = best(of_bandwidth, [settings[MAIN][i] for i in own])
+    relative = {"relative RMSE at a bandwidth": chosen["RMSE"] / plain}
+    results.add({MAIN: relative}, dataset=table, bandwidth=bandwidth)

@@ -1,0 +1,222 @@
+"""Early exits: gates trained jointly with the classifiers they open, against confidence thresholds.
+
+The backbone is trained first and frozen, so that its features are computed once and the exits are
+trained on them. One weight of the cost gives one point of the curve of accuracy against cost.
+"""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import catalogue
+from experiments.kit import datasets, plots
+from experiments.kit.abstract import abstract_step
+from experiments.kit.train import adamw_cosine, classification_loss, predict, train
+from experiments.mixing_adaptation.jei_dnn import evaluation
+from experiments.mixing_adaptation.jei_dnn.evaluation import AREA, BIAS, ORACLE, SIZE, THRESHOLDS
+from experiments.mixing_adaptation.jei_dnn.exits import MAIN, UNWEIGHTED, train_exits
+from experiments.mixing_adaptation.jei_dnn.network import network
+from jaxlab import models, training
+from jaxlab.experiment import Claim, Context, Results, compare, precondition
+
+PAPER = "jei_dnn"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is trained, for how long, and on how much it is evaluated."""
+
+  dataset: str = "mnist1d"  # MNIST-1D, or a tfds set of images.
+  signal_noise: float = 0.5  # Correlated noise of MNIST-1D; its default, 0.25, leaves few errors.
+  num_train: int = 8000  # Training examples.
+  num_validation: int = 2000  # For gate weights, thresholds and calibration.
+  num_test: int = 4000  # Examples that everything is evaluated on.
+  num_blocks: int = 6  # Blocks, with an exit after each.
+  width: int = 48  # Channels of a block.
+  num_heads: int = 4  # Attention heads, for images.
+  image_size: int = 224  # To which images are brought.
+  patch_size: int = 16  # Of the patches of an image.
+  batch_size: int = 100  # Rows an update.
+  backbone_steps: int = 600  # Updates of the backbone.
+  backbone_learning_rate: float = 3e-3  # Its peak; cosine to 0.
+  warmup_steps: int = 1000  # Updates of all classifiers before the gates.
+  joint_steps: int = 2000  # Updates of gates and classifiers in turns.
+  period: int = 50  # Updates of a turn.
+  learning_rate: float = 0.1  # Of the classifiers; cosine to 0, anew in the joint phase.
+  gate_learning_rate: float = 1.0  # Of the gates; likewise.
+  weight_decay: float = 0.0  # Of classifiers and gates.
+  max_pos_weight: float = 1.0  # Largest weight of an open gate's target.
+  cost_weights: tuple[float, ...] = (  # A point of the curve each.
+    *(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85),
+    *(1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.25, 2.5),
+  )
+  alpha: float = 0.05  # Miscoverage of the prediction sets.
+
+
+PRESETS = {
+  "smoke": Config(
+    num_train=200,
+    num_validation=80,
+    num_test=100,
+    num_blocks=3,
+    width=4,
+    batch_size=20,
+    backbone_steps=4,
+    warmup_steps=4,
+    joint_steps=8,
+    period=2,
+    cost_weights=(0.1, 1.0),
+  ),
+  "laptop": Config(),
+  # Depth, width and heads of T2T-ViT-7; the paper starts from weights trained on ImageNet.
+  "paper": Config(
+    dataset="cifar10",
+    num_train=45_000,
+    num_validation=5000,
+    num_test=10_000,
+    num_blocks=7,
+    width=256,
+    batch_size=64,
+    backbone_steps=42_000,
+    backbone_learning_rate=5e-4,
+    warmup_steps=3500,
+    joint_steps=10_800,
+    period=200,
+    learning_rate=0.01,
+    gate_learning_rate=0.01,
+    weight_decay=5e-4,
+    max_pos_weight=5.0,
+    cost_weights=(0.01, 0.05, 0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0),
+  ),
+}
+
+
+def run(config: Config, context: Context) -> Results:
+  """Backbones of all seeds; then, seed by seed, exits and gates on their features."""
+  dataset = datasets.describe(config.dataset)
+  net, sizes = network(config, dataset), (config.num_train, config.num_validation, config.num_test)
+  generator = {} if dataset.is_image else {"corr_noise_scale": config.signal_noise}
+  splits = dataset.splits(*sizes, **generator)
+  train_one = functools.partial(train_backbone, config=config, net=net, splits=splits)
+  over_seeds = functools.partial(training.over_seeds, num_seeds=context.seeds)
+  backbones = context.cached("backbone", over_seeds, context.key, train_one)
+  labels = tuple(split.labels for split in splits)
+  costs = models.stage_costs(net, dataset.shape)
+  outputs = jax.jit(functools.partial(train_exits, config=config, net=net))
+  seeds = []
+  for seed in range(context.seeds):
+    own = jax.tree.map(lambda leaf, seed=seed: leaf[seed], backbones)
+    evaluate = functools.partial(evaluation.evaluate_seed, outputs, config, labels, costs)
+    seeds.append(context.cached(f"exits/seed{seed}", evaluate, context.seed_key(seed), own))
+  results = Results()
+  measured = jax.tree.map(lambda *values: np.array(values), *seeds)
+  results.add(measured["numbers"])
+  for setting, places in (("cost", evaluation.COSTS), ("exit", range(len(costs)))):
+    for i, place in enumerate(places):
+      for method, curves in measured[setting].items():
+        # A method need not reach a cost, nor do enough samples leave at an exit.
+        known = {name: v[:, i] for name, v in curves.items() if np.isfinite(v[:, i]).all()}
+        results.add({method: known}, **{setting: place})
+  return results
+
+
+def train_backbone(key, *, config: Config, net, splits):
+  """Trains the network by its last exit; gives the exits' parameters and all features."""
+  steps, size = config.backbone_steps, config.batch_size
+  loss = classification_loss(net, final_loss)
+  optimizer = adamw_cosine(config.backbone_learning_rate, steps, weight_decay=1e-3)
+  trained = train(key, net, loss, optimizer, splits[0], num_steps=steps, batch_size=size)
+
+  def features(inputs):
+    return jnp.stack(predict(net, trained.variables, jnp.asarray(inputs), method="features"), 1)
+
+  exits = {n: p for n, p in trained.params.items() if n.startswith(("heads", "gates"))}
+  return {"exits": exits, "features": [features(split.inputs) for split in splits]}
+
+
+def final_loss(apply, key, batch):
+  """Cross-entropy of the last exit."""
+  del key
+  logits = apply(batch.inputs).logits[-1]
+  return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+
+# ------------------------------------------------------------------------------- claims and figure
+
+
+def claims(config: Config, results: Results) -> list[Claim]:
+  """The paper's statements."""
+
+  def of(method, quantity=AREA):
+    return results.select(quantity, method=method)
+
+  gain, off = of(ORACLE) - of(THRESHOLDS), of(MAIN, "coverage error")
+  able = precondition("thresholds reach an accuracy of 60% or more", of(THRESHOLDS), at_least=0.6)
+  room = precondition("exits chosen with the labels gain 3 points or more", gain, at_least=0.03)
+  biased = precondition("thresholds are off by .02 or more", of(THRESHOLDS, BIAS), at_least=0.02)
+  covers = precondition("sets cover the truth at the level, to 2 points", off, at_most=0.02)
+
+  def against(text, baseline, margin, requires, quantity=AREA, **more):
+    more |= {"better": "higher" if quantity == AREA else "lower", "margin": margin}
+    return compare(text, of(MAIN, quantity), of(baseline, quantity), requires=requires, **more)
+
+  return [
+    against(
+      "accuracy over the common range of costs exceeds that of thresholds after equal training",
+      THRESHOLDS,
+      0.005,
+      (able, room),
+      headline=True,
+      paper="above MSDNet's thresholds, L2W-DEN and BoostedNet at most costs",
+    ),
+    against("weighting the classifiers adds to gates alone", UNWEIGHTED, 0.002, (able, room)),
+    against(
+      "confidence is nearer to accuracy at exits 0 and 1", THRESHOLDS, 0.005, (biased,), BIAS
+    ),
+    against(
+      "prediction sets by exit hold .05 labels less than with thresholds at the same cost",
+      THRESHOLDS,
+      0.05,
+      (covers,),
+      SIZE,
+      paper="lower inefficiency at the same cost",
+    ),
+  ]
+
+
+def figure(results: Results):
+  """Accuracy for cost, where samples leave, confidence and prediction sets."""
+  figure, axes = plots.panels(4)
+  plots.curves(axes[0], results, "accuracy", x="cost")
+  plots.curves(axes[1], results, "share of samples", x="exit")
+  for method in results.distinct("method", quantity=SIZE):
+    for ax, quantity in zip(axes[2:], (BIAS, SIZE)):
+      values = results.select(quantity, method=method)
+      ax.plot(values, [method] * len(values), "o", color="C0")  # One point per seed.
+      ax.set_xlabel(quantity)
+  axes[3].tick_params(labelleft=False)
+  for ax in axes[:2]:
+    ax.legend(fontsize=6)
+  return figure
+
+
+def abstract(config: Config, mesh):
+  """The step of the backbone's training, for a dry run."""
+  dataset = datasets.describe(config.dataset)
+  net = network(config, dataset)
+  return abstract_step(
+    net,
+    classification_loss(net, final_loss),
+    optax.adamw(config.backbone_learning_rate, weight_decay=1e-3),
+    dataset.batch(config.batch_size),
+    mesh,
+  )
+
+
+if __name__ == "__main__":
+  catalogue.run(sys.modules[__name__])

@@ -1,0 +1,53 @@
+"""The network with exits: convolutions on signals, a transformer on images."""
+
+import flax.linen as nn
+import jax
+
+from experiments.kit.datasets import Dataset
+from jaxlab import models
+
+
+def network(config, dataset: Dataset) -> models.EarlyExitNet:
+  """Signals: blocks of which every other one halves the length. Images: a transformer."""
+  if dataset.is_image:
+    encoder = EncoderStage(config.width, config.num_heads, config.image_size, config.patch_size)
+    stages = [encoder.clone() for _ in range(config.num_blocks)]
+  else:
+    stages = [ConvolutionStage(config.width, 2 - i % 2) for i in range(config.num_blocks)]
+  return models.EarlyExitNet(tuple(stages), dataset.num_classes)
+
+
+class ConvolutionStage(nn.Module):
+  """Convolution, batch normalization, ReLU."""
+
+  width: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, hidden, *, train=False):
+    """Runs the stage on signals `[b, t, c]`."""
+    hidden = models.Conv(self.width, 5, strides=self.stride)(hidden)
+    return nn.relu(models.GhostBatchNorm()(hidden, use_running_average=not train))
+
+
+class EncoderStage(nn.Module):
+  """A transformer block: attention and a two-layer network, normalized first."""
+
+  width: int
+  num_heads: int
+  image_size: int
+  patch_size: int
+
+  @nn.compact
+  def __call__(self, tokens, *, train=False):
+    """Runs the stage on tokens `[b, n, width]`, or on the patches of images `[b, h, w, c]`."""
+    if tokens.ndim == 4:
+      size, images = self.image_size, tokens
+      images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "bilinear")
+      patches = models.Conv(self.width, (self.patch_size,) * 2, self.patch_size)(images)
+      tokens = patches.reshape(len(images), -1, self.width)
+      tokens += self.param("places", nn.initializers.normal(0.02), tokens.shape[1:])
+    normed = nn.LayerNorm()(tokens)
+    tokens += nn.MultiHeadDotProductAttention(self.num_heads)(normed, normed)
+    hidden = nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(tokens)))
+    return tokens + nn.Dense(self.width)(hidden)

@@ -1,0 +1,145 @@
+"""The network that segments the base families: its training, and its features."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.kit import train
+from experiments.kit.datasets import Split
+from experiments.mixing_adaptation.repri import coco
+from jaxlab import data, models, training
+from jaxlab.experiment import Context
+
+_NUM_TEST = 96  # Scenes that the base network is tested on.
+
+
+class SegmentationNet(nn.Module):
+  """3 x 3 convolutions, normalized, and a linear classifier of every position."""
+
+  num_classes: int
+  widths: tuple[int, ...]
+  strides: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, images, *, train=False):
+    """Features and logits of every position, as a `models.ModelOutput`."""
+    hidden = images
+    for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
+      hidden = nn.relu(hidden) if i else hidden
+      hidden = models.Conv(width, (3, 3), strides=stride)(hidden)
+      hidden = models.GhostBatchNorm()(hidden, use_running_average=not train)
+    # Features are signed: the cosines of what is only positive lie close together.
+    return models.ModelOutput(hidden, nn.Dense(self.num_classes, name="head")(nn.relu(hidden)))
+
+
+def network(config) -> nn.Module:
+  """The base network."""
+  num_classes = len(config.base_classes) + 1
+  if config.dataset == "coco":
+    return coco.PSPNet(num_classes)
+  return SegmentationNet(num_classes, config.widths, config.strides)
+
+
+def optimizer(config) -> optax.GradientTransformation:
+  """Of the base training."""
+  build = train.sgd_cosine if config.dataset == "coco" else train.adamw_cosine
+  return build(config.learning_rate, config.num_steps, weight_decay=1e-4)
+
+
+def base_batch(images, masks, config) -> dict:
+  """Scenes with masks at the resolution of the features: 0, or 1 + the number of the class."""
+  numbers = np.zeros(256, np.int32)
+  numbers[np.array(config.base_classes) + 1] = np.arange(1, len(config.base_classes) + 1)
+  numbers[coco.IGNORE] = coco.IGNORE
+  return {"inputs": images, "labels": jnp.asarray(numbers)[coarse(masks, config)]}
+
+
+def coarse(masks, config):
+  """Nearest-neighbor masks at the resolution of the features."""
+  step = 8 if config.dataset == "coco" else int(np.prod(config.strides))
+  return masks[:, ::step, ::step]
+
+
+def base_loss(config):
+  """The engine's loss of the base training: cross-entropy, a mean over the pixels that count."""
+
+  def pixel_loss(apply, key, batch):
+    del key
+    logits = apply(batch["inputs"]).logits
+    counts = batch["labels"] != coco.IGNORE
+    labels = jax.nn.one_hot(jnp.where(counts, batch["labels"], 0), logits.shape[-1])
+    labels = optax.smooth_labels(labels, config.label_smoothing)
+    values = optax.softmax_cross_entropy(logits, labels)
+    return jnp.sum(values * counts, (1, 2)) / jnp.maximum(jnp.sum(counts, (1, 2)), 1)
+
+  return train.classification_loss(network(config), pixel_loss)
+
+
+def train_base(key, *, config) -> dict:
+  """Trains one seed's network on the base families."""
+  scenes_key, key = jax.random.split(key)
+  scenes = data.sample_shape_scenes(
+    scenes_key,
+    num_samples=config.num_train + _NUM_TEST,
+    classes=config.base_classes,
+    size=config.size,
+    clutter=config.clutter,
+    noise=config.noise,
+  )
+  test, rows = (
+    base_batch(scenes.images[part], scenes.masks[part], config)
+    for part in (slice(_NUM_TEST), slice(_NUM_TEST, None))
+  )
+  net = network(config)
+  trained = train.train(
+    key,
+    net,
+    base_loss(config),
+    optimizer(config),
+    rows,
+    num_steps=config.num_steps,
+    batch_size=config.batch_size,
+  )
+  right = train.accuracy(net, trained.variables, Split(**test))
+  return {"variables": trained.variables, "accuracy": right}
+
+
+def train_on_coco(config, context: Context) -> dict:
+  """Trains every seed's network on batches from disk."""
+  update = training.build_update(base_loss(config), optimizer(config), mesh=context.mesh)
+  variables = []
+  for seed in range(context.seeds):
+    key = context.seed_key(seed)
+    start = dict(network(config).init(key, jnp.zeros((1, config.size, config.size, 3))))
+    params = start.pop("params")
+    result = context.fit(
+      f"base/seed{seed}",
+      training.init_state(key, params, optimizer(config), model_state=start),
+      update,
+      coco_batches(config, seed=seed),
+      num_steps=config.num_steps,
+    )
+    variables.append({"params": result.state.params, **result.state.model_state})
+  return {"variables": jax.tree.map(lambda *leaves: np.stack(leaves), *variables)}
+
+
+def coco_batches(config, *, seed: int) -> data.BatchIterator:
+  """Batches of the base training, which go on after a kill."""
+
+  def to_base(scene):
+    batch = base_batch(scene["image"][None], scene["mask"][None], config)
+    return {name: np.asarray(array)[0] for name, array in batch.items()}
+
+  size = config.batch_size, config.size
+  return coco.scene_batches("train", *size, seed=seed, transforms=[to_base])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def unit_features(variables, images, config):
+  """Features of length 1 at every position."""
+  features = train.predict(network(config), variables, images, batch_size=20).features
+  return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,1 @@
+"""Pooling one model's predictions over demonstrations and wordings calibrates few-shot answers."""
