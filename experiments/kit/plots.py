@@ -38,7 +38,8 @@ def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "met
     xs, means, errors = [], [], []
     for x, group in enumerate(groups):
       # A method may lack a setting.
-      for record in results.matching(quantity=quantity, **{**where, by: group, color: label}):
+      records = results.matching(quantity=quantity, **{**where, by: group})
+      for record in (record for record in records if record.field(color) == label):
         mean, error = _mean_and_half_width(record)
         xs.append(x + offset)
         means.append(mean)

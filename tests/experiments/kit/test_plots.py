@@ -49,6 +49,12 @@ def test_one_color_may_be_named(results):
   assert container.get_label() == "b" and len(container[0].get_ydata()) == 1
 
 
+def test_groups_may_be_the_colors(results):
+  _, (ax,) = plots.panels(1)
+  plots.intervals(ax, results, "accuracy", by="method", dataset="y")
+  assert [list(container[0].get_ydata()) for container in ax.containers] == [[0.2], [0.2]]
+
+
 def test_histograms_have_a_label_each():
   _, axes = plots.panels(2)
   plots.histograms(axes[0], {"a": np.arange(10.0), "b": np.ones((2, 3))}, bins=4)
