@@ -1,8 +1,7 @@
 """Checks and casts of arguments that every room shares.
 
-A check of values looks at Python numbers and NumPy arrays alone. A traced value cannot be looked
-at, so that one may `vmap` over temperatures, and reading a device's array would wait for the device
-in every eager call.
+Checks read the values of Python numbers and NumPy arrays only; these values are "known". Traced
+arrays have no values to read, and reading an array on a device would block every eager call.
 """
 
 from collections.abc import Collection
@@ -14,20 +13,20 @@ import numpy as np
 
 
 def is_known(value: chex.ArrayTree) -> bool:
-  """Whether a value is made of Python numbers and NumPy arrays, and so may be looked at."""
+  """Whether a value consists of Python numbers and NumPy arrays only, so that it may be read."""
   return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 def as_accumulator(*arrays: chex.ArrayTree) -> jax.Array | tuple[jax.Array, ...]:
-  """Casts to float32, or to the widest type given if that is wider.
+  """Casts to float32, or to the widest of the given types if that is wider.
 
-  Reductions of half-precision inputs run in what this gives; float64 stays float64.
+  Reductions of half-precision inputs run in this type; float64 stays float64.
 
   Args:
     *arrays: arrays, numbers or lists of numbers.
 
   Returns:
-    The one array, or a tuple of all, in one type.
+    The array if one is given, else a tuple of all arrays, in one common type.
   """
   dtype = jnp.promote_types(jnp.result_type(*map(jnp.asarray, arrays)), jnp.float32)
   cast = tuple(jnp.asarray(array, dtype) for array in arrays)
@@ -35,19 +34,19 @@ def as_accumulator(*arrays: chex.ArrayTree) -> jax.Array | tuple[jax.Array, ...]
 
 
 def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
-  """Casts labels to int32 or wider, and raises if known ones are no classes.
+  """Casts labels to int32 or wider, and raises if known labels lie outside the classes.
 
   Args:
-    name: what the caller calls them.
+    name: the caller's name for the labels.
     labels: classes, int `[...]`.
     num_classes: number k of classes.
 
   Returns:
-    The labels. Negative ones, which would index from the end, become k: `take_along_axis` gives NaN
-    for them as for all that are too large.
+    The labels. Negative labels, which would index from the end, become k, so that `take_along_axis`
+    gives NaN for them as it does for labels that are too large.
 
   Raises:
-    ValueError: naming the argument, the interval and the extremes.
+    ValueError: naming the argument, the interval, and the smallest and largest label.
   """
   classes = jnp.asarray(labels)
   chex.assert_type(classes, int)
@@ -60,12 +59,12 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
 
 
 def check_range(name: str, value: chex.Numeric, interval: str) -> None:
-  """Raises if a known number, or one of a known array, lies outside an interval.
+  """Raises if a known number, or an entry of a known array, lies outside an interval.
 
   Args:
-    name: what the caller calls it.
+    name: the caller's name for the value.
     value: a number or an array of numbers.
-    interval: as mathematics writes it, "[0, 1)" or "(0, inf)"; NaN lies in none.
+    interval: in mathematical notation, "[0, 1)" or "(0, inf)"; NaN lies in no interval.
 
   Raises:
     ValueError: naming the argument, the interval and the value.
@@ -84,8 +83,8 @@ def check_at_least(minimum: int, **counts: int | None) -> None:
   """Raises if a count is too small.
 
   Args:
-    minimum: the least that is allowed.
-    **counts: by the names that the caller has for them; None is an option that is off.
+    minimum: the smallest allowed count.
+    **counts: counts by the caller's names for them; None is not checked.
 
   Raises:
     ValueError: naming the count, the minimum and the value.
@@ -96,12 +95,12 @@ def check_at_least(minimum: int, **counts: int | None) -> None:
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-  """Raises if a mode is none of those there are.
+  """Raises if a value is not one of the choices.
 
   Args:
-    name: what the caller calls it.
-    value: the mode.
-    choices: what it may be.
+    name: the caller's name for the value.
+    value: the value.
+    choices: the allowed values.
 
   Raises:
     ValueError: naming the argument, the choices and the value.

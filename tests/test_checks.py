@@ -31,7 +31,7 @@ def test_device_and_traced_arrays_are_not_known(wrap):
   ("given", "wanted"),
   [("bfloat16", "float32"), ("float32", "float32"), ("int32", "float32"), ("bool", "float32")],
 )
-def test_casts_to_float32_at_least(given, wanted):
+def test_casts_to_float32_or_wider(given, wanted):
   cast = as_accumulator(jnp.ones(3, given))
   assert cast.dtype == wanted
   np.testing.assert_array_equal(cast, np.ones(3))
@@ -59,7 +59,7 @@ def test_keeps_float64_and_shares_the_widest_type():
     (3, "[1, 5]", True),
   ],
 )
-def test_range(value, interval, allowed):
+def test_check_range_accepts_only_values_in_the_interval(value, interval, allowed):
   if allowed:
     check_range("alpha", value, interval)
   else:
@@ -68,7 +68,7 @@ def test_range(value, interval, allowed):
     assert interval in str(error.value) and str(value) in str(error.value)
 
 
-def test_a_traced_value_passes():
+def test_check_range_does_not_check_traced_values():
   @jax.jit
   def scaled(alpha):
     check_range("alpha", alpha, "[0, 1]")
@@ -77,12 +77,12 @@ def test_a_traced_value_passes():
   assert scaled(3.0) == 6.0
 
 
-def test_a_known_array_is_checked_under_jit():
+def test_known_arrays_are_checked_under_jit():
   with pytest.raises(ValueError, match="alpha"):
     jax.jit(lambda x: check_range("alpha", np.float32(2), "[0, 1]") or x)(1.0)
 
 
-def test_the_values_of_a_device_array_are_not_looked_at():
+def test_values_of_device_arrays_are_not_checked():
   check_range("alpha", jnp.full(3, 7.0), "[0, 1]")
   np.testing.assert_array_equal(as_classes("labels", jnp.array([0, -1, 5]), 3), [0, 3, 5])
 
@@ -105,17 +105,17 @@ def test_labels_must_be_integers():
     as_classes("labels", np.zeros(2), 3)
 
 
-def test_no_labels_are_all_right():
+def test_empty_labels_are_accepted():
   assert as_classes("labels", np.zeros(0, int), 3).shape == (0,)
 
 
-def test_counts():
+def test_check_at_least_names_the_count_and_the_minimum():
   check_at_least(1, num_steps=1, top_k=None)
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     check_at_least(1, batch_size=2, num_steps=0)
 
 
-def test_choices():
+def test_check_choice_lists_the_choices():
   check_choice("norm", "pre", ("pre", "post"))
   with pytest.raises(ValueError, match="norm must be one of 'pre', 'post', got 'both'"):
     check_choice("norm", "both", ("pre", "post"))
@@ -130,7 +130,7 @@ def test_choices():
     metrics.negative_log_likelihood,
   ],
 )
-def test_labels_of_a_device_array_outside_the_classes_give_nan_in_their_rows(function):
+def test_device_labels_outside_the_classes_give_nan_in_their_rows(function):
   values = jax.jit(function)(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))
   np.testing.assert_array_equal(np.isnan(values), [True, False, True])
   with pytest.raises(ValueError, match="labels must lie"):

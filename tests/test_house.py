@@ -1,4 +1,4 @@
-"""The rules of the house that import-linter does not hold."""
+"""Rules of the code base that import-linter does not enforce."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "orbax", "sklearn", "matp
 
 
 def modules_after(statement: str) -> set[str]:
-  """The top-level modules that a fresh interpreter holds after `statement`."""
+  """The top-level modules that a fresh interpreter has loaded after `statement`."""
   script = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
   done = subprocess.run(
     [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
@@ -35,9 +35,9 @@ def modules_after(statement: str) -> set[str]:
   ],
 )
 def test_imports_are_light(statement):
-  """`import jaxlab` must cost little beside `import jax, flax, optax`."""
-  brought = modules_after(statement) - modules_after("import jax, flax, optax, chex")
-  assert not brought & set(HEAVY)
+  """`import jaxlab` must load no heavy module beyond those of `import jax, flax, optax, chex`."""
+  added = modules_after(statement) - modules_after("import jax, flax, optax, chex")
+  assert not added & set(HEAVY)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -51,8 +51,8 @@ def test_rooms_export_their_public_functions(room):
 
 
 @pytest.mark.parametrize("package", [jaxlab, *map(importlib.import_module, PACKAGES)])
-def test_tab_and_type_checkers_see_what_a_package_exports(package):
-  """Some names are imported on first use; type checkers read their imports beside that."""
+def test_dir_and_type_checkers_see_all_exports(package):
+  """Names may be imported on first use, but type checkers need an import statement for each."""
   names = [*package.__all__]
   assert dir(package) == sorted(names)
   imported = {
@@ -69,15 +69,15 @@ def modules_of(room: str) -> dict[str, set[str]]:
   modules = {}
   for path in sorted((ROOT / "jaxlab" / room).glob("[!_]*.py")):
     tree = ast.parse(path.read_text())
-    assert "__all__" not in names_in(tree.body), f"{path.name} has an __all__ beside its room's"
+    assert "__all__" not in names_in(tree.body), f"{path.name} has an __all__ besides its room's"
     public = {name for name in names_in(tree.body) if not name.startswith("_")}
-    assert public, f"{path.name} defines nothing: it may only re-export"
+    assert public, f"{path.name} defines no public name and only re-exports"
     modules[f"jaxlab.{room}.{path.stem}"] = public
   return modules
 
 
 def names_in(body: list[ast.stmt]) -> set[str]:
-  """What a module defines itself: functions, classes and variables, not imports."""
+  """Names that a module defines itself: functions, classes and variables, not imports."""
   names = set()
   for node in body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -88,7 +88,7 @@ def names_in(body: list[ast.stmt]) -> set[str]:
   return names
 
 
-def test_a_public_name_has_one_address():
+def test_every_public_name_has_one_address():
   rooms, homes = {}, {}
   for room in ROOMS:
     modules = modules_of(room)
@@ -104,7 +104,7 @@ def test_a_public_name_has_one_address():
       assert homes.get(name) in modules, f"jaxlab.{room} exports {name}, which it does not define"
 
 
-def test_modules_are_imported_from_where_names_are_written():
+def test_names_are_imported_from_the_modules_that_define_them():
   homes = {module: names for room in ROOMS for module, names in modules_of(room).items()}
   for path in [*python_files(), *(ROOT / "tests").rglob("*.py")]:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -117,12 +117,12 @@ ADDRESS = re.compile(rf"jaxlab\.(?:{'|'.join(ROOMS)})\.\w+\.\w+")
 
 
 @pytest.mark.parametrize("pattern", ["*.md", "docs/*.md", "colabs/*.ipynb", "experiments/*.toml"])
-def test_readers_are_shown_public_addresses(pattern):
+def test_docs_show_only_public_addresses(pattern):
   for path in ROOT.glob(pattern):
     assert not ADDRESS.findall(path.read_text()), path.name
 
 
-def test_an_unknown_room_is_an_attribute_error():
+def test_unknown_room_raises_attribute_error():
   with pytest.raises(AttributeError, match="kitchen"):
     _ = jaxlab.kitchen
 
@@ -136,7 +136,7 @@ def python_files():
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_private_name_crosses_files(path):
+def test_private_names_are_not_imported(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("jaxlab", "exper")):
       private = [alias.name for alias in node.names if alias.name.startswith("_")]
@@ -148,14 +148,14 @@ ENTRY = re.compile(r"^ *((?:\*{0,2}\w+(?:, )?)+):", re.M)
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_argument_is_documented(path):
-  """As ruff's D417, which does not know `logits, borders: as in ...`."""
+  """Like ruff's D417, which does not accept `logits, borders: as in ...`."""
   for node in ast.walk(ast.parse(path.read_text())):
     if not isinstance(node, ast.FunctionDef) or "\nArgs:\n" not in (ast.get_docstring(node) or ""):
       continue
     section = ast.get_docstring(node).split("\nArgs:\n")[1].split("\n\n")[0]
-    told = {name.strip("*") for entry in ENTRY.findall(section) for name in entry.split(", ")}
+    described = {name.strip("*") for entry in ENTRY.findall(section) for name in entry.split(", ")}
     args = node.args
     every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
     named = {arg.arg for arg in every if arg is not None and not arg.arg.startswith("_")}
-    missing = named - told - {"self", "cls"}
+    missing = named - described - {"self", "cls"}
     assert not missing, f"{path.name}: {node.name} does not document {missing}"

@@ -1,4 +1,4 @@
-"""Boxes and segments that one example pastes into another, and a saliency that places them."""
+"""Boxes and segments that are pasted from one example into another, and a saliency map."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class BoxMix(NamedTuple):
 
   Attributes:
     images: the images, in their shape and dtype.
-    ratio: share of pixels that an image kept, float32 `[b]`.
+    ratio: share of its own pixels that each image keeps, float32 `[b]`.
   """
 
   images: chex.Array
@@ -26,15 +26,15 @@ class BoxMix(NamedTuple):
 
 
 def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxMix:
-  """Takes the partner's pixels where a mask says so.
+  """Takes the partner's pixels where the mask is 1.
 
   Args:
     images: `[b, h, w, c]`, or signals `[b, t, c]`.
     partners: the same shape, such as `images[permutation]`.
-    masks: 1 where the partner goes and 0 elsewhere, `[b, h, w]` or `[b, t]`.
+    masks: 1 where the partner is pasted and 0 elsewhere, `[b, h, w]` or `[b, t]`.
 
   Returns:
-    A `BoxMix`; a ratio is 1 minus the share of pixels taken.
+    A `BoxMix`; its ratio is 1 minus the share of pasted pixels.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3, https://arxiv.org/abs/1905.04899.
   """
@@ -49,11 +49,11 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
 
 
 def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: int) -> jax.Array:
-  """Boxes of which an image keeps about the share `ratio`, clipped at the borders.
+  """Masks of boxes that leave about the share `ratio` of each image, clipped at the borders.
 
   Args:
-    centers: row and column of each centre, `[b, 2]`.
-    ratio: share that is kept, `[b]` or one for all, in [0, 1]; the sides are those of the image
+    centers: row and column of each center, `[b, 2]`.
+    ratio: share that is kept, `[b]` or a scalar, in [0, 1]; the sides are those of the image
       times sqrt(1 - ratio), rounded down to even numbers.
     height: height h of the images in pixels.
     width: width w.
@@ -75,11 +75,11 @@ def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: i
 
 
 def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> jax.Array:
-  """Segments of which a signal keeps about the share `ratio`, clipped at the ends.
+  """Masks of segments that leave about the share `ratio` of each signal, clipped at the ends.
 
   Args:
-    centers: position of each centre, `[b]`.
-    ratio: share that is kept, `[b]` or one for all, in [0, 1].
+    centers: position of each center, `[b]`.
+    ratio: share that is kept, `[b]` or a scalar, in [0, 1].
     length: length t of the signals.
 
   Returns:
@@ -97,14 +97,14 @@ def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> j
 
 
 def center_surround_saliency(images: chex.Array) -> jax.Array:
-  """How much every pixel stands out from its neighbourhood, at three scales.
+  """How much each pixel differs from its neighborhood, at three scales.
 
   Args:
     images: `[b, h, w, c]`.
 
   Returns:
     The mean over channels of the distances to the box means of sides 3, 5 and 9 (borders repeated
-    outwards), `[b, h, w]`, in float32 or wider.
+    outward), `[b, h, w]`, in float32 or wider.
 
   Reference: Montabone and Soto, Human detection using a mobile platform and novel features derived
   from a visual saliency mechanism, Image and Vision Computing 2010; the use for mixing is that of
@@ -122,7 +122,7 @@ def _row_ratios(ratio: chex.Numeric, batch_size: int) -> jax.Array:
 
 
 def _span(centers: jax.Array, side: jax.Array, size: int) -> jax.Array:
-  """Whether positions `[size]` lie within half a side of each centre, `[b, size]`."""
+  """Whether positions `[size]` lie within half a side of each center, `[b, size]`."""
   half = jnp.floor(side + _ROUNDING).astype(jnp.int32)[:, None] // 2
   centers, positions = centers[:, None], jnp.arange(size)
   return (positions >= centers - half) & (positions < centers + half)

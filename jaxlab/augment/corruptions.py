@@ -1,4 +1,4 @@
-"""Corruptions of signals in five severities, and streams of corrupted batches."""
+"""Corruptions of signals at five severities, and streams of corrupted batches."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -46,7 +46,7 @@ class CorruptionStream(NamedTuple):
 def corrupt_signals(
   key: chex.PRNGKey, signals: chex.Array, *, kind: str, severity: chex.Numeric
 ) -> jax.Array:
-  """Corrupts standardised signals, the one-dimensional counterpart of common image corruptions.
+  """Corrupts standardized signals, the one-dimensional counterpart of common image corruptions.
 
   With constants c at severities 1 to 5:
 
@@ -57,18 +57,18 @@ def corrupt_signals(
   - motion: mean of the last 2, 3, 4, 5, 7 values;
   - contrast: mean over time + c (x - mean), c = .75, .5, .4, .3, .15;
   - brightness: x + c, c = .3, .6, .9, 1.2, 1.5;
-  - drift: x + c u (2t / (T - 1) - 1), u ~ U(-1, 1) a row, c = .5, 1, 1.5, 2, 3;
-  - elastic: the value at t + c sin(2π(2t / T + φ)), φ ~ U(0, 1) a row, linearly interpolated, c as
-    before;
+  - drift: x + c u (2t / (T - 1) - 1), u ~ U(-1, 1) per row, c = .5, 1, 1.5, 2, 3;
+  - elastic: the value at t + c sin(2π(2t / T + φ)), linearly interpolated, φ ~ U(0, 1) per row, c
+    as before;
   - pixelate: blocks of 2, 3, 4, 5, 6 values become their mean (the last block may be short);
   - quantize: c round(x / c), c = .25, .5, .75, 1, 1.5;
   - occlusion: a run of 3, 5, 7, 9, 12 values at a uniform start becomes 0, in every channel.
 
-  Where a window reaches over an end, the edge value stands for what is not there.
+  Where a window reaches past an end, the edge value is repeated.
 
   Args:
-    key: random key; kinds without chance ignore it.
-    signals: standardised signals, `[b, T, c]`.
+    key: random key; deterministic kinds ignore it.
+    signals: standardized signals, `[b, T, c]`.
     kind: one of `SIGNAL_CORRUPTIONS`.
     severity: an integer in 1..5, which may be traced.
 
@@ -97,7 +97,7 @@ def corrupt_signals(
 
 @partial(jax.jit, static_argnames="kind")
 def _corrupted(key, signals, severity, kind):
-  """One program a kind: the constant is looked up, so that severities share it."""
+  """One program per kind: the constant is looked up, so that severities share the program."""
   constant = jnp.asarray(_CONSTANTS[kind])[severity - 1]
   return _FUNCTIONS[kind](key, as_accumulator(signals), constant).astype(signals.dtype)
 
@@ -111,27 +111,27 @@ def corruption_stream(
   severities: Sequence[int],
   batch_size: int,
 ) -> CorruptionStream:
-  """Builds the batches that a model meets when corruptions follow each other.
+  """Builds the stream of batches in which one corruption follows another.
 
   Every kind goes through all severities before the next begins: `severities=(5,)` is the continual
   stream, `(1, 2, 3, 4, 5, 4, 3, 2, 1)` the gradual one. Each kind at each severity shows all
-  samples once, shuffled anew; an incomplete batch is dropped.
+  samples once, in a new random order; an incomplete batch is dropped.
 
   Args:
-    key: random key of the orders and the corruptions.
-    signals: clean, standardised signals, `[n, T, c]`, or images in [0, 1], `[n, h, w, c]`.
+    key: random key for the orders and the corruptions.
+    signals: clean, standardized signals, `[n, T, c]`, or images in [0, 1], `[n, h, w, c]`.
     labels: their labels, `[n]`.
-    kinds: names out of `SIGNAL_CORRUPTIONS` (for images, `IMAGE_CORRUPTIONS`), in order; a name
-      may come back.
+    kinds: names from `SIGNAL_CORRUPTIONS` (for images, `IMAGE_CORRUPTIONS`), in order; names may
+      repeat.
     severities: integers in 1..5, in order.
-    batch_size: number b of rows a batch, at most n.
+    batch_size: number b of rows per batch, at most n.
 
   Returns:
     A `CorruptionStream` of m = kinds x severities x floor(n / b) batches.
 
   Raises:
-    ValueError: if `batch_size` lies outside [1, n], there are no kinds or severities, or as
-      `corrupt_signals` and `corrupt_images`.
+    ValueError: if `batch_size` lies outside [1, n], `kinds` or `severities` is empty, or for the
+      reasons of `corrupt_signals` and `corrupt_images`.
 
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 4,
   https://arxiv.org/abs/2211.13081.
@@ -204,7 +204,7 @@ def _brightness(key, x, c):
 
 def _drift(key, x, c):
   slope = jax.random.uniform(key, (x.shape[0], 1, 1), x.dtype, -1.0, 1.0)
-  # The last step is at least 1, so that a single value stands at the start of the line.
+  # The divisor is at least 1, so that a signal of one value gets the start of the line.
   time = jnp.arange(x.shape[1]) / max(x.shape[1] - 1, 1)
   return x + c * slope * (2 * time - 1)[:, None]
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 
 def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> chex.Array:
-  """Shifts every image by up to `padding` pixels in both directions; zeros come in.
+  """Shifts every image by up to `padding` pixels along both axes, and fills with zeros.
 
-  The augmentation of CIFAR training: pad, then crop to the old size.
+  The usual augmentation of CIFAR training: pad, then crop to the original size.
 
   Args:
     key: random key.
@@ -31,7 +31,7 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> c
 
 
 def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
-  """Mirrors half of the images, left to right.
+  """Mirrors each image left to right with probability 1/2.
 
   Args:
     key: random key.

@@ -1,4 +1,4 @@
-"""Common corruptions of images in five severities, as functions of arrays, for any image size."""
+"""Common corruptions of images at five severities, as functions of arrays, for any image size."""
 
 import math
 from functools import partial
@@ -31,7 +31,7 @@ _CONSTANTS = {
     [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
   ),
   "pixelate": ([0.95, 0.9, 0.85, 0.75, 0.65], [0.6, 0.5, 0.4, 0.3, 0.25]),
-  # In sides; those of 224 pixels were chosen for 244.
+  # In units of the side; the constants for 224 pixels were published for a side of 244.
   "elastic_transform": (
     [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
     244
@@ -51,26 +51,26 @@ def corrupt_images(
 ) -> jax.Array:
   """Corrupts images as cameras, weather and compression do.
 
-  The kinds and constants are those of Hendrycks and Dietterich: of CIFAR-10-C for a side
-  min(h, w) of 32 pixels, of ImageNet-C for 224, in between on a line over the logarithm of the
-  side. Smaller images have the constants of 32, larger ones those of 224; lengths of the elastic
-  transform are shares of the side. A few kinds are made otherwise, so that they run as array
-  programs:
+  The kinds and constants are those of Hendrycks and Dietterich: CIFAR-10-C for a side min(h, w) of
+  32 pixels, ImageNet-C for 224. In between, constants are interpolated linearly in the logarithm of
+  the side; smaller images have the constants of 32, larger ones those of 224. Lengths of the
+  elastic transform are shares of the side. Some kinds differ from the published code, so that they
+  run as array programs:
 
   - gaussian_noise, shot_noise (Poisson counts), impulse_noise (salt and pepper), contrast, and
     brightness (of the value in HSV, also for one channel): as published;
   - gaussian_blur, defocus_blur (a smoothed disc) and motion_blur (half a Gaussian along a
-    line, at an angle in ±45° an image): as published, with the image reflected at its edges;
-  - fog: octaves of smooth noise whose amplitudes fall by the published factor, for the fractal;
+    line, at one angle in ±45° per image): as published, with the image reflected at its edges;
+  - fog: octaves of smooth noise in place of the fractal; amplitudes fall by the published factor;
   - pixelate: means over the cells of the published coarse grid;
   - elastic_transform: the published affine jitter and smoothed displacement in one resampling;
-  - jpeg_compression: the 8 x 8 cosine transform, quantised by the standard's tables at the
-    published quality, without chroma subsampling; other than three channels all count as luma.
+  - jpeg_compression: the 8 x 8 cosine transform, quantized by the standard's tables at the
+    published quality, without chroma subsampling; unless there are three channels, all are luma.
 
   The results are not rounded to 8 bits.
 
   Args:
-    key: random key; kinds without chance ignore it.
+    key: random key; deterministic kinds ignore it.
     images: values in [0, 1], `[b, h, w, c]`; three channels are red, green and blue.
     kind: one of `IMAGE_CORRUPTIONS`.
     severity: an integer in 1..5, which may be traced.
@@ -95,7 +95,7 @@ def corrupt_images(
 
 @partial(jax.jit, static_argnames="kind")
 def _corrupted(key, images, severity, kind):
-  """One program a kind and shape: the constants are looked up, so that severities share it."""
+  """One program per kind and shape: constants are looked up, so that severities share it."""
   table = _constants(kind, min(images.shape[1:3]))
   constants = jnp.asarray(table, jnp.float32)[severity - 1]
   corrupted = _FUNCTIONS[kind](key, as_accumulator(images), constants, table.max(0))
@@ -118,9 +118,9 @@ def _shot_noise(key, x, photons, most):
 
 
 def _impulse_noise(key, x, share, most):
-  hit_key, colour_key = jax.random.split(key)
+  hit_key, color_key = jax.random.split(key)
   hit = jax.random.bernoulli(hit_key, share, x.shape)
-  return jnp.where(hit, jax.random.bernoulli(colour_key, 0.5, x.shape).astype(x.dtype), x)
+  return jnp.where(hit, jax.random.bernoulli(color_key, 0.5, x.shape).astype(x.dtype), x)
 
 
 def _gaussian_blur(key, x, std, most):
@@ -132,7 +132,7 @@ def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def _gaussian_matrix(size: int, std: jax.Array, reach: float) -> jax.Array:
-  """Blurs one axis, `[size, size]`, reflected at its ends."""
+  """Matrix that blurs one axis, reflected at its ends, `[size, size]`."""
   reach = math.ceil(reach)
   source = jnp.arange(-reach, size + reach)
   distance = jnp.arange(size)[:, None] - source
@@ -206,7 +206,7 @@ def _fog(key, x, constants, most):
 
 
 def _linear_matrix(size: int, knots: int) -> jax.Array:
-  """Interpolates between knots at both ends and in between, `[size, knots]`."""
+  """Matrix that interpolates linearly between evenly spaced knots, `[size, knots]`."""
   position = jnp.linspace(0, knots - 1, size)
   return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(knots)), 0)
 
@@ -230,7 +230,7 @@ def _elastic_transform(key, x, constants, most):
   field = strength * _separable(
     noise, *(_gaussian_matrix(n, std, 3 * side * most[1]) for n in (height, width))
   )
-  # Three corners of a square around the centre move; the plane follows.
+  # Three corners of a square around the center move; the affine map follows them.
   corners = jax.random.uniform(corner_key, (rows, 3, 1, 1, 2), x.dtype, -jitter, jitter)
   square = 2 * max(side // 3, 1)
   down = ((jnp.arange(height) - height // 2) / square)[:, None, None]
@@ -251,7 +251,7 @@ def _resample(image: jax.Array, positions: jax.Array) -> jax.Array:
   return jax.vmap(channel, -1, -1)(image)
 
 
-# ITU-T T.81, annex K: quantisation of luma and chroma at quality 50.
+# ITU-T T.81, annex K: quantization of luma and chroma at quality 50.
 _LUMA = np.array(
   [
     [16, 11, 10, 16, 24, 40, 51, 61],
@@ -281,22 +281,22 @@ _COSINES = np.cos(np.pi * (2 * _PLACE + 1) * _FREQUENCY / 16) * np.where(
 
 def _jpeg_compression(key, x, quality, most):
   rows, height, width, channels = x.shape
-  colour = channels == 3
+  color = channels == 3
   levels = 255 * x
-  # Luma is centred; chroma already is.
-  levels = levels @ _TO_YCC.T - np.array([128, 0, 0]) if colour else levels - 128
+  # Luma is centered; chroma already is.
+  levels = levels @ _TO_YCC.T - np.array([128, 0, 0]) if color else levels - 128
   pads = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
   padded = jnp.pad(levels, pads, mode="edge")
   blocks = padded.reshape(rows, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
   scale = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-  tables = np.stack([_LUMA, _CHROMA, _CHROMA] if colour else [_LUMA] * channels, -1)
+  tables = np.stack([_LUMA, _CHROMA, _CHROMA] if color else [_LUMA] * channels, -1)
   steps = jnp.clip(jnp.floor((tables * jnp.floor(scale) + 50) / 100), 1, 255)
   waves = jnp.einsum("uy,bnymxc,vx->bnumvc", _COSINES, blocks, _COSINES)
   steps = steps[:, None]
   waves = steps * jnp.round(waves / steps)
   restored = jnp.einsum("uy,bnumvc,vx->bnymxc", _COSINES, waves, _COSINES)
   restored = restored.reshape(padded.shape)[:, :height, :width]
-  if colour:
+  if color:
     restored = (restored + np.array([128, 0, 0])) @ np.linalg.inv(_TO_YCC).T
   else:
     restored = restored + 128

@@ -1,4 +1,4 @@
-"""Convex combinations of examples: of given pairs, of several at once, of all pairs of a set."""
+"""Convex combinations of examples: given pairs, several examples, or all pairs of a set."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class RegressionMix(NamedTuple):
   Attributes:
     inputs: mixed inputs, `[b, ...]`.
     targets: targets mixed in the same ratio, `[b, d]`.
-    ratio: share of the first of each pair, one for the batch, float32 `[]`.
+    ratio: share of the first example of each pair, one for the batch, float32 `[]`.
   """
 
   inputs: chex.Array
@@ -24,12 +24,12 @@ class RegressionMix(NamedTuple):
 
 
 class MultiMixed(NamedTuple):
-  """A batch of which each row mixes several examples.
+  """A batch in which each row mixes several examples.
 
   Attributes:
     inputs: mixed inputs, `[b, ...]`.
-    labels: labels of the examples in a row, `[m, b]`; the first are those of the rows themselves.
-    weights: shares of the examples, one set for the batch, float32 `[m]`, of sum 1.
+    labels: labels of the examples in each row, `[m, b]`; `labels[0]` are the rows' own.
+    weights: shares of the examples, the same for all rows, float32 `[m]`; they sum to 1.
   """
 
   inputs: chex.Array
@@ -45,7 +45,7 @@ def interpolate_pairs(
   Args:
     inputs: inputs or hidden activations, `[b, ...]`; integers give float32.
     permutation: row of each partner, `[b]`.
-    ratio: share of the row itself, `[b]` or one for all, in [0, 1].
+    ratio: share of the row itself, `[b]` or a scalar, in [0, 1].
 
   Returns:
     The mixed rows, `[b, ...]`.
@@ -72,7 +72,7 @@ def mix_regression_pairs(
   alpha: chex.Numeric = 2.0,
   ratio: chex.Numeric | None = None,
 ) -> RegressionMix:
-  """Convex combinations of given pairs, inputs and targets alike.
+  """Convex combinations of given pairs, of inputs and targets in the same ratio.
 
   Args:
     key: random key; not read if `ratio` is given.
@@ -121,7 +121,7 @@ def multi_mixup(
     key: random key.
     inputs: `[b, ...]`; integers give float32.
     labels: pytree of arrays `[b, ...]`.
-    num_mixed: number m of examples in a row.
+    num_mixed: number m of examples per row.
     alpha: the weights are drawn from a symmetric Dirichlet(alpha), alpha > 0.
 
   Returns:
@@ -149,11 +149,11 @@ def multi_mixup(
 
 
 def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
-  """All n^2 mixtures of a set with itself, for the objective that mixup samples.
+  """All n^2 mixtures of a set with itself, for the full objective that mixup samples from.
 
   Args:
     inputs: `[n, ...]`; integers give float32.
-    ratio: share of the example of the first axis, in [0, 1].
+    ratio: share of the example on the first axis, in [0, 1].
 
   Returns:
     `[n, n, ...]`; entry (i, j) is ratio x_i + (1 - ratio) x_j.

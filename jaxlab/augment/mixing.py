@@ -1,16 +1,15 @@
 """Mixing examples: convex combinations, pasted boxes and segments, hidden layers.
 
-One door: every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and gives a
-`Mixed`, and every loss of two labels (`losses.mixup_cross_entropy` is one) takes what a `Mixed`
-holds, so that any policy goes with any loss::
+Every policy is called as `policy(key, inputs, labels, *, alpha, ...)` and returns a `Mixed`. Every
+loss of two labels, such as `losses.mixup_cross_entropy`, takes the fields of a `Mixed`, so that any
+policy works with any loss::
 
     mixed = augment.cutmix(key, images, labels, alpha=0.2)
     logits = apply(params, mixed.inputs)
     values = losses.decoupled_mixup_loss(logits, mixed.labels_a, mixed.labels_b, mixed.ratio)
 
-Mixing hidden activations needs the network's help: `draw_mix` and `mixing_layer` draw once, and the
-network calls `interpolate_pairs` at the layer drawn. The ratio is always the share of the first
-example, the one that stands in its own row.
+To mix hidden activations, draw once with `draw_mix` and `mixing_layer`, and let the network call
+`interpolate_pairs` at the drawn layer. The ratio is always the share of a row's own example.
 """
 
 import operator
@@ -33,11 +32,11 @@ from jaxlab.augment.interpolation import (
 
 
 class Mixed(NamedTuple):
-  """A mixed batch, as every policy gives it and every mixup loss takes it.
+  """A mixed batch: what every policy returns and every mixup loss takes.
 
   Attributes:
     inputs: the mixed inputs, `[b, ...]`.
-    labels_a: labels of the rows themselves: the labels given, unchanged.
+    labels_a: labels of the rows themselves: the given labels, unchanged.
     labels_b: labels of the partners.
     ratio: share of a row's own example, float32 `[b]`.
     permutation: row of each partner, int32 `[b]`.
@@ -51,7 +50,7 @@ class Mixed(NamedTuple):
 
 
 class MixDraw(NamedTuple):
-  """Which rows are mixed, and how.
+  """Which rows are mixed, and in which ratio.
 
   Attributes:
     ratio: share of a row's own example, float32 `[b]`.
@@ -77,7 +76,7 @@ def mixup(
     inputs: `[b, ...]`; integers give float32.
     labels: pytree of arrays `[b, ...]`.
     alpha: ratios are drawn from Beta(alpha, alpha), alpha > 0.
-    per_example: whether every row draws a ratio of its own; else one serves the batch.
+    per_example: whether to draw one ratio per row; else one for the batch.
 
   Returns:
     A `Mixed`.
@@ -109,7 +108,7 @@ def cutmix(
     labels: pytree of arrays `[b, ...]`.
     alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0; the box is clipped
       at the borders, and the ratio returned counts the pixels.
-    per_example: whether every row draws a box of its own; else one serves the batch.
+    per_example: whether to draw one box per row; else one for the batch.
 
   Returns:
     A `Mixed`, its inputs in the dtype of `images`.
@@ -135,8 +134,8 @@ def saliency_box_mix(
 ) -> Mixed:
   """Pastes the partner's box around its most salient pixel.
 
-  A box at random may show nothing of the partner whose label it brings along; the saliency is that
-  of `center_surround_saliency`, and its first maximum is the centre.
+  A randomly placed box may miss the object that the partner's label names. Here the center of the
+  box is the first maximum of `center_surround_saliency`.
 
   Args:
     key: random key.
@@ -177,7 +176,7 @@ def segment_mix(
     signals: `[b, t, c]`.
     labels: pytree of arrays `[b, ...]`.
     alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0.
-    per_example: whether every row draws a segment of its own; else one serves the batch.
+    per_example: whether to draw one segment per row; else one for the batch.
 
   Returns:
     A `Mixed`, its inputs in the dtype of `signals`.
@@ -210,9 +209,9 @@ def draw_mix(
     key: random key.
     batch_size: number b of rows.
     alpha: ratios are drawn from Beta(alpha, alpha), alpha > 0.
-    per_example: whether every row draws a ratio of its own; else one serves the batch.
-    majority: whether the larger share goes to the row itself, max(ratio, 1 - ratio): where its
-      label is known and its partner's guessed, the known one dominates.
+    per_example: whether to draw one ratio per row; else one for the batch.
+    majority: whether the row itself gets the larger share, max(ratio, 1 - ratio), so that a known
+      label dominates the guessed label of its partner.
 
   Returns:
     A `MixDraw`; partners are a uniform permutation of the rows.
@@ -235,12 +234,12 @@ def draw_mix(
 def mixing_layer(key: chex.PRNGKey, *, num_layers: int) -> jax.Array:
   """Draws the layer at which manifold mixup mixes.
 
-  The network calls back at each of its layers, and the callback mixes where the number fits
+  The network compares the number with each of its layers and mixes where they are equal
   (`jnp.where` or `jax.lax.switch`), so that one program serves all layers.
 
   Args:
     key: random key.
-    num_layers: number of layers, the input among them as layer 0.
+    num_layers: number of layers, including the input as layer 0.
 
   Returns:
     A number in `[0, num_layers)`, int32 `[]`.
@@ -255,7 +254,7 @@ def mixing_layer(key: chex.PRNGKey, *, num_layers: int) -> jax.Array:
 
 
 def _batch(inputs: chex.Array, labels: chex.ArrayTree, rank: int | None = None) -> jax.Array:
-  """The inputs as an array, after a look at the shapes."""
+  """The inputs as an array, with shapes checked."""
   inputs = jnp.asarray(inputs)
   if rank is not None:
     chex.assert_rank(inputs, rank)
@@ -270,6 +269,6 @@ def _mixed(inputs: jax.Array, labels: chex.ArrayTree, draw: MixDraw) -> Mixed:
 
 
 def _pasted(images: jax.Array, labels: chex.ArrayTree, draw: MixDraw, masks: jax.Array) -> Mixed:
-  """What counts is the share of pixels, not the one that was drawn."""
+  """Pastes the partners; the ratio becomes the share of kept pixels in place of the drawn one."""
   pasted = box_mix(images, images[draw.permutation], masks)
   return _mixed(pasted.images, labels, draw._replace(ratio=pasted.ratio))

@@ -1,4 +1,4 @@
-"""Augmentation and smoothing of standardised signals `[b, T, c]`."""
+"""Augmentation and smoothing of standardized signals `[b, T, c]`."""
 
 import chex
 import jax
@@ -11,16 +11,16 @@ _MAX_SHIFT = 2
 
 
 def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
-  """Perturbs each signal as its class allows: gain, shift, offset, noise and sometimes blur.
+  """Perturbs each signal without changing its class: gain, shift, offset, noise, sometimes blur.
 
-  The twin of the colour jitter, small affine maps, blur and noise that test-time adaptation of
-  image classifiers augments with: y = g x(shifted by s) + o + .05 noise with g ~ U(.7, 1.3),
-  s ~ U{-2..2} (the edge values fill in), o ~ U(-.2, .2), then with probability 1/2 a Gaussian blur
-  of standard deviation U(.001, .5). Every row draws its own.
+  The one-dimensional counterpart of the color jitter, small affine maps, blur and noise used in
+  test-time adaptation of image classifiers: y = g x(shifted by s) + o + .05 noise with
+  g ~ U(.7, 1.3), s ~ U{-2..2} (edge values are repeated), o ~ U(-.2, .2), then with probability 1/2
+  a Gaussian blur of standard deviation U(.001, .5). All draws are per row.
 
   Args:
     key: random key.
-    signals: standardised signals, `[b, T, c]`.
+    signals: standardized signals, `[b, T, c]`.
 
   Returns:
     The perturbed signals, in the shape and dtype of `signals`.
@@ -47,11 +47,11 @@ def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
 
 
 def blur_signals(signals: chex.Array, std: chex.Numeric) -> jax.Array:
-  """Smooths signals by a Gaussian kernel of radius 6, normalised, with edge padding.
+  """Smooths signals by a Gaussian kernel of radius 6, normalized, with edge padding.
 
   Args:
     signals: `[b, T, c]`.
-    std: standard deviation of the kernel in samples, a scalar or one a row, `[b]`.
+    std: standard deviation of the kernel in samples, a scalar or one per row, `[b]`.
 
   Returns:
     The smoothed signals, in the shape and dtype of `signals`.

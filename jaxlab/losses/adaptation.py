@@ -12,7 +12,7 @@ _LOG_OFFSET = 1e-5
 
 
 def softmax_entropy(logits: chex.Array) -> jax.Array:
-  """Entropy of the softmax of logits: how unsure a prediction is.
+  """Entropy of the softmax of logits: how uncertain a prediction is.
 
   Args:
     logits: scores, `[..., k]`.
@@ -37,14 +37,15 @@ def symmetric_cross_entropy(
 ) -> jax.Array:
   """Cross-entropy from teacher to student plus the reverse direction.
 
-  The plain direction has a large gradient where the student is sure and disagrees, and a small one
-  where it is unsure; the reverse one balances both, which a teacher that may err needs.
+  The gradient of the forward direction is large where the student is confident and disagrees, and
+  small where it is uncertain. The reverse direction balances this, which matters for a teacher that
+  may be wrong.
 
   Args:
     logits: the student's scores, `[..., k]`.
     teacher_logits: the teacher's scores, `[..., k]`; no gradient flows into them.
     alpha: weight of the reverse direction, in which the student's probabilities weigh the teacher's
-      log-probabilities, in [0, 1]; 0 is the plain consistency loss.
+      log-probabilities, in [0, 1]; 0 gives the usual consistency loss.
 
   Returns:
     Loss per example in nats, `[...]`, in float32 or wider.
@@ -73,8 +74,8 @@ def multiview_contrastive_loss(
   negatives of each other.
 
   Args:
-    features: v views of b rows, `[b, v, d]`, not normalised. A vector shorter than 1e-12 counts as
-      it is and takes no gradient.
+    features: v views of b rows, `[b, v, d]`, not normalized. A vector shorter than 1e-12 is divided
+      by 1e-12 instead of its length and gets no gradient.
     temperature: divides the cosine similarities, > 0.
 
   Returns:
@@ -119,7 +120,7 @@ def nearest_prototypes(features: chex.Array, prototypes: chex.Array) -> jax.Arra
 
   Args:
     features: `[b, d]`.
-    prototypes: one a class, `[k, d]`; a prototype of zeros has similarity 0 to everything.
+    prototypes: one per class, `[k, d]`; a prototype of zeros has similarity 0 to every feature.
 
   Returns:
     Classes, i32 `[b]`; the lowest on ties. No gradient flows.
@@ -138,7 +139,7 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
 
   Args:
     features: `[n, d]`.
-    labels: classes, integers `[n]`; unknown ones outside the classes are left out.
+    labels: classes, integers `[n]`; in a JAX array, labels outside the classes are left out.
     num_classes: number k of classes.
 
   Returns:
@@ -162,7 +163,8 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
 def confidence_difference(logits: chex.Array, source_logits: chex.Array) -> jax.Array:
   """How much an adapted model has gained in confidence in the class that the source model chose.
 
-  Right predictions of known classes gain while adaptation goes on, others lose: a score for both.
+  During adaptation, right predictions of known classes gain confidence and other predictions lose
+  it, so that the difference tells them apart.
 
   Args:
     logits: scores of the adapted model, `[b, k]`.
@@ -216,11 +218,11 @@ def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax
 
 
 def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -> jax.Array:
-  """Entropy of the mean prediction of a batch: high where predictions are diverse.
+  """Entropy of the mean prediction of a batch: high if predictions are diverse.
 
   Args:
     logits: scores, `[b, k]`.
-    weights: how much each row counts in the mean, `[b]`; None for ones.
+    weights: weight of each row in the mean, `[b]`; None for ones.
 
   Returns:
     The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0.
@@ -251,8 +253,8 @@ def open_set_entropy_loss(
 ) -> jax.Array:
   """Mean entropy of the rows that gained confidence, less the entropy of the mean prediction.
 
-  Minimising every row's entropy also makes a model sure of what is wrong or of no known class.
-  The marginal term, over all rows, keeps the predictions from collapsing into one class.
+  Minimizing the entropy of every row also makes a model confident where it is wrong and on rows of
+  unknown classes. The marginal term, over all rows, keeps predictions from collapsing to one class.
 
   Args:
     logits: scores of the adapted model, `[b, k]`.
@@ -261,7 +263,7 @@ def open_set_entropy_loss(
     diversity_weight: weight of the marginal entropy, >= 0.
 
   Returns:
-    Values per row whose MEAN is the loss, `[b]`, in nats, in float32 or wider. The first term is 0
+    Values per row whose mean is the loss, `[b]`, in nats, in float32 or wider. The first term is 0
     if no row is kept.
 
   Raises:
@@ -278,8 +280,8 @@ def open_set_entropy_loss(
 def information_maximization_loss(logits: chex.Array) -> jax.Array:
   """Entropy of each row less the entropy of the mean prediction.
 
-  It asks for predictions that are sure one by one and diverse together. Logarithms are of
-  probabilities plus 1e-5, which is part of the definition.
+  It is small if each prediction is confident and the batch of predictions is diverse. Inside the
+  logarithms, 1e-5 is added to probabilities; this is part of the definition.
 
   Args:
     logits: scores, `[b, k]`.

@@ -1,8 +1,8 @@
 """The bar (Riemann) distribution: a density on the real line made of K adjacent bars.
 
-A network's K logits give each bar its mass, so regression becomes classification without losing
-the density. The bars lie between K + 1 strictly increasing borders; with full support the two
-outer bars are half-normals that reach to infinity.
+The K logits of a network give the masses of the bars, so that regression becomes classification and
+still yields a density. The bars lie between K + 1 strictly increasing borders; with full support
+the two outer bars are half-normals that extend to infinity.
 """
 
 from typing import NamedTuple
@@ -37,8 +37,8 @@ def bar_nll(
 ) -> chex.Array:
   """Negative log-density of targets under bar distributions.
 
-  The proper loss of a prior-fitted network: its minimiser is the posterior predictive density,
-  up to the width of the bars. Missing targets (NaN) cost nothing and send no gradient.
+  A proper loss for prior-fitted networks: its minimizer is the posterior predictive density, up to
+  the width of the bars. Missing targets (NaN) have loss 0 and no gradient.
 
   Args:
     logits: scores of the bars, `[..., K]`.
@@ -51,7 +51,7 @@ def bar_nll(
     Loss per target in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 4,
   https://arxiv.org/abs/2112.10510.
@@ -69,10 +69,10 @@ def bar_nll(
     left, right = index == 0, index == logits.shape[-1] - 1
     distance = jnp.where(left, borders[1] - targets, targets - borders[-2])
     scale = jnp.where(left, scales.left, scales.right)
-    standardised = jnp.maximum(distance, _MIN_TAIL_DISTANCE) / scale
-    log_tail = (_LOG_TWO_OVER_PI - jnp.square(standardised)) / 2 - jnp.log(scale)
+    standardized = jnp.maximum(distance, _MIN_TAIL_DISTANCE) / scale
+    log_tail = (_LOG_TWO_OVER_PI - jnp.square(standardized)) / 2 - jnp.log(scale)
     log_density = jnp.where(left | right, log_tail, log_density)
-  # Gathering the raw logit keeps normalised or widened copies of all K from being stored.
+  # Gathering the raw logit keeps normalized or widened copies of all K from being stored.
   chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
   nll = jax.nn.logsumexp(scores, axis=-1) - chosen - log_density
   return jnp.where(missing, 0.0, nll)

@@ -1,4 +1,4 @@
-"""Losses that train a calibrator: of the confidence alone, or of all probabilities."""
+"""Losses that train a calibrator, on the confidence alone or on all probabilities."""
 
 import chex
 import jax
@@ -14,25 +14,25 @@ def correctness_aware_loss(
   balanced: bool = True,
   correct: chex.Array | None = None,
 ) -> chex.Array:
-  """Squared distance of the largest probability from whether the prediction is right.
+  """Squared distance between the largest probability and the correctness (0 or 1).
 
-  Cross-entropy pushes up the true class even where the prediction is wrong, so a narrow miss stays
-  confident. This loss asks of a calibrator only what calibration is about: confidence 1 where the
-  prediction is right, 0 where it is wrong.
+  Cross-entropy raises the true class even where the prediction is wrong, so a narrow miss stays
+  confident. This loss asks a calibrator only for confidence 1 where the prediction is right and 0
+  where it is wrong.
 
   Args:
     logits: calibrated scores, `[b, k]`.
     labels: true classes, int `[b]`.
-    balanced: whether right and wrong rows weigh the same in the batch's mean; a batch of one kind
-      is not weighted.
-    correct: whether the predictions are right, `[b]`; None takes the largest logit's. A temperature
-      does not change it. No gradient flows into it.
+    balanced: whether right and wrong rows have the same total weight in the mean of the batch; a
+      batch with only right or only wrong rows is not weighted.
+    correct: whether the predictions are right, `[b]`; None evaluates the largest logit, which a
+      temperature does not change. No gradient flows into it.
 
   Returns:
     Loss per example, `[b]`, in float32 or wider; its mean over the batch is the objective.
 
   Raises:
-    ValueError: if a known label lies outside the classes; unknown ones give NaN.
+    ValueError: if a known label lies outside the classes; labels in JAX arrays give NaN instead.
 
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   equation 8, https://arxiv.org/abs/2404.13016.
@@ -68,7 +68,7 @@ def brier_loss(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Loss per example in [0, 2], `[b]`, in float32 or wider.
 
   Raises:
-    ValueError: if a known label lies outside the classes; unknown ones give NaN.
+    ValueError: if a known label lies outside the classes; labels in JAX arrays give NaN instead.
 
   Reference: Brier, Verification of forecasts expressed in terms of probability, 1950,
   https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2.

@@ -12,8 +12,8 @@ def label_smoothed_cross_entropy(
 ) -> jax.Array:
   """Cross-entropy to the label mixed with the uniform distribution.
 
-  Logits of finite size are then optimal, which keeps the features of a source model clustered and
-  its confidence in check.
+  The optimal logits are then finite, which limits the confidence of a source model and keeps its
+  features clustered.
 
   Args:
     logits: scores of the classes, `[..., k]`.

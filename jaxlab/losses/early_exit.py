@@ -1,7 +1,8 @@
-"""Objectives of networks that may leave early: who leaves where, and what that is worth.
+"""Objectives of early-exit networks: exit probabilities, losses of gates and losses of exits.
 
-Exits 0..L-1 have a gate each, the final exit L has none. A gate says how much of the probability
-of leaving it takes; the classifiers of the exits then learn from the samples that leave there.
+Each of the exits 0..L-1 has a gate; the final exit L has none. A gate claims a share of the
+probability mass for its exit. The classifier of an exit then learns from the samples that leave
+there.
 """
 
 import chex
@@ -10,16 +11,16 @@ import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_at_least, check_range
 
-# Below this there is nobody left, or nothing to lose.
+# Probability masses and losses below this count as 0.
 _EPSILON = 1e-12
 _MIN_COUNT = 0.1
 
 
 def exit_distribution(gate_probs: chex.Array) -> jax.Array:
-  """Probability of leaving at each exit, given what every gate would take.
+  """Probability of leaving at each exit, given the share that each gate asks for.
 
-  Gates name shares of the whole mass, which runs out from left to right: a gate gets what it asks
-  for, or what the gates before it have left. The rest leaves at the final exit.
+  Shares refer to the whole mass and are served in order: a gate gets what it asks for, or what the
+  gates before it have left. The rest leaves at the final exit.
 
   Args:
     gate_probs: shares the gates ask for, in [0, 1], `[..., L]`.
@@ -38,39 +39,39 @@ def exit_distribution(gate_probs: chex.Array) -> jax.Array:
 
 
 def conditional_exit_probabilities(exit_probs: chex.Array) -> jax.Array:
-  """Probability of leaving at an exit, for a sample that has come as far as that.
+  """Probability of leaving at each exit, given that a sample has reached it.
 
-  This is what a network can act on, exit by exit, without knowing the later ones.
+  A network can act on it exit by exit, without computing the later exits.
 
   Args:
     exit_probs: distribution over the exits, `[..., L + 1]`.
 
   Returns:
-    Conditional probabilities in [0, 1], `[..., L]`; 0 where no mass comes as far.
+    Conditional probabilities in [0, 1], `[..., L]`; 0 where no mass reaches the exit.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
   taken = as_accumulator(exit_probs)[..., :-1]
   left = 1.0 - _sum_before(taken)
-  nobody = left <= _EPSILON
-  return jnp.where(nobody, 0.0, jnp.clip(taken / jnp.where(nobody, 1.0, left), 0.0, 1.0))
+  empty = left <= _EPSILON
+  return jnp.where(empty, 0.0, jnp.clip(taken / jnp.where(empty, 1.0, left), 0.0, 1.0))
 
 
 def optimal_exit(
   losses: chex.Array, costs: chex.Array, *, cost_weight: chex.Numeric = 1.0
 ) -> jax.Array:
-  """The exit that loses least, its cost counted in.
+  """The exit with the smallest sum of loss and weighted cost.
 
   Args:
     losses: loss of each exit, `[..., L + 1]`.
     costs: cost of each exit, `[L + 1]`.
-    cost_weight: units of loss that a unit of cost is worth, at least 0.
+    cost_weight: loss per unit of cost, at least 0.
 
   Returns:
-    Numbers of exits, the first one on ties, int32 `[...]`; no gradient flows through them.
+    Indices of exits, the first one on ties, int32 `[...]`; no gradient flows through them.
 
   Raises:
-    ValueError: if `cost_weight` < 0 or there are not as many costs as losses.
+    ValueError: if `cost_weight` < 0 or the numbers of costs and losses differ.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
@@ -82,21 +83,21 @@ def optimal_exit(
 
 
 def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Array) -> jax.Array:
-  """Cross-entropy of gates that should open from the best exit on.
+  """Cross-entropy of gates that should open at the best exit and at all later ones.
 
-  A sample that has missed its best exit should leave at the next one, so every gate from there on
-  has the target 1.
+  A sample that has passed its best exit should leave at the next one, so the target is 1 for the
+  gate of the best exit and for all later gates.
 
   Args:
     gate_logits: logits of the gates, `[..., L]`.
-    targets: the best exit of each sample, in 0..L, `[...]`; L closes every gate.
+    targets: the best exit of each sample, in 0..L, `[...]`; for L all gates should stay closed.
     pos_weights: weight of the target 1 in each gate, at least 0, `[L]`.
 
   Returns:
     Mean over the gates, in nats, `[...]`.
 
   Raises:
-    ValueError: if a weight is negative or there are not as many weights as gates.
+    ValueError: if a weight is negative or the numbers of weights and gates differ.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
@@ -115,7 +116,7 @@ def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Ar
 def gate_pos_weights(
   targets: chex.Array, *, num_gates: int, max_weight: chex.Numeric = 5.0
 ) -> jax.Array:
-  """Weights that keep a gate for which few samples are meant from never opening.
+  """Weights of the target 1, so that gates with few samples of that target still learn to open.
 
   Args:
     targets: the best exit of each validation sample, in 0..`num_gates`, `[n]`.
@@ -123,8 +124,8 @@ def gate_pos_weights(
     max_weight: largest weight.
 
   Returns:
-    For each gate the samples meant for other exits over those meant for it, at most `max_weight`,
-    `[L]`.
+    For each gate, the number of samples with another best exit over the number with this one, at
+    most `max_weight`, `[L]`.
 
   Raises:
     ValueError: if `targets` is empty, `num_gates` < 1 or `max_weight` < 0.
@@ -148,14 +149,14 @@ def exit_weighted_loss(
   """Loss of the exits, each weighted by the probability that the sample leaves there.
 
   The classifiers then train on the mixture of samples that they see at inference. No gradient
-  flows into the weights, the scale among them: the authors' code lets it through the scale, and
-  their weighted loss has the gradient of the unweighted one.
+  flows into the weights or their scale. In the authors' code it flows into the scale, so that their
+  weighted loss has the gradient of the unweighted one.
 
   Args:
     losses: loss of each exit with a gate, `[..., L]`.
     exit_probs: probabilities of leaving there, `[..., L]`.
-    preserve_scale: whether the value is that of the mean over the exits (0 where all mass is at
-      the final exit) and only the gradient is weighted; otherwise the expectation.
+    preserve_scale: whether the value is the mean over the exits (0 where all mass is at the final
+      exit) and only the gradient is weighted; else the value is the expectation.
 
   Returns:
     Loss per sample, `[...]`.
@@ -172,7 +173,7 @@ def exit_weighted_loss(
 
 
 def exit_warmup_loss(losses: chex.Array) -> jax.Array:
-  """Sum over all exits in which early ones weigh more, to start the classifiers with.
+  """Sum over all exits with larger weights for early ones, for the warm-up of the classifiers.
 
   Args:
     losses: loss of each exit, `[..., L + 1]`.

@@ -1,8 +1,9 @@
-"""Losses of mixed examples, which carry two labels or more.
+"""Losses of mixed examples, which have two or more labels.
 
-Those of two labels take `(logits, labels_a, labels_b, ratio)`, what every mixing policy of
-`jaxlab.augment` gives, so that any policy goes with any loss. The ratio is the share of the first
-label. Labels are class numbers; outside the classes NumPy's raise and JAX's give NaN.
+Losses of two labels take `(logits, labels_a, labels_b, ratio)`, which every mixing policy of
+`jaxlab.augment` returns, so that any policy works with any loss. The ratio is the share of the
+first label. Labels are class indices; outside the classes, labels in NumPy arrays raise and labels
+in JAX arrays give NaN.
 """
 
 from typing import Literal
@@ -15,20 +16,20 @@ import numpy as np
 from jaxlab._checks import as_accumulator, as_classes, check_choice, check_range, is_known
 
 _MASKED = -1e30
-# A label with less than this share is as good as absent.
+# Rows in which a label has at most this share have no decoupled terms.
 _MIN_SHARE = 1e-3
 
 
 def mixup_cross_entropy(
   logits: chex.Array, labels_a: chex.Array, labels_b: chex.Array, ratio: chex.Numeric
 ) -> jax.Array:
-  """Cross-entropies to both labels, in the ratio of the mixture.
+  """Cross-entropies to both labels, weighted by the ratio of the mixture.
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
     labels_a: classes of the first examples, `[b]`.
     labels_b: classes of the second examples, `[b]`.
-    ratio: share of the first, `[b]` or one for all, in [0, 1].
+    ratio: share of the first, `[b]` or a scalar, in [0, 1].
 
   Returns:
     Loss per example in nats, `[b]`, in float32 or wider.
@@ -54,23 +55,23 @@ def decoupled_mixup_loss(
   threshold: chex.Numeric = 0.5,
   rescale_power: chex.Numeric = 0.0,
 ) -> jax.Array:
-  """Mixup's cross-entropy plus, for each label, one in which the other label does not compete.
+  """Mixup's cross-entropy plus one term per label in which the other label does not compete.
 
-  In one softmax the two labels of a mixture take probability from each other, so that a network
-  sure of both is punished. The decoupled terms, each a softmax over all classes but the other
-  label, let it be sure of both. Rows of two equal labels, or with a share of at most .001 for one
-  of them, have no decoupled terms.
+  In one softmax the two labels of a mixture take probability from each other, which penalizes a
+  network that is confident in both. Each decoupled term is a cross-entropy over all classes but the
+  other label, so that the network may be confident in both. Rows with two equal labels, or with a
+  share of at most .001 for one label, have no decoupled terms.
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
     labels_a: classes of the first examples, `[b]`.
     labels_b: classes of the second examples, `[b]`.
-    ratio: share of the first, `[b]` or one for all, in [0, 1].
+    ratio: share of the first, `[b]` or a scalar, in [0, 1].
     eta: weight of the decoupled terms, at least 0.
-    eta_mode: which terms count: "both"; "less", the one of the label whose ratio lies below the
-      threshold; "more", the one of the other label; "first", that of `labels_a` (whose labels are
-      known where `labels_b` are guesses).
-    threshold: ratio from which on the first label counts as the larger, in [0, 1].
+    eta_mode: which terms count: "both"; "less", that of the label with the smaller share; "more",
+      that of the label with the larger share; "first", that of `labels_a` (for known `labels_a` and
+      guessed `labels_b`).
+    threshold: the first label counts as the larger if its ratio is at least this, in [0, 1].
     rescale_power: a term's weight is its label's share to this power; 0 for equal weights.
 
   Returns:
@@ -78,8 +79,8 @@ def decoupled_mixup_loss(
 
   Raises:
     ValueError: if `eta` < 0, the mode is unknown, `threshold` or a known ratio lies outside
-      [0, 1], a known label outside the classes, or there are fewer than three classes and `eta` is
-      not 0.
+      [0, 1], a known label lies outside the classes, or there are fewer than three classes and
+      `eta` is not 0.
 
   Reference: Liu et al., Harnessing Hard Mixed Samples with Decoupled Regularizer, NeurIPS 2023,
   section 4, https://arxiv.org/abs/2203.10761.
@@ -93,9 +94,9 @@ def decoupled_mixup_loss(
     raise ValueError(f"logits must have at least 3 classes where eta > 0, got {num_classes}.")
   same = labels_a == labels_b
   rest, score_a, score_b = _split_scores(logits, labels_a, labels_b)
-  # What is not there must not compete: with equal labels the second would count twice.
-  rival = jnp.where(same, _MASKED, score_b)
-  cost_a = jax.nn.softplus(jnp.logaddexp(rest, rival) - score_a)
+  # Equal labels are one class, whose score must not count twice in the softmax.
+  other = jnp.where(same, _MASKED, score_b)
+  cost_a = jax.nn.softplus(jnp.logaddexp(rest, other) - score_a)
   cost_b = jax.nn.softplus(jnp.logaddexp(rest, jnp.where(same, _MASKED, score_a)) - score_b)
   coupled = ratio * cost_a + (1.0 - ratio) * cost_b
   if eta_mode == "both":
@@ -124,17 +125,17 @@ def decoupled_mixup_binary_loss(
   rescale_a: bool = True,
   rescale_b: bool = True,
 ) -> jax.Array:
-  """One logistic loss a class, with targets that may both be sure.
+  """One logistic loss per class, with targets that may both be 1.
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
     labels_a: classes of the first examples, `[b]`.
     labels_b: classes of the second examples, `[b]`.
-    ratio: share of the first, `[b]` or one for all, in [0, 1].
+    ratio: share of the first, `[b]` or a scalar, in [0, 1].
     power: exponent of `rescale_mix_ratio`; with power 1 and threshold 1 the targets are the ratios.
-    threshold: share from which on a target is 1, in (0, 1].
-    rescale_a: whether the first share is rescaled; else it is the target.
-    rescale_b: whether the second share is rescaled; else it is the target.
+    threshold: shares of at least this have the target 1, in (0, 1].
+    rescale_a: whether the first share is rescaled; else it is the target itself.
+    rescale_b: whether the second share is rescaled; else it is the target itself.
 
   Returns:
     Loss per example in nats, a sum over classes, `[b]`, in float32 or wider.
@@ -155,7 +156,7 @@ def decoupled_mixup_binary_loss(
   same = labels_a == labels_b
   target_a = jnp.clip(jnp.where(same, target_a + target_b, target_a), 0.0, 1.0)
   target_b = jnp.where(same, 0.0, target_b)
-  # The targets are 0 but at the labels, so that no array of targets need be made.
+  # Targets are 0 except at the labels, so that no array of targets is needed.
   at_zero = jnp.sum(_softplus(logits), axis=-1)
   return at_zero - target_a * _chosen(logits, labels_a) - target_b * _chosen(logits, labels_b)
 
@@ -165,12 +166,12 @@ def rescale_mix_ratio(
 ) -> jax.Array:
   """Maps a share of a mixture to a target: (ratio / threshold)^|power|, at most 1.
 
-  A label with a large share is then fully there.
+  A label with a large share then has the full target 1.
 
   Args:
     ratio: shares, `[...]`, in [0, 1].
     power: exponent, its sign ignored; 0 gives 1 everywhere.
-    threshold: share from which on the target is 1, in (0, 1].
+    threshold: shares of at least this have the target 1, in (0, 1].
 
   Returns:
     Targets in [0, 1], `[...]`, in float32 or wider.
@@ -185,7 +186,7 @@ def rescale_mix_ratio(
   ratio = as_accumulator(ratio)
   power = jnp.abs(jnp.asarray(power, ratio.dtype))
   scaled = ratio / threshold
-  # Powers below 1 have no slope at 0.
+  # Powers below 1 have an infinite slope at 0.
   inside = (scaled > 0) & (scaled < 1)
   powered = jnp.where(inside, scaled, 0.5) ** power
   ends = jnp.where((scaled >= 1) | (power == 0), 1.0, 0.0)
@@ -201,15 +202,15 @@ def pseudo_label_mix_weight(
 ) -> jax.Array:
   """Whether a mixture with a guessed label counts.
 
-  The less of the guessed example a mixture holds, the less sure its label need be.
+  The smaller the share of the guessed example in the mixture, the lower the required confidence.
 
   Args:
     max_prob: probability of the guessed class on the weak view, `[b]`.
-    ratio: share of the example whose label is known, `[b]` or one for all, as it is (fold it to
-      the larger share first).
-    cutoff: probability that is always enough, in [0, 1].
-    mix_cutoff: probability that is enough where the guessed example has no larger share, in [0, 1];
-      equal to `cutoff` it makes the ratio irrelevant.
+    ratio: share of the example with a known label, `[b]` or a scalar. It is used as given: pass
+      max(ratio, 1 - ratio) if the known example has the larger share.
+    cutoff: a probability of at least this is always enough, in [0, 1].
+    mix_cutoff: a probability below this is not enough unless it reaches `cutoff`, in [0, 1]; if
+      both are equal, the ratio has no effect.
 
   Returns:
     1 where max_prob >= min(cutoff, max(mix_cutoff, 1 - ratio)) and 0 elsewhere, `[b]`.
@@ -230,7 +231,7 @@ def pseudo_label_mix_weight(
 def multi_mixup_cross_entropy(
   logits: chex.Array, labels: chex.Array, weights: chex.Array
 ) -> jax.Array:
-  """Cross-entropies to the labels of all mixed examples, by their weights.
+  """Cross-entropies to the labels of all mixed examples, weighted by their shares.
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
@@ -260,10 +261,10 @@ def all_pairs_mixup_loss(
   ratio: chex.Numeric,
   label_ratio: chex.Numeric | None = None,
 ) -> jax.Array:
-  """Mixup's cross-entropy for all n^2 pairs of a set, whose labels may mix in a ratio of their own.
+  """Mixup's cross-entropy for all n^2 pairs of a set; labels may have a ratio of their own.
 
   Args:
-    logits: scores of the mixtures, `[n, n, k]`; the first axis is the example of share `ratio`.
+    logits: scores of the mixtures, `[n, n, k]`; the first axis is the example with share `ratio`.
     labels: classes of the examples, `[n]`.
     ratio: share of the first example in the inputs, in [0, 1].
     label_ratio: share of the first label, in [0, 1]; None for that of the inputs.
@@ -272,8 +273,8 @@ def all_pairs_mixup_loss(
     Loss per pair in nats, `[n, n]`, in float32 or wider.
 
   Raises:
-    ValueError: if a share lies outside [0, 1], there is not a label an example, or a known label
-      lies outside the classes.
+    ValueError: if a share lies outside [0, 1], the number of labels is not n, or a known label lies
+      outside the classes.
 
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
   https://arxiv.org/abs/2303.08433.
@@ -287,13 +288,13 @@ def all_pairs_mixup_loss(
   chex.assert_axis_dimension(logits, 1, num)
   labels = as_classes("labels", labels, logits.shape[-1])
   if labels.shape != (num,):
-    raise ValueError(f"labels must have shape ({num},) as logits ask, got {labels.shape}.")
+    raise ValueError(f"labels must have shape ({num},) to match logits, got {labels.shape}.")
   first = jnp.broadcast_to(labels[:, None], (num, num))
   return _label_costs(logits, (first, first.T), (share, 1.0 - share))
 
 
 def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]:
-  """Checked arguments in their working types, the ratio one a row."""
+  """Checked arguments in their working types, with one ratio per row."""
   check_range("ratio", ratio, "[0, 1]")
   logits, ratio = as_accumulator(logits, ratio)
   labels_a = as_classes("labels_a", labels_a, logits.shape[-1])
@@ -304,7 +305,7 @@ def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]
 
 @jax.custom_jvp
 def _softplus(x: jax.Array) -> jax.Array:
-  """Softplus that costs one pass, with the slope that its kinks at 0 would spoil."""
+  """Softplus in one pass, with its exact slope, which autodiff would miss at 0."""
   return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
@@ -317,8 +318,8 @@ def _chosen(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _label_costs(logits: jax.Array, labels: tuple, weights: tuple) -> jax.Array:
-  """Weighted cross-entropies to several labels a row, from one pass over the logits."""
-  # Less the maximum, so that no digits are lost where a large score belongs to the label.
+  """Weighted cross-entropies to several labels per row, from one pass over the logits."""
+  # The maximum is subtracted first, so that no digits are lost where the label's score is large.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   log_total = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
   costs = (log_total - (_chosen(logits, label) - largest) for label in labels)
@@ -330,8 +331,8 @@ def _split_scores(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Log-sum-exp of the classes that are neither label, and the two labels' scores.
 
-  All softmaxes of the loss are functions of these three: one pass over the logits serves them, and
-  a label that does not compete cannot get a gradient.
+  All softmaxes of the loss are functions of these three, so that one pass over the logits is enough
+  and a label that does not compete gets no gradient.
   """
   classes = jnp.arange(logits.shape[-1])
   either = (classes == labels_a[..., None]) | (classes == labels_b[..., None])

@@ -1,4 +1,4 @@
-"""Objectives of the odds of responses, which need no reference."""
+"""Preference objectives on the odds of responses, without a reference model."""
 
 import chex
 import jax
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxlab._checks import as_accumulator, check_range
 from jaxlab.losses.sequence import log1mexp
 
-# Closer to 0 the log-odds of a probability have no digits left in float32.
+# Above this log-probability, the log-odds have no digits left in float32.
 _MAX_LOG_PROB = -1e-7
 
 
@@ -19,7 +19,7 @@ def orpo_loss(
 ) -> jax.Array:
   """Likelihood of the chosen response plus the logistic loss of the log odds ratio.
 
-  Fine-tuning and preference in one stage, without a reference.
+  Fine-tuning and preference optimization in one stage, without a reference model.
 
   Args:
     chosen_mean_log_probs: mean log-probabilities of the chosen responses' tokens in nats, `[...]`.
@@ -51,7 +51,7 @@ def log_odds_ratio(
 
   Returns:
     Nats, `[...]`, in float32 or wider. In the complements a log-probability above -1e-7 counts as
-    -1e-7, so that a sure response has finite odds.
+    -1e-7, so that a response of probability 1 has finite odds.
 
   Reference: Hong et al., ORPO, EMNLP 2024, equation 4, https://arxiv.org/abs/2403.07691.
   """

@@ -1,8 +1,8 @@
 """Policy gradients on sampled sequences: advantages, divergences from a reference, surrogates.
 
-A mask is 1 (or True) on the tokens of the response; what lies under it reaches neither a value nor
-a gradient. Rewards that are NaN or infinite are unscorable: they count for nobody, and their own
-advantage is 0.
+A mask is 1 (or True) on the tokens of the response; other tokens affect neither values nor
+gradients. Rewards that are NaN or infinite mark samples that cannot be scored: these are left out
+of all statistics, and their own advantage is 0.
 """
 
 from typing import Literal
@@ -15,9 +15,9 @@ import numpy as np
 from jaxlab._checks import as_accumulator, check_choice, check_range, is_known
 from jaxlab.losses.sequence import sequence_log_prob
 
-# Beyond this log-ratio the exponential goes on as a straight line, or float32 would overflow.
+# Beyond this log-ratio the exponential continues as a straight line, so that float32 is finite.
 _MAX_LOG_RATIO = 60.0
-# Below this log-ratio `exp(-x) + x - 1` loses its digits, which a few terms of its series keep.
+# Below this log-ratio `exp(-x) + x - 1` loses digits, and a few terms of its series replace it.
 _SMALL_LOG_RATIO = 0.1
 _SERIES = np.array([1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2], np.float32)
 
@@ -25,14 +25,15 @@ _SERIES = np.array([1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2], np.float32)
 def leave_one_out_advantages(rewards: chex.Array) -> jax.Array:
   """Reward less the mean reward of the other samples of the same prompt.
 
-  The baseline does not depend on the sample, so the gradient stays unbiased, and needs no critic.
+  The baseline does not depend on the sample itself, so the gradient stays unbiased. It needs no
+  critic.
 
   Args:
-    rewards: rewards of n samples a prompt, `[..., n]`.
+    rewards: rewards of n samples per prompt, `[..., n]`.
 
   Returns:
-    Advantages, `[..., n]`, in float32 or wider; 0 for unscorable samples and where fewer than two
-    samples of a prompt can be scored.
+    Advantages, `[..., n]`, in float32 or wider; 0 for samples that cannot be scored, and if fewer
+    than two samples of a prompt can be scored.
 
   Raises:
     ValueError: if n < 2.
@@ -42,9 +43,9 @@ def leave_one_out_advantages(rewards: chex.Array) -> jax.Array:
   """
   rewards = as_accumulator(rewards)
   if rewards.ndim == 0 or rewards.shape[-1] < 2:
-    raise ValueError(f"rewards must hold at least two samples a prompt, got {rewards.shape}.")
-  centred, _, count = _centred(rewards, axis=-1)
-  return centred * (count / jnp.maximum(count - 1, 1))
+    raise ValueError(f"rewards must hold at least two samples per prompt, got {rewards.shape}.")
+  centered, _, count = _centered(rewards, axis=-1)
+  return centered * (count / jnp.maximum(count - 1, 1))
 
 
 def group_advantages(
@@ -56,14 +57,14 @@ def group_advantages(
   """Reward less the mean of its group of samples, in units of a standard deviation.
 
   Args:
-    rewards: rewards of n samples a prompt, `[..., n]`.
-    scale: whose sample standard deviation divides: "group", that of the prompt's samples; "batch",
-      that of all rewards; "none" for none.
+    rewards: rewards of n samples per prompt, `[..., n]`.
+    scale: which sample standard deviation to divide by: "group", over the samples of the prompt;
+      "batch", over all rewards; "none", no division.
     epsilon: added to the standard deviation, at least 0.
 
   Returns:
-    Advantages, `[..., n]`, in float32 or wider; 0 for unscorable samples and where fewer than two
-    samples of a prompt can be scored, n = 1 among them.
+    Advantages, `[..., n]`, in float32 or wider; 0 for samples that cannot be scored, and if fewer
+    than two samples of a prompt can be scored (as for n = 1).
 
   Raises:
     ValueError: if `scale` is unknown or `epsilon` < 0.
@@ -75,26 +76,26 @@ def group_advantages(
   check_choice("scale", scale, ("group", "batch", "none"))
   check_range("epsilon", epsilon, "[0, inf)")
   rewards = as_accumulator(rewards)
-  centred, finite, count = _centred(rewards, axis=-1)
+  centered, finite, count = _centered(rewards, axis=-1)
   if scale == "none":
-    return centred
+    return centered
   if scale == "batch":
-    # A lone reward has no advantage, but it does belong to the batch.
-    deviations, finite, count = _centred(rewards, axis=None)
+    # A reward that is alone in its group has advantage 0, but it counts in the batch's deviation.
+    deviations, finite, count = _centered(rewards, axis=None)
     square = jnp.sum(jnp.square(deviations))
   else:
-    square = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
+    square = jnp.sum(jnp.square(centered), axis=-1, keepdims=True)
   variance = square / jnp.maximum(count - 1, 1)
   spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-  # Without a spread all are 0 already, and epsilon may be 0.
-  return centred / jnp.where(spread + epsilon > 0, spread + epsilon, 1.0)
+  # Without a spread all advantages are 0 already; epsilon may be 0 too.
+  return centered / jnp.where(spread + epsilon > 0, spread + epsilon, 1.0)
 
 
-def _centred(rewards: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Finite rewards less their mean, which are finite, and how many; 0 where fewer than two are."""
+def _centered(rewards: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finite rewards less their mean (0 if fewer than two are finite), their mask and their count."""
   finite = jnp.isfinite(rewards)
   count = jnp.sum(finite, axis=axis, keepdims=True)
-  # Less the largest: equal rewards then have a mean of exactly 0.
+  # The largest is subtracted first: equal rewards then have a mean of exactly 0.
   largest = jnp.max(jnp.where(finite, rewards, -jnp.inf), axis=axis, keepdims=True)
   shifted = jnp.where(finite, rewards - jnp.where(count > 0, largest, 0.0), 0.0)
   mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(count, 1)
@@ -107,16 +108,16 @@ def kl_per_token(
   *,
   estimator: Literal["k1", "k2", "k3"] = "k3",
 ) -> jax.Array:
-  """Estimates the divergence of a policy from a reference at tokens that the policy drew.
+  """Estimates the divergence of a policy from a reference at tokens that the policy sampled.
 
-  With the log-ratio r: "k1" is r, unbiased but of either sign; "k2" is r^2 / 2, biased, of little
+  With the log-ratio r: "k1" is r, unbiased but of either sign; "k2" is r^2 / 2, biased but of low
   variance; "k3" is exp(-r) + r - 1, unbiased and never negative.
 
   Args:
     log_probs: log-probabilities of tokens under the policy in nats, `[...]`.
     reference_log_probs: those under the reference, `[...]`; no gradient flows into them.
-    estimator: which one. Where the reference is more than e^60 times as likely as the policy, "k3"
-      goes on as a straight line, so that it stays finite.
+    estimator: the estimator. Where the reference is more than e^60 times as likely as the policy,
+      "k3" continues as a straight line, so that it stays finite.
 
   Returns:
     Estimates in nats, `[...]`, in float32 or wider.
@@ -141,7 +142,7 @@ def kl_per_token(
 
 
 def _exp(x: jax.Array) -> jax.Array:
-  """Exponential that goes on as its tangent where it would overflow."""
+  """Exponential that continues as its tangent where it would overflow."""
   excess = jax.nn.relu(x - _MAX_LOG_RATIO)
   return jnp.exp(x - excess) * (1.0 + excess)
 
@@ -154,14 +155,14 @@ def kl_penalized_rewards(
   *,
   beta: chex.Numeric = 0.05,
 ) -> jax.Array:
-  """Rewards less what the response's log-ratio to the reference costs.
+  """Rewards less a penalty on the response's log-ratio to the reference.
 
   Args:
     rewards: rewards of responses, `[...]`.
     log_probs: log-probabilities of their tokens under the policy in nats, `[..., T]`.
     reference_log_probs: those under the reference, `[..., T]`.
     mask: which tokens count, bool or 0 and 1, `[..., T]`.
-    beta: reward a nat, > 0.
+    beta: penalty per nat, > 0.
 
   Returns:
     `rewards - beta * sum(log_probs - reference_log_probs)`, `[...]`, in float32 or wider, without
@@ -193,32 +194,33 @@ def clipped_policy_loss(
   reference_log_probs: chex.Array | None = None,
   kl_coefficient: chex.Numeric = 0.0,
 ) -> jax.Array:
-  """Proximal policy objective of sampled sequences, with a divergence penalty if asked for.
+  """Proximal policy objective of sampled sequences, with an optional divergence penalty.
 
   The batch mean with level "token" is GRPO's loss, with "sequence_mean" GSPO's, and with
   "sequence_sum" that of RLOO.
 
   Args:
     log_probs: log-probabilities of the tokens under the policy in nats, `[..., T]`.
-    old_log_probs: those under the policy that drew them, `[..., T]`; no gradient flows into them.
-    advantages: one a sequence, `[...]`; no gradient flows into them.
+    old_log_probs: those under the policy that sampled them, `[..., T]`; no gradient flows into
+      them.
+    advantages: one per sequence, `[...]`; no gradient flows into them.
     mask: which tokens count, bool or 0 and 1, `[..., T]`.
-    level: what the importance ratio is of: "token", every token by itself; "sequence_mean", the
-      geometric mean over the sequence; "sequence_sum", the sequence.
-    clip_low: by how much a ratio may fall below 1 before it earns no more, at least 0.
-    clip_high: by how much it may rise above 1; None for `clip_low`.
+    level: the unit of the importance ratio: "token", each token; "sequence_mean", the geometric
+      mean over the tokens of the sequence; "sequence_sum", the whole sequence.
+    clip_low: ratios are clipped at 1 - clip_low from below, at least 0.
+    clip_high: ratios are clipped at 1 + clip_high from above; None for `clip_low`.
     reference_log_probs: log-probabilities under the reference, `[..., T]`, for the penalty; no
       gradient flows into them.
-    kl_coefficient: weight of the mean "k3" divergence a token.
+    kl_coefficient: weight of the mean "k3" divergence per token.
 
   Returns:
-    Loss per sequence, `[...]`, in float32 or wider. Of an empty mask it is 0 at the level of
-    tokens, and at the others what a ratio of 1 gives, minus the advantage, without gradient. A
-    ratio above e^60 goes on as a straight line, so that the loss stays finite.
+    Loss per sequence, `[...]`, in float32 or wider. For an empty mask it is 0 with level "token";
+    with the other levels it is minus the advantage (a ratio of 1), without gradient. Ratios above
+    e^60 continue as a straight line, so that the loss stays finite.
 
   Raises:
-    ValueError: if the level is unknown, a clip < 0, or there is a `kl_coefficient` but no
-      `reference_log_probs`.
+    ValueError: if the level is unknown, a clip < 0, or `kl_coefficient` is not 0 and
+      `reference_log_probs` is None.
 
   Reference: Schulman et al., PPO, 2017, equation 7, https://arxiv.org/abs/1707.06347; Shao et al.,
   DeepSeekMath, 2024, equation 3, https://arxiv.org/abs/2402.03300; Zheng et al., GSPO, 2025,
@@ -228,8 +230,8 @@ def clipped_policy_loss(
   clip_high = clip_low if clip_high is None else clip_high
   check_range("clip_low", clip_low, "[0, inf)")
   check_range("clip_high", clip_high, "[0, inf)")
-  penalised = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
-  if penalised and reference_log_probs is None:
+  penalized = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
+  if penalized and reference_log_probs is None:
     raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
   log_probs, old, advantages = as_accumulator(log_probs, old_log_probs, advantages)
   mask = jnp.asarray(mask).astype(bool)
@@ -247,7 +249,7 @@ def clipped_policy_loss(
   loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   if level == "token":
     loss = sequence_log_prob(loss, mask, normalize_length=True)
-  if not penalised:
+  if not penalized:
     return loss
   reference = as_accumulator(reference_log_probs)
   chex.assert_equal_shape([log_probs, reference])
@@ -260,7 +262,7 @@ def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Arr
 
   Args:
     log_probs: log-probabilities of the tokens under the policy in nats, `[..., T]`.
-    advantages: one a sequence, `[...]`; no gradient flows into them.
+    advantages: one per sequence, `[...]`; no gradient flows into them.
     mask: which tokens count, bool or 0 and 1, `[..., T]`.
 
   Returns:

@@ -1,8 +1,8 @@
-"""Preference objectives: scalar functions of the log-probabilities of responses.
+"""Preference objectives: functions of the margin between the log-probabilities of two responses.
 
-Model, mask and objective are three things: `sequence_log_prob` makes log-probabilities of
-sequences, and the functions here compare them. Those of the policy carry the gradient; those of the
-frozen reference carry none. Here are the functions of one margin between two responses.
+Model, mask and objective are separate: `sequence_log_prob` gives log-probabilities of sequences,
+and the functions here compare them. Gradients flow into the log-probabilities of the policy, not
+into those of the frozen reference.
 """
 
 import chex
@@ -22,10 +22,10 @@ def dpo_loss(
   label_smoothing: chex.Numeric = 0.0,
   reference_free: bool = False,
 ) -> jax.Array:
-  """Direct preference optimisation: logistic loss of the margin between log-ratios.
+  """Direct preference optimization: logistic loss of the margin between log-ratios.
 
   The policy's log-ratio to the reference is the reward under which the policy is optimal, so that
-  a reward model's loss trains the policy itself.
+  the loss of a reward model can train the policy directly.
 
   Args:
     policy_chosen: log-probabilities of the chosen responses under the policy in nats, `[...]`.
@@ -35,7 +35,7 @@ def dpo_loss(
     reference_rejected: those of the rejected ones, `[...]`; no gradient flows into them.
     beta: how strongly the policy is held to the reference, > 0.
     label_smoothing: assumed share of flipped pairs, in [0, 0.5]; above 0 this is conservative DPO.
-    reference_free: whether to take a uniform reference in place of the one given.
+    reference_free: whether to use a uniform reference instead of the given one.
 
   Returns:
     Loss per pair in nats, `[...]`, in float32 or wider.
@@ -102,16 +102,16 @@ def ipo_loss(
   chosen_lengths: chex.Array | None = None,
   rejected_lengths: chex.Array | None = None,
 ) -> jax.Array:
-  """Identity preference optimisation: pulls the margin to 1 / (2 beta), however sure the pair.
+  """Identity preference optimization: pulls the margin of every pair to 1 / (2 beta).
 
-  The logistic loss of DPO drives the margin of a pair that is never contradicted to infinity; the
-  square stops at a finite one.
+  The logistic loss of DPO drives the margin to infinity for pairs that no other pair contradicts;
+  the squared loss has a finite optimum.
 
   Args:
     policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
     beta: how strongly the policy is held to the reference, > 0.
     chosen_lengths: tokens of the chosen responses, `[...]`, by which their log-ratios are divided
-      (counted as at least 1); None, with `rejected_lengths`, for the paper's formula.
+      (counted as at least 1); None for both lengths gives the paper's formula.
     rejected_lengths: tokens of the rejected responses, `[...]`.
 
   Returns:
@@ -126,7 +126,7 @@ def ipo_loss(
   check_range("beta", beta, "(0, inf)")
   if (chosen_lengths is None) != (rejected_lengths is None):
     missing = "chosen_lengths" if chosen_lengths is None else "rejected_lengths"
-    raise ValueError(f"chosen_lengths and rejected_lengths go together, {missing} is None.")
+    raise ValueError(f"chosen_lengths and rejected_lengths must both be given, {missing} is None.")
   chosen, rejected = _log_ratios(
     policy_chosen, policy_rejected, reference_chosen, reference_rejected
   )
@@ -144,7 +144,7 @@ def hinge_loss(
   *,
   beta: chex.Numeric = 0.1,
 ) -> jax.Array:
-  """Hinge of the margin between log-ratios: SLiC's loss with a reference, as TRL has it.
+  """Hinge loss of the margin between log-ratios: SLiC's loss with a reference, as in TRL.
 
   Args:
     policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
@@ -186,7 +186,7 @@ def simpo_loss(
     chosen_lengths: tokens of the chosen responses, `[...]`, counted as at least 1.
     rejected_lengths: tokens of the rejected responses, `[...]`, counted as at least 1.
     beta: scale of the mean log-probabilities, > 0.
-    margin: what is subtracted from the scaled difference.
+    margin: subtracted from the scaled difference.
     label_smoothing: assumed share of flipped pairs, in [0, 0.5].
 
   Returns:
@@ -208,7 +208,7 @@ def simpo_loss(
 def implicit_reward(
   policy_log_probs: chex.Array, reference_log_probs: chex.Array, *, beta: chex.Numeric = 0.1
 ) -> jax.Array:
-  """The reward under which the policy is optimal, up to a constant of the prompt.
+  """The reward under which the policy is optimal, up to a constant that depends on the prompt.
 
   Args:
     policy_log_probs: log-probabilities of responses under the policy in nats, `[...]`.

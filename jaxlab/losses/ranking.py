@@ -1,4 +1,4 @@
-"""Objectives of scores that should be in order: of two responses, or of a list."""
+"""Ranking objectives on the scores of two responses, or of a list."""
 
 import chex
 import jax
@@ -21,9 +21,9 @@ def bradley_terry_loss(
   Args:
     chosen_rewards: rewards of the chosen responses, `[...]`.
     rejected_rewards: rewards of the rejected ones, `[...]`.
-    margin: by how much the chosen reward should be larger, one for all or `[...]`; None for 0.
-    center_coefficient: weight of the squared sum of both rewards, at least 0, which settles the
-      constant that the preference leaves open; .01 is usual.
+    margin: by how much the chosen reward should be larger, a scalar or `[...]`; None for 0.
+    center_coefficient: weight of the squared sum of both rewards, at least 0. It fixes the additive
+      constant that preferences do not determine; .01 is usual.
 
   Returns:
     Loss per pair in nats, `[...]`, in float32 or wider.
@@ -33,7 +33,7 @@ def bradley_terry_loss(
 
   Reference: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 1952; Touvron
   et al., Llama 2, 2023, section 3.2.2 (margin), https://arxiv.org/abs/2307.09288; Eisenstein et
-  al., Helping or Herding?, COLM 2024, section 2 (centring), https://arxiv.org/abs/2312.09244.
+  al., Helping or Herding?, COLM 2024, section 2 (centering), https://arxiv.org/abs/2312.09244.
   """
   check_range("center_coefficient", center_coefficient, "[0, inf)")
   chosen, rejected = as_accumulator(chosen_rewards, rejected_rewards)
@@ -52,14 +52,14 @@ def slic_loss(
   target_log_probs: chex.Array | None = None,
   target_weight: chex.Numeric = 0.0,
 ) -> jax.Array:
-  """Sequence likelihood calibration: a hinge between two responses, and likelihood of a third.
+  """Sequence likelihood calibration: a hinge between two responses plus likelihood of a third.
 
   Args:
     policy_chosen: log-probabilities of the chosen responses in nats, `[...]`.
     policy_rejected: those of the rejected ones, `[...]`.
-    margin: difference from which on a pair costs nothing, in nats, at least 0.
-    target_log_probs: log-probabilities of the responses whose likelihood regularises, `[...]`; None
-      for no such term.
+    margin: pairs with at least this difference have hinge loss 0, in nats, at least 0.
+    target_log_probs: log-probabilities of the responses whose likelihood serves as a regularizer,
+      `[...]`; None for no such term.
     target_weight: weight of that term, at least 0.
 
   Returns:
@@ -93,9 +93,9 @@ def rrhf_loss(
 
   Args:
     mean_log_probs: mean log-probabilities of the responses' tokens in nats, `[..., k]`.
-    rewards: what the responses are ranked by, `[..., k]`; equal ones make no pair.
+    rewards: what the responses are ranked by, `[..., k]`; equal rewards form no pair.
     sequence_log_probs: summed log-probabilities of the responses, `[..., k]`, for the likelihood of
-      the one with the highest reward (the first of equal ones); None for no such term.
+      the one with the highest reward (the first on ties); None for no such term.
     nll_weight: weight of that term, at least 0.
 
   Returns:
@@ -121,11 +121,11 @@ def rrhf_loss(
 
 
 def plackett_luce_loss(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Array:
-  """Negative log-likelihood of a ranking: each place is won against all that are still unplaced.
+  """Negative log-likelihood of a ranking: a softmax per place over the responses not yet placed.
 
   Args:
     scores: scores of the responses, best response first, `[..., k]`.
-    mask: which entries are there, bool or 0 and 1, `[..., k]`; None for all.
+    mask: which entries exist, bool or 0 and 1, `[..., k]`; None for all.
 
   Returns:
     Loss per list in nats, `[...]`, in float32 or wider; 0 for lists of fewer than two entries.

@@ -1,6 +1,6 @@
-"""Losses of two-class segmentation on the foreground's probabilities, one number a task.
+"""Losses of two-class segmentation from probabilities of the foreground, one value per task.
 
-A mask without a valid pixel gives 0, and no gradient. Probabilities of exactly 0 and 1 give finite
+A mask without a valid pixel gives 0 and no gradient. Probabilities of exactly 0 and 1 give finite
 values and gradients.
 """
 
@@ -35,7 +35,7 @@ def foreground_cross_entropy(foreground: chex.Array, masks: chex.Array) -> jax.A
 
 
 def pixel_entropy(foreground: chex.Array, valid: chex.Array) -> jax.Array:
-  """Entropy of the pixels' predictions: what is minimised to make a query's pixels decide.
+  """Entropy of the predictions of the pixels; minimizing it makes a query's pixels confident.
 
   Args:
     foreground: probability of the foreground, `[n, s, h, w]`.
@@ -59,7 +59,7 @@ def pixel_entropy(foreground: chex.Array, valid: chex.Array) -> jax.Array:
 def proportion_kl(foreground: chex.Array, proportion: chex.Array, valid: chex.Array) -> jax.Array:
   """KL divergence from the predicted share of the foreground to an estimate of it.
 
-  Without it the entropy is least where all pixels are of one class.
+  Without it, the entropy is smallest if all pixels are of one class.
 
   Args:
     foreground: probability of the foreground, `[n, s, h, w]`.
@@ -88,7 +88,7 @@ def proportion_kl(foreground: chex.Array, proportion: chex.Array, valid: chex.Ar
 
 
 def _background(foreground: jax.Array) -> jax.Array:
-  # The maximum keeps the compiler from folding (1 - p) + epsilon into 1 - p, whose log is -inf.
+  # The maximum keeps the compiler from folding (1 - p) + epsilon into 1 - p, whose log may be -inf.
   return jnp.maximum(1.0 - foreground, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Losses on unlabelled examples, whose targets are the network's own guesses."""
+"""Losses on unlabeled examples, with the network's own guesses as targets."""
 
 import chex
 import jax
@@ -10,15 +10,15 @@ from jaxlab._checks import as_accumulator, check_range
 def fixmatch_loss(
   logits: chex.Array, weak_logits: chex.Array, *, threshold: chex.Numeric = 0.95
 ) -> jax.Array:
-  """Cross-entropy of a strong view to the class that a weak view is sure of.
+  """Cross-entropy of a strong view to the class that a weak view predicts with confidence.
 
-  Rows of which the weak view is unsure cost nothing: take the mean over all rows, not over the
-  sure ones, so that the loss counts for more as the network learns.
+  Rows where the weak view is not confident have loss 0. Take the mean over all rows, not over the
+  confident ones, so that the loss gains weight as the network learns.
 
   Args:
     logits: scores of the strongly augmented view, `[..., k]`.
     weak_logits: scores of the weakly augmented view, `[..., k]`; no gradient flows into them.
-    threshold: least probability of the guessed class, in [0, 1].
+    threshold: smallest probability of the guessed class that counts, in [0, 1].
 
   Returns:
     Loss per example in nats, `[...]`, in float32 or wider.

@@ -1,8 +1,8 @@
 """Log-probabilities of tokens, of sequences and of parts of sequences.
 
-A mask is 1 (or True) on the tokens that count, the end of the sequence among them, and 0 on prompt
-and padding. What lies under the mask reaches neither a value nor a gradient, NaN and infinities
-included. Sums of an empty mask are 0.
+A mask is 1 (or True) on the tokens that count, including the end of the sequence, and 0 on prompt
+and padding. Tokens with mask 0 affect neither values nor gradients, even if they are NaN or
+infinite. Sums over an empty mask are 0.
 """
 
 import functools
@@ -18,16 +18,16 @@ from jaxlab._checks import as_accumulator, check_at_least
 def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
   """Log-probability of each token under the logits that predict it.
 
-  The caller aligns the two: of a causal model, logits `[..., :-1, :]` go with tokens `[..., 1:]`,
-  or `causal_token_log_probs` does it. The negative is the cross-entropy of a token.
+  The caller aligns the two: for a causal model, logits `[..., :-1, :]` go with tokens `[..., 1:]`;
+  `causal_token_log_probs` does this shift. The negative is the cross-entropy of a token.
 
   Args:
     logits: scores of the vocabulary, `[..., T, v]`.
-    tokens: tokens that were predicted, int `[..., T]`.
+    tokens: the predicted tokens, int `[..., T]`.
 
   Returns:
-    Log-probabilities in nats, `[..., T]`, in float32 or wider; NaN where a token (-100, say) lies
-    outside the vocabulary, so that a mask must leave it out.
+    Log-probabilities in nats, `[..., T]`, in float32 or wider; NaN where a token lies outside the
+    vocabulary (such as -100), which a mask must leave out.
 
   Reference: the chain rule of sequence probabilities, as in Radford et al., Language Models are
   Unsupervised Multitask Learners, 2019, section 2.
@@ -38,18 +38,18 @@ def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
   # A negative index would count from the end.
   index = jnp.where(tokens < 0, logits.shape[-1], tokens.astype(jnp.int32))[..., None]
   chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill")[..., 0]
-  # Less the maximum, so that no digits are lost where a large score belongs to the token.
+  # The maximum is subtracted first, so that no digits are lost where the token's score is large.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   return (chosen - largest) - jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
 
 
 def causal_token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
-  """Log-probability of each token of a sequence under a causal model that read the sequence.
+  """Log-probability of each token of a sequence under a causal model that reads the sequence.
 
-  The logits at one position predict the token at the next, so this function shifts by itself.
+  The logits at one position predict the token at the next; this function does the shift.
 
   Args:
-    logits: what the model gave for `tokens`, `[..., T, v]`.
+    logits: output of the model for `tokens`, `[..., T, v]`.
     tokens: the sequence, int `[..., T]`.
 
   Returns:
@@ -67,19 +67,19 @@ def causal_token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
 def chunked_token_log_probs(
   hidden: chex.Array, kernel: chex.Array, tokens: chex.Array, *, chunk_size: int
 ) -> jax.Array:
-  """`token_log_probs(hidden @ kernel, tokens)` without ever holding all logits.
+  """`token_log_probs(hidden @ kernel, tokens)` without all logits in memory at once.
 
-  With a large vocabulary the logits, and as much again for their gradient, are the largest arrays
-  of a training step. Here they exist for `chunk_size` positions of each sequence at a time, forward
-  and backward, at the price of computing them twice.
+  With a large vocabulary the logits and their gradient are the largest arrays of a training step.
+  Here they exist for `chunk_size` positions of each sequence at a time, forward and backward; in
+  exchange they are computed twice.
 
   Args:
     hidden: last hidden states, `[..., T, d]`, of any float type.
     kernel: output projection, `[d, v]` (the transposed embedding where both are tied), of any float
       type. The product is taken in the wider of the two types and accumulated in float32, and so is
       the kernel's gradient over chunks.
-    tokens: tokens that were predicted, aligned with `hidden` by the caller, int `[..., T]`.
-    chunk_size: positions at a time; need not divide T.
+    tokens: the predicted tokens, aligned with `hidden` by the caller, int `[..., T]`.
+    chunk_size: positions per chunk; need not divide T.
 
   Returns:
     Log-probabilities in nats, `[..., T]`, in float32 or wider; NaN where a token lies outside the
@@ -108,13 +108,13 @@ def chunked_token_log_probs(
     logits = jnp.matmul(states.astype(dtype), wide.astype(dtype), preferred_element_type=wide.dtype)
     return token_log_probs(logits, targets)
 
-  found = jax.lax.map(of_chunk, (_chunks(hidden, -2, chunk_size), _chunks(tokens, -1, chunk_size)))
-  found = jnp.moveaxis(found, 0, -2)
-  return found.reshape(*tokens.shape[:-1], -1)[..., :length]
+  parts = jax.lax.map(of_chunk, (_chunks(hidden, -2, chunk_size), _chunks(tokens, -1, chunk_size)))
+  parts = jnp.moveaxis(parts, 0, -2)
+  return parts.reshape(*tokens.shape[:-1], -1)[..., :length]
 
 
 def _chunks(values: jax.Array, axis: int, size: int) -> jax.Array:
-  """Cuts an axis into pieces, the last filled up with zeros; the pieces come first."""
+  """Cuts an axis into pieces, padded with zeros; the axis of pieces comes first."""
   axis %= values.ndim
   missing = -values.shape[axis] % size
   values = jnp.pad(values, [(0, missing if i == axis else 0) for i in range(values.ndim)])
@@ -134,7 +134,8 @@ def sequence_log_prob(
     normalize_length: whether to divide by the number of tokens that count (at least 1).
 
   Returns:
-    Nats a sequence, or a token, `[...]`, in float32 or wider; 0 for an empty mask.
+    Nats per sequence (per token with `normalize_length`), `[...]`, in float32 or wider; 0 for an
+    empty mask.
 
   Reference: Meng et al., SimPO, NeurIPS 2024, equation 3 (the mean),
   https://arxiv.org/abs/2405.14734.
@@ -157,14 +158,15 @@ def sequence_nll(
     normalize_length: whether to divide by the number of tokens that count (at least 1).
 
   Returns:
-    Nats a sequence, or a token, `[...]`, in float32 or wider; 0 for an empty mask.
+    Nats per sequence (per token with `normalize_length`), `[...]`, in float32 or wider; 0 for an
+    empty mask.
 
   Reference: Ouyang et al., Training language models to follow instructions with human feedback,
   NeurIPS 2022, section 3.5, https://arxiv.org/abs/2203.02155.
   """
   logits, mask = jnp.asarray(logits), jnp.asarray(mask).astype(bool)
   chex.assert_shape(mask, logits.shape[:-1])
-  # The gradient of a softmax of NaN is NaN, however little is asked of it.
+  # The gradient of a softmax of NaN is NaN even where its value is not used.
   log_probs = token_log_probs(jnp.where(mask[..., None], logits, 0), tokens)
   return -sequence_log_prob(log_probs, mask, normalize_length=normalize_length)
 
@@ -172,12 +174,12 @@ def sequence_nll(
 def segment_log_probs(
   token_log_probs: chex.Array, segment_ids: chex.Array, *, num_segments: int
 ) -> jax.Array:
-  """Log-probabilities of the parts of a sequence, of its reasoning steps for example.
+  """Log-probabilities of the parts of a sequence, such as its reasoning steps.
 
   Args:
     token_log_probs: log-probabilities in nats, `[..., T]`.
     segment_ids: which part each token belongs to, int `[..., T]`; tokens with an id outside
-      [0, num_segments), -1 say, belong to none.
+      [0, num_segments), such as -1, belong to none.
     num_segments: number of parts.
 
   Returns:
@@ -205,8 +207,8 @@ def log1mexp(x: chex.Numeric) -> jax.Array:
     x: log-probabilities, `[...]`, at most 0.
 
   Returns:
-    Nats, `[...]`, in float32 or wider, with full relative precision at either end; -inf at 0 (where
-    the slope is infinite too) and NaN above.
+    Nats, `[...]`, in float32 or wider, with full relative precision at both ends; -inf at 0 (where
+    the slope is infinite too) and NaN above 0.
 
   Reference: Mächler, Accurately Computing `log(1 - exp(-|a|))`, 2012,
   https://cran.r-project.org/package=Rmpfr/vignettes/log1mexp-note.pdf.

@@ -1,4 +1,4 @@
-"""Objectives of responses that are good or bad each by itself, without a rival."""
+"""Preference objectives on single responses, each labeled good or bad, without pairs."""
 
 import chex
 import jax
@@ -17,20 +17,20 @@ def kto_loss(
   desirable_weight: chex.Numeric = 1.0,
   undesirable_weight: chex.Numeric = 1.0,
 ) -> jax.Array:
-  """Kahneman-Tversky optimisation: a saturating value of each response, which needs no pairs.
+  """Kahneman-Tversky optimization: a saturating value of each response, without pairs.
 
   Args:
     policy_log_probs: log-probabilities of the responses under the policy in nats, `[...]`.
     reference_log_probs: those under the reference, `[...]`; no gradient flows into them.
     desirable: whether a response is a good one, bool `[...]`.
-    kl_estimate: the reference point in nats, `kto_kl_estimate` for example, one for all or `[...]`;
-      no gradient flows into it.
+    kl_estimate: the reference point in nats, such as `kto_kl_estimate`, a scalar or `[...]`; no
+      gradient flows into it.
     beta: how fast the value saturates, > 0.
     desirable_weight: weight of the desirable responses, at least 0.
     undesirable_weight: weight of the others, at least 0.
 
   Returns:
-    Loss per response, `[...]`, from 0 to its weight, in float32 or wider.
+    Loss per response, `[...]`, between 0 and its weight, in float32 or wider.
 
   Raises:
     ValueError: if `beta` <= 0 or a weight < 0.
@@ -51,10 +51,10 @@ def kto_loss(
 
 
 def kto_kl_estimate(policy_mismatched: chex.Array, reference_mismatched: chex.Array) -> jax.Array:
-  """KTO's reference point: how far the policy is from the reference, from mismatched pairs.
+  """KTO's reference point: the divergence of policy and reference, from mismatched pairs.
 
-  A prompt with the response to another one, the next of the batch say, stands for a response that
-  neither model prefers.
+  A mismatched pair is a prompt with the response to another prompt, such as the next in the batch;
+  neither model prefers such a response.
 
   Args:
     policy_mismatched: log-probabilities of the mismatched responses under the policy in nats,

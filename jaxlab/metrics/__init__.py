@@ -1,4 +1,4 @@
-"""Predictions and targets in, numbers for people out."""
+"""Predictions and targets in, evaluation metrics out."""
 
 from jaxlab.metrics.calibration import (
   Reliability,

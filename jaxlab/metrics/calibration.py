@@ -1,4 +1,4 @@
-"""Calibration: binned errors, reliability, likelihood, and what one temperature can reach at best.
+"""Calibration: binned errors, reliability, likelihood, and the best that one temperature can reach.
 
 Bins are of equal width and closed on the right: a confidence on an edge belongs to the bin below
 it, and 0 to the first. NaN in the predictions gives NaN.
@@ -13,16 +13,16 @@ import numpy as np
 
 from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
 
-# Rows whose sum float32 carries to five digits and more.
+# Number of rows whose sum keeps at least five digits in float32.
 _CHUNK = 256
 
 
 class Reliability(NamedTuple):
-  """A reliability diagram; empty bins are 0 throughout.
+  """A reliability diagram; all values are 0 for empty bins.
 
   Attributes:
-    confidence: mean confidence of each bin, `[num_bins]`.
-    accuracy: share of right predictions of each bin, `[num_bins]`.
+    confidence: mean confidence in each bin, `[num_bins]`.
+    accuracy: share of right predictions in each bin, `[num_bins]`.
     count: predictions in each bin, int32 `[num_bins]`.
   """
 
@@ -45,7 +45,7 @@ def expected_calibration_error(
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: if `num_bins` < 1, n = 0, or a label is known and no class.
+    ValueError: if `num_bins` < 1, n = 0, or a known label lies outside the classes.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5,
   https://arxiv.org/abs/1706.04599.
@@ -58,7 +58,7 @@ def average_calibration_error(
 ) -> chex.Array:
   """Gap between confidence and accuracy, averaged over the bins that are not empty.
 
-  A crowded bin counts no more than a sparse one, so unsure predictions are heard too.
+  All bins have the same weight, so that sparse bins of uncertain predictions count as well.
 
   Args:
     probs: predicted probabilities, `[n, k]`.
@@ -69,7 +69,7 @@ def average_calibration_error(
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: as `expected_calibration_error`.
+    ValueError: as in `expected_calibration_error`.
 
   Reference: Neumann et al., Relaxed Softmax, 2018, as used by Chidambaram and Ge, ICLR 2024,
   https://arxiv.org/abs/2306.00740.
@@ -92,7 +92,7 @@ def maximum_calibration_error(
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: as `expected_calibration_error`.
+    ValueError: as in `expected_calibration_error`.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 6,
   https://arxiv.org/abs/1706.04599.
@@ -106,7 +106,7 @@ def reliability_diagram(
   """Confidence and accuracy by bins of confidence.
 
   Args:
-    probs: predicted probabilities, `[n, k]`; of equal ones the first class is predicted.
+    probs: predicted probabilities, `[n, k]`; the first class is predicted on ties.
     labels: true classes, int `[n]`.
     num_bins: number of bins of equal width.
 
@@ -114,7 +114,7 @@ def reliability_diagram(
     A `Reliability`; `metrics.plot_reliability` draws it.
 
   Raises:
-    ValueError: as `expected_calibration_error`.
+    ValueError: as in `expected_calibration_error`.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 3 and 4,
   https://arxiv.org/abs/1706.04599.
@@ -127,11 +127,11 @@ def reliability_diagram(
 def confidence_calibration_error(
   confidence: chex.Array, correct: chex.Array, *, num_bins: int = 25
 ) -> chex.Array:
-  """Expected calibration error of any confidence in any kind of correctness.
+  """Expected calibration error of any confidence, for any kind of correctness.
 
   Args:
     confidence: predicted probability of being right, `[n]`.
-    correct: whether it was, bool or 0 and 1, `[n]`.
+    correct: whether the prediction was right, bool or 0 and 1, `[n]`.
     num_bins: number of bins of equal width.
 
   Returns:
@@ -147,13 +147,13 @@ def confidence_calibration_error(
 
 
 def kolmogorov_smirnov_error(confidence: chex.Array, correct: chex.Array) -> chex.Array:
-  """Largest distance of the cumulated confidence from the cumulated correctness.
+  """Largest distance between cumulative confidence and cumulative correctness.
 
   It needs no bins.
 
   Args:
-    confidence: predicted probability of being right, `[n]`; equal ones are taken in their order.
-    correct: whether it was, bool or 0 and 1, `[n]`.
+    confidence: predicted probability of being right, `[n]`; ties keep their order.
+    correct: whether the prediction was right, bool or 0 and 1, `[n]`.
 
   Returns:
     The error in [0, 1], a float32 scalar (or wider).
@@ -178,13 +178,13 @@ def static_calibration_error(
   Args:
     probs: predicted probabilities, `[n, k]`.
     labels: true classes, int `[n]`.
-    num_bins: number of bins of each class.
+    num_bins: number of bins per class.
 
   Returns:
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: as `expected_calibration_error`.
+    ValueError: as in `expected_calibration_error`.
 
   Reference: Nixon et al., Measuring Calibration in Deep Learning, 2019, section 3,
   https://arxiv.org/abs/1904.01685.
@@ -206,10 +206,10 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
     labels: true classes, int `[...]`.
 
   Returns:
-    Nats an example, `[...]`, in float32 or wider.
+    Nats per example, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if a known label lies outside the classes; unknown ones give NaN.
+    ValueError: if a known label lies outside the classes; labels in JAX arrays give NaN instead.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 7,
   https://arxiv.org/abs/1706.04599.
@@ -223,18 +223,18 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
 def interpolator_temperature_scaled_nll(
   overlap: chex.Numeric, num_classes: chex.Numeric
 ) -> chex.Array:
-  """Likelihood that the best temperature leaves to a network that interpolates overlapping classes.
+  """Loss at the best temperature of a network that interpolates overlapping classes.
 
-  On the overlap two classes are equally likely and the network is sure of one of them, so it errs
-  in half of the cases with no hint where. However scaled, its loss exceeds the Bayes risk
-  `overlap * log 2` by about `overlap / 2 * log(num_classes)`.
+  On the overlap two classes are equally likely and the network is certain of one of them, so that
+  it is wrong in half of the cases and nothing shows where. At any temperature its loss exceeds the
+  Bayes risk `overlap * log 2` by about `overlap / 2 * log(num_classes)`.
 
   Args:
     overlap: share of the mass where two classes overlap (twice the error), in [0, 1].
     num_classes: number of classes, at least 2; the two arguments are broadcast.
 
   Returns:
-    Expected negative log-likelihood in nats, float32 or wider. Its slope at no overlap is infinite.
+    Expected negative log-likelihood in nats, float32 or wider. Its slope at overlap 0 is infinite.
 
   Raises:
     ValueError: if `overlap` lies outside [0, 1] or `num_classes` is less than 2.
@@ -270,7 +270,7 @@ def _bin(confidence: chex.Array, correct: chex.Array, num_bins: int) -> Reliabil
   num_rows = confidence.shape[0]
   inner_edges = jnp.asarray(np.linspace(0.0, 1.0, num_bins + 1)[1:-1], confidence.dtype)
   bins = jnp.searchsorted(inner_edges, confidence, side="left").astype(jnp.int32)
-  # A million equal terms summed one by one in float32 lose whole percents, so sum in two levels.
+  # In float32 a running sum of a million equal terms is off by percents, so sum in two levels.
   num_chunks = -(-num_rows // _CHUNK)
   segments = bins + num_bins * (jnp.arange(num_rows) // _CHUNK)
 

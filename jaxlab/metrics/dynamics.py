@@ -1,4 +1,4 @@
-"""How far weights have moved, by which law of time, and along which features."""
+"""Distance that weights have moved, fits of its growth, and alignment of weights with features."""
 
 from typing import NamedTuple
 
@@ -40,11 +40,11 @@ class PowerDiffusion(NamedTuple):
 def parameter_distance(params: chex.ArrayTree, initial: chex.ArrayTree) -> jax.Array:
   """Euclidean distance of two parameter vectors, over all leaves.
 
-  How far a walk has come is what a batch size or a learning rate changes about it.
+  Batch size and learning rate change how fast it grows during training.
 
   Args:
     params: parameters.
-    initial: those they are measured from, a tree of the same structure and shapes.
+    initial: parameters to measure from, a tree of the same structure and shapes.
 
   Returns:
     The distance, `[]`; its gradient is 0 where both are equal.
@@ -59,15 +59,15 @@ def parameter_distance(params: chex.ArrayTree, initial: chex.ArrayTree) -> jax.A
     return jnp.sum(jnp.square(a - b))
 
   total = sum(jax.tree.leaves(jax.tree.map(squares, params, initial)), start=jnp.float32(0.0))
-  apart = total != 0
-  return jnp.where(apart, jnp.sqrt(jnp.where(apart, total, 1.0)), 0.0)
+  differ = total != 0
+  return jnp.where(differ, jnp.sqrt(jnp.where(differ, total, 1.0)), 0.0)
 
 
 def fit_log_diffusion(steps: chex.Array, distances: chex.Array) -> LogDiffusion:
   """Fits the law of ultra-slow diffusion, distance against the natural logarithm of the step.
 
-  A walk in a landscape whose height is as rough as it is wide moves this way; runs of the same
-  slope explore at the same rate.
+  A random walk moves this way in a landscape whose height differences grow in proportion to
+  distance. Runs with the same slope explore at the same rate.
 
   Args:
     steps: numbers of updates, `[m]`, positive. If all are equal the slope is 0.
@@ -88,7 +88,7 @@ def fit_log_diffusion(steps: chex.Array, distances: chex.Array) -> LogDiffusion:
 def fit_power_diffusion(steps: chex.Array, distances: chex.Array) -> PowerDiffusion:
   """Fits a power law, the logarithm of the distance against that of the step.
 
-  The rival of logarithmic growth: ordinary diffusion has exponent 1/2.
+  The alternative to logarithmic growth; ordinary diffusion has exponent 1/2.
 
   Args:
     steps: numbers of updates, `[m]`, positive. If all are equal the exponent is 0.
@@ -119,12 +119,12 @@ def _log_steps(steps: chex.Array, distances: chex.Array) -> jax.Array:
 
 def _least_squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Slope, intercept and R² of a straight line."""
-  # Differences from the first point: equal values then have a variance of exactly 0.
+  # The first point is subtracted: equal values then have a variance of exactly 0.
   x_shift, y_shift = x - x[0], y - y[0]
-  x_centred, y_centred = x_shift - x_shift.mean(), y_shift - y_shift.mean()
-  spread, total = jnp.sum(jnp.square(x_centred)), jnp.sum(jnp.square(y_centred))
-  slope = jnp.sum(x_centred * y_centred) / jnp.where(spread > 0, spread, 1.0)
-  residual = jnp.sum(jnp.square(y_centred - slope * x_centred))
+  x_centered, y_centered = x_shift - x_shift.mean(), y_shift - y_shift.mean()
+  spread, total = jnp.sum(jnp.square(x_centered)), jnp.sum(jnp.square(y_centered))
+  slope = jnp.sum(x_centered * y_centered) / jnp.where(spread > 0, spread, 1.0)
+  residual = jnp.sum(jnp.square(y_centered - slope * x_centered))
   intercept = y[0] + y_shift.mean() - slope * (x[0] + x_shift.mean())
   r_squared = jnp.where(total == 0, 1.0, 1.0 - residual / jnp.where(total == 0, 1.0, total))
   return slope, intercept, r_squared
@@ -133,8 +133,8 @@ def _least_squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, ja
 def feature_alignment(weights: chex.Array, features: chex.Array) -> jax.Array:
   """How strongly each class's filters respond to each feature, summed over filters.
 
-  In a network with square activation this is the class score that the bare feature earns, so it
-  says which features have been learnt.
+  In a network with square activation this is the class score of the feature alone, so it shows
+  which features have been learned.
 
   Args:
     weights: filters w, `[k, m, d]`.

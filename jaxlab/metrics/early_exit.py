@@ -1,4 +1,4 @@
-"""Where samples leave a network with early exits, what that costs, and how right they are."""
+"""Exits that samples take in an early-exit network, with their cost and accuracy."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ class CostAccuracy(NamedTuple):
   """One point of the curve of accuracy against cost.
 
   Attributes:
-    cost: mean cost of a sample.
-    accuracy: share of right samples, each at the exit where it left.
-    exit_share: share of the samples that left at each exit, `[L + 1]`.
+    cost: mean cost per sample.
+    accuracy: share of samples that are right at the exit they take.
+    exit_share: share of samples that leave at each exit, `[L + 1]`.
   """
 
   cost: chex.Array
@@ -29,10 +29,10 @@ def exit_levels(exit_probs: chex.Array, *, threshold: chex.Numeric = 0.5) -> jax
 
   Args:
     exit_probs: distribution over the exits, `[..., L + 1]`.
-    threshold: of the conditional probability of leaving, in (0, 1).
+    threshold: threshold on the conditional probability of leaving, in (0, 1).
 
   Returns:
-    Numbers of exits, L where no gate opens, int32 `[...]`.
+    Indices of exits, L where no gate opens, int32 `[...]`.
 
   Raises:
     ValueError: if `threshold` lies outside (0, 1).
@@ -48,14 +48,16 @@ def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Ar
   """The first exit whose confidence reaches its threshold: the usual rule without gates.
 
   Args:
-    confidence: of each exit but the final one, such as its largest probability, `[..., L]`.
-    thresholds: of each of those exits, `[L]`; one above every confidence is never reached.
+    confidence: confidence of each exit but the final one, such as its largest probability,
+      `[..., L]`.
+    thresholds: one per exit but the final one, `[L]`; a threshold above all confidences closes its
+      exit.
 
   Returns:
-    Numbers of exits, L where no threshold is reached, int32 `[...]`.
+    Indices of exits, L where no threshold is reached, int32 `[...]`.
 
   Raises:
-    ValueError: if there are not as many thresholds as columns of `confidence`.
+    ValueError: if the numbers of thresholds and of columns of `confidence` differ.
 
   Reference: Teerapittayanon et al., BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686.
   """
@@ -65,10 +67,10 @@ def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Ar
 
 
 def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
-  """Picks what each sample's own exit gave.
+  """Picks the value of the exit that each sample takes.
 
   Args:
-    values: what every exit gave, `[b, L + 1, ...]`.
+    values: values of every exit, `[b, L + 1, ...]`.
     levels: the exit each sample takes, `[b]`.
 
   Returns:
@@ -81,7 +83,7 @@ def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
 
 
 def cost_accuracy(levels: chex.Array, correct: chex.Array, costs: chex.Array) -> CostAccuracy:
-  """Mean cost and accuracy of samples that leave where they do.
+  """Mean cost and accuracy of samples at the exits they take.
 
   Args:
     levels: the exit each sample takes, `[b]`.
@@ -92,7 +94,7 @@ def cost_accuracy(levels: chex.Array, correct: chex.Array, costs: chex.Array) ->
     A `CostAccuracy`.
 
   Raises:
-    ValueError: if there are not as many costs as columns of `correct`.
+    ValueError: if the numbers of costs and of columns of `correct` differ.
 
   Reference: Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification,
   ICLR 2018, https://arxiv.org/abs/1703.09844.
@@ -109,8 +111,8 @@ def area_under_cost_curve(cost: chex.Array, accuracy: chex.Array) -> jax.Array:
   """Mean accuracy over the range of costs, by trapezoids: one number for a whole curve.
 
   Args:
-    cost: of each point, in any order, `[m]`.
-    accuracy: of each point, `[m]`.
+    cost: cost of each point, in any order, `[m]`.
+    accuracy: accuracy of each point, `[m]`.
 
   Returns:
     The area divided by the range of costs, a scalar; the mean accuracy if all costs are equal.

@@ -1,6 +1,7 @@
-"""What more samples buy: coverage of k samples, what selection makes of them, and laws of both.
+"""Repeated sampling: coverage of k samples, accuracy of selection, cost, and optimal policies.
 
-All numbers at k come from one pool of n >= k samples a problem, exactly where there is a formula.
+All values at k are estimated from one pool of n >= k samples per problem, by an exact formula where
+there is one.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ from jaxlab.metrics.calibration import confidence_calibration_error
 
 
 class GreedyCalibration(NamedTuple):
-  """How sure a model is of its greedy answers, and how often they are right; scalars.
+  """Confidence of a model in its greedy answers, and their accuracy; scalars.
 
   Attributes:
     mean_confidence: mean probability of the greedy answer.
-    accuracy: share of right ones.
+    accuracy: share of right greedy answers.
     overconfidence: mean confidence less accuracy.
-    expected_calibration_error: their absolute difference within bins of confidence, averaged over
-      answers.
+    expected_calibration_error: absolute difference of confidence and accuracy within bins of
+      confidence, averaged over answers.
   """
 
   mean_confidence: chex.Array
@@ -33,15 +34,15 @@ class GreedyCalibration(NamedTuple):
 
 
 def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array:
-  """Probability that k of n samples, drawn without replacement, hold a right one.
+  """Probability that at least one of k samples is right, drawn from n without replacement.
 
-  It is an unbiased estimate of solving a problem with k fresh samples.
+  It is an unbiased estimate of the probability to solve a problem with k new samples.
 
   Args:
-    num_correct: right samples c of each problem, int `[...]`, in [0, n]; those
-      of a JAX array are clipped.
-    num_samples: samples n of each problem.
-    k: how many of them are drawn.
+    num_correct: number c of right samples per problem, int `[...]`, in [0, n]; values of a JAX
+      array are clipped.
+    num_samples: number n of samples per problem.
+    k: number of samples that are drawn.
 
   Returns:
     `1 - C(n - c, k) / C(n, k)`, `[...]`, float32.
@@ -62,10 +63,10 @@ def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array
 def _best_of_k_weights(num_samples: int, ks: Sequence[int]) -> np.ndarray:
   """Probability that the sample of each rank, best first, is the best of a random k-subset.
 
-  Made on the host in double precision: neither binomials nor log-gammas fit into float32.
+  Computed on the host in double precision: neither binomials nor log-gammas fit into float32.
   """
   if len(ks) == 0:
-    raise ValueError(f"ks must name at least one k, got {ks}.")
+    raise ValueError(f"ks must hold at least one k, got {ks}.")
   for k in ks:
     if not 1 <= k <= num_samples:
       raise ValueError(f"k must lie in [1, {num_samples}], the number of samples, got {k}.")
@@ -75,7 +76,7 @@ def _best_of_k_weights(num_samples: int, ks: Sequence[int]) -> np.ndarray:
 
 
 def _coverages(weights: np.ndarray) -> jax.Array:
-  """pass@k for every number of right samples from 0 to n: these might all be ranked first."""
+  """pass@k for every number of right samples from 0 to n, as if these were ranked first."""
   return jnp.asarray(np.concatenate([[0.0], np.minimum(np.cumsum(weights), 1.0)]), float)
 
 
@@ -105,7 +106,7 @@ def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[
   """Probability that the best-scored of k samples, drawn without replacement, is right.
 
   Args:
-    scores: scores of n samples, `[problems, n]`; of equal ones the last is taken.
+    scores: scores of n samples, `[problems, n]`; the last one wins on ties.
     correct: whether each is right, bool or 0 and 1, `[problems, n]`.
     ks: numbers of samples.
 
@@ -139,20 +140,20 @@ def selection_accuracy_curve(
 ) -> jax.Array:
   """Accuracy of choosing one answer out of k samples without a verifier, for several k.
 
-  Coverage says what is there to be found; this says what is found.
+  Coverage counts problems with a right sample; this metric counts problems where it is selected.
 
   Args:
-    key: random key, for the subsets of votes.
+    key: random key for the subsets that vote.
     answers: answer of each of n samples, int `[problems, n]`; equal numbers are equal answers, and
-      a negative one is none.
-    correct: whether it is right, bool or 0 and 1, `[problems, n]`.
+      a negative number means no answer.
+    correct: whether each answer is right, bool or 0 and 1, `[problems, n]`.
     ks: numbers of samples.
-    scores: scores of the samples, `[problems, n]`; majority needs none.
+    scores: scores of the samples, `[problems, n]`; not needed for "majority".
     method: "majority", the most frequent answer; "weighted_majority", the answer with the largest
-      sum of scores; "best_of_n", the answer of the best score, which is exact (see
+      sum of scores; "best_of_n", the answer with the best score, which is exact (see
       `best_of_k_accuracy`).
-    num_subsets: random subsets a problem, nested from one k to the next, over which votes are
-      averaged.
+    num_subsets: number of random subsets per problem over which votes are averaged; they are
+      nested from one k to the next.
 
   Returns:
     Mean accuracies, `[len(ks)]`, in float32 or wider. Answers tied for the most votes share the
@@ -174,9 +175,9 @@ def selection_accuracy_curve(
   chex.assert_rank(answers, 2)
   chex.assert_type(answers, int)
   if method == "best_of_n":
-    # A sample without an answer is chosen by its score all the same, and is wrong.
-    found = (answers >= 0) * as_accumulator(correct)
-    return jnp.mean(best_of_k_accuracy(scores, found, ks=ks), axis=0)
+    # A sample without an answer may still have the best score; it then counts as wrong.
+    right = (answers >= 0) * as_accumulator(correct)
+    return jnp.mean(best_of_k_accuracy(scores, right, ks=ks), axis=0)
   _best_of_k_weights(answers.shape[1], ks)
   weights, correct = as_accumulator(1.0 if method == "majority" else scores, correct)
   chex.assert_equal_shape([answers, correct])
@@ -191,14 +192,14 @@ def selection_accuracy_curve(
     return jnp.mean(credit(places), axis=0)
 
   keys = jax.random.split(key, answers.shape[0])
-  # One problem at a time: all subsets of all would not fit into memory.
+  # One problem at a time: all subsets of all problems would not fit into memory.
   return jnp.mean(jax.lax.map(of_problem, (keys, answers, weights, correct)), axis=0)
 
 
 def _vote_credit(
   chosen: jax.Array, answers: jax.Array, weights: jax.Array, correct: jax.Array
 ) -> jax.Array:
-  """Share of the winning answers of some chosen samples that is right."""
+  """Share of the winning answers among the chosen samples that is right."""
   order = jnp.argsort(answers)
   ranked = answers[order]
   groups = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), ranked[1:] != ranked[:-1]]))
@@ -221,7 +222,7 @@ def inference_flops(
   generated_tokens: chex.Numeric,
   num_samples: chex.Numeric,
 ) -> jax.Array:
-  """Floating-point operations of drawing n samples from one prompt: two a parameter and token.
+  """Floating-point operations to draw n samples for one prompt: two per parameter and token.
 
   Args:
     num_params: parameters of the model, at least 0; the arguments are broadcast.
@@ -253,21 +254,21 @@ def inference_flops(
 def optimal_coverage_policy(
   answer_posterior: chex.Array, *, num_samples: chex.Numeric
 ) -> jax.Array:
-  """The distribution over answers whose N samples most likely hold the right one.
+  """The distribution over answers whose N samples most likely include the right one.
 
-  One sample is best spent on the likeliest answer; the more there are, the less confident the best
-  policy is, until it is uniform over all answers that are possible.
+  With one sample, the best policy always gives the most likely answer. With more samples it becomes
+  less confident, and in the limit it is uniform over all possible answers.
 
   Args:
     answer_posterior: probability q that each answer is right, `[..., K]`, in any order.
-    num_samples: the number of samples N, any real number from 1 on.
+    num_samples: number of samples N, any real number >= 1.
 
   Returns:
-    The policy p that maximises `sum(q * (1 - (1 - p)^N))`, `[..., K]`, in float32 or wider. Equal
-    posteriors get equal mass, but with N = 1 the first of the largest gets all.
+    The policy p that maximizes `sum(q * (1 - (1 - p)^N))`, `[..., K]`, in float32 or wider. Equal
+    posteriors get equal mass; with N = 1 the first of the largest gets all mass.
 
   Raises:
-    ValueError: if `num_samples` < 1 or not finite, or a known posterior is negative.
+    ValueError: if `num_samples` < 1 or is not finite, or a known posterior is negative.
 
   Reference: Chen et al., Rethinking Fine-Tuning when Scaling Test-Time Compute, NeurIPS 2025,
   section 3, https://arxiv.org/abs/2502.07154; the closed form follows from the conditions of
@@ -278,13 +279,13 @@ def optimal_coverage_policy(
   posterior = as_accumulator(answer_posterior)
   num_answers = posterior.shape[-1]
   one = jnp.asarray(num_samples, posterior.dtype) == 1.0
-  # Relative to the likeliest, for the policy depends on differences and N - 1 may be tiny.
+  # Relative to the most likely answer: the policy depends on differences, and N - 1 may be tiny.
   log_odds = jnp.log(jnp.max(posterior, axis=-1, keepdims=True)) - jnp.log(posterior)
   costs = log_odds / jnp.where(one, 1.0, jnp.asarray(num_samples, posterior.dtype) - 1.0)
   ranked = jnp.sort(costs, axis=-1)
   log_totals = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1)
   active = jnp.arange(num_answers) * jnp.exp(ranked - log_totals) < 1.0
-  # NaN, from an impossible answer, is not active; the last active one may follow one that is not.
+  # NaN (an impossible answer) is not active; inactive answers may precede the last active one.
   num_active = num_answers - jnp.argmax(active[..., ::-1], axis=-1, keepdims=True)
   last = jnp.take_along_axis(ranked, num_active - 1, axis=-1)
   log_total = jnp.take_along_axis(log_totals, num_active - 1, axis=-1)
@@ -298,7 +299,7 @@ def optimal_coverage_policy(
 def greedy_calibration(
   greedy_log_probs: chex.Array, correct: chex.Array, *, num_bins: int = 10
 ) -> GreedyCalibration:
-  """Whether a model is as often right in its greedy answers as it is sure of them.
+  """Compares the confidence of a model in its greedy answers with their accuracy.
 
   Args:
     greedy_log_probs: log-probabilities of the greedy answers in nats, `[n]`.

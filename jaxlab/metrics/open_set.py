@@ -1,4 +1,4 @@
-"""Classification where some rows belong to no known class."""
+"""Metrics of classification where some rows belong to no known class."""
 
 import chex
 import jax
@@ -12,15 +12,15 @@ def open_set_classification_rate(
 ) -> jax.Array:
   """Area under correct classification of known rows against false acceptance of unknown ones.
 
-  Unlike the AUROC it asks that a known row be accepted and right. The curve is the usual
-  trapezoid: with all n scores sorted (stably, known ones first), position t = 0..n - 2 gives the
-  share of known rows behind t that are right, and the share of unknown rows at t or behind; the
-  ends are (1, 1) and (0, 0). Tied scores take the order of the concatenation.
+  Unlike the AUROC, it counts a known row only if it is accepted and classified right. The area is
+  the usual sum of trapezoids. With all n scores sorted (stably, known rows first on ties), position
+  t = 0..n - 2 gives the share of known rows after t that are right and the share of unknown rows at
+  or after t; the ends of the curve are (1, 1) and (0, 0).
 
   Args:
-    known_scores: how known each row of a known class looks, such as the largest probability,
-      `[n1]`.
-    unknown_scores: likewise for rows of unknown classes, `[n2]`.
+    known_scores: scores of the rows of known classes, higher for known, such as the largest
+      probability, `[n1]`.
+    unknown_scores: scores of the rows of unknown classes, `[n2]`.
     predictions: classes predicted for the known rows, `[n1]`.
     labels: their true classes, `[n1]`.
 
@@ -45,16 +45,16 @@ def open_set_classification_rate(
   def curve(start, counts):
     return jnp.concatenate([jnp.array([start]), counts[:-1], jnp.zeros(1, jnp.int32)])
 
-  # Counts, divided at the end: differences of shares would lose the digits of large n.
-  right = curve(num_known, _from_behind(correct) - correct)
-  accepted = curve(num_unknown, _from_behind(unknown))
+  # Integer counts, divided at the end: differences of shares would lose digits for large n.
+  right = curve(num_known, _count_from(correct) - correct)
+  accepted = curve(num_unknown, _count_from(unknown))
   steps = (accepted[:-1] - accepted[1:]).astype(jnp.float32)
   heights = (right[:-1] + right[1:]).astype(jnp.float32) / (2 * num_known)
   return jnp.sum(steps * heights) / num_unknown
 
 
-def _from_behind(flags: jax.Array) -> jax.Array:
-  """How many are set at each position or behind it."""
+def _count_from(flags: jax.Array) -> jax.Array:
+  """Number of flags that are set at or after each position."""
   return jnp.cumsum(flags[::-1], dtype=jnp.int32)[::-1]
 
 
@@ -65,7 +65,7 @@ def closed_set_error(
 
   Args:
     predictions: predicted classes, `[n]`.
-    labels: true classes, `[n]`; those of unknown rows do not matter.
+    labels: true classes, `[n]`; ignored for unknown rows.
     known: which rows are of a known class, bool `[n]`.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Pictures of metrics, drawn by matplotlib onto axes that the caller may bring."""
+"""Plots of metrics with matplotlib, on given axes or on a new figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +15,14 @@ _LEVEL = 0.9
 
 
 def plot_reliability(reliability: Reliability, *, ax: "Axes | None" = None) -> "Axes":
-  """Draws accuracy over confidence, with what sampling alone would do to it.
+  """Draws accuracy over confidence, with intervals of the sampling error.
 
   Bars are the accuracies of the bins that are not empty, each with its count above. A point at the
-  mean confidence carries the exact binomial 90% interval of the accuracy: a bin whose interval
-  misses the diagonal is miscalibrated.
+  mean confidence has the exact binomial 90% interval of the accuracy: a bin whose interval misses
+  the diagonal is miscalibrated.
 
   Args:
-    reliability: the bins, of `metrics.reliability_diagram`.
+    reliability: the bins, from `metrics.reliability_diagram`.
     ax: where to draw; None makes a figure.
 
   Returns:
@@ -73,16 +73,16 @@ def plot_stream_error(
   """Draws the online error of test-time adaptation over a stream of changing domains.
 
   Args:
-    errors: error of each batch, `[n]`; or of several methods by name.
-    boundaries: batch at which each domain begins, increasing.
-    names: the domains, as many.
+    errors: error of each batch, `[n]`, or a dict of such arrays by method.
+    boundaries: index of the first batch of each domain, increasing.
+    names: names of the domains, one per boundary.
     ax: where to draw; None makes a figure.
 
   Returns:
     The axes.
 
   Raises:
-    ValueError: if there are not as many names as boundaries.
+    ValueError: if the numbers of names and boundaries differ.
 
   Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022,
   https://arxiv.org/abs/2203.13591.
@@ -95,7 +95,7 @@ def plot_stream_error(
     ax.plot(np.asarray(line), linewidth=1, label=name)
   for boundary, name in zip(boundaries, names):
     ax.axvline(boundary, color="lightgray", linewidth=0.7, zorder=0)
-    # Along the top edge, whatever the errors are.
+    # Along the top edge, independent of the errors.
     ax.text(
       boundary,
       1.0,
@@ -115,7 +115,7 @@ def plot_stream_error(
 def plot_cost_accuracy(
   curves: Mapping[str, tuple[chex.Array, chex.Array]], *, ax: "Axes | None" = None
 ) -> "Axes":
-  """Draws what accuracy each method gives for its cost.
+  """Draws accuracy over cost, one curve per method.
 
   Args:
     curves: name -> (cost, accuracy), each `[m]`; drawn in the order of cost.

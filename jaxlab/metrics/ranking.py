@@ -11,8 +11,8 @@ from jaxlab._checks import is_known
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   """Area under the receiver operating characteristic, exact with ties.
 
-  The probability that a random positive has a higher score than a random negative, ties counted
-  as one half: how good a score is at telling two groups apart, whatever the threshold.
+  The probability that a random positive has a higher score than a random negative, with ties
+  counted as one half. It measures how well a score separates two groups, at any threshold.
 
   Args:
     scores: real scores, higher for positives, `[n]`.
@@ -22,7 +22,7 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     A scalar in [0, 1], float32; NaN if one of the groups is empty or a score is NaN.
 
   Raises:
-    ValueError: if a label is known and neither 0 nor 1.
+    ValueError: if a known label is neither 0 nor 1.
 
   Reference: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 2006, section 7,
   https://doi.org/10.1016/j.patrec.2005.10.010.
@@ -39,7 +39,7 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     return jnp.array(jnp.nan, jnp.float32)
   order = jnp.argsort(scores)
   ranked, positive = scores[order], positive[order]
-  # Negatives before each position: integers, because sums of ranks overflow float32's digits.
+  # Negatives before each position, as integers: sums of ranks have more digits than float32.
   negatives = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(~positive, dtype=jnp.int32)])
   steps = jnp.arange(num)
   new = jnp.concatenate([jnp.ones(1, bool), ranked[1:] != ranked[:-1]])

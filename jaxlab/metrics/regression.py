@@ -1,4 +1,4 @@
-"""How far real predictions are from their targets."""
+"""Metrics of real-valued predictions."""
 
 from collections.abc import Callable
 
@@ -18,14 +18,14 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
 
   Returns:
     Mean correlation in [-1, 1], float32 or wider, `[]`. Constant predictions have correlation 0;
-    so has a set without a dimension whose targets vary. NaN inputs give NaN.
+    the result is also 0 if the targets vary in no dimension. NaN inputs give NaN.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.2, https://arxiv.org/abs/2210.05775.
   """
   predictions, targets = _pair(predictions, targets)
   if predictions.ndim == 1:
     predictions, targets = predictions[:, None], targets[:, None]
-  # The standard deviation of equal float32 values need not be 0, their range is.
+  # The standard deviation of equal float32 values need not be exactly 0; their range is.
   varies, alive = _range(targets) != 0, _range(predictions) != 0
   correlations = jnp.sum(_unit(predictions, alive) * _unit(targets, varies), axis=0)
   counted = jnp.sum(varies)
@@ -45,12 +45,12 @@ def _range(values: jax.Array) -> jax.Array:
 
 
 def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
-  """Columns centred and of norm 1; constant ones get zeros, and no gradient."""
-  centred = values - jnp.mean(values, axis=0)
-  # The first mean is rounded: of values far from 0 a second one takes out what it left.
-  centred = centred - jnp.mean(centred, axis=0)
-  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centred), axis=0))
-  scaled = jnp.where(varies, centred / jnp.where(size > 0, size, 1.0), 0.0)
+  """Centers columns and scales them to norm 1; constant columns give zeros and no gradient."""
+  centered = values - jnp.mean(values, axis=0)
+  # The first mean is rounded; for values far from 0, a second one removes what it left.
+  centered = centered - jnp.mean(centered, axis=0)
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0))
+  scaled = jnp.where(varies, centered / jnp.where(size > 0, size, 1.0), 0.0)
   square = jnp.sum(jnp.square(scaled), axis=0)
   return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
 
@@ -95,7 +95,7 @@ def worst_group_rmse(
 ) -> jax.Array:
   """The largest root mean squared error among groups (domains).
 
-  A model for new domains is judged by the one that it serves worst.
+  Models for new domains are evaluated on their worst domain.
 
   Args:
     predictions: real predictions, `[n]` or `[n, d]`.
@@ -126,7 +126,7 @@ def worst_group_rmse(
 
 
 def _root_of_scaled(errors: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """`sqrt(mean(errors^2))` of errors whose squares would overflow, with gradient 0 at 0."""
+  """`sqrt(mean(errors^2))` for errors whose squares may overflow, with gradient 0 at 0."""
   size = jax.lax.stop_gradient(jnp.max(jnp.abs(errors)))
   zero = size == 0
   scale = jnp.where(zero | jnp.isinf(size), 1.0, size)

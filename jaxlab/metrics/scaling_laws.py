@@ -47,8 +47,8 @@ def exponentiated_power_law(k: chex.Numeric, law: ExponentiatedPowerLaw) -> jax.
 def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> ExponentiatedPowerLaw:
   """Fits the law to a curve of coverage by least squares.
 
-  The start is the straight line through log(-log(coverage)) against log(k), then Levenberg and
-  Marquardt's method brings the squares on coverage itself down.
+  Starts from a straight-line fit of log(-log(coverage)) against log(k), then minimizes the squared
+  error of the coverage itself by the Levenberg-Marquardt method.
 
   Args:
     ks: numbers of samples, `[m]`, at least 1.
@@ -59,8 +59,8 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     of a JAX array lie strictly between 0 and 1.
 
   Raises:
-    ValueError: if a known k < 1, a known coverage lies outside [0, 1] or fewer than two strictly
-      inside.
+    ValueError: if a known k < 1, a known coverage lies outside [0, 1], or fewer than two known
+      coverages lie strictly between 0 and 1.
 
   Reference: Brown et al., Large Language Monkeys, 2024, section 3.1,
   https://arxiv.org/abs/2407.21787.
@@ -77,7 +77,7 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
   inside = (coverage > 0) & (coverage < 1)
   log_k = jnp.log(ks)
 
-  # a = -exp(params[0]), so that the law stays one of probabilities.
+  # a = -exp(params[0]) is negative, so that the law gives probabilities.
   def residuals(params):
     return jnp.exp(-jnp.exp(params[0] + params[1] * log_k)) - coverage
 
@@ -98,7 +98,7 @@ def _line(log_k: jax.Array, coverage: jax.Array, inside: jax.Array) -> jax.Array
 
 
 def _levenberg_marquardt(residuals, params: jax.Array) -> jax.Array:
-  """Least squares in two unknowns; a step that does not help is undone and damped more."""
+  """Least squares in two unknowns; a step that does not help is undone, and damping increases."""
 
   def step(_, state):
     params, damping = state
@@ -107,7 +107,7 @@ def _levenberg_marquardt(residuals, params: jax.Array) -> jax.Array:
     (p, q), (_, r) = jnp.sum(jacobian[:, :, None] * jacobian[:, None, :], axis=0)
     p, r = p * (1.0 + damping), r * (1.0 + damping)
     determinant = p * r - q * q
-    # By hand: two unknowns need no linear-algebra library.
+    # Solved by hand: two unknowns need no linear-algebra library.
     change = jnp.stack([r * gradient[0] - q * gradient[1], p * gradient[1] - q * gradient[0]])
     moved = params - change / jnp.where(determinant > 0, determinant, 1.0)
     better = jnp.sum(jnp.square(residuals(moved))) < jnp.sum(jnp.square(error))
@@ -121,8 +121,8 @@ def _levenberg_marquardt(residuals, params: jax.Array) -> jax.Array:
 def beta_coverage(k: chex.Numeric, *, alpha: chex.Numeric, beta: chex.Numeric) -> jax.Array:
   """Coverage of k samples if the problems' success rates follow a beta distribution.
 
-  Hard problems are what makes coverage grow slowly: the share of unsolved ones falls like
-  k^-alpha, where one rate for all would give an exponential.
+  Hard problems make coverage grow slowly: the share of unsolved problems falls like k^-alpha. With
+  one rate for all problems it would fall exponentially.
 
   Args:
     k: numbers of samples, `[...]`, at least 1; the arguments are broadcast.

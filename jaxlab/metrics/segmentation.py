@@ -12,8 +12,8 @@ class IntersectionAndUnion(NamedTuple):
   """Pixel counts of each class in each image.
 
   Attributes:
-    intersection: pixels that are of the class and predicted so, i32 `[n, num_classes]`.
-    union: pixels that are of the class or predicted so, i32 `[n, num_classes]`.
+    intersection: pixels of the class that are predicted as it, i32 `[n, num_classes]`.
+    union: pixels that are of the class or predicted as it, i32 `[n, num_classes]`.
   """
 
   intersection: chex.Array
@@ -24,8 +24,8 @@ class MeanIoU(NamedTuple):
   """Intersection over union.
 
   Attributes:
-    mean: mean over the classes that were seen; 0 if none was.
-    per_class: of each class, 0 where it was not seen, `[num_classes]`.
+    mean: mean over the classes that occur; 0 if none does.
+    per_class: value of each class, 0 for classes that do not occur, `[num_classes]`.
   """
 
   mean: chex.Array
@@ -35,15 +35,15 @@ class MeanIoU(NamedTuple):
 def intersection_and_union(
   predictions: chex.Array, targets: chex.Array, *, num_classes: int, ignore: int = 255
 ) -> IntersectionAndUnion:
-  """Counts the pixels of each class that prediction and target share, or either has.
+  """Counts the pixels of each class that are in both prediction and target, or in either.
 
-  Counts of several images can be added before they are divided.
+  Counts of several images can be added before the division.
 
   Args:
     predictions: predicted classes, `[n, h, w]`.
     targets: true classes, `[n, h, w]`.
     num_classes: number of classes; other values match no class.
-    ignore: target of the pixels that count nowhere.
+    ignore: target value of pixels that are left out.
 
   Returns:
     An `IntersectionAndUnion`.
@@ -72,9 +72,9 @@ def mean_iou_by_class(
   """Mean IoU of episodes of one class each: counts are summed over a class's episodes first.
 
   Args:
-    intersection: of each episode's foreground, `[e]`.
-    union: likewise, `[e]`.
-    class_ids: class of each episode, `[e]`; one outside of 0..`num_classes`-1 counts nowhere.
+    intersection: intersection of each episode's foreground, in pixels, `[e]`.
+    union: union of each episode's foreground, in pixels, `[e]`.
+    class_ids: class of each episode, `[e]`; episodes outside 0..`num_classes`-1 are left out.
     num_classes: number of classes.
 
   Returns:
@@ -93,7 +93,7 @@ def mean_iou_by_class(
   member = class_ids[:, None] == jnp.arange(num_classes)
 
   def by_class(counts):
-    # Whole numbers are added as such: float32 is exact up to 2^24 only.
+    # Integers are added as integers: float32 is exact only up to 2^24.
     return as_accumulator(jnp.sum(jnp.where(member, counts[:, None], 0), axis=0))
 
   intersection, union = by_class(intersection), by_class(union)

@@ -1,4 +1,4 @@
-"""Accuracy where the classes (or groups) count alike, however rare they are."""
+"""Accuracy in which all classes (or groups) have the same weight."""
 
 import chex
 import jax
@@ -10,7 +10,7 @@ from jaxlab._checks import as_accumulator, check_at_least
 def mean_class_accuracy(
   predictions: chex.Array, labels: chex.Array, *, num_classes: int
 ) -> jax.Array:
-  """Mean over classes of the share of a class's samples that are predicted right.
+  """Mean over classes of the accuracy on the samples of each class.
 
   Under label shift the plain accuracy measures the frequent classes; this one does not change
   with the class counts.
@@ -35,7 +35,7 @@ def mean_class_accuracy(
   chex.assert_rank([predictions, labels], 1)
   chex.assert_equal_shape([predictions, labels])
   chex.assert_type([predictions, labels], int)
-  # Of unknown labels the row is all zeros.
+  # Labels outside the classes give rows of zeros.
   member = jax.nn.one_hot(labels, num_classes)
   counts = jnp.sum(member, axis=0)
   right = as_accumulator(predictions == labels) @ member

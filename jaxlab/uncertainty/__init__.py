@@ -1,4 +1,4 @@
-"""Predictive distributions and what is read from them."""
+"""Predictive distributions and the quantities derived from them."""
 
 from jaxlab.uncertainty.bar import (
   bar_borders,

@@ -1,4 +1,4 @@
-"""What a bar distribution says: moments, quantiles, samples, acquisition functions, borders.
+"""Moments, quantiles, samples, acquisition functions and borders of bar distributions.
 
 See `jaxlab.losses.bar_nll` for the distribution itself. Every function takes `logits [..., K]` and
 the strictly increasing `borders [K + 1]` and works in float32 or wider.
@@ -32,7 +32,7 @@ def bar_mean(logits: chex.Array, borders: chex.Array, *, full_support: bool = Tr
     Mean in units of the borders, `[...]`.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
@@ -47,8 +47,8 @@ def bar_variance(
 ) -> chex.Array:
   """Variance of bar distributions.
 
-  Sums the spread within the bars and between them, which equals the second moment less the
-  squared mean and cannot turn negative by cancellation.
+  It is the sum of the variance within and between bars, which equals the second moment less the
+  squared mean and cannot become negative by cancellation.
 
   Args:
     logits, borders, full_support: as in `bar_mean`.
@@ -57,7 +57,7 @@ def bar_variance(
     Variance in squared units of the borders, `[...]`.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
@@ -94,7 +94,7 @@ def bar_entropy(
     Entropy in nats (negative where the density is concentrated), `[...]`.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
@@ -114,7 +114,7 @@ def bar_entropy(
 def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   """Midpoint of the bar of highest density, the first one on ties.
 
-  The outer bars count as bars, also where the distribution has full support.
+  The outer bars count as bars, even if the distribution has full support.
 
   Args:
     logits, borders: as in `bar_mean`.
@@ -143,7 +143,7 @@ def bar_cdf(
     Probabilities, `[..., m]`.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
@@ -152,7 +152,7 @@ def bar_cdf(
   chex.assert_rank(values, 1)
   by_bar = _cdf_by_bar(borders, jnp.asarray(values, borders.dtype), full_support)
   cdf = jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
-  return jnp.minimum(cdf, 1.0)  # The masses may add up to more by rounding.
+  return jnp.minimum(cdf, 1.0)  # The sum of the masses may exceed 1 by rounding.
 
 
 def _cdf_by_bar(borders, values, full_support):
@@ -184,8 +184,7 @@ def bar_quantile(
     Quantile in units of the borders, of the shape that `q` and `[...]` broadcast to.
 
   Raises:
-    ValueError: if `q` is known and lies outside [0, 1], or `full_support` is asked of a single
-      bar.
+    ValueError: if a known `q` lies outside [0, 1], or `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510; inverse of the distribution function of `bar_cdf`.
@@ -196,7 +195,7 @@ def bar_quantile(
   num_bars = logits.shape[-1]
   shape = jnp.broadcast_shapes(q.shape, logits.shape[:-1])
   cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-  # Rounding must not leave the last bars short of a level of one.
+  # Normalized, so that rounding does not keep the last bar from reaching level 1.
   cumulative = cumulative / cumulative[..., -1:]
   index = jnp.sum(cumulative < q[..., None], axis=-1)
   index = jnp.minimum(index, num_bars - 1)
@@ -209,7 +208,7 @@ def bar_quantile(
   quantile = borders[index] + jnp.diff(borders)[index] * jnp.clip(below, 0, 1)
   if full_support:
     scales = half_normal_scales(borders)
-    # The right tail has its own level: 1 - below would round small ones away.
+    # The right tail has its own level, because 1 - below would round small levels away.
     below = jnp.clip(below, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
     above = jnp.clip(above, _MIN_TAIL_LEVEL, 1 - _MIN_TAIL_LEVEL)
     left = borders[1] + scales.left * ndtri(below / 2)
@@ -232,27 +231,27 @@ def bar_sample(
     Samples in units of the borders, `[...]`.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  # A level of exactly 0 would fall into the first bar even where that has no mass.
+  # A level of exactly 0 would fall into the first bar even if that has no mass.
   smallest = jnp.finfo(borders.dtype).tiny
   levels = jax.random.uniform(key, logits.shape[:-1], borders.dtype, minval=smallest)
   return bar_quantile(logits, borders, levels, full_support=full_support)
 
 
 def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
-  """Borders between which equally many of the given values lie.
+  """Borders such that every bar holds the same number of the given values.
 
-  Fitted to draws from a prior, they let every bar hold 1/K of the prior's mass, so a network
-  with equal logits already predicts the prior. Borders that tie are pushed apart, to the right,
-  by 1e-6 of the range, or by the resolution of the floats where that is coarser.
+  Fitted to draws from a prior, they give every bar 1/K of the prior's mass, so that a network with
+  equal logits already predicts the prior. Tied borders are moved apart, to the right, by 1e-6 of
+  the range, or by the resolution of the floats if that is coarser.
 
   Args:
-    values: any shape, at least `num_bars` of them; after flattening the last `len % num_bars`
+    values: at least `num_bars` values of any shape; after flattening, the last `len % num_bars`
       are left out.
     num_bars: K, at least 2.
 
@@ -290,7 +289,7 @@ def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
 def expected_improvement(
   logits: chex.Array, borders: chex.Array, best: chex.Numeric, *, full_support: bool = True
 ) -> chex.Array:
-  """Expected gain over the best value so far, when maximising.
+  """Expected gain over the best value so far, when maximizing.
 
   Args:
     logits, borders, full_support: as in `bar_mean`.
@@ -301,7 +300,7 @@ def expected_improvement(
     to.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
   https://arxiv.org/abs/2305.17535; the tails' gains in closed form.
@@ -310,7 +309,7 @@ def expected_improvement(
   best = jnp.asarray(best, borders.dtype)[..., None]
   left, right = borders[:-1], borders[1:]
   start = jnp.clip(best, left, right)
-  # The usable part of the bar times its mean gain, which is finite also at an infinite best.
+  # The part of the bar above `best` times its mean gain, which is finite even for infinite `best`.
   gains = (right - start) / (right - left) * ((right - start) / 2 + jnp.maximum(left - best, 0))
   if full_support:
     scales = half_normal_scales(borders)
@@ -328,8 +327,8 @@ def expected_improvement(
 
 
 def _half_normal_excess(threshold, scale):
-  """E[max(h - threshold, 0)] of a half-normal h, for thresholds from 0 on."""
-  # Beyond 40 scales the excess is 0 in every float, and an infinite threshold would be 0 * inf.
+  """E[max(h - threshold, 0)] of a half-normal h, for thresholds >= 0."""
+  # Beyond 40 scales the excess is 0 in every float type; an infinite threshold would give 0 * inf.
   z = jnp.clip(threshold / scale, 0, 40)
   density = jnp.exp(-jnp.square(z) / 2) / math.sqrt(2 * math.pi)
   return scale * jnp.maximum(2 * density - z * erfc(z / math.sqrt(2)), 0.0)
@@ -348,7 +347,7 @@ def probability_of_improvement(
     P[y > best], of the shape that `best` and `[...]` broadcast to.
 
   Raises:
-    ValueError: if `full_support` is asked of a single bar.
+    ValueError: if `full_support` is True for a single bar.
 
   Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
   https://arxiv.org/abs/2305.17535.
@@ -370,7 +369,7 @@ def upper_confidence_bound(
 ) -> chex.Array:
   """Quantile that leaves a given probability above it.
 
-  The default leaves what a normal distribution leaves above one standard deviation.
+  The default is the probability of a normal distribution above one standard deviation.
 
   Args:
     logits, borders, full_support: as in `bar_mean`.
@@ -380,8 +379,8 @@ def upper_confidence_bound(
     Upper bound in units of the borders, `[...]`.
 
   Raises:
-    ValueError: if `rest_prob` is known and lies outside [0, 1], or `full_support` is asked of a
-      single bar.
+    ValueError: if a known `rest_prob` lies outside [0, 1], or `full_support` is True for a single
+      bar.
 
   Reference: Müller et al., PFNs4BO: In-Context Learning for Bayesian Optimization, ICML 2023,
   https://arxiv.org/abs/2305.17535.

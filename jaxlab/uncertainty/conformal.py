@@ -1,4 +1,4 @@
-"""Split-conformal prediction sets: quantiles of calibration scores, sets, and how good they are.
+"""Split-conformal prediction sets: quantiles of calibration scores, sets, coverage and size.
 
 Scores are non-conformity scores: small where a label is plausible.
 """
@@ -18,12 +18,12 @@ _ROUNDING = 1e-9
 
 
 class SetStatistics(NamedTuple):
-  """How prediction sets fare.
+  """Coverage and size of prediction sets.
 
   Attributes:
     coverage: share of the sets that hold the true label.
     size: mean number of labels in a set.
-    size_covered: the same among sets that hold the true label; NaN if none does.
+    size_covered: mean size of the sets that hold the true label; NaN if none does.
   """
 
   coverage: chex.Array
@@ -36,7 +36,7 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
 
   Args:
     scores: calibration scores of the true labels, `[n]`.
-    alpha: miscoverage, in (0, 1); a number, since it fixes a rank.
+    alpha: miscoverage, in (0, 1); a Python number, because it determines a rank.
     method: "higher": the ceil((n + 1)(1 - alpha))-th smallest score, +inf if there are fewer;
       "mquantiles": interpolated between two scores as SciPy's `mstats.mquantiles` does, at level
       (1 - alpha)(1 + 1/n) or 1.
@@ -74,7 +74,7 @@ def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
 
   Args:
     scores: score of every label, `[b, K]`.
-    threshold: a scalar, or one a row, `[b, 1]`.
+    threshold: a scalar, or one per row, `[b, 1]`.
 
   Returns:
     Membership, bool `[b, K]`.
@@ -116,18 +116,18 @@ def exit_conformal_thresholds(
 ) -> jax.Array:
   """A threshold for each exit of a network, from the validation samples that left there.
 
-  Samples that leave at an exit are not a fair sample of all, so neither is one threshold fair to
-  every exit.
+  The samples that leave at an exit are not a random subset of all, so that a common threshold does
+  not give every exit its coverage.
 
   Args:
     scores: score of the true label at every exit, `[n, L + 1]`.
     levels: the exit each sample took, `[n]`.
-    alpha: miscoverage, in (0, 1); a number, since it fixes ranks.
-    min_points: an exit with at most so many samples uses the scores of all samples there.
+    alpha: miscoverage, in (0, 1); a Python number, because it determines ranks.
+    min_points: an exit with at most this many samples uses the scores of all samples at that exit.
 
   Returns:
-    Thresholds, each the exit's `conformal_quantile` or its largest score if that is less, so that
-    sets stay finite, `[L + 1]`.
+    Thresholds, `[L + 1]`: for each exit its `conformal_quantile`, or its largest score if that is
+    smaller, so that thresholds stay finite.
 
   Raises:
     ValueError: if there is no sample, `alpha` lies outside (0, 1) or `min_points` < 0.

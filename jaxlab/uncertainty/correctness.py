@@ -1,4 +1,4 @@
-"""Temperatures of single samples, from how a prediction changes when its input is transformed."""
+"""Temperatures per sample, from how a prediction changes when its input is transformed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,17 +34,17 @@ def transform_cues(
 ) -> chex.Array:
   """Probabilities that transformed versions of an input give to the classes ranked first.
 
-  Where a prediction is right it survives rotation, blur or noise; where it is a narrow miss the
-  ranking changes. So the cues tell right from wrong without a label.
+  A right prediction tends to survive rotation, blur or noise; for a narrow miss the ranking of the
+  classes tends to change. The cues thus tell right from wrong without a label.
 
   Args:
     logits: scores of the inputs, `[b, k]`.
     transformed_logits: scores of t transformed versions of them, `[t, b, k]`.
-    top_k: number of classes, those with the largest `logits` (of equal ones the first).
+    top_k: number of classes, those with the largest `logits` (the first ones on ties).
 
   Returns:
-    Cues `[b, t * top_k]`, float32 or wider: for one version after the other the probabilities of
-    these classes, in the order of `logits`.
+    Cues `[b, t * top_k]`, float32 or wider: for one version after the other, the probabilities of
+    these classes, sorted by `logits`.
 
   Raises:
     ValueError: if `top_k` does not lie in [1, k] or the shapes do not fit.
@@ -73,8 +73,8 @@ def init_adaptive_temperature(
 ) -> AdaptiveTemperature:
   """Draws the parameters of `adaptive_temperature`.
 
-  The last bias is 1.5, so that the first temperatures lie inside the interval: outside it no
-  gradient flows.
+  The last bias is 1.5, so that the initial temperatures lie inside the allowed interval; outside it
+  no gradient flows.
 
   Args:
     key: random key.
@@ -111,13 +111,13 @@ def adaptive_temperature(
   min_temperature: chex.Numeric = 0.1,
   max_temperature: chex.Numeric = 10.0,
 ) -> chex.Array:
-  """One temperature a sample.
+  """One temperature per sample.
 
   Args:
-    params: of `init_adaptive_temperature` or `fit_adaptive_temperature`.
+    params: from `init_adaptive_temperature` or `fit_adaptive_temperature`.
     cues: `[b, cues]`.
-    min_temperature: the network's output is clipped here; beyond no gradient flows.
-    max_temperature: likewise.
+    min_temperature: lower bound on temperatures; the network gets no gradient where it is below.
+    max_temperature: upper bound on temperatures; the network gets no gradient where it is above.
 
   Returns:
     Temperatures `[b]` for `apply_temperature`, float32 or wider.
@@ -151,15 +151,15 @@ def fit_adaptive_temperature(
   """Fits `adaptive_temperature` to held-out data by Adam.
 
   Args:
-    key: random key, of the start and the order of the rows.
+    key: random key for the initial parameters and the order of the rows.
     logits: held-out scores, `[n, k]`.
-    cues: of `transform_cues`, `[n, cues]`.
+    cues: cues from `transform_cues`, `[n, cues]`.
     labels: true classes, int `[n]`.
-    loss_fn: `(calibrated logits [b, k], labels [b]) -> losses [b]`, whose mean is minimised.
-    num_steps: number of updates, one program.
-    batch_size: rows an update, of shuffled epochs without their incomplete last batch; a set of
-      fewer rows is taken whole.
-    learning_rate: of Adam.
+    loss_fn: `(calibrated logits [b, k], labels [b]) -> losses [b]`, whose mean is minimized.
+    num_steps: number of updates, run as one program.
+    batch_size: rows per update. Epochs are shuffled and their incomplete last batch is dropped; a
+      smaller set is used whole.
+    learning_rate: learning rate of Adam.
     hidden: width of the hidden layer.
 
   Returns:
@@ -175,7 +175,7 @@ def fit_adaptive_temperature(
   chex.assert_equal_shape_prefix([logits, cues, labels], 1)
   num_rows = jnp.shape(logits)[0]
   if num_rows == 0:
-    raise ValueError("a calibrator is fitted to at least one row, got logits with n = 0.")
+    raise ValueError("logits must hold at least one row, got n = 0.")
   check_at_least(1, num_steps=num_steps, batch_size=batch_size)
   logits, cues = as_accumulator(logits, cues)
   labels = jnp.asarray(labels)

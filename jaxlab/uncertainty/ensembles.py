@@ -15,7 +15,7 @@ from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
 
 
 class EnsemblePrediction(NamedTuple):
-  """What an ensemble says.
+  """The prediction of an ensemble.
 
   Attributes:
     predictions: predicted class, int32 `[b]`.
@@ -32,7 +32,7 @@ class BatchCalibrationState(NamedTuple):
   Attributes:
     mean: `[k]`.
     var: variance with the n - 1 denominator, `[k]`.
-    count: updates so far, int32 scalar.
+    count: number of updates so far, int32 scalar.
   """
 
   mean: chex.Array
@@ -43,15 +43,15 @@ class BatchCalibrationState(NamedTuple):
 def mean_probability(probs: chex.Array) -> EnsemblePrediction:
   """Averages the members' probabilities.
 
-  Where members disagree the mean is less confident than they are; its NLL is at most the mean of
-  theirs.
+  Where members disagree, the mean is less confident than they are. Its NLL is at most the mean of
+  the members' NLLs.
 
   Args:
     probs: probabilities of m members, `[m, b, k]`; rows sum to 1, up to rounding.
 
   Returns:
-    The class of the largest mean (of equal ones the first) and the means, rescaled to sum to 1; a
-    row of zeros stays one.
+    The class with the largest mean (the first on ties) and the means, rescaled to sum to 1; a row
+    of zeros stays 0.
 
   Raises:
     ValueError: if `probs` is not of rank 3 or an axis of m or k is empty.
@@ -59,7 +59,7 @@ def mean_probability(probs: chex.Array) -> EnsemblePrediction:
   Reference: Li et al., On Task Performance and Model Calibration with Supervised and
   Self-Ensembled In-Context Learning, 2023, https://arxiv.org/abs/2312.13772.
   """
-  return _normalised(jnp.mean(_members(probs), axis=0))
+  return _normalized(jnp.mean(_members(probs), axis=0))
 
 
 def max_probability(probs: chex.Array) -> EnsemblePrediction:
@@ -69,15 +69,15 @@ def max_probability(probs: chex.Array) -> EnsemblePrediction:
     probs: probabilities of m members, `[m, b, k]`; rows sum to 1, up to rounding.
 
   Returns:
-    The class of the largest maximum (of equal ones the first) and the maxima, rescaled to sum to
-    1; a row of zeros stays one.
+    The class with the largest maximum (the first on ties) and the maxima, rescaled to sum to 1; a
+    row of zeros stays 0.
 
   Raises:
-    ValueError: as `mean_probability`.
+    ValueError: as in `mean_probability`.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
-  return _normalised(jnp.max(_members(probs), axis=0))
+  return _normalized(jnp.max(_members(probs), axis=0))
 
 
 def _members(probs) -> jax.Array:
@@ -89,26 +89,26 @@ def _members(probs) -> jax.Array:
   return as_accumulator(probs)
 
 
-def _normalised(scores) -> EnsemblePrediction:
+def _normalized(scores) -> EnsemblePrediction:
   total = jnp.sum(scores, axis=-1, keepdims=True)
   probs = scores / jnp.where(total == 0, 1, total)
   return EnsemblePrediction(jnp.argmax(scores, axis=-1).astype(jnp.int32), probs)
 
 
 def vote_probability(probs: chex.Array, *, weighted: bool = False) -> EnsemblePrediction:
-  """Lets the members vote; the winning class brings the mean probabilities of its voters.
+  """Majority vote of the members, with the mean probabilities of those who voted for the winner.
 
   Args:
-    probs: probabilities of m members, `[m, b, k]`. A member votes for its most probable class (of
-      equal ones the first).
-    weighted: whether a vote counts as much as its member's largest probability, in place of 1.
+    probs: probabilities of m members, `[m, b, k]`. A member votes for its most probable class (the
+      first on ties).
+    weighted: whether a vote is weighted by its member's largest probability.
 
   Returns:
-    The class with most votes, of equal ones that of the first voter among their members, and the
-    mean of its voters' probabilities. It need not be their argmax.
+    The class with most votes (on ties, the class of the first member that voted for one of them)
+    and the mean of its voters' probabilities, whose argmax may be another class.
 
   Raises:
-    ValueError: as `mean_probability`.
+    ValueError: as in `mean_probability`.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -133,23 +133,23 @@ def batch_calibration(
   std: chex.Array | None = None,
   demean_only: bool = False,
 ) -> chex.Array:
-  """Standardises the scores of each label over a batch, without any true label.
+  """Standardizes the scores of each label over a batch, without any true label.
 
-  A prompt that favours a label favours it for all inputs, so the bias is what a label's scores
-  share.
+  A prompt that favors a label favors it for all inputs, so that the bias is the common part of a
+  label's scores.
 
   Args:
     logits: label scores of n inputs, `[n, k]`.
-    mean: statistics of another batch, `[k]`; None takes those of this one.
-    std: likewise, `[k]`.
-    demean_only: whether only the mean is taken off; `std` is then not read.
+    mean: mean of another batch, `[k]`; None takes that of this batch.
+    std: standard deviation of another batch, `[k]`; None takes that of this batch.
+    demean_only: whether only the mean is subtracted; `std` is then ignored.
 
   Returns:
     `(logits - mean) / std` with the n - 1 denominator in `std`, `[n, k]`, float32 or wider. Where
     the deviation is 0 the column is 0.
 
   Raises:
-    ValueError: if `logits` is not of rank 2, a statistic is not `[k]`, or one is missing and n < 2.
+    ValueError: if `logits` is not of rank 2, a statistic is not `[k]`, or one is needed and n < 2.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772; the idea is that of Zhou et al.,
   Batch Calibration, ICLR 2024, https://arxiv.org/abs/2309.17249.
@@ -158,15 +158,15 @@ def batch_calibration(
   for name, value in (("mean", mean), ("std", std)):
     if value is not None and jnp.shape(value) != logits.shape[1:]:
       raise ValueError(f"{name} must have shape {logits.shape[1:]}, got {jnp.shape(value)}.")
-  centred = _centred(logits) if mean is None else logits - as_accumulator(mean)
+  centered = _centered(logits) if mean is None else logits - as_accumulator(mean)
   if demean_only:
-    return centred
+    return centered
   if std is None:
     variance = _variance(logits)
     # The root's slope at 0 is infinite.
     std = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
   std = as_accumulator(std)
-  return jnp.where(std == 0, 0.0, centred / jnp.where(std == 0, 1.0, std))
+  return jnp.where(std == 0, 0.0, centered / jnp.where(std == 0, 1.0, std))
 
 
 def _scores(logits, *, minimum: int) -> jax.Array:
@@ -177,18 +177,18 @@ def _scores(logits, *, minimum: int) -> jax.Array:
   return as_accumulator(logits)
 
 
-def _centred(logits) -> jax.Array:
-  # The mean of equal numbers need not equal them; that of their differences is 0.
+def _centered(logits) -> jax.Array:
+  # The mean of equal numbers may differ from them by rounding; the mean of differences is 0.
   shifted = logits - logits[:1]
   return shifted - jnp.mean(shifted, axis=0)
 
 
 def _variance(logits) -> jax.Array:
-  return jnp.sum(jnp.square(_centred(logits)), axis=0) / (logits.shape[0] - 1)
+  return jnp.sum(jnp.square(_centered(logits)), axis=0) / (logits.shape[0] - 1)
 
 
 def batch_calibration_init(*, num_classes: int) -> BatchCalibrationState:
-  """Statistics before the first batch: mean 0 and variance 1, which leave scores as they are.
+  """Statistics before the first batch: mean 0 and variance 1, which do not change scores.
 
   Args:
     num_classes: number k of labels.
@@ -208,9 +208,9 @@ def batch_calibration_init(*, num_classes: int) -> BatchCalibrationState:
 def batch_calibration_update(
   state: BatchCalibrationState, logits: chex.Array, *, momentum: chex.Numeric = 0.1
 ) -> BatchCalibrationState:
-  """Moves the statistics towards those of a batch; the first batch is copied.
+  """Moves the statistics toward those of a batch; the first batch is copied.
 
-  For scores that come in a stream: `batch_calibration(logits, mean=state.mean,
+  To calibrate a stream of scores, call `batch_calibration(logits, mean=state.mean,
   std=jnp.sqrt(state.var))`.
 
   Args:
@@ -246,21 +246,21 @@ def verbalizer_logits(
 ) -> chex.Array:
   """Scores labels by the tokens of their words, from one forward pass.
 
-  Answer position t scores every label's token t, so no label is fed back and labels of different
-  lengths compare by the mean. Class probabilities are the softmax over labels.
+  Answer position t scores token t of every label, so that no label is fed back. The mean makes
+  labels of different lengths comparable. Class probabilities are the softmax over labels.
 
   Args:
     token_logits: scores of the vocabulary at T' answer positions, `[b, T', v]`.
     token_ids: tokens of the k labels, padded, int `[k, T]` with T <= T'.
-    token_mask: which tokens are valid, bool `[k, T]`. A label without any scores 0 if the mask is a
-      JAX array.
+    token_mask: which tokens are valid, bool `[k, T]`. A label without a valid token scores 0 if the
+      mask is a JAX array.
 
   Returns:
     Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
 
   Raises:
-    ValueError: if ranks or shapes do not fit, T > T', or it is known that a label has no valid
-      token or that a valid token lies outside the vocabulary.
+    ValueError: if ranks or shapes do not fit, T > T', a known mask leaves a label without a valid
+      token, or a known valid token lies outside the vocabulary.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -273,7 +273,7 @@ def verbalizer_logits(
       f"{jnp.shape(token_mask)}."
     )
   if ids_shape[1] > shape[1]:
-    raise ValueError(f"labels of {ids_shape[1]} tokens need as many positions, got {shape[1]}.")
+    raise ValueError(f"token_logits must have {ids_shape[1]} positions or more, got {shape[1]}.")
   _check_label_tokens(token_ids, token_mask, shape[2])
   mask = jnp.asarray(token_mask, bool)
   ids = jnp.where(mask, token_ids, 0)

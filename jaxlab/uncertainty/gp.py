@@ -17,7 +17,7 @@ from jaxlab._checks import as_accumulator, check_at_least, check_choice
 _MIN_FITTED_NOISE = 1e-4
 # Smaller changes of the log-parameters are rounding of the objective.
 _MIN_LOG_STEP = 1e-6
-# Every kernel is 0 in float32 from here on; an infinite distance would make 0 * inf of Matérn's.
+# At this distance every kernel is 0 in float32; an infinite one would give 0 * inf in Matérn's.
 _MAX_DISTANCE = 1e4
 
 
@@ -34,10 +34,10 @@ class GPPosterior(NamedTuple):
 
 
 class GPHyperparameters(NamedTuple):
-  """What a stationary kernel and a Gaussian likelihood need.
+  """Hyper-parameters of a stationary kernel and a Gaussian likelihood.
 
   Attributes:
-    lengthscale: in units of the inputs.
+    lengthscale: length scale in units of the inputs.
     outputscale: prior variance of the function.
     noise: variance of the observation noise.
   """
@@ -80,7 +80,7 @@ def kernel_matrix(
   chex.assert_equal(x.shape[1], x2.shape[1])
   if lengthscale.ndim:
     chex.assert_shape(lengthscale, (x.shape[1],))
-  # Differences first: expanding the square would cancel where points are close.
+  # Differences are taken first: expanding the square would cancel where points are close.
   differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
   differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
   squared = jnp.sum(jnp.square(differences), axis=-1)
@@ -88,7 +88,7 @@ def kernel_matrix(
 
 
 def _distance(squared):
-  """Square root with gradient 0 at 0, where every point meets itself."""
+  """Square root with gradient 0 at 0, the distance of every point to itself."""
   positive = squared > 0
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
@@ -194,7 +194,7 @@ class _Conditioned(NamedTuple):
 
 
 def _condition(x, y, hyperparameters, kernel, mask):
-  """Factorises the noisy covariance; a masked-out point has a row of the identity and y = 0."""
+  """Factorizes the noisy covariance; a masked-out point has a row of the identity and y = 0."""
   x, y = as_accumulator(x), as_accumulator(y)
   chex.assert_rank(x, 2)
   chex.assert_shape(y, (x.shape[0],))
@@ -245,8 +245,8 @@ def gp_mixture_log_prob(
 ) -> chex.Array:
   """Log predictive density when the hyper-parameters have a prior on a grid.
 
-  Each grid point predicts for itself and counts by its prior weight times its marginal
-  likelihood: the true posterior predictive of a discrete hyper-prior.
+  The predictions of the grid points are weighted by prior weight times marginal likelihood, which
+  gives the exact posterior predictive of a discrete hyper-prior.
 
   Args:
     x: inputs, `[n, f]`.
@@ -298,15 +298,15 @@ def fit_gp(
   """Fits scalar hyper-parameters by their marginal likelihood (MLE-II), or with a prior (MAP-II).
 
   L-BFGS on the three logarithms, from lengthscale 0.5, outputscale 1 and noise 0.01. The noise
-  is not fitted below 1e-4. The search ends early where the steps drown in rounding, and the best
-  finite point of its path is returned.
+  is not fitted below 1e-4. The search ends early once steps are as small as rounding errors, and
+  returns the best finite point of its path.
 
   Args:
     x: inputs, `[n, f]`.
     y: noisy targets, `[n]`.
     kernel: see `kernel_matrix`.
-    num_steps: largest number of L-BFGS steps, static.
-    log_prior_fn: from `GPHyperparameters` to a scalar that is added to the log marginal
+    num_steps: maximum number of L-BFGS steps, static.
+    log_prior_fn: maps `GPHyperparameters` to a scalar that is added to the log marginal
       likelihood; pure, static under `jit`.
     mask: bool `[n]`, which points count; all if None.
 

@@ -40,8 +40,8 @@ LOG_NOISE_PRIOR = ParameterPrior("normal", -4.0, 1.0)
 def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
   """Evaluates one parametric learning-curve family.
 
-  Eleven saturating shapes that published learning curves are fitted with; powers are taken in log
-  space, so that steep curves saturate instead of dividing infinity by infinity. With `ln` natural:
+  These are eleven saturating shapes that are commonly fitted to learning curves. Powers are taken
+  in log space, so that steep curves saturate instead of dividing infinity by infinity.
   `pow3(c, a, alpha)` = c - a x^-alpha; `ilog2(c, a)` = c - a / ln(x + 1);
   `janoschek(a, beta, k, delta)` = a - (a - beta) exp(-k x^delta);
   `log_power(a, b, c)` = a / (1 + (x / e^b)^c);
@@ -78,10 +78,10 @@ def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[Paramete
   Args:
     family: name of the family.
     distribution: "peaked", or "uniform" for the wide variant that pow3, ilog2 and janoschek have;
-      the other families have one prior under both names.
+      the other families have the same prior for both.
 
   Returns:
-    One `ParameterPrior` a parameter.
+    One `ParameterPrior` per parameter.
 
   Raises:
     ValueError: if the family or the distribution is unknown.
@@ -101,7 +101,7 @@ def combined_curve(
   """Evaluates the noiseless weighted sum of the component families at t = 1..length.
 
   Args:
-    params: parameters of every component in turn, their weights (not normalised), and log sigma
+    params: parameters of every component in turn, their weights (not normalized), and log sigma
       (which the noiseless curve ignores), `[..., p]`; p = 13 for the default components.
     length: number of steps T.
     components: names of the families that are summed.
@@ -156,7 +156,7 @@ def learning_curve_log_likelihood(
 ) -> chex.Array:
   """Log-likelihood of the first n steps of a curve, without prior or restriction.
 
-  What the starting points of a Markov chain are weighted by when they are draws from the prior.
+  It weights the starting points of a Markov chain if these are draws from the prior.
 
   Args:
     params: parameters of one curve model, `[13]`.
@@ -181,17 +181,17 @@ def learning_curve_log_likelihood(
 def learning_curve_log_density(
   params: chex.Array, values: chex.Array, *, length: int
 ) -> chex.Array:
-  """Unnormalised log posterior density of the 13 parameters given a partial curve.
+  """Unnormalized log posterior density of the 13 parameters given a partial curve.
 
   Likelihood of the first n steps times the peaked priors, restricted to parameters whose curve
   ends above its start and stays in [0, 1] on all T steps. The log-normal priors are densities on
   the parameters themselves, with their 1/value factor; log sigma ~ N(-4, 1) is a density in
-  log sigma. The normaliser of the restriction is left out, it does not depend on the parameters.
+  log sigma. The normalizer of the restriction is left out; it does not depend on the parameters.
 
   Args:
     params: parameters of one curve model, `[13]`; map over walkers and curves with `jax.vmap`.
     values: observed values at t = 1..n, `[n]`.
-    length: number of steps T on which the curve is restricted, n <= T.
+    length: number of steps T of the restriction, n <= T.
 
   Returns:
     Log density in nats, a scalar, at least float32; -inf outside the support, never NaN.
@@ -215,7 +215,7 @@ def curve_predictive_log_prob(
 
   Args:
     samples: parameter samples, `[s, 13]`.
-    values: values at t = 1..T whose density is asked for, `[T]`.
+    values: values to score at t = 1..T, `[T]`.
     length: number of steps, at least T.
 
   Returns:
@@ -237,7 +237,7 @@ def curve_predictive_log_prob(
 def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: int) -> chex.Array:
   """Probability that the noisy curve lies above a threshold, at every step.
 
-  The quantity predictive termination compares with its confidence.
+  Predictive termination compares this probability with its confidence threshold.
 
   Args:
     samples: parameter samples, `[s, 13]`.
@@ -361,7 +361,7 @@ def _check_curve(params: chex.Array, values: chex.Array, length: int) -> None:
 
 
 def _inverse_std(log_std: jax.Array) -> jax.Array:
-  # Finite, so that a residual of exactly zero stays zero however small the noise.
+  # Finite, so that a residual of exactly 0 stays 0 at any noise level.
   return jnp.minimum(jnp.exp(-log_std), jnp.finfo(log_std.dtype).max)
 
 

@@ -15,17 +15,17 @@ def fit_temperature(
   max_temperature: chex.Numeric = 1e2,
   num_steps: int = 60,
 ) -> chex.Array:
-  """Temperature that minimises the cross-entropy of held-out data.
+  """Temperature that minimizes the cross-entropy of held-out data.
 
-  The loss is convex in 1 / temperature, so bisection of its derivative finds the optimum, where
-  gradient descent with a fixed number of steps may not arrive. No gradient flows to the arguments.
+  The loss is convex in 1 / temperature, so that bisection of its derivative reaches the optimum;
+  gradient descent with a fixed number of steps may not. No gradient flows to the arguments.
 
   Args:
     logits: held-out scores, `[n, k]`.
     labels: their true classes, int `[n]`.
-    min_temperature: smallest answer, which predictions that are all right get (and logits that
-      are all equal, for which every temperature is as good).
-    max_temperature: largest answer, which predictions worse than uniform ones get.
+    min_temperature: smallest result; returned if all predictions are right, or if all logits are
+      equal, where every temperature is optimal.
+    max_temperature: largest result; returned if predictions are worse than uniform ones.
     num_steps: halvings of the interval, on a log scale.
 
   Returns:
@@ -33,7 +33,7 @@ def fit_temperature(
 
   Raises:
     ValueError: if n = 0, `num_steps` < 1, a temperature is not positive, `min_temperature` is not
-      below `max_temperature`, or a label is known and no class.
+      below `max_temperature`, or a known label lies outside the classes.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
@@ -42,7 +42,7 @@ def fit_temperature(
   chex.assert_shape(labels, jnp.shape(logits)[:1])
   num_rows, num_classes = jnp.shape(logits)
   if num_rows == 0:
-    raise ValueError("a temperature is fitted to at least one row, got logits with n = 0.")
+    raise ValueError("logits must hold at least one row, got n = 0.")
   check_at_least(1, num_steps=num_steps)
   labels = as_classes("labels", labels, num_classes)
   check_range("min_temperature", min_temperature, "(0, inf)")
@@ -53,7 +53,7 @@ def fit_temperature(
   true_score = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
 
   def slope(inverse):
-    """Derivative of the loss by the inverse temperature, which never falls."""
+    """Derivative of the loss with respect to the inverse temperature, which never decreases."""
     probs = jax.nn.softmax(inverse * scores)
     expected = jnp.sum(jnp.where(probs > 0, probs * scores, 0.0), axis=-1)
     return jnp.mean(expected - true_score)
@@ -61,7 +61,7 @@ def fit_temperature(
   def halve(_, bracket):
     low, high = bracket
     middle = (low + high) / 2
-    # A slope that underflows to 0 belongs to right predictions: go on towards sharper ones.
+    # A slope that underflows to 0 means right predictions: continue to lower temperatures.
     rising = slope(jnp.exp(middle)) > 0
     return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
@@ -76,17 +76,17 @@ def fit_temperature(
 
 
 def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.Array:
-  """Divides logits by a temperature, which leaves the predicted class alone.
+  """Divides logits by a temperature, which does not change the predicted class.
 
   Args:
     logits: scores, `[..., k]`.
-    temperature: positive; a scalar, or one a row, `[...]`.
+    temperature: positive; a scalar, or one per row, `[...]`.
 
   Returns:
     Scaled logits, `[..., k]`, in float32 or wider.
 
   Raises:
-    ValueError: if a temperature is known and not positive.
+    ValueError: if a known temperature is not positive.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.

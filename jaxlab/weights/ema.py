@@ -10,10 +10,10 @@ from jaxlab._checks import as_accumulator, check_range
 def ema_update(
   average: chex.ArrayTree, params: chex.ArrayTree, *, decay: chex.Numeric = 0.999
 ) -> chex.ArrayTree:
-  """Moves an average a step towards parameters: `decay * average + (1 - decay) * params`.
+  """Moves an average one step toward parameters: `decay * average + (1 - decay) * params`.
 
-  The average of a trajectory is steadier than its last point: a mean teacher, or the weights that
-  one evaluates.
+  The average of a training trajectory is less noisy than its last point. It serves as a mean
+  teacher or as the weights for evaluation.
 
   Args:
     average: pytree of arrays.
@@ -21,8 +21,8 @@ def ema_update(
     decay: share of the old average, in [0, 1].
 
   Returns:
-    The new average, in the dtypes of the old one. Leaves that are not floating (counters) are those
-    of `params`.
+    The new average, in the dtypes of the old one. Leaves that are not floating (counters) are
+    copied from `params`.
 
   Raises:
     ValueError: if `decay` lies outside [0, 1] or the structures differ.

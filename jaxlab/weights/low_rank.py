@@ -18,7 +18,7 @@ class LowRankConfig:
   Attributes:
     rank: inner width r of an adapter.
     alpha: the update is scaled by alpha / rank.
-    targets: ends of the paths of layers whose `kernel` is adapted, "attention/q" or "up".
+    targets: ends of the paths of layers whose `kernel` is adapted, such as "attention/q" or "up".
     rank_stabilized: scale by alpha / sqrt(rank), so that the update keeps its size as ranks grow.
 
   Raises:
@@ -40,17 +40,17 @@ class LowRankConfig:
 def init_low_rank(
   key: chex.PRNGKey, params: chex.ArrayTree, config: LowRankConfig
 ) -> dict[str, dict[str, jax.Array]]:
-  """Makes adapters that change nothing yet: A uniform on +-1/sqrt(in), B zero.
+  """Makes adapters whose update is 0 at first: A uniform on +-1/sqrt(in), B zero.
 
   Args:
     key: random key.
-    params: nested dict of parameters; kernels are `[..., in, out]`, any axis in front (layers)
-      counts adapters.
-    config: which kernels, and the rank.
+    params: nested dict of parameters; kernels are `[..., in, out]`, with one adapter per index of
+      the leading axes (layers).
+    config: the targets and the rank.
 
   Returns:
-    For each adapted kernel its path, "layers/attention/q/kernel", with `a` of shape
-    `[..., in, rank]` and `b` of shape `[..., rank, out]`, in the type of the kernel.
+    A dict from the path of each adapted kernel, such as "layers/attention/q/kernel", to its `a`,
+    `[..., in, rank]`, and `b`, `[..., rank, out]`, in the type of the kernel.
 
   Raises:
     ValueError: if a target matches no kernel.
@@ -88,19 +88,19 @@ def merge_low_rank(
 ) -> chex.ArrayTree:
   """Adds each adapter's update to its kernel.
 
-  Differentiate through it with respect to the adapters alone to train them: the base model then
-  needs no gradient and the model no change.
+  To train the adapters, differentiate through this function with respect to them alone. The base
+  parameters then need no gradient, and the code of the model stays the same.
 
   Args:
     params: nested dict of parameters.
-    adapters: what `init_low_rank` made.
-    config: with the scale.
+    adapters: adapters from `init_low_rank`.
+    config: the scale.
 
   Returns:
     Parameters of the same structure and types; the sum is taken in float32 or wider.
 
   Raises:
-    ValueError: if an adapter's path is no parameter.
+    ValueError: if no parameter has the path of an adapter.
 
   Reference: Hu et al., LoRA, ICLR 2022, section 4.1, https://arxiv.org/abs/2106.09685.
   """
@@ -126,7 +126,7 @@ def low_rank_update(
     a: `[..., in, r]`.
     b: `[..., r, out]`.
     alpha: scale.
-    rank_stabilized: whether to divide by sqrt(r) in place of r.
+    rank_stabilized: whether to divide by sqrt(r) instead of r.
 
   Returns:
     The update `[..., in, out]`, in float32 or wider.

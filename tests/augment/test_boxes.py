@@ -12,7 +12,7 @@ def slow_span(center, side, size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 6), (5, 9)])
-def test_boxes_are_the_loop(height, width):
+def test_box_masks_match_a_loop(height, width):
   rng = np.random.default_rng(height)
   centers = np.stack([rng.integers(height, size=12), rng.integers(width, size=12)], axis=-1)
   ratio = rng.random(12).astype(np.float32)
@@ -29,7 +29,7 @@ def test_boxes_are_the_loop(height, width):
   np.testing.assert_array_equal(masks, expected)
 
 
-def test_segments_are_the_loop():
+def test_segment_masks_match_a_loop():
   rng = np.random.default_rng(0)
   centers, ratio = rng.integers(11, size=20), rng.random(20).astype(np.float32)
   masks = augment.segment_masks(centers, ratio, length=11)
@@ -40,7 +40,7 @@ def test_segments_are_the_loop():
   np.testing.assert_array_equal(masks, expected)
 
 
-def test_empty_whole_and_clipped():
+def test_masks_at_extreme_ratios_and_at_borders():
   masks = augment.box_masks(
     jnp.array([[4, 4], [4, 4], [0, 0], [7, 7]]), jnp.array([1.0, 0.0, 0.0, 0.0]), height=8, width=8
   )
@@ -48,11 +48,11 @@ def test_empty_whole_and_clipped():
   np.testing.assert_array_equal(masks[2:].sum((1, 2)), [16, 25])  # Corners clip.
   whole = augment.segment_masks(jnp.array([4, 4]), 0.0, length=8)
   assert whole.all()
-  # 10 sqrt(1 - .84) is 4, though a little less in single precision.
+  # 10 sqrt(1 - .84) is 4, but slightly less in single precision.
   assert augment.box_masks(jnp.array([[5, 5]]), 0.84, height=10, width=10).sum() == 16
 
 
-def test_pasted_pixels_and_their_share():
+def test_box_mix_pastes_pixels_and_returns_the_kept_share():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 255, (5, 6, 4, 3)).astype(np.uint8)
   partners = rng.integers(0, 255, (5, 6, 4, 3)).astype(np.uint8)
@@ -61,12 +61,12 @@ def test_pasted_pixels_and_their_share():
   np.testing.assert_array_equal(mixed.images, np.where(masks[..., None] > 0, partners, images))
   np.testing.assert_allclose(mixed.ratio, 1 - masks.mean((1, 2)), rtol=1e-6)
   assert mixed.images.dtype == np.uint8
-  # What is covered does not leak, whatever it is.
-  spoilt = augment.box_mix(np.full((1, 2, 1), np.nan), np.ones((1, 2, 1)), [[1, 1]])
-  np.testing.assert_array_equal(spoilt.images, np.ones((1, 2, 1)))
+  # Covered pixels have no influence, even if they are NaN.
+  covered = augment.box_mix(np.full((1, 2, 1), np.nan), np.ones((1, 2, 1)), [[1, 1]])
+  np.testing.assert_array_equal(covered.images, np.ones((1, 2, 1)))
 
 
-def test_saliency_is_the_loop():
+def test_saliency_matches_a_loop():
   images = np.random.default_rng(0).normal(size=(2, 6, 7, 2)).astype(np.float32)
   expected = np.zeros((2, 6, 7))
   for radius in (1, 2, 4):
@@ -76,8 +76,8 @@ def test_saliency_is_the_loop():
         columns = np.clip(np.arange(x - radius, x + radius + 1), 0, 6)
         mean = images[:, rows][:, :, columns].mean((1, 2))
         expected[:, y, x] += np.abs(images[:, y, x] - mean).mean(-1)
-  found = jax.jit(augment.center_surround_saliency)(images)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+  result = jax.jit(augment.center_surround_saliency)(images)
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
   half = augment.center_surround_saliency(jnp.asarray(images, jnp.bfloat16))
   assert half.dtype == jnp.float32
   flat = augment.center_surround_saliency(jnp.full((1, 5, 5, 1), 3.0))

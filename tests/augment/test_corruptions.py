@@ -1,4 +1,4 @@
-"""Corruptions of signals against loops, and the streams made of them."""
+"""Corruptions of signals against loops, and streams of corrupted batches."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ def signals():
 
 
 def _changes(signals, kind, severity, num=40):
-  """What a corruption adds to the same signals, drawn often."""
+  """What a corruption adds to `num` copies of the signals, and these copies."""
   many = np.tile(signals, (num, 1, 1))
   return np.asarray(corrupt_signals(KEY, many, kind=kind, severity=severity)) - many, many
 
 
-def test_names_in_the_order_of_the_stream():
+def test_names_of_the_corruptions_in_order():
   assert SIGNAL_CORRUPTIONS == (
     "gaussian_noise",
     "shot_noise",
@@ -68,7 +68,7 @@ def test_impulse_noise(signals, severity, share):
 
 
 def _loop(kind, x, severity):
-  """Kinds without chance, one signal [T] at a time."""
+  """Deterministic kinds, one signal [T] at a time."""
   length, i = len(x), severity - 1
   match kind:
     case "blur":
@@ -93,7 +93,7 @@ def _loop(kind, x, severity):
 @pytest.mark.parametrize(
   "kind", ["blur", "motion", "contrast", "brightness", "pixelate", "quantize"]
 )
-def test_kinds_without_chance_are_those_of_a_loop(signals, kind):
+def test_deterministic_kinds_match_a_loop(signals, kind):
   for severity in range(1, 6):
     ours = corrupt_signals(KEY, signals, kind=kind, severity=severity)
     wide = signals.astype(np.float64)
@@ -115,7 +115,7 @@ def test_contrast_keeps_the_mean(signals):
   np.testing.assert_allclose(np.mean(out, 1), signals.mean(1), atol=1e-6)
 
 
-def test_drift_is_a_line_a_row(signals):
+def test_drift_adds_one_line_per_row(signals):
   added, _ = _changes(signals, "drift", 5)
   line = np.linspace(-1, 1, LENGTH)
   slope = added[:, -1, 0]
@@ -126,8 +126,8 @@ def test_drift_is_a_line_a_row(signals):
   assert np.isfinite(one).all()
 
 
-def test_elastic_moves_along_a_wave():
-  """On a line the value is the position that was looked up."""
+def test_elastic_samples_along_a_sine_wave():
+  """On a straight line, the value is the sampled position."""
   line = jnp.tile(jnp.arange(float(LENGTH))[None, :, None], (50, 1, 2))
   out = np.asarray(corrupt_signals(KEY, line, kind="elastic", severity=3))
   time = np.arange(LENGTH)
@@ -142,7 +142,7 @@ def test_elastic_moves_along_a_wave():
 
 
 @pytest.mark.parametrize(("severity", "run"), [(1, 3), (5, 12)])
-def test_occlusion_is_one_run(signals, severity, run):
+def test_occlusion_zeroes_one_run_per_row(signals, severity, run):
   out, many = _changes(signals + 10, "occlusion", severity)
   gone = (out + many == 0).astype(int)
   np.testing.assert_array_equal(gone.sum(1), run)
@@ -153,7 +153,7 @@ def test_occlusion_is_one_run(signals, severity, run):
 
 
 @pytest.mark.parametrize("kind", SIGNAL_CORRUPTIONS)
-def test_transformations(signals, kind):
+def test_shape_dtype_jit_and_extreme_values(signals, kind):
   plain = corrupt_signals(KEY, signals, kind=kind, severity=4)
   assert plain.shape == signals.shape and plain.dtype == jnp.float32
   traced = jax.jit(lambda s: corrupt_signals(KEY, signals, kind=kind, severity=s))(4)
@@ -172,7 +172,7 @@ def test_missing_values_stay_missing(signals):
     np.testing.assert_array_equal(np.isnan(out), np.isnan(signals))
 
 
-def test_stream_shows_every_sample_once_a_part(signals):
+def test_stream_shows_every_sample_once_per_part(signals):
   many = np.arange(10.0, dtype=np.float32)[:, None, None] + np.zeros((10, LENGTH, 1), np.float32)
   arguments = dict(kinds=("brightness", "contrast"), severities=(1, 5, 1), batch_size=3)
   stream = corruption_stream(KEY, many, np.arange(10), **arguments)
@@ -195,7 +195,7 @@ def test_stream_of_images():
   np.testing.assert_allclose(stream.inputs, 0.8, atol=1e-6)
 
 
-def test_errors_name_what_is_wrong(signals):
+def test_errors(signals):
   with pytest.raises(ValueError, match=r"'gaussian_noise', .*'occlusion', got 'snow'"):
     corrupt_signals(KEY, signals, kind="snow", severity=1)
   for severity in (0, 6):

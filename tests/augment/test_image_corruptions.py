@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def images():
-  """Smooth random colours."""
+  """Smooth random colors."""
   noise = np.random.default_rng(0).standard_normal((2, 32, 32, 3))
   smooth = gaussian_filter(noise, (0, 2, 2, 0), mode="wrap")
   return (0.5 + smooth / np.abs(smooth).max() / 2.1).astype(np.float32)
@@ -38,7 +38,7 @@ def test_every_kind_at_every_size(images, kind):
       assert np.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
       changes.append(np.abs(out - x).mean())
     assert changes[-1] > 0
-    if kind != "elastic_transform":  # Its first severities move whole images.
+    if kind != "elastic_transform":  # Its first severities move the whole image.
       assert changes[0] <= changes[1] + 0.01 and changes[1] <= changes[2] + 0.01
 
 
@@ -67,7 +67,7 @@ def test_constants_follow_the_logarithm_of_the_side(side, std):
   np.testing.assert_allclose(_corrupt(x, "gaussian_noise", 5).std(), inside, rtol=0.1)
 
 
-def test_noise_kinds():
+def test_shot_and_impulse_noise_have_the_published_strength():
   x = np.full((4, 32, 32, 3), 0.3, np.float32)
   shot = _corrupt(x, "shot_noise", 5)
   np.testing.assert_allclose(shot.mean(), 0.3, atol=0.01)
@@ -78,12 +78,12 @@ def test_noise_kinds():
   assert set(np.unique(impulse)) == {np.float32(0), np.float32(0.3), np.float32(1)}
 
 
-def test_gaussian_blur_is_scipys(images):
+def test_gaussian_blur_matches_scipy(images):
   expected = gaussian_filter(images.astype(np.float64), (0, 1, 1, 0), mode="reflect")
   np.testing.assert_allclose(_corrupt(images, "gaussian_blur", 5), expected, atol=1e-4)
 
 
-def test_defocus_is_a_correlation_with_a_disc(images):
+def test_defocus_blur_matches_correlation_with_a_disc(images):
   offsets = np.arange(-4, 5)
   disc = (offsets**2 + offsets[:, None] ** 2 <= 1.5**2).astype(float)
   kernel = gaussian_filter(disc, 0.1)[..., None]
@@ -100,11 +100,11 @@ def test_motion_blur_smears_along_a_line():
   down, across = (out * place[:, None]).sum((1, 2)), (out * place).sum((1, 2))
   angle = np.arctan2(down, across)
   assert -np.pi / 4 <= angle.min() < -0.7 and 0.7 < angle.max() <= np.pi / 4
-  # One-sided: nothing behind the pixel but what two neighbours share.
+  # One-sided: nothing behind the pixel except by interpolation between two neighbors.
   assert out[:, :, :19].max() < 1e-5
 
 
-def test_brightness_is_of_the_hsv_value(images):
+def test_brightness_changes_the_hsv_value(images):
   def loop(pixel):
     h, s, v = colorsys.rgb_to_hsv(*pixel)
     return colorsys.hsv_to_rgb(h, s, min(v + 0.3, 1))
@@ -115,7 +115,7 @@ def test_brightness_is_of_the_hsv_value(images):
   np.testing.assert_allclose(_corrupt(x, "brightness", 5), expected, atol=1e-5)
 
 
-def test_contrast_keeps_each_channels_mean(images):
+def test_contrast_keeps_the_mean_of_each_channel(images):
   out = _corrupt(images, "contrast", 5)
   np.testing.assert_allclose(out.mean((1, 2)), images.mean((1, 2)), atol=1e-5)
   np.testing.assert_allclose(out.std((1, 2)), 0.15 * images.std((1, 2)), rtol=1e-3)
@@ -133,36 +133,36 @@ def test_fog_brightens_unevenly_and_keeps_white():
   np.testing.assert_array_equal(_corrupt(black, "fog", 5), black)
 
 
-def test_pixelate_is_pillows_box(images):
+def test_pixelate_matches_pillow(images):
   picture = Image.fromarray(np.asarray(images[0, ..., 0]))
   expected = np.asarray(picture.resize((20, 20), Image.BOX).resize((32, 32), Image.BOX))
   ours = _corrupt(images[:1], "pixelate", 5)[0, ..., 0]
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_elastic_moves_pixels_little():
+def test_elastic_transform_moves_pixels_by_a_bounded_distance():
   """Two ramps show where each pixel was taken from."""
   ramp = np.linspace(0, 1, 32, dtype=np.float32)
   x = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :]), -1)[None].repeat(20, 0)
   for severity, most in ((1, 9.0), (5, 5.0)):
     moved = 31 * (_corrupt(x, "elastic_transform", severity) - x)[:, 8:-8, 8:-8]
     assert np.abs(moved).mean() > 0.3 and np.abs(moved).max() < most
-  # The first severity is affine alone.
+  # The first severity is purely affine.
   flat = (31 * _corrupt(x, "elastic_transform", 1))[:, 12:20, 12:20]
   np.testing.assert_allclose(np.diff(flat, 2, axis=1), 0, atol=1e-3)
   np.testing.assert_allclose(np.diff(flat, 2, axis=2), 0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("mode", "severity"), [("RGB", 1), ("RGB", 5), ("L", 3)])
-def test_jpeg_is_pillows(images, mode, severity):
+def test_jpeg_compression_is_close_to_pillow(images, mode, severity):
   quality = (80, 65, 58, 50, 40)[severity - 1]
-  pixels = np.round(images[0] * 255).astype(np.uint8)[:29]  # No multiple of 8.
+  pixels = np.round(images[0] * 255).astype(np.uint8)[:29]  # Not a multiple of 8.
   pixels = pixels if mode == "RGB" else pixels[..., :1]
   buffer = io.BytesIO()
   Image.fromarray(pixels.squeeze()).save(buffer, "JPEG", quality=quality, subsampling=0)
   theirs = np.asarray(Image.open(buffer), np.float32).reshape(pixels.shape)
   ours = 255 * _corrupt(pixels[None] / np.float32(255), "jpeg_compression", severity)[0]
-  # Theirs rounds colours and results to integers.
+  # Pillow rounds colors and results to integers.
   assert np.abs(ours - theirs).mean() < 1.3
   assert np.abs(ours - theirs).mean() < 0.5 * np.abs(pixels - theirs).mean()
 
@@ -175,7 +175,7 @@ def test_gradients_are_finite(images):
     assert np.isfinite(grads).all()
 
 
-def test_errors_name_what_is_wrong(images):
+def test_errors(images):
   with pytest.raises(ValueError, match=r"'gaussian_noise', .*'jpeg_compression', got 'snow'"):
     corrupt_images(KEY, images, kind="snow", severity=1)
   with pytest.raises(ValueError, match=r"severity must lie in \[1, 5\], got 0"):

@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).normal(size=(B, 8, 6, 2)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3, 4, 0])
 
 
-def test_interpolation_has_gradients_one_ratio_and_bounds():
+def test_interpolate_pairs_gradient_dtype_and_errors():
   order = jnp.array([1, 0, 2, 3, 5, 4])
   gradient = jax.grad(lambda x: augment.interpolate_pairs(x, order, 0.25)[0].sum())(IMAGES)
   np.testing.assert_allclose(gradient[:2], np.stack([IMAGES[0] * 0 + 0.25, IMAGES[0] * 0 + 0.75]))
@@ -26,17 +26,17 @@ def test_interpolation_has_gradients_one_ratio_and_bounds():
     augment.interpolate_pairs(IMAGES, order[:2], 0.5)
 
 
-def test_regression_pairs():
+def test_regression_pairs_mix_inputs_and_targets_in_one_ratio():
   rng = np.random.default_rng(0)
   inputs, slope = rng.normal(size=(20, 3)).astype(np.float32), rng.normal(size=(3, 2))
   targets = (inputs @ slope).astype(np.float32)
   indices, partners = rng.integers(20, size=(2, 8))
   mix = jax.jit(augment.mix_regression_pairs)
-  found = mix(KEY, inputs, targets, indices, partners)
-  share = float(found.ratio)
+  result = mix(KEY, inputs, targets, indices, partners)
+  share = float(result.ratio)
   expected = share * inputs[indices] + (1 - share) * inputs[partners]
-  np.testing.assert_allclose(found.inputs, expected, rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(found.targets, found.inputs @ slope, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(result.inputs, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(result.targets, result.inputs @ slope, rtol=1e-3, atol=1e-5)
   itself = mix(KEY, inputs, targets, indices, indices)
   np.testing.assert_allclose(itself.inputs, inputs[indices], rtol=1e-5)
   ratios = jax.vmap(lambda key: mix(key, inputs, targets, indices, partners).ratio)(KEYS)
@@ -54,18 +54,18 @@ def test_regression_pairs():
     augment.mix_regression_pairs(KEY, inputs, targets, indices, partners[:5])
 
 
-def test_several_examples_in_a_row():
-  # Each example is a coordinate, so that a row shows its weights.
-  found = jax.jit(augment.multi_mixup, static_argnames="num_mixed")(
+def test_multi_mixup_mixes_several_examples_per_row():
+  # Each example is a unit vector, so that a mixed row shows its weights.
+  result = jax.jit(augment.multi_mixup, static_argnames="num_mixed")(
     KEY, np.eye(B, dtype=np.float32), np.arange(B), num_mixed=3
   )
-  np.testing.assert_array_equal(found.labels[0], np.arange(B))
-  np.testing.assert_array_equal(np.sort(found.labels), np.tile(np.arange(B), (3, 1)))
+  np.testing.assert_array_equal(result.labels[0], np.arange(B))
+  np.testing.assert_array_equal(np.sort(result.labels), np.tile(np.arange(B), (3, 1)))
   expected = np.zeros((B, B))
-  for weight, order in zip(found.weights, found.labels):
+  for weight, order in zip(result.weights, result.labels):
     expected[np.arange(B), order] += weight
-  np.testing.assert_allclose(found.inputs, expected, rtol=1e-6)
-  np.testing.assert_allclose(found.weights.sum(), 1, rtol=1e-6)
+  np.testing.assert_allclose(result.inputs, expected, rtol=1e-6)
+  np.testing.assert_allclose(result.weights.sum(), 1, rtol=1e-6)
   two = jax.vmap(lambda key: augment.multi_mixup(key, jnp.eye(2), jnp.arange(2)).weights[0])(KEYS)
   assert stats.kstest(np.asarray(two), "uniform").pvalue > 1e-3
   for arguments in ({"num_mixed": 1}, {"alpha": 0.0}):
@@ -73,11 +73,11 @@ def test_several_examples_in_a_row():
       augment.multi_mixup(KEY, IMAGES, LABELS, **arguments)
 
 
-def test_all_pairs():
+def test_all_pairs_match_a_loop():
   points = np.array([[0.0], [1.0], [10.0]], np.float32)
-  found = augment.all_pairs_mix(points, ratio=0.8)
+  result = augment.all_pairs_mix(points, ratio=0.8)
   expected = [[[0.8 * a + 0.2 * b] for b in (0, 1, 10)] for a in (0, 1, 10)]
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
   assert augment.all_pairs_mix(IMAGES[:3], ratio=0.5).shape == (3, 3, 8, 6, 2)
   with pytest.raises(ValueError, match="ratio"):
     augment.all_pairs_mix(points, ratio=1.2)

@@ -25,7 +25,7 @@ policies = pytest.mark.parametrize(("policy", "inputs"), POLICIES.values(), ids=
 
 @pytest.fixture(scope="module")
 def mixed():
-  """What each policy makes of many keys."""
+  """The output of each policy for many keys."""
   return {
     name: jax.jit(jax.vmap(lambda key, p=policy, x=inputs: p(key, x, LABELS)))(KEYS)
     for name, (policy, inputs) in POLICIES.items()
@@ -33,25 +33,25 @@ def mixed():
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_labels_partners_and_ratio(mixed, name):
-  found = mixed[name]
-  np.testing.assert_array_equal(found.labels_a, np.tile(LABELS, (len(KEYS), 1)))
-  np.testing.assert_array_equal(found.labels_b, LABELS[found.permutation])
-  np.testing.assert_array_equal(np.sort(found.permutation), np.tile(range(B), (len(KEYS), 1)))
-  assert ((found.ratio >= 0) & (found.ratio <= 1)).all()
-  if name != "saliency_box_mix":  # One ratio serves the batch; there the borders clip by row.
-    assert (found.ratio == found.ratio[:, :1]).all()
+def test_labels_partners_and_ratio_are_consistent(mixed, name):
+  result = mixed[name]
+  np.testing.assert_array_equal(result.labels_a, np.tile(LABELS, (len(KEYS), 1)))
+  np.testing.assert_array_equal(result.labels_b, LABELS[result.permutation])
+  np.testing.assert_array_equal(np.sort(result.permutation), np.tile(range(B), (len(KEYS), 1)))
+  assert ((result.ratio >= 0) & (result.ratio <= 1)).all()
+  if name != "saliency_box_mix":  # One ratio per batch, but there the borders clip each row.
+    assert (result.ratio == result.ratio[:, :1]).all()
 
 
 def test_mixup_interpolates(mixed):
   for i in range(20):
-    found = jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), mixed["mixup"])
-    share = found.ratio[:, None, None, None]
-    expected = share * IMAGES + (1 - share) * IMAGES[found.permutation.astype(int)]
-    np.testing.assert_allclose(found.inputs, expected, rtol=1e-4, atol=1e-6)
+    result = jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), mixed["mixup"])
+    share = result.ratio[:, None, None, None]
+    expected = share * IMAGES + (1 - share) * IMAGES[result.permutation.astype(int)]
+    np.testing.assert_allclose(result.inputs, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_ratios_follow_their_law_and_partners_are_uniform(mixed):
+def test_ratios_follow_the_beta_distribution_and_partners_are_uniform(mixed):
   assert stats.kstest(np.asarray(mixed["mixup"].ratio[:, 0]), "uniform").pvalue > 1e-3
   counts = np.array([(mixed["mixup"].permutation[:, 0] == i).sum() for i in range(B)])
   assert stats.chisquare(counts).pvalue > 1e-3
@@ -62,18 +62,18 @@ def test_ratios_follow_their_law_and_partners_are_uniform(mixed):
 
 
 @pytest.mark.parametrize("name", ["cutmix", "saliency_box_mix", "segment_mix"])
-def test_pixels_come_from_one_of_two_and_are_counted(mixed, name):
-  found, inputs = mixed[name], POLICIES[name][1]
-  partners = inputs[np.asarray(found.permutation)]
-  taken = np.all(found.inputs == partners, axis=-1)
-  assert (taken | np.all(found.inputs == inputs, axis=-1)).all()
-  itself = np.asarray(found.permutation) == np.arange(B)
-  counted = np.where(itself, found.ratio, 1 - taken.reshape(len(KEYS), B, -1).mean(-1))
-  np.testing.assert_allclose(counted, found.ratio, atol=1e-6)
+def test_pixels_come_from_row_or_partner_and_ratio_counts_them(mixed, name):
+  result, inputs = mixed[name], POLICIES[name][1]
+  partners = inputs[np.asarray(result.permutation)]
+  taken = np.all(result.inputs == partners, axis=-1)
+  assert (taken | np.all(result.inputs == inputs, axis=-1)).all()
+  itself = np.asarray(result.permutation) == np.arange(B)
+  counted = np.where(itself, result.ratio, 1 - taken.reshape(len(KEYS), B, -1).mean(-1))
+  np.testing.assert_allclose(counted, result.ratio, atol=1e-6)
 
 
 def test_centers_cover_the_image(mixed):
-  """Any pixel is covered at times: the centre is uniform over all."""
+  """Every pixel is covered by some draw, because centers are uniform over the image."""
   for name in ("cutmix", "segment_mix"):
     inputs = POLICIES[name][1]
     other = mixed[name].permutation[:, 0] != 0
@@ -81,19 +81,19 @@ def test_centers_cover_the_image(mixed):
     assert covered.any(0).all()
 
 
-def test_the_salient_pixel_is_the_center():
+def test_saliency_box_contains_the_salient_pixel():
   images = np.zeros((4, 8, 8, 1), np.float32)
   peaks = [(2, 2), (5, 3), (4, 6), (3, 5)]
   for image, (y, x) in zip(images, peaks):
     image[y, x] = 1
-  found = jax.vmap(lambda key: augment.saliency_box_mix(key, images, np.arange(4)))(KEYS[:40])
-  for inputs, permutation, ratio in zip(found.inputs, found.permutation, found.ratio):
+  result = jax.vmap(lambda key: augment.saliency_box_mix(key, images, np.arange(4)))(KEYS[:40])
+  for inputs, permutation, ratio in zip(result.inputs, result.permutation, result.ratio):
     for image, partner, share in zip(inputs, permutation, ratio):
-      if share < 1:  # A box that is not empty shows what its label speaks of.
+      if share < 1:  # A box that is not empty shows the object of its label.
         assert image[peaks[partner]] == 1
 
 
-def test_every_row_may_have_its_own(mixed):
+def test_per_example_draws_one_ratio_per_row(mixed):
   for name in ("mixup", "cutmix", "segment_mix"):
     policy, inputs = POLICIES[name]
     own = jax.jit(functools.partial(policy, per_example=True))(KEY, inputs, LABELS)
@@ -101,18 +101,18 @@ def test_every_row_may_have_its_own(mixed):
 
 
 @policies
-def test_trees_of_labels_dtypes_and_a_batch_of_one(policy, inputs):
+def test_label_trees_half_precision_and_batch_of_one(policy, inputs):
   labels = {"class": LABELS, "soft": np.eye(5, dtype=np.float32)[LABELS]}
-  found = policy(KEY, jnp.asarray(inputs, jnp.bfloat16), labels)
-  assert found.inputs.dtype == jnp.bfloat16 and found.ratio.dtype == jnp.float32
-  np.testing.assert_array_equal(found.labels_a["soft"], labels["soft"])
-  np.testing.assert_array_equal(found.labels_b["soft"].argmax(-1), found.labels_b["class"])
+  result = policy(KEY, jnp.asarray(inputs, jnp.bfloat16), labels)
+  assert result.inputs.dtype == jnp.bfloat16 and result.ratio.dtype == jnp.float32
+  np.testing.assert_array_equal(result.labels_a["soft"], labels["soft"])
+  np.testing.assert_array_equal(result.labels_b["soft"].argmax(-1), result.labels_b["class"])
   alone = policy(KEY, inputs[:1], LABELS[:1])
   np.testing.assert_allclose(alone.inputs, inputs[:1], rtol=1e-6)
 
 
 @policies
-def test_policies_check(policy, inputs):
+def test_policies_check_alpha_and_labels(policy, inputs):
   for alpha in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match="alpha"):
       policy(KEY, inputs, LABELS, alpha=alpha)
@@ -122,7 +122,7 @@ def test_policies_check(policy, inputs):
   assert np.isfinite(spread(jnp.array([1e-3, 1.0, 1e3]))).all()
 
 
-def test_shapes_of_images_and_signals():
+def test_policies_check_the_rank_of_inputs():
   with pytest.raises(AssertionError):
     augment.cutmix(KEY, SIGNALS, LABELS)
   with pytest.raises(AssertionError):

@@ -18,12 +18,12 @@ def signals():
 
 
 @pytest.mark.parametrize("std", [0.001, 0.5, 2.0])
-def test_blur_is_scipys(signals, std):
+def test_blur_matches_scipy(signals, std):
   expected = gaussian_filter1d(signals.astype(np.float64), std, axis=1, mode="nearest", radius=6)
   np.testing.assert_allclose(BLUR(signals, std), expected, atol=1e-5)
 
 
-def test_each_row_has_its_own_blur(signals):
+def test_blur_takes_one_std_per_row(signals):
   stds = np.array([0.1, 0.5, 1.0, 2.0], np.float32)
   together = BLUR(signals, stds)
   for i, std in enumerate(stds):
@@ -31,7 +31,7 @@ def test_each_row_has_its_own_blur(signals):
 
 
 def test_jitter_is_an_affine_map_of_a_shifted_signal():
-  """A line shows gain, shift and offset: y = g (t - s) + o away from the edges."""
+  """A straight line shows gain, shift and offset: y = g (t - s) + o away from the edges."""
   line = jnp.tile(jnp.arange(40.0)[None, :, None], (2000, 1, 1))
   out = np.asarray(jax.jit(augment.jitter_signals)(KEY, line))[:, 8:-8, 0]
   slope, level = np.polyfit(np.arange(8, 32), out.T, 1)
@@ -40,7 +40,7 @@ def test_jitter_is_an_affine_map_of_a_shifted_signal():
   assert -2.4 < shift.min() < -1.8 and 1.8 < shift.max() < 2.4
   assert abs(shift.mean()) < 0.1 and 1.3 < shift.std() < 1.5
   residual = out - (slope * np.arange(8, 32)[:, None] + level).T
-  # The blur of half the rows takes some of the noise.
+  # The blur of half of the rows removes some of the noise.
   assert 0.04 < residual.std() < 0.05
 
 
@@ -62,7 +62,7 @@ def test_jitter_keeps_shape_and_dtype(signals):
   assert np.isfinite(grads).all()
 
 
-def test_bad_input(signals):
+def test_errors(signals):
   with pytest.raises(ValueError, match="std must lie in"):
     augment.blur_signals(signals, 0.0)
   with pytest.raises(AssertionError):

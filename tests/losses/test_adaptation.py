@@ -5,7 +5,7 @@ import pytest
 
 from jaxlab import losses
 
-# Compiled whole: eager calls would compile every operation apart.
+# Jitted, because eager calls would compile every operation separately.
 contrastive_loss = jax.jit(losses.multiview_contrastive_loss)
 symmetric = jax.jit(losses.symmetric_cross_entropy)
 marginal_entropy = jax.jit(losses.marginal_entropy)
@@ -49,7 +49,7 @@ def test_softmax_entropy_of_known_distributions(logits):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_symmetric_cross_entropy_is_the_two_directions(logits, others, alpha):
+def test_symmetric_cross_entropy_matches_a_loop(logits, others, alpha):
   expected = []
   for s, t in zip(logits, others):
     ls, lt = log_softmax(s), log_softmax(t)
@@ -71,7 +71,7 @@ def test_symmetric_cross_entropy_identities(logits, others):
   assert shaped.shape == (5, 1)
 
 
-def test_symmetric_cross_entropy_gradient_is_the_closed_form(logits, others):
+def test_symmetric_cross_entropy_gradient_matches_the_closed_form(logits, others):
   def total(alpha, s, t):
     return symmetric(s, t, alpha=alpha).sum()
 
@@ -87,7 +87,7 @@ def test_symmetric_cross_entropy_gradient_is_the_closed_form(logits, others):
   np.testing.assert_allclose(jnp.sum(forward + reverse, -1), 0, atol=1e-5)
 
 
-def test_weights_of_directions_can_be_traced(logits, others):
+def test_symmetric_cross_entropy_alpha_may_be_traced(logits, others):
   alphas = jnp.array([0.0, 0.5])
   many = jax.jit(jax.vmap(lambda a: symmetric(logits, others, alpha=a)))(alphas)
   one = symmetric(logits, others, alpha=0.5)
@@ -109,17 +109,17 @@ def test_extreme_logits_are_finite_under_jit(fn):
   assert np.isfinite(value) and np.all(np.isfinite(grad))
   half = jax.jit(fn)(jnp.asarray(EXTREME, jnp.bfloat16))
   assert half.dtype == jnp.float32
-  # A guard can only act on what it sees: NaN must not turn into a number.
+  # NaN must stay NaN, so that guards can detect it.
   assert np.all(np.isnan(jax.jit(fn)(jnp.full((3, 3), jnp.nan))))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, np.nan])
-def test_symmetric_cross_entropy_refuses_alpha(alpha):
+def test_symmetric_cross_entropy_checks_alpha(alpha):
   with pytest.raises(ValueError, match="alpha"):
     losses.symmetric_cross_entropy(jnp.zeros(3), jnp.zeros(3), alpha=alpha)
 
 
-def test_logits_of_two_shapes_are_refused():
+def test_logits_of_different_shapes_raise():
   with pytest.raises(AssertionError, match="shape"):
     losses.symmetric_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((1, 3)))
 
@@ -143,7 +143,7 @@ def contrastive_loop(features, temperature):
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5), (1, 3, 5), (3, 2, 1)])
-def test_contrastive_loss_is_the_double_loop(shape):
+def test_contrastive_loss_matches_a_double_loop(shape):
   features = np.random.default_rng(2).normal(size=shape).astype(np.float32)
   value = contrastive_loss(features, temperature=0.3)
   np.testing.assert_allclose(value, contrastive_loop(features, 0.3), rtol=1e-5, atol=1e-6)
@@ -173,7 +173,7 @@ def test_contrastive_loss_is_finite_at_zero_vectors_and_in_bfloat16():
   np.testing.assert_allclose(half, np.log(3), rtol=1e-6)
 
 
-def test_contrastive_gradient_is_that_of_finite_differences():
+def test_contrastive_gradient_matches_finite_differences():
   features = np.random.default_rng(4).normal(size=(2, 2, 3)).astype(np.float32)
   grad = jax.jit(jax.grad(lambda x: contrastive_loss(x, temperature=0.5).sum()))(features)
   bump = np.zeros_like(features)
@@ -182,7 +182,7 @@ def test_contrastive_gradient_is_that_of_finite_differences():
   np.testing.assert_allclose(grad[1, 0, 2], (high - low) / 2e-3, rtol=1e-3)
 
 
-def test_contrastive_loss_refuses():
+def test_contrastive_loss_errors():
   with pytest.raises(ValueError, match="two views"):
     losses.multiview_contrastive_loss(jnp.zeros((3, 1, 2)))
   with pytest.raises(ValueError, match="temperature"):
@@ -193,7 +193,7 @@ def test_nearest_prototypes_by_cosine():
   prototypes = jnp.array([[10.0, 0.0], [0.0, 1e-3], [0.0, 0.0]])
   features = jnp.array([[1.0, 0.5], [1.0, 1.5], [-1.0, -2.0], [1.0, 1.0]])
   index = losses.nearest_prototypes(features, prototypes)
-  # Similarity 0 to the empty class beats negative ones; a tie goes to the lowest.
+  # Similarity 0 to the empty class is larger than negative ones; ties go to the lowest class.
   np.testing.assert_array_equal(index, [0, 1, 2, 0])
   assert index.dtype == jnp.int32
   np.testing.assert_array_equal(losses.nearest_prototypes(features * 1e30, prototypes), index)
@@ -223,7 +223,7 @@ def test_class_prototypes_and_labels_outside_the_classes():
 # ----------------------------------------------------------------------------- selection, diversity
 
 
-def test_confidence_difference_is_in_the_class_of_the_source(logits, others):
+def test_confidence_difference_is_for_the_class_of_the_source_model(logits, others):
   p, source = np.exp(log_softmax(logits)), np.exp(log_softmax(others))
   chosen = others.argmax(-1)
   expected = np.array([p[i, c] - source[i, c] for i, c in enumerate(chosen)])
@@ -263,7 +263,7 @@ def test_marginal_entropy_of_no_weight_is_0_with_a_finite_gradient(logits):
   assert value == 0 and not np.any(grad)
 
 
-def test_open_set_loss_is_the_loss_by_boolean_indexing(logits, others):
+def test_open_set_loss_matches_boolean_indexing(logits, others):
   kept = np.asarray(difference_mask(logits, others)).astype(bool)
   mean = np.exp(log_softmax(logits)).mean(0)
   expected = entropy(logits)[kept].mean() + 0.3 * (mean * np.log(mean)).sum()
@@ -271,7 +271,7 @@ def test_open_set_loss_is_the_loss_by_boolean_indexing(logits, others):
   np.testing.assert_allclose(rows.mean(), expected, rtol=1e-5)
 
 
-def test_open_set_loss_of_equal_models_keeps_all(logits):
+def test_open_set_loss_of_equal_models_keeps_all_rows(logits):
   rows = open_set_loss(logits, logits, diversity_weight=0.5)
   expected = entropy(logits).mean() - 0.5 * marginal_entropy(logits)
   np.testing.assert_allclose(rows.mean(), expected, rtol=1e-5)
@@ -279,19 +279,19 @@ def test_open_set_loss_of_equal_models_keeps_all(logits):
   np.testing.assert_allclose(plain, entropy(logits), rtol=1e-5)
 
 
-def test_open_set_loss_without_a_kept_row_has_the_marginal_gradient_alone(logits):
+def test_open_set_loss_without_kept_rows_has_only_the_marginal_gradient(logits):
   def loss(z, source):
     return open_set_loss(z, source).mean()
 
-  sure = 50 * np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
-  value, (grad, to_source) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(logits, sure)
+  confident = 50 * np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
+  value, (grad, to_source) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(logits, confident)
   marginal = jax.jit(jax.grad(marginal_entropy))(logits)
   np.testing.assert_allclose(value, -0.5 * marginal_entropy(logits), rtol=1e-5)
   np.testing.assert_allclose(grad, -0.5 * marginal, atol=1e-7)
   assert not np.any(to_source)
 
 
-def test_open_set_loss_refuses(logits):
+def test_open_set_loss_errors(logits):
   with pytest.raises(ValueError, match="diversity_weight"):
     losses.open_set_entropy_loss(logits, logits, diversity_weight=-0.1)
   for fn in (
@@ -317,7 +317,7 @@ def test_information_maximization_of_known_batches(logits):
   np.testing.assert_allclose(information_maximization(logits + 5.0), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_vmapped_alike(logits, others):
+def test_vmap_matches_the_batched_call(logits, others):
   def rows(z, t):
     return entropy_of(z) + symmetric(z, t)
 

@@ -22,7 +22,7 @@ def log_softmax(logits):
 
 
 def slow_nll(logits, target, borders, full_support):
-  """One target at a time, as a person would do it on paper."""
+  """One target at a time, from the definition."""
   log_probs = log_softmax(logits)
   k = 0
   while k < len(borders) - 2 and target > borders[k + 1]:
@@ -43,7 +43,7 @@ def logits():
 
 
 @pytest.mark.parametrize("full_support", [True, False])
-def test_equals_a_slow_loop(full_support):
+def test_nll_matches_a_slow_loop(full_support):
   rng = np.random.default_rng(1)
   targets = np.concatenate([rng.uniform(-5, 5, 33), BORDERS, [-30.0, 30.0]])
   targets = targets.astype(np.float32).reshape(6, 7)
@@ -60,23 +60,23 @@ def test_equals_a_slow_loop(full_support):
 @pytest.mark.parametrize("full_support", [True, False])
 def test_density_integrates_to_one(logits, full_support):
   edges = np.linspace(-30, 30, 600_001) if full_support else np.linspace(-2, 2.5, 400_001)
-  centres = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
-  rows = jnp.broadcast_to(logits, (len(centres), K))
-  density = np.exp(-np.asarray(nll(rows, centres, BORDERS, full_support=full_support), np.float64))
+  centers = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+  rows = jnp.broadcast_to(logits, (len(centers), K))
+  density = np.exp(-np.asarray(nll(rows, centers, BORDERS, full_support=full_support), np.float64))
   np.testing.assert_allclose(density.sum() * (edges[1] - edges[0]), 1.0, atol=2e-5)
 
 
 @pytest.mark.parametrize("end", ["left", "right"])
-def test_half_of_an_outer_bars_mass_lies_inside_it(logits, end):
+def test_outer_half_normals_keep_half_of_their_mass_in_the_bar(logits, end):
   low, high = BORDERS[:2] if end == "left" else BORDERS[-2:]
   edges = np.linspace(low, high, 20_001)
-  centres = (edges[1:] + edges[:-1]) / 2
-  density = np.exp(-nll(jnp.broadcast_to(logits, (len(centres), K)), centres, BORDERS))
+  centers = (edges[1:] + edges[:-1]) / 2
+  density = np.exp(-nll(jnp.broadcast_to(logits, (len(centers), K)), centers, BORDERS))
   prob = np.exp(log_softmax(logits))[0 if end == "left" else -1]
   np.testing.assert_allclose(np.sum(density) * (edges[1] - edges[0]), prob / 2, rtol=1e-4)
 
 
-def test_a_bound_belongs_to_the_bar_on_its_left():
+def test_border_belongs_to_the_bar_on_its_left():
   index = bar_index(BORDERS, BORDERS)
   np.testing.assert_array_equal(index, [0, 0, 1, 2, 3, 4, 5])
   assert index.dtype == jnp.int32
@@ -87,7 +87,7 @@ def test_a_bound_belongs_to_the_bar_on_its_left():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3))
-def test_index_brackets_its_target(targets):
+def test_bar_index_brackets_the_target(targets):
   targets = np.array(targets, np.float32)
   index = np.asarray(bar_index(BORDERS.astype(np.float32), targets))
   left, right = BORDERS.astype(np.float32)[index], BORDERS.astype(np.float32)[index + 1]
@@ -95,7 +95,7 @@ def test_index_brackets_its_target(targets):
   assert np.all((targets <= right) | (index == K - 1))
 
 
-def test_targets_outside_bounded_bars_count_for_the_end_bars(logits):
+def test_targets_outside_bounded_bars_are_scored_by_the_end_bars(logits):
   rows = np.stack([logits, logits])
   outside = nll(rows, np.array([-7.0, 7.0]), BORDERS, full_support=False)
   inside = nll(rows, np.array([-1.5, 2.0]), BORDERS, full_support=False)
@@ -109,7 +109,7 @@ def test_tail_distance_has_a_floor(logits):
   np.testing.assert_allclose(at_border, want, rtol=1e-5)
 
 
-def test_scales():
+def test_half_normal_scales():
   scales = half_normal_scales(BORDERS)
   np.testing.assert_allclose(scales.left, 0.8 / Z75, rtol=1e-6)
   np.testing.assert_allclose(scales.right, 1.0 / Z75, rtol=1e-6)
@@ -124,7 +124,7 @@ def test_gradient_is_probability_minus_one_hot(logits):
   np.testing.assert_allclose(grad, want, atol=1e-6)
 
 
-def test_missing_targets_cost_nothing_and_send_no_gradient(logits):
+def test_missing_targets_have_no_loss_and_no_gradient(logits):
   rows, targets = np.stack([logits, logits]), np.array([np.nan, 0.0], np.float32)
   value, grads = jax.jit(
     jax.value_and_grad(lambda l, t, b: bar_nll(l, t, b).sum(), argnums=(0, 1, 2))
@@ -157,7 +157,7 @@ def test_bfloat16_logits_accumulate_in_float32():
   np.testing.assert_allclose(got, nll(logits.astype(jnp.float32), targets, BORDERS), rtol=1e-6)
 
 
-def test_vmap_agrees():
+def test_vmap_matches_the_batched_call():
   rng = np.random.default_rng(3)
   logits, targets = rng.normal(size=(4, 3, K)), rng.normal(size=(4, 3))
   got = jax.jit(jax.vmap(bar_nll, in_axes=(0, 0, None)))(logits, targets, BORDERS)

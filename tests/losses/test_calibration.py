@@ -27,7 +27,7 @@ def test_unbalanced_loss_is_the_squared_distance_from_correctness():
   np.testing.assert_array_equal(loss(margins, np.array([0, 1]), balanced=False), [0, 1])
 
 
-def test_balanced_groups_weigh_the_same():
+def test_balanced_right_and_wrong_rows_have_equal_weight():
   plain = np.asarray(loss(LOGITS, LABELS, balanced=False))
   balanced = np.asarray(loss(LOGITS, LABELS))
   weights = balanced / plain
@@ -43,7 +43,7 @@ def test_a_batch_of_one_kind_is_not_weighted(rows):
   )
 
 
-def test_given_correctness_takes_the_place_of_the_argmax():
+def test_given_correctness_replaces_the_argmax():
   np.testing.assert_array_equal(loss(LOGITS, LABELS, correct=CORRECT), loss(LOGITS, LABELS))
   right = loss(LOGITS, LABELS, balanced=False, correct=np.ones(40))
   np.testing.assert_allclose(right, (confidence(LOGITS) - 1) ** 2, atol=1e-6)
@@ -52,7 +52,7 @@ def test_given_correctness_takes_the_place_of_the_argmax():
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_descent_cools_right_rows_and_heats_wrong_ones(balanced):
+def test_descent_lowers_temperature_of_right_rows_and_raises_it_of_wrong_ones(balanced):
   def objective(log_temperature):
     scaled = LOGITS / jnp.exp(log_temperature)[:, None]
     return losses.correctness_aware_loss(scaled, LABELS, balanced=balanced).sum()
@@ -74,7 +74,7 @@ def test_cross_entropy_sharpens_a_narrow_miss():
   assert cross_entropy > 0 > slope(losses.correctness_aware_loss)
 
 
-def test_brier_loss():
+def test_brier_loss_matches_a_loop_and_scikit_learn():
   probs = np.asarray(jax.nn.softmax(LOGITS))
   expected = [sum((p[j] - (j == y)) ** 2 for j in range(5)) for p, y in zip(probs, LABELS)]
   np.testing.assert_allclose(brier(LOGITS, LABELS), expected, rtol=1e-5)

@@ -13,7 +13,7 @@ def batch():
   return rng.normal(size=(4, 3, 5)).astype(np.float32), rng.integers(0, 5, (4, 3))
 
 
-def test_equals_a_loop(batch):
+def test_label_smoothing_matches_a_loop(batch):
   logits, labels = batch
   slow = np.zeros((4, 3))
   for i in range(4):
@@ -52,12 +52,12 @@ def test_extreme_logits():
 
 def test_half_precision(batch):
   logits, labels = batch
-  found = losses.label_smoothed_cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, losses.label_smoothed_cross_entropy(*batch), atol=0.05)
+  result = losses.label_smoothed_cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, losses.label_smoothed_cross_entropy(*batch), atol=0.05)
 
 
-def test_bad_arguments(batch):
+def test_errors(batch):
   logits, labels = batch
   for value in (-0.1, 1.0, np.nan):
     with pytest.raises(ValueError, match="label_smoothing"):

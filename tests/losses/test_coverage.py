@@ -34,7 +34,7 @@ def slow_coverage(p, n):
 
 
 @pytest.mark.parametrize("n", SAMPLES)
-def test_loss_and_weight_equal_double_precision(n):
+def test_loss_and_weight_match_double_precision(n):
   log_prob = -np.logspace(-2, np.log10(30), 300).astype(np.float32)
   value, factor = exact(log_prob, n)
   np.testing.assert_allclose(loss(log_prob, n), value, rtol=2e-5, atol=2e-6)
@@ -56,7 +56,7 @@ def test_one_sample_is_cross_entropy():
 
 
 @pytest.mark.parametrize("n", [1.5, 2.0, 16.0, 1e6])
-def test_the_edges(n):
+def test_loss_and_weight_at_extreme_log_probs(n):
   log_prob = np.float32([0.0, -1e-9, -1e-4, -30.0, -1e4, -np.inf])
   value, factor = loss(log_prob, n), weight(log_prob, n)
   assert np.isfinite(value[:-1]).all() and value[-1] == np.inf
@@ -68,8 +68,8 @@ def test_the_edges(n):
 
 
 @pytest.mark.parametrize("n", [2.0, 16.0, 1e6])
-def test_the_two_branches_meet(n):
-  """At 1e-3 expected successes, to the last digits of single precision."""
+def test_series_and_formula_agree_at_the_switch(n):
+  """At 1e-3 expected successes, up to the last digits of single precision."""
   here = np.float32(np.log(1e-3 / n))
   log_prob = here + np.arange(-20, 21, dtype=np.float32) * np.spacing(here)
   for values in (loss(log_prob, n), weight(log_prob, n)):
@@ -86,7 +86,7 @@ def test_derivatives_in_double_precision():
       ahead, behind = loss(log_prob + step, n), loss(log_prob - step, n)
       numeric = (ahead - behind) / (2 * step)
       np.testing.assert_allclose(numeric, -weight(log_prob, n), rtol=1e-4, atol=1e-7)
-    # The slope of the slope, away from the ends.
+    # Second derivatives, away from the ends.
     curvature = jax.vmap(jax.grad(jax.grad(loss)), (0, None))
     points = np.array([-6.0, -3.0, -1.0, -0.2])
     numeric = (slope(points + 1e-5, 4.0) - slope(points - 1e-5, 4.0)) / 2e-5
@@ -95,8 +95,8 @@ def test_derivatives_in_double_precision():
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-25, -1e-3), st.floats(1, 1e5), st.floats(1.01, 3))
-def test_the_weight_falls_with_probability_and_with_samples(log_prob, n, more):
-  # Two roundings of slack.
+def test_weight_falls_with_probability_and_with_samples(log_prob, n, more):
+  # The tolerances allow for two rounding errors.
   log_prob, n, more = np.float32(log_prob), np.float32(n), np.float32(more)
   here = weight(log_prob, n)
   assert weight(log_prob / more, n) <= here + 1e-6
@@ -104,16 +104,16 @@ def test_the_weight_falls_with_probability_and_with_samples(log_prob, n, more):
   assert loss(log_prob, n * more) <= loss(log_prob, n) + 2e-6 * abs(log_prob)
 
 
-def test_the_weight_at_one_success_in_many():
+def test_weight_at_one_expected_success():
   np.testing.assert_allclose(weight(-np.log(np.float32(1e6)), 1e6), 1 / (np.e - 1), rtol=1e-4)
 
 
-def test_nothing_differentiates_the_weight_and_samples_may_be_traced():
+def test_weight_has_no_gradient_and_num_samples_may_be_traced():
   assert not np.any(jax.grad(lambda x: weight(x, 4.0).sum())(TOKENS))
   assert jax.grad(lambda n: loss(TOKENS, n).sum())(4.0) == 0
   many = jnp.array(SAMPLES)
-  found = jax.vmap(lambda n: coverage.coverage_loss(TOKENS, num_samples=n))(many)
-  np.testing.assert_allclose(found, [loss(TOKENS, n) for n in SAMPLES], rtol=1e-5)
+  result = jax.vmap(lambda n: coverage.coverage_loss(TOKENS, num_samples=n))(many)
+  np.testing.assert_allclose(result, [loss(TOKENS, n) for n in SAMPLES], rtol=1e-5)
   slopes = jax.vmap(jax.grad(loss), (0, None))(TOKENS[0], 8.0)
   np.testing.assert_allclose(slopes, -weight(TOKENS[0], 8.0), rtol=1e-6)
 
@@ -130,25 +130,25 @@ def test_surrogate_has_the_gradient_of_the_loss():
   def objective(tokens):
     return coverage.coverage_loss(sequence.sequence_log_prob(tokens, MASK), num_samples=16.0).sum()
 
-  found, expected = jax.jit(jax.grad(surrogate))(TOKENS), jax.jit(jax.grad(objective))(TOKENS)
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
-  assert not np.any(found[~MASK])
+  result, expected = jax.jit(jax.grad(surrogate))(TOKENS), jax.jit(jax.grad(objective))(TOKENS)
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
+  assert not np.any(result[~MASK])
   hidden = np.where(MASK, TOKENS, -np.inf)
-  np.testing.assert_array_equal(jax.jit(jax.grad(surrogate))(hidden), found)
+  np.testing.assert_array_equal(jax.jit(jax.grad(surrogate))(hidden), result)
 
 
-def test_surrogate_by_length_keeps_the_weight_of_the_sequence():
+def test_length_normalized_surrogate_keeps_the_weight_of_the_sequence():
   total = np.array([sum(np.float64(row[m])) for row, m in zip(TOKENS, MASK)])
   factor = np.append(exact(total[:3], 16.0)[1], 0.0)
   for by_length in (False, True):
     count = np.array([6, 3, 1, 1]) if by_length else 1
-    found = coverage.coverage_weighted_nll(
+    result = coverage.coverage_weighted_nll(
       TOKENS, MASK, num_samples=16.0, normalize_length=by_length
     )
-    np.testing.assert_allclose(found, -factor * total / count, rtol=1e-4)
+    np.testing.assert_allclose(result, -factor * total / count, rtol=1e-4)
 
 
-def test_estimated_coverage():
+def test_estimated_coverage_matches_the_formula():
   success = np.float32([0.0, 0.05, 0.1, 0.7])
   estimated = jax.jit(
     lambda tokens, p, **keywords: coverage.estimated_coverage_nll(
@@ -159,37 +159,37 @@ def test_estimated_coverage():
   factor = np.append(1.0, exact(np.log(np.float64(success[1:])), 16.0)[1])
   nll = -np.float64(TOKENS).sum(-1)
   np.testing.assert_allclose(estimated(TOKENS, success), factor * nll / T, rtol=1e-4)
-  found = estimated(TOKENS, success, normalize_length=False, success_threshold=0.1)
-  np.testing.assert_allclose(found[:2], (factor * nll)[:2], rtol=1e-4)
-  np.testing.assert_array_equal(found[2:], [0, 0])
+  result = estimated(TOKENS, success, normalize_length=False, success_threshold=0.1)
+  np.testing.assert_allclose(result[:2], (factor * nll)[:2], rtol=1e-4)
+  np.testing.assert_array_equal(result[2:], [0, 0])
   slopes = jax.grad(lambda p: estimated(TOKENS, p).sum())(success)
   np.testing.assert_array_equal(slopes, np.zeros(4))
   certain = estimated(TOKENS, np.ones(B, np.float32))
   np.testing.assert_allclose(certain, np.zeros(B), atol=1e-9)
 
 
-def test_steps_equal_the_loop():
+def test_stepwise_loss_matches_a_loop():
   ids = np.array([[0, 0, 1, 1, 1, -1], [2, 2, 2, 2, 2, 2], [0, 1, 2, 0, 1, 2], [-1] * 6])
   stepwise = jax.jit(
     lambda tokens: coverage.stepwise_coverage_loss(tokens, ids, num_samples=4.0, num_steps=3)
   )
-  found = stepwise(TOKENS)
+  result = stepwise(TOKENS)
   for row, step in np.ndindex(B, 3):
     own = np.float64(TOKENS[row])[ids[row] == step]
     if own.size:
-      np.testing.assert_allclose(found[row, step], exact(own.sum(), 4.0)[0], rtol=1e-4)
+      np.testing.assert_allclose(result[row, step], exact(own.sum(), 4.0)[0], rtol=1e-4)
     else:
-      assert found[row, step] == 0
+      assert result[row, step] == 0
   slopes = jax.grad(lambda tokens: stepwise(tokens).sum())(np.where(ids < 0, np.nan, TOKENS))
   assert np.isfinite(slopes).all() and not np.any(slopes[ids < 0])
 
 
-def test_a_tree_succeeds_if_every_step_does():
+def test_tree_coverage_is_the_product_over_steps():
   probs = np.array([[0.2, 0.9, 0.5], [0.01, 0.3, 0.7]])
   tree = jax.jit(lambda x, mask: coverage.log_tree_coverage(x, branching=3, mask=mask))
   mask = np.array([[1, 1, 1], [1, 0, 1]], bool)
   expected = [
-    np.log(math.prod(slow_coverage(p, 3) for p, there in zip(row, m) if there))
+    np.log(math.prod(slow_coverage(p, 3) for p, exists in zip(row, m) if exists))
     for row, m in zip(probs, mask)
   ]
   log_probs = np.log(probs).astype(np.float32)
@@ -204,9 +204,9 @@ def test_a_tree_succeeds_if_every_step_does():
 def test_half_precision_is_cast():
   half = jnp.asarray(TOKENS, jnp.bfloat16)
   for fn in (loss, weight):
-    found = fn(half, 16.0)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, fn(half.astype(jnp.float32), 16.0), rtol=1e-6)
+    result = fn(half, 16.0)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, fn(half.astype(jnp.float32), 16.0), rtol=1e-6)
 
 
 def test_errors():

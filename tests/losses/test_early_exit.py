@@ -26,7 +26,7 @@ def slow_distribution(row):
   return [*probs, 1 - sum(probs)]
 
 
-def test_exit_law_equals_a_slow_loop(gates):
+def test_exit_distribution_matches_a_slow_loop(gates):
   want = [slow_distribution(row) for row in gates.astype(np.float64)]
   got = np.asarray(distribution(gates))
   np.testing.assert_allclose(got, want, atol=1e-6)
@@ -37,7 +37,7 @@ def test_exit_law_equals_a_slow_loop(gates):
 
 @settings(max_examples=20, deadline=None)
 @given(arrays(np.float32, (3, L), elements=st.floats(0, 1, width=32)))
-def test_exit_law_is_a_distribution_and_its_conditionals_multiply_back(gates):
+def test_exit_distribution_sums_to_1_and_conditionals_recover_it(gates):
   probs = np.asarray(distribution(gates))
   assert np.all(probs >= 0)
   np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-6)
@@ -47,13 +47,13 @@ def test_exit_law_is_a_distribution_and_its_conditionals_multiply_back(gates):
   np.testing.assert_allclose(survive[:, :L] * h, probs[:, :L], atol=2e-6)
 
 
-def test_nobody_left_is_a_conditional_of_zero():
+def test_conditional_probability_is_0_where_no_mass_is_left():
   np.testing.assert_array_equal(conditional(np.eye(5)[0]), [1, 0, 0, 0])
   grad = jax.jit(jax.grad(lambda p: ee.conditional_exit_probabilities(p).sum()))(jnp.eye(5)[0])
   assert np.all(np.isfinite(grad))
 
 
-def test_optimal_exit_equals_a_loop_and_has_its_ends():
+def test_optimal_exit_matches_a_loop_and_its_limits():
   rng = np.random.default_rng(0)
   losses, costs = rng.uniform(0, 3, (20, L + 1)).astype(np.float32), np.linspace(0.2, 1, L + 1)
   optimal = jax.jit(ee.optimal_exit)
@@ -62,7 +62,7 @@ def test_optimal_exit_equals_a_loop_and_has_its_ends():
     np.testing.assert_array_equal(optimal(losses, costs, cost_weight=weight), want)
   np.testing.assert_array_equal(optimal(losses, costs, cost_weight=1e4), 0)
   assert optimal(np.zeros((1, L + 1)), np.ones(L + 1))[0] == 0
-  # Costs swept by vmap.
+  # A sweep over cost weights by vmap.
   swept = jax.vmap(lambda w: ee.optimal_exit(losses, costs, cost_weight=w))(jnp.array([0.0, 1e4]))
   np.testing.assert_array_equal(swept[0], losses.argmin(-1))
 
@@ -74,7 +74,7 @@ def slow_gate_loss(row, target, weights):
   return total / len(row)
 
 
-def test_gate_loss_equals_a_slow_loop():
+def test_gate_loss_matches_a_slow_loop():
   rng = np.random.default_rng(0)
   logits, targets = rng.normal(size=(10, L)), rng.integers(0, L + 1, 10)
   weights = rng.uniform(0, 5, L)
@@ -88,7 +88,7 @@ def test_gate_loss_equals_a_slow_loop():
   np.testing.assert_allclose(ee.gate_loss(logits, targets, np.ones(L)), plain, rtol=1e-5)
 
 
-def test_sure_gates_cost_nothing_where_they_are_right():
+def test_confident_right_gates_have_no_loss():
   loss = jax.jit(jax.value_and_grad(lambda u, t: ee.gate_loss(u, t, jnp.ones(L)).sum()))
   for sign, target in ((1.0, 0), (-1.0, L)):
     value, grad = loss(jnp.full((1, L), sign * 1e4), jnp.array([target]))
@@ -97,7 +97,7 @@ def test_sure_gates_cost_nothing_where_they_are_right():
     assert value == pytest.approx(1e4) and np.all(np.isfinite(grad))
 
 
-def test_pos_weights():
+def test_gate_pos_weights():
   targets = np.array([0] * 6 + [1] + [3] * 5)
   got = ee.gate_pos_weights(targets, num_gates=3)
   np.testing.assert_allclose(got, [6 / 6, 5.0, 5.0])
@@ -112,7 +112,7 @@ def batch(gates):
   return losses, np.asarray(distribution(gates))[:, :L]
 
 
-def test_expectation(batch):
+def test_weighted_loss_is_the_expectation(batch):
   losses, probs = batch
   np.testing.assert_allclose(weighted(losses, probs), (losses * probs).sum(-1), rtol=1e-5)
   np.testing.assert_array_equal(weighted(losses, np.eye(L)[[2] * 32]), losses[:, 2])

@@ -45,20 +45,20 @@ def slow_decoupled(logits, a, b, ratio, *, eta=0.1, mode="both", threshold=0.5, 
 
 
 def slow_binary(logits, a, b, ratio, *, power, threshold, rescale_a, rescale_b):
-  found = []
+  values = []
   for z, i, j, share in zip(np.asarray(logits, np.float64), a, b, np.asarray(ratio, np.float64)):
     y = np.zeros(len(z))
     y[i] += slow_rescale(share, power, threshold) if rescale_a else share
     y[j] += slow_rescale(1 - share, power, threshold) if rescale_b else 1 - share
     y = np.clip(y, 0, 1)
     p = 1 / (1 + np.exp(-z))
-    found.append(-np.sum(y * np.log(p) + (1 - y) * np.log1p(-p)))
-  return np.array(found)
+    values.append(-np.sum(y * np.log(p) + (1 - y) * np.log1p(-p)))
+  return np.array(values)
 
 
 @pytest.fixture(scope="module")
 def batch():
-  """Logits, labels and ratios: all kinds of rows, equal labels, shares at the edges."""
+  """Logits, labels and ratios, including equal labels and shares at the edges."""
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 3, (8, K)).astype(np.float32)
   a = np.array([0, 1, 2, 3, 4, 0, 1, 2])
@@ -68,14 +68,14 @@ def batch():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_decoupled_loss_is_the_loop(batch, mode):
+def test_decoupled_loss_matches_a_loop(batch, mode):
   for power, threshold in ((0.0, 0.5), (-0.5, 0.35)):
-    found = decoupled(*batch, eta_mode=mode, threshold=threshold, rescale_power=power)
+    result = decoupled(*batch, eta_mode=mode, threshold=threshold, rescale_power=power)
     expected = slow_decoupled(*batch, mode=mode, threshold=threshold, power=power)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_weight_and_equal_labels_leave_mixups_loss(batch):
+def test_eta_0_and_equal_labels_give_mixups_loss(batch):
   plain = slow_decoupled(*batch, eta=0.0)
   np.testing.assert_allclose(coupled(*batch), plain, rtol=1e-5)
   np.testing.assert_allclose(decoupled(*batch, eta=0.0), plain, rtol=1e-5)
@@ -84,28 +84,28 @@ def test_no_weight_and_equal_labels_leave_mixups_loss(batch):
   np.testing.assert_allclose(decoupled(logits, a, a, ratio, eta=7.0), expected, rtol=1e-5)
 
 
-def test_less_and_more_make_both(batch):
+def test_modes_less_and_more_add_up_to_both(batch):
   parts = sum(decoupled(*batch, eta_mode=mode) for mode in ("less", "more"))
   whole = decoupled(*batch, eta_mode="both") + coupled(*batch)
   np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES[:3])
-def test_the_order_of_a_pair_is_nothing(batch, mode):
+def test_loss_is_symmetric_in_the_pair(batch, mode):
   logits, a, b, ratio = (part[[0, 3, 4, 7]] for part in batch)
-  found = decoupled(logits, a, b, ratio, eta_mode=mode, rescale_power=0.5)
+  result = decoupled(logits, a, b, ratio, eta_mode=mode, rescale_power=0.5)
   swapped = decoupled(logits, b, a, 1 - ratio, eta_mode=mode, rescale_power=0.5)
-  np.testing.assert_allclose(found, swapped, rtol=1e-5)
+  np.testing.assert_allclose(result, swapped, rtol=1e-5)
 
 
-def test_a_decoupled_term_does_not_see_the_other_label():
+def test_decoupled_term_does_not_depend_on_the_other_label():
   logits, a, b = jnp.array([[1.0, -2.0, 0.5, 3.0]]), jnp.array([0]), jnp.array([3])
 
   def loss(logits, eta):
     return losses.decoupled_mixup_loss(logits, a, b, 0.5, eta=eta, eta_mode="first").sum()
 
   slope = jax.jit(jax.grad(loss))
-  # However large the weight, the gradient to the other label is mixup's own, to the bit.
+  # At any weight, the gradient of the other label's logit is exactly that of mixup's loss.
   assert float(slope(logits, 1e6)[0, 3]) == float(slope(logits, 0.0)[0, 3])
   moved = logits.at[0, 3].set(-4.0)
   np.testing.assert_allclose(
@@ -113,8 +113,8 @@ def test_a_decoupled_term_does_not_see_the_other_label():
   )
 
 
-def test_both_labels_may_be_sure():
-  """The point of the paper: mixup's loss stops at log 2, the decoupled terms go to 0."""
+def test_decoupled_terms_vanish_if_both_labels_are_confident():
+  """The point of the paper: mixup's loss stops at log 2, while the decoupled terms go to 0."""
   for m in (2.0, 10.0, 40.0):
     logits = jnp.zeros((1, K)).at[0, :2].set(m)
     plain = coupled(logits, jnp.array([0]), jnp.array([1]), 0.5)
@@ -124,7 +124,7 @@ def test_both_labels_may_be_sure():
 
 
 @pytest.mark.parametrize("rescale", [(True, True), (True, False), (False, True)])
-def test_binary_loss_is_the_loop(batch, rescale):
+def test_binary_loss_matches_a_loop(batch, rescale):
   for power, threshold in ((1.0, 0.8), (-2.0, 1.0)):
     settings = {"power": power, "threshold": threshold}
     settings |= {"rescale_a": rescale[0], "rescale_b": rescale[1]}
@@ -137,24 +137,24 @@ def test_binary_gradient_is_probability_minus_target():
   loss = lambda z, a, b: binary(z, jnp.array([a]), jnp.array([b]), 0.4, threshold=0.8).sum()  # noqa: E731
   probs = 1 / (1 + np.exp(-np.asarray(logits)))
   np.testing.assert_allclose(jax.grad(loss)(logits, 0, 1), probs - [[0.5, 0.75, 0.0]], atol=1e-6)
-  # Equal labels never ask for more than 1.
+  # The target of equal labels is at most 1.
   np.testing.assert_allclose(jax.grad(loss)(logits, 1, 1), probs - [[0.0, 1.0, 0.0]], atol=1e-6)
 
 
-def test_rescaling():
+def test_rescale_mix_ratio_matches_a_loop():
   rescale = jax.jit(losses.rescale_mix_ratio)
   shares = np.array([0.0, 0.1, 0.4, 0.7999, 0.8, 0.9, 1.0], np.float32)
   for power, threshold in ((1.0, 0.8), (-2.0, 0.8), (0.3, 1.0), (0.0, 0.8)):
     expected = [slow_rescale(float(x), power, threshold) for x in shares]
-    found = rescale(shares, power=power, threshold=threshold)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result = rescale(shares, power=power, threshold=threshold)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
     slopes = jax.grad(lambda x: rescale(x, power=power, threshold=threshold).sum())(shares)  # noqa: B023
     assert np.isfinite(slopes).all()
   assert float(rescale(1.0)) == 1.0 and float(rescale(0.0)) == 0.0
   assert np.isnan(rescale(jnp.nan))
 
 
-def test_weight_of_pseudo_labels():
+def test_pseudo_label_mix_weight():
   prob = np.array([0.96, 0.94, 0.8, 0.8, 0.3, np.nan], np.float32)
   ratio = np.array([0.5, 0.9, 0.9, 0.7, 1.0, 0.9], np.float32)
   constant = losses.pseudo_label_mix_weight(prob, ratio)
@@ -167,7 +167,7 @@ def test_weight_of_pseudo_labels():
   )
 
 
-def test_several_labels():
+def test_multi_mixup_matches_a_loop():
   rng = np.random.default_rng(1)
   logits = rng.normal(size=(4, K)).astype(np.float32)
   labels = rng.integers(K, size=(3, 4))
@@ -176,15 +176,15 @@ def test_several_labels():
     sum(w * (log_sum_exp(z) - z[i]) for w, i in zip(weights, row))
     for z, row in zip(logits, labels.T)
   ]
-  found = jax.jit(losses.multi_mixup_cross_entropy)(logits, labels, weights)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  result = jax.jit(losses.multi_mixup_cross_entropy)(logits, labels, weights)
+  np.testing.assert_allclose(result, expected, rtol=1e-5)
   two = losses.multi_mixup_cross_entropy(logits, labels[:2], np.float32([0.3, 0.7]))
   np.testing.assert_allclose(two, coupled(logits, *labels[:2], 0.3), rtol=1e-5)
   one = losses.multi_mixup_cross_entropy(logits, labels, np.float32([1, 0, 0]))
   np.testing.assert_allclose(one, coupled(logits, labels[0], labels[0], 1.0), rtol=1e-5)
 
 
-def test_all_pairs():
+def test_all_pairs_loss_matches_a_loop():
   rng = np.random.default_rng(2)
   n, labels = 4, np.array([0, 1, 1, 2])
   logits = rng.normal(size=(n, n, K)).astype(np.float32)
@@ -194,9 +194,9 @@ def test_all_pairs():
     share = ratio if label_ratio is None else label_ratio
     expected = share * cost[i, j, i] + (1 - share) * cost[i, j, j]
     loss = jax.jit(losses.all_pairs_mixup_loss)
-    found = loss(logits, labels, ratio=ratio, label_ratio=label_ratio)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(np.diag(found), cost[i, j, i].diagonal(), rtol=1e-5)
+    result = loss(logits, labels, ratio=ratio, label_ratio=label_ratio)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(result), cost[i, j, i].diagonal(), rtol=1e-5)
   symmetric = logits + logits.transpose(1, 0, 2)
   half = losses.all_pairs_mixup_loss(symmetric, labels, ratio=0.5)
   np.testing.assert_allclose(half, half.T, rtol=1e-5)
@@ -218,19 +218,19 @@ def test_extreme_logits_are_finite(scale):
     assert np.isfinite(values) and all(np.isfinite(g).all() for g in gradient)
 
 
-def test_half_precision_sums_in_single(batch):
+def test_half_precision_accumulates_in_float32(batch):
   logits, *rest = batch
   half = jnp.asarray(logits, jnp.bfloat16)
   for objective in (losses.mixup_cross_entropy, decoupled, binary):
-    found = objective(half, *rest)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, objective(half.astype(jnp.float32), *rest), rtol=1e-6)
+    result = objective(half, *rest)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, objective(half.astype(jnp.float32), *rest), rtol=1e-6)
 
 
-def test_weights_may_be_traced(batch):
+def test_eta_may_be_traced(batch):
   etas = jnp.array([0.0, 0.1, 1.0])
-  found = jax.vmap(lambda eta: losses.decoupled_mixup_loss(*batch, eta=eta))(etas)
-  for eta, row in zip(etas, found):
+  result = jax.vmap(lambda eta: losses.decoupled_mixup_loss(*batch, eta=eta))(etas)
+  for eta, row in zip(etas, result):
     np.testing.assert_allclose(row, decoupled(*batch, eta=eta), rtol=1e-5)
 
 
@@ -241,7 +241,7 @@ def test_nan_stays_in_its_row(batch):
     np.testing.assert_array_equal(np.isnan(objective(logits, *rest)), np.arange(8) == 1)
 
 
-def test_unknown_classes(batch):
+def test_labels_outside_the_classes_raise_or_give_nan(batch):
   logits, a, b, ratio = batch
   for objective in (
     losses.mixup_cross_entropy,
@@ -297,7 +297,7 @@ def test_errors(batch):
 
 
 @pytest.mark.parametrize("policy", ["mixup", "cutmix", "saliency_box_mix"])
-def test_any_policy_goes_with_any_loss(policy):
+def test_any_policy_works_with_any_loss(policy):
   images = jax.random.uniform(jax.random.key(0), (6, 4, 4, 1))
   mixed = getattr(augment, policy)(jax.random.key(1), images, jnp.arange(6) % K)
   logits = mixed.inputs.reshape(6, -1)[:, :K]

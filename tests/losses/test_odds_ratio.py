@@ -16,11 +16,11 @@ def slow_log_odds(chosen, rejected):
   return np.log(chosen / (1 - chosen)) - np.log(rejected / (1 - rejected))
 
 
-def test_log_odds_equal_the_odds():
+def test_log_odds_match_the_definition():
   np.testing.assert_allclose(log_odds(CHOSEN, REJECTED), slow_log_odds(CHOSEN, REJECTED), rtol=1e-5)
 
 
-def test_orpo_is_likelihood_and_odds():
+def test_orpo_is_likelihood_plus_odds_term():
   odds = slow_log_odds(CHOSEN, REJECTED)
   for weight in (0.0, 0.1, 2.0):
     expected = -CHOSEN + weight * np.logaddexp(0, -odds)
@@ -28,13 +28,13 @@ def test_orpo_is_likelihood_and_odds():
   np.testing.assert_allclose(orpo(CHOSEN, REJECTED), orpo(CHOSEN, REJECTED, weight=0.1), rtol=1e-6)
 
 
-def test_equal_responses():
+def test_orpo_of_equal_responses():
   np.testing.assert_allclose(orpo(CHOSEN, CHOSEN), -CHOSEN + 0.1 * np.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("chosen", [0.0, -1e-9, -1e-7, -1e4])
 @pytest.mark.parametrize("rejected", [0.0, -1e-9, -1.0, -1e4])
-def test_sure_and_impossible_responses_are_finite(chosen, rejected):
+def test_certain_and_impossible_responses_are_finite(chosen, rejected):
   value, slope = jax.jit(
     jax.value_and_grad(lambda a, c: losses.orpo_loss(a, c).sum(), argnums=(0, 1))
   )(np.float32([chosen]), np.float32([rejected]))
@@ -45,9 +45,9 @@ def test_sure_and_impossible_responses_are_finite(chosen, rejected):
 
 def test_half_precision_and_vmap():
   half = jnp.asarray(CHOSEN, jnp.bfloat16), jnp.asarray(REJECTED, jnp.bfloat16)
-  found = orpo(*half)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, orpo(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+  result = orpo(*half)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, orpo(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
   mapped = jax.vmap(losses.orpo_loss)(CHOSEN, REJECTED)
   np.testing.assert_allclose(mapped, orpo(CHOSEN, REJECTED), rtol=1e-6)
 

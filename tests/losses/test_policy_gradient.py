@@ -22,7 +22,7 @@ LEVELS = ("token", "sequence_mean", "sequence_sum")
 leave_one_out = jax.jit(policy_gradient.leave_one_out_advantages)
 group = jax.jit(policy_gradient.group_advantages, static_argnames="scale")
 kl = jax.jit(policy_gradient.kl_per_token, static_argnames="estimator")
-penalised = jax.jit(policy_gradient.kl_penalized_rewards)
+penalized = jax.jit(policy_gradient.kl_penalized_rewards)
 clipped = jax.jit(policy_gradient.clipped_policy_loss, static_argnames=("level", "kl_coefficient"))
 reinforce = jax.jit(policy_gradient.reinforce_loss)
 
@@ -39,16 +39,16 @@ def clipped_slope(level):
 
 
 def slow_leave_one_out(rewards):
-  found = np.zeros(rewards.shape)
+  values = np.zeros(rewards.shape)
   for row, i in np.ndindex(*rewards.shape):
     others = [r for j, r in enumerate(np.float64(rewards[row])) if j != i and np.isfinite(r)]
     if np.isfinite(rewards[row, i]) and others:
-      found[row, i] = rewards[row, i] - np.mean(others)
-  return found
+      values[row, i] = rewards[row, i] - np.mean(others)
+  return values
 
 
 def slow_group(rewards, scale, epsilon=1e-4):
-  found = np.zeros(rewards.shape)
+  values = np.zeros(rewards.shape)
   everything = np.float64(rewards[np.isfinite(rewards)])
   for row, rs in enumerate(np.float64(rewards)):
     finite = rs[np.isfinite(rs)]
@@ -59,12 +59,12 @@ def slow_group(rewards, scale, epsilon=1e-4):
       "batch": np.std(everything, ddof=1) + epsilon,
       "none": 1.0,
     }
-    found[row] = np.where(np.isfinite(rs), (rs - finite.mean()) / spread[scale], 0.0)
-  return found
+    values[row] = np.where(np.isfinite(rs), (rs - finite.mean()) / spread[scale], 0.0)
+  return values
 
 
 def slow_clipped(level, low, high, coefficient, log_probs=LOG_PROBS, old=OLD):
-  found = []
+  values = []
   for lp, o, ref, a, m in zip(log_probs, old, REFERENCE, ADVANTAGES, MASK):
     lp, o, ref = (np.float64(x[m]) for x in (lp, o, ref))
     count = max(len(lp), 1)
@@ -75,39 +75,39 @@ def slow_clipped(level, low, high, coefficient, log_probs=LOG_PROBS, old=OLD):
     }[level]
     loss = -np.minimum(ratios * a, np.clip(ratios, 1 - low, 1 + high) * a)
     loss = np.sum(loss) / count if level == "token" else loss
-    found.append(loss + coefficient * np.sum(np.exp(ref - lp) - (ref - lp) - 1) / count)
-  return found
+    values.append(loss + coefficient * np.sum(np.exp(ref - lp) - (ref - lp) - 1) / count)
+  return values
 
 
 @pytest.mark.parametrize("rewards", [REWARDS, BROKEN], ids=["finite", "broken"])
-def test_advantages_equal_the_loop(rewards):
+def test_advantages_match_a_loop(rewards):
   np.testing.assert_allclose(leave_one_out(rewards), slow_leave_one_out(rewards), atol=1e-5)
   for scale in ("group", "batch", "none"):
-    found = group(rewards, scale=scale)
-    np.testing.assert_allclose(found, slow_group(rewards, scale), rtol=1e-4, atol=1e-5)
+    result = group(rewards, scale=scale)
+    np.testing.assert_allclose(result, slow_group(rewards, scale), rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(group(rewards), group(rewards, scale="group", epsilon=1e-4))
 
 
-def test_a_lone_reward_counts_in_the_batch():
+def test_single_reward_of_a_prompt_counts_in_the_batch():
   lone = np.float32([[9.0, np.nan], [1.0, 2.0]])
-  found = group(lone, scale="batch")
+  result = group(lone, scale="batch")
   np.testing.assert_allclose(
-    found, [[0, 0], np.float64([-0.5, 0.5]) / (np.std([9, 1, 2], ddof=1) + 1e-4)], rtol=1e-5
+    result, [[0, 0], np.float64([-0.5, 0.5]) / (np.std([9, 1, 2], ddof=1) + 1e-4)], rtol=1e-5
   )
 
 
 def test_leave_one_out_is_the_scaled_distance_from_the_mean():
-  found = leave_one_out(REWARDS)
-  np.testing.assert_allclose(found.sum(-1), np.zeros(B), atol=1e-5)
-  centred = REWARDS - REWARDS.mean(-1, keepdims=True)
-  np.testing.assert_allclose(found, N / (N - 1) * centred, rtol=1e-4, atol=1e-5)
+  result = leave_one_out(REWARDS)
+  np.testing.assert_allclose(result.sum(-1), np.zeros(B), atol=1e-5)
+  centered = REWARDS - REWARDS.mean(-1, keepdims=True)
+  np.testing.assert_allclose(result, N / (N - 1) * centered, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.5, 100), st.floats(-1000, 1000))
-def test_group_advantages_know_no_unit(slope, shift):
-  found = group(np.float32(slope * np.float64(REWARDS) + shift))
-  np.testing.assert_allclose(found, group(REWARDS), atol=1e-3)
+def test_group_advantages_do_not_depend_on_scale_and_shift(slope, shift):
+  result = group(np.float32(slope * np.float64(REWARDS) + shift))
+  np.testing.assert_allclose(result, group(REWARDS), atol=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e4, -1e4, 1e8])
@@ -125,58 +125,58 @@ def test_one_sample_has_no_advantage():
     np.testing.assert_array_equal(group(REWARDS[:, :1], scale=scale), 0)
 
 
-def test_estimators_equal_the_formulas():
+def test_kl_estimators_match_the_formulas():
   ratio = np.float64(LOG_PROBS) - REFERENCE
   expected = {"k1": ratio, "k2": ratio**2 / 2, "k3": np.exp(-ratio) + ratio - 1}
   for estimator, values in expected.items():
-    found = kl(LOG_PROBS, REFERENCE, estimator=estimator)
-    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7)
+    result = kl(LOG_PROBS, REFERENCE, estimator=estimator)
+    np.testing.assert_allclose(result, values, rtol=1e-4, atol=1e-7)
   np.testing.assert_array_equal(kl(LOG_PROBS, REFERENCE), kl(LOG_PROBS, REFERENCE, estimator="k3"))
   slope = jax.grad(lambda p, r: kl(p, r).sum(), (0, 1))(LOG_PROBS, REFERENCE)
   np.testing.assert_allclose(slope[0], 1 - np.exp(-ratio), rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(slope[1], np.zeros((B, T)))
 
 
-def test_k3_keeps_its_digits_and_stays_finite():
+def test_k3_is_accurate_near_0_and_finite_far_from_it():
   ratio = np.concatenate([np.logspace(-6, 1.5, 200), -np.logspace(-6, 1.5, 200)])
   ratio = ratio.astype(np.float32)
   wide = np.float64(ratio)
   exact = np.where(np.abs(wide) < 1e-4, wide**2 / 2 - wide**3 / 6, np.expm1(-wide) + wide)
-  found = kl(ratio, ratio * 0)
-  np.testing.assert_allclose(found, exact, rtol=5e-5)
-  assert np.all(found >= 0)
+  result = kl(ratio, ratio * 0)
+  np.testing.assert_allclose(result, exact, rtol=5e-5)
+  assert np.all(result >= 0)
   value, slope = jax.vmap(jax.value_and_grad(kl), (0, None))(np.float32([1e4, -1e4]), 0.0)
   assert np.isfinite(value).all() and np.isfinite(slope).all()
   np.testing.assert_array_equal(np.sign(slope), [1, -1])
 
 
-def test_estimators_are_unbiased():
+def test_k1_and_k3_are_unbiased():
   logits = jax.random.normal(jax.random.key(0), (2, 8))
   policy, reference = jax.nn.log_softmax(logits)
   tokens = jax.random.categorical(jax.random.key(1), policy, shape=(20_000,))
   truth = float(jnp.sum(jnp.exp(policy) * (policy - reference)))
   for estimator in ("k1", "k3"):
-    found = np.asarray(kl(policy[tokens], reference[tokens], estimator=estimator))
-    assert abs(found.mean() - truth) < 3 * found.std() / np.sqrt(len(found))
+    result = np.asarray(kl(policy[tokens], reference[tokens], estimator=estimator))
+    assert abs(result.mean() - truth) < 3 * result.std() / np.sqrt(len(result))
 
 
-def test_penalised_rewards():
+def test_penalized_rewards_match_a_loop():
   rewards = REWARDS[:, 0]
   expected = [
     r - 0.05 * sum(np.float64(lp[m]) - ref[m])
     for r, lp, ref, m in zip(rewards, LOG_PROBS, REFERENCE, MASK)
   ]
   hidden = np.where(MASK, LOG_PROBS, -np.inf)
-  found = penalised(rewards, hidden, np.where(MASK, REFERENCE, -np.inf), MASK)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-  slope = jax.grad(lambda r, lp: penalised(r, lp, REFERENCE, MASK).sum(), (0, 1))(rewards, hidden)
+  result = penalized(rewards, hidden, np.where(MASK, REFERENCE, -np.inf), MASK)
+  np.testing.assert_allclose(result, expected, rtol=1e-5)
+  slope = jax.grad(lambda r, lp: penalized(r, lp, REFERENCE, MASK).sum(), (0, 1))(rewards, hidden)
   assert not np.any(slope[0]) and not np.any(slope[1])
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_clipped_loss_equals_the_loop(level):
+def test_clipped_loss_matches_a_loop(level):
   for low, high, coefficient in ((0.2, None, 0.0), (0.1, 0.3, 0.5)):
-    found = clipped(
+    result = clipped(
       LOG_PROBS,
       OLD,
       ADVANTAGES,
@@ -188,13 +188,13 @@ def test_clipped_loss_equals_the_loop(level):
       kl_coefficient=coefficient,
     )
     expected = slow_clipped(level, low, low if high is None else high, coefficient)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
   plain = clipped(LOG_PROBS, OLD, ADVANTAGES, MASK, level=level)
   np.testing.assert_allclose(plain, slow_clipped(level, 0.2, 0.2, 0.0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_hidden_tokens_and_frozen_arguments(level):
+def test_masked_tokens_and_frozen_arguments_get_no_gradient(level):
   slope = clipped_slope(level)
   value, (mine, old, advantages, reference) = slope(LOG_PROBS, OLD, ADVANTAGES, REFERENCE)
   assert not np.any(old) and not np.any(advantages) and not np.any(reference)
@@ -214,7 +214,7 @@ def test_extreme_ratios_are_finite(level, gap):
 
 
 def test_on_policy_the_clipped_loss_is_reinforce():
-  """Value -A, and REINFORCE's gradient over the number of tokens."""
+  """The value is -A and the gradient is REINFORCE's divided by the number of tokens."""
   np.testing.assert_allclose(
     clipped(LOG_PROBS, LOG_PROBS, ADVANTAGES, MASK), [*-ADVANTAGES[:3], 0], rtol=1e-6
   )
@@ -226,14 +226,14 @@ def test_on_policy_the_clipped_loss_is_reinforce():
   np.testing.assert_allclose(expected, -ADVANTAGES[:, None] * MASK / count, rtol=1e-6)
 
 
-def test_what_an_empty_mask_gives():
+def test_clipped_loss_of_an_empty_mask():
   empty = np.zeros_like(MASK)
   for level, expected in (("token", 0 * ADVANTAGES), *((x, -ADVANTAGES) for x in LEVELS[1:])):
-    found = clipped(LOG_PROBS, OLD, ADVANTAGES, empty, level=level)
-    np.testing.assert_array_equal(found, expected)
+    result = clipped(LOG_PROBS, OLD, ADVANTAGES, empty, level=level)
+    np.testing.assert_array_equal(result, expected)
 
 
-def test_clipping_stops_the_gradient_where_the_ratio_has_gained_enough():
+def test_clipping_stops_the_gradient_beyond_the_bounds():
   old = np.zeros((4, 1), np.float32)
   log_probs = np.log(np.float32([[1.3], [0.7], [1.3], [0.7]]))
   advantages = np.float32([1, 1, -1, -1])
@@ -241,7 +241,7 @@ def test_clipping_stops_the_gradient_where_the_ratio_has_gained_enough():
   np.testing.assert_allclose(slope[:, 0], [0, -0.7, 1.3, 0], rtol=1e-5)
 
 
-def test_reinforce():
+def test_reinforce_loss_matches_a_loop():
   expected = [-a * np.float64(lp[m]).sum() for a, lp, m in zip(ADVANTAGES, LOG_PROBS, MASK)]
   np.testing.assert_allclose(reinforce(LOG_PROBS, ADVANTAGES, MASK), expected, rtol=1e-5, atol=1e-7)
   slope = jax.grad(lambda a: reinforce(LOG_PROBS, a, MASK).sum())(ADVANTAGES)
@@ -254,9 +254,9 @@ def test_half_precision_and_vmap():
   wide = tuple(x.astype(jnp.float32) for x in half)
   for level in LEVELS:
     loss = functools.partial(clipped, level=level)
-    found = loss(*half, MASK)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, loss(*wide, MASK), rtol=1e-5)
+    result = loss(*half, MASK)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, loss(*wide, MASK), rtol=1e-5)
     mapped = jax.vmap(loss)(LOG_PROBS, OLD, ADVANTAGES, MASK)
     np.testing.assert_allclose(mapped, loss(LOG_PROBS, OLD, ADVANTAGES, MASK), rtol=1e-5)
   for advantages in (leave_one_out, group):

@@ -42,7 +42,7 @@ def log_ratios(pairs):
 
 
 def slow(name, pairs, beta, smoothing=0.0):
-  """The formulas as the specification writes them."""
+  """The formulas of the papers."""
   chosen, rejected = log_ratios(pairs)
   delta = chosen - rejected
   if name == "dpo_loss":
@@ -56,7 +56,7 @@ def slow(name, pairs, beta, smoothing=0.0):
 
 
 @pytest.mark.parametrize("name", REFERENCED)
-def test_losses_of_the_margin_equal_the_formulas(name):
+def test_losses_match_the_formulas(name):
   smoothed = name in ("dpo_loss", "robust_dpo_loss")
   for beta in (0.1, 0.7):
     for smoothing in (0.0, 0.3) if smoothed else (0.0,):
@@ -75,7 +75,7 @@ def test_defaults():
     np.testing.assert_allclose(jitted[name](*PAIRS), expected, rtol=1e-5)
 
 
-def test_a_policy_that_is_its_reference():
+def test_losses_of_a_policy_equal_to_its_reference():
   same = (PAIRS[0], PAIRS[1], PAIRS[0], PAIRS[1])
   np.testing.assert_allclose(jitted["dpo_loss"](*same), np.full(B, np.log(2)), rtol=1e-6)
   np.testing.assert_allclose(jitted["ipo_loss"](*same, beta=0.2), np.full(B, 1 / 0.16), rtol=1e-6)
@@ -84,27 +84,27 @@ def test_a_policy_that_is_its_reference():
 
 
 @pytest.mark.parametrize("name", REFERENCED)
-def test_a_constant_on_both_responses_is_nothing(name):
+def test_adding_a_constant_to_both_responses_changes_nothing(name):
   moved = (PAIRS[0] + 8, PAIRS[1] + 8, *PAIRS[2:])
   np.testing.assert_allclose(jitted[name](*moved), jitted[name](*PAIRS), rtol=1e-5, atol=1e-5)
 
 
-def test_half_smoothing_does_not_know_the_better_one():
+def test_label_smoothing_of_one_half_is_symmetric_in_the_pair():
   swapped = (PAIRS[1], PAIRS[0], PAIRS[3], PAIRS[2])
   loss = jitted["dpo_loss"]
-  found = loss(*PAIRS, label_smoothing=0.5)
-  np.testing.assert_allclose(found, loss(*swapped, label_smoothing=0.5), rtol=1e-6)
+  result = loss(*PAIRS, label_smoothing=0.5)
+  np.testing.assert_allclose(result, loss(*swapped, label_smoothing=0.5), rtol=1e-6)
 
 
 def test_robust_loss_is_unbiased_under_flips():
   rate = 0.2
   flipped = (PAIRS[1], PAIRS[0], PAIRS[3], PAIRS[2])
-  kept, lost = (jitted["robust_dpo_loss"](*x, label_smoothing=rate) for x in (PAIRS, flipped))
-  mean = (1 - rate) * kept + rate * lost
+  clean, noisy = (jitted["robust_dpo_loss"](*x, label_smoothing=rate) for x in (PAIRS, flipped))
+  mean = (1 - rate) * clean + rate * noisy
   np.testing.assert_allclose(mean, jitted["dpo_loss"](*PAIRS), rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_of_dpo():
+def test_gradient_of_dpo_matches_the_closed_form():
   beta, smoothing = 0.3, 0.1
   chosen, rejected, *reference = slopes["dpo_loss"](*PAIRS, beta=beta, label_smoothing=smoothing)
   ratios = log_ratios(PAIRS)
@@ -122,35 +122,35 @@ def test_no_gradient_reaches_the_reference(name):
     np.testing.assert_array_equal(slope, np.zeros(B))
 
 
-def test_the_kink_of_the_hinge_has_no_slope():
+def test_hinge_has_gradient_0_at_its_kink():
   at_kink = np.float32([8.0]), np.float32([0.0]), np.zeros(1, np.float32), np.zeros(1, np.float32)
   for slope in slopes["hinge_loss"](*at_kink, beta=0.125):
     np.testing.assert_array_equal(slope, [0])
 
 
-def test_a_free_reference_is_not_looked_at():
+def test_reference_free_ignores_the_reference():
   hidden = (*PAIRS[:2], PAIRS[2] * np.nan, PAIRS[3] * np.nan)
   zeros = (*PAIRS[:2], PAIRS[2] * 0, PAIRS[3] * 0)
-  found = jitted["dpo_loss"](*hidden, reference_free=True)
-  np.testing.assert_array_equal(found, jitted["dpo_loss"](*zeros))
+  result = jitted["dpo_loss"](*hidden, reference_free=True)
+  np.testing.assert_array_equal(result, jitted["dpo_loss"](*zeros))
 
 
-def test_ipo_by_length():
+def test_ipo_with_lengths_matches_the_formula():
   chosen, rejected = log_ratios(PAIRS)
   lengths = (np.maximum(x, 1) for x in LENGTHS)
   expected = (chosen / next(lengths) - rejected / next(lengths) - 5.0) ** 2
-  found = jitted["ipo_loss"](*PAIRS, chosen_lengths=LENGTHS[0], rejected_lengths=LENGTHS[1])
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  result = jitted["ipo_loss"](*PAIRS, chosen_lengths=LENGTHS[0], rejected_lengths=LENGTHS[1])
+  np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
-def test_simpo():
+def test_simpo_matches_the_formula():
   chosen, rejected = (np.asarray(x, np.float64) / np.maximum(n, 1) for x, n in zip(PAIRS, LENGTHS))
   loss = jitted["simpo_loss"]
   for beta, margin, smoothing in ((2.0, 1.0, 0.0), (1.5, 0.3, 0.2)):
     z = beta * (chosen - rejected) - margin
     expected = -(1 - smoothing) * log_sigmoid(z) - smoothing * log_sigmoid(-z)
-    found = loss(*PAIRS[:2], *LENGTHS, beta=beta, margin=margin, label_smoothing=smoothing)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = loss(*PAIRS[:2], *LENGTHS, beta=beta, margin=margin, label_smoothing=smoothing)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(
     loss(*PAIRS[:2], *LENGTHS), loss(*PAIRS[:2], *LENGTHS, beta=2.0, margin=1.0), rtol=1e-6
   )
@@ -158,9 +158,9 @@ def test_simpo():
 
 def test_simpo_of_equal_lengths_is_dpo_without_a_reference():
   length = np.full(B, 4)
-  found = jitted["simpo_loss"](*PAIRS[:2], length, length, beta=2.0, margin=0.0)
+  result = jitted["simpo_loss"](*PAIRS[:2], length, length, beta=2.0, margin=0.0)
   expected = jitted["dpo_loss"](*PAIRS, beta=0.5, reference_free=True)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def test_implicit_reward():
@@ -169,9 +169,9 @@ def test_implicit_reward():
   slope = jax.grad(lambda p, r: reward(p, r).sum(), (0, 1))(PAIRS[0], PAIRS[2])
   np.testing.assert_allclose(slope[0], np.full(B, 0.1), rtol=1e-6)
   np.testing.assert_array_equal(slope[1], np.zeros(B))
-  # DPO is Bradley and Terry's loss of it.
-  found = losses.bradley_terry_loss(reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3]))
-  np.testing.assert_allclose(found, jitted["dpo_loss"](*PAIRS), rtol=1e-5)
+  # DPO is the Bradley-Terry loss of the implicit reward.
+  result = losses.bradley_terry_loss(reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3]))
+  np.testing.assert_allclose(result, jitted["dpo_loss"](*PAIRS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFERENCED)
@@ -190,16 +190,16 @@ def test_half_precision_is_cast_and_settings_may_be_traced():
   wide = tuple(x.astype(jnp.float32) for x in half)
   betas = jnp.array([0.05, 0.1, 1.0])
   for name in REFERENCED:
-    found = jitted[name](*half)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, jitted[name](*wide), rtol=1e-6)
+    result = jitted[name](*half)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, jitted[name](*wide), rtol=1e-6)
     mapped = jax.vmap(lambda beta, f=jitted[name]: f(*PAIRS, beta=beta))(betas)
     one_by_one = [jitted[name](*PAIRS, beta=beta) for beta in betas]
     np.testing.assert_allclose(mapped, np.stack(one_by_one), rtol=1e-5)
 
 
 def test_masked_tokens_change_nothing():
-  """The whole way from tokens, with infinities where the mask hides them."""
+  """From tokens to loss, with infinities where the mask is 0."""
   tokens = -RNG.random((4, B, 5)).astype(np.float32)
   mask = RNG.random((B, 5)) < 0.6
 

@@ -21,7 +21,7 @@ plackett_luce = jax.jit(losses.plackett_luce_loss)
 
 
 def slow_rrhf(scores, rewards, totals=None, weight=1.0):
-  found = []
+  values = []
   for row in range(len(scores)):
     total = 0.0
     for i, j in itertools.product(range(K), range(K)):
@@ -29,54 +29,56 @@ def slow_rrhf(scores, rewards, totals=None, weight=1.0):
         total += max(0.0, float(scores[row, i]) - float(scores[row, j]))
     if totals is not None:
       total -= weight * totals[row, list(rewards[row]).index(max(rewards[row]))]
-    found.append(total)
-  return found
+    values.append(total)
+  return values
 
 
 def slow_plackett_luce(scores, mask):
-  """Minus the logarithm of the product of the choices."""
-  found = []
-  for row, there in zip(np.float64(scores), mask):
-    left = np.exp(row[there] - row[there].max(initial=0.0))
-    found.append(-sum(np.log(left[i] / left[i:].sum()) for i in range(len(left))))
-  return found
+  """Minus the logarithm of the product of the choice probabilities."""
+  values = []
+  for row, exists in zip(np.float64(scores), mask):
+    left = np.exp(row[exists] - row[exists].max(initial=0.0))
+    values.append(-sum(np.log(left[i] / left[i:].sum()) for i in range(len(left))))
+  return values
 
 
-def test_bradley_terry_equals_the_formula():
+def test_bradley_terry_matches_the_formula():
   chosen, rejected = np.float64(SCORES[:, 0]), np.float64(SCORES[:, 1])
   margins = RNG.random(B).astype(np.float32)
   for margin, coefficient in ((None, 0.0), (0.7, 0.01), (margins, 0.0)):
-    found = bradley_terry(SCORES[:, 0], SCORES[:, 1], margin=margin, center_coefficient=coefficient)
+    result = bradley_terry(
+      SCORES[:, 0], SCORES[:, 1], margin=margin, center_coefficient=coefficient
+    )
     gap = chosen - rejected - (0 if margin is None else margin)
     expected = np.logaddexp(0, -gap) + coefficient * (chosen + rejected) ** 2
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
-def test_only_centring_sees_a_shift():
+def test_shift_of_both_rewards_changes_only_the_centering_term():
   pair, shifted = SCORES[:, :2].T, SCORES[:, :2].T + 3
   np.testing.assert_allclose(bradley_terry(*shifted), bradley_terry(*pair), rtol=1e-5)
-  centred = (bradley_terry(*x, center_coefficient=0.1) for x in (shifted, pair))
-  assert np.all(np.abs(next(centred) - next(centred)) > 0.1)
+  centered = (bradley_terry(*x, center_coefficient=0.1) for x in (shifted, pair))
+  assert np.all(np.abs(next(centered) - next(centered)) > 0.1)
 
 
-def test_slic_is_a_hinge_and_a_likelihood():
+def test_slic_is_a_hinge_plus_a_likelihood():
   chosen, rejected, target = TOTALS[:, 0], TOTALS[:, 1], TOTALS[:, 2]
   hinge = np.maximum(0, 1 - np.float64(chosen) + rejected)
   np.testing.assert_allclose(slic(chosen, rejected), hinge, rtol=1e-5, atol=1e-6)
-  found = slic(chosen, rejected, margin=2.5, target_log_probs=target, target_weight=0.3)
+  result = slic(chosen, rejected, margin=2.5, target_log_probs=target, target_weight=0.3)
   expected = np.maximum(0, 2.5 - np.float64(chosen) + rejected) - 0.3 * target
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
   slope = jax.grad(lambda c: losses.slic_loss(c, 0.0, margin=1.0))(1.0)
   assert slope == 0
 
 
-def test_rrhf_equals_the_loop():
+def test_rrhf_matches_a_loop():
   np.testing.assert_allclose(rrhf(SCORES, REWARDS), slow_rrhf(SCORES, REWARDS), rtol=1e-5)
-  found = rrhf(SCORES, REWARDS, sequence_log_probs=TOTALS, nll_weight=0.4)
-  np.testing.assert_allclose(found, slow_rrhf(SCORES, REWARDS, TOTALS, 0.4), rtol=1e-5)
+  result = rrhf(SCORES, REWARDS, sequence_log_probs=TOTALS, nll_weight=0.4)
+  np.testing.assert_allclose(result, slow_rrhf(SCORES, REWARDS, TOTALS, 0.4), rtol=1e-5)
 
 
-def test_rrhf_of_equal_rewards_and_of_the_right_order_costs_nothing():
+def test_rrhf_of_equal_rewards_and_of_the_right_order_is_0():
   np.testing.assert_array_equal(rrhf(SCORES, REWARDS * 0), np.zeros(B))
   np.testing.assert_array_equal(rrhf(SCORES, SCORES), np.zeros(B))
   first = rrhf(SCORES, REWARDS * 0, sequence_log_probs=TOTALS)
@@ -85,24 +87,24 @@ def test_rrhf_of_equal_rewards_and_of_the_right_order_costs_nothing():
   np.testing.assert_array_equal(slope, np.zeros((B, K)))
 
 
-def test_plackett_luce_equals_the_product_of_choices():
+def test_plackett_luce_matches_the_product_of_choices():
   mask = np.arange(K) < np.array([4, 3, 2, 1, 0])[:, None]
   everything = np.ones((B, K), bool)
   expected = slow_plackett_luce(SCORES, everything)
   np.testing.assert_allclose(plackett_luce(SCORES), expected, rtol=1e-5)
   for bad in (0.0, np.nan, np.inf, 1e4):
     hidden = np.where(mask, SCORES, bad).astype(np.float32)
-    found, slope = jax.jit(
+    result, slope = jax.jit(
       jax.value_and_grad(lambda s: losses.plackett_luce_loss(s, mask=mask).sum())
     )(hidden)
-    np.testing.assert_allclose(found, sum(slow_plackett_luce(SCORES, mask)), rtol=1e-5)
+    np.testing.assert_allclose(result, sum(slow_plackett_luce(SCORES, mask)), rtol=1e-5)
     assert np.isfinite(slope).all() and not np.any(slope[~mask])
   assert not np.any(plackett_luce(SCORES, mask=mask)[3:])
 
 
 def test_plackett_luce_of_two_is_bradley_terry():
-  found = plackett_luce(SCORES[:, :2])
-  np.testing.assert_allclose(found, bradley_terry(*SCORES[:, :2].T), rtol=1e-5)
+  result = plackett_luce(SCORES[:, :2])
+  np.testing.assert_allclose(result, bradley_terry(*SCORES[:, :2].T), rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -133,9 +135,9 @@ def test_half_precision_and_vmap():
     lambda s: slic(s[..., 0], s[..., 1]),
     lambda s: rrhf(s, SCORES[0]) if s.ndim == 1 else rrhf(s, np.tile(SCORES[0], (B, 1))),
   ):
-    found = loss(half)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, loss(half.astype(jnp.float32)), rtol=1e-5)
+    result = loss(half)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, loss(half.astype(jnp.float32)), rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(loss)(SCORES), loss(SCORES), rtol=1e-5, atol=1e-6)
 
 

@@ -43,7 +43,7 @@ def all_three(foreground, masks, valid, proportion):
   )
 
 
-def test_equals_a_slow_loop(batch):
+def test_losses_match_a_slow_loop(batch):
   got = np.asarray(all_three(*batch))
   np.testing.assert_allclose(got, slow(*batch), rtol=1e-5, atol=1e-6)
   assert np.all(got[:, 0] >= 0) and np.all(got[:, 1] <= np.log(2) + 1e-6)
@@ -73,7 +73,7 @@ def test_kl_and_its_gradient_vanish_at_the_predicted_share(batch):
   assert abs(value) < 1e-6 and np.all(np.abs(grad) < 1e-6)
 
 
-def test_a_task_without_valid_pixel_costs_nothing():
+def test_task_without_valid_pixels_has_no_loss():
   empty = jnp.full((1, 1, 2, 2), 255)
   value, grad = jax.jit(
     jax.value_and_grad(lambda p: all_three(p, empty, 0 * empty, jnp.ones(1)).sum())
@@ -96,7 +96,7 @@ def test_saturated_pixels_stay_finite_under_jit(probability, share):
     assert np.all(np.isfinite(grads[0])) and np.all(np.isfinite(grads[1]))
 
 
-def test_gradients_against_finite_differences(batch):
+def test_gradients_match_finite_differences(batch):
   foreground, masks, valid, proportion = batch
   with jax.enable_x64(True):
     for i in range(3):

@@ -9,16 +9,16 @@ WEAK = jnp.array([[9.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0], [4.0, 4.0, 
 STRONG = jnp.array([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [0.5, 0.0, -1.0], [2.0, 0.0, 1.0]])
 
 
-def test_sure_rows_cost_the_cross_entropy_to_the_guess():
-  found = fixmatch_loss(STRONG, WEAK)
+def test_confident_rows_get_the_cross_entropy_to_the_guess():
+  result = fixmatch_loss(STRONG, WEAK)
   log_probs = np.asarray(jax.nn.log_softmax(STRONG))
-  np.testing.assert_allclose(found, [-log_probs[0, 0], 0.0, -log_probs[2, 2], 0.0], rtol=1e-6)
+  np.testing.assert_allclose(result, [-log_probs[0, 0], 0.0, -log_probs[2, 2], 0.0], rtol=1e-6)
 
 
-def test_ties_go_to_the_first_class_and_the_threshold_counts():
-  found = jax.jit(fixmatch_loss)(STRONG, WEAK, threshold=0.4)
+def test_ties_go_to_the_first_class_and_the_threshold_applies():
+  result = jax.jit(fixmatch_loss)(STRONG, WEAK, threshold=0.4)
   log_probs = np.asarray(jax.nn.log_softmax(STRONG))
-  np.testing.assert_allclose(found, -log_probs[[0, 1, 2, 3], [0, 1, 2, 0]], rtol=1e-6)
+  np.testing.assert_allclose(result, -log_probs[[0, 1, 2, 3], [0, 1, 2, 0]], rtol=1e-6)
 
 
 def test_no_gradient_reaches_the_weak_view():
@@ -36,9 +36,9 @@ def test_extreme_logits_are_finite(scale):
 
 
 def test_half_precision_leading_axes_and_errors():
-  found = fixmatch_loss(STRONG[None].astype(jnp.bfloat16), WEAK[None].astype(jnp.bfloat16))
-  assert found.shape == (1, 4) and found.dtype == jnp.float32
-  np.testing.assert_allclose(found[0], fixmatch_loss(STRONG, WEAK), rtol=1e-2)
+  result = fixmatch_loss(STRONG[None].astype(jnp.bfloat16), WEAK[None].astype(jnp.bfloat16))
+  assert result.shape == (1, 4) and result.dtype == jnp.float32
+  np.testing.assert_allclose(result[0], fixmatch_loss(STRONG, WEAK), rtol=1e-2)
   with pytest.raises(ValueError, match="threshold"):
     fixmatch_loss(STRONG, WEAK, threshold=1.5)
   with pytest.raises(AssertionError):

@@ -22,16 +22,16 @@ log1mexp = jax.jit(sequence.log1mexp)
 
 
 def slow_log_probs(logits, tokens):
-  """One token after the other, in double precision."""
-  found = np.zeros(tokens.shape)
+  """One token at a time, in double precision."""
+  values = np.zeros(tokens.shape)
   for index in np.ndindex(*tokens.shape):
     scores = np.asarray(logits[index], np.float64)
     log_total = scores.max() + np.log(np.sum(np.exp(scores - scores.max())))
-    found[index] = scores[tokens[index]] - log_total
-  return found
+    values[index] = scores[tokens[index]] - log_total
+  return values
 
 
-def test_token_log_probs_equal_the_loop():
+def test_token_log_probs_match_a_loop():
   expected = slow_log_probs(LOGITS, TOKENS)
   np.testing.assert_allclose(token_log_probs(LOGITS, TOKENS), expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(token_log_probs(LOGITS[0, 0], TOKENS[0, 0]), expected[0, 0], rtol=1e-5)
@@ -43,18 +43,18 @@ def test_gradient_is_one_hot_minus_probabilities():
   np.testing.assert_allclose(slope, expected, atol=1e-6)
 
 
-def test_a_causal_model_predicts_the_next_token():
-  found = causal(LOGITS, TOKENS)
-  np.testing.assert_array_equal(found[:, 0], 0)
+def test_causal_log_probs_are_those_of_the_next_token():
+  result = causal(LOGITS, TOKENS)
+  np.testing.assert_array_equal(result[:, 0], 0)
   expected = slow_log_probs(LOGITS[:, :-1], TOKENS[:, 1:])
-  np.testing.assert_allclose(found[:, 1:], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(result[:, 1:], expected, rtol=1e-5, atol=1e-6)
   # The last logits predict nothing, and a sequence of one token has no prediction at all.
   slope = jax.grad(lambda z: causal(z, TOKENS).sum())(LOGITS)
   np.testing.assert_array_equal(slope[:, -1], 0)
   np.testing.assert_array_equal(causal(LOGITS[:, :1], TOKENS[:, :1]), np.zeros((B, 1)))
 
 
-def test_masked_sum_and_mean():
+def test_masked_sum_and_mean_match_a_loop():
   values = slow_log_probs(LOGITS, TOKENS)
   total = np.array([sum(v for v, m in zip(*rows) if m) for rows in zip(values, MASK)])
   mean = total / np.array([3, 1, 5])
@@ -67,17 +67,17 @@ def test_masked_sum_and_mean():
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
-def test_what_the_mask_hides_reaches_nothing(bad):
+def test_masked_tokens_affect_neither_value_nor_gradient(bad):
   slope = jax.jit(
     jax.value_and_grad(lambda x: sequence.sequence_log_prob(x, MASK, normalize_length=True).sum())
   )
   values = np.asarray(token_log_probs(LOGITS, TOKENS))
-  for found, expected in zip(slope(np.where(MASK, values, bad)), slope(values)):
-    np.testing.assert_array_equal(found, expected)
+  for result, expected in zip(slope(np.where(MASK, values, bad)), slope(values)):
+    np.testing.assert_array_equal(result, expected)
   slope = jax.jit(jax.value_and_grad(lambda z: sequence.sequence_nll(z, TOKENS, MASK).sum()))
   hidden = np.where(MASK[..., None], LOGITS, bad).astype(np.float32)
-  for found, expected in zip(slope(hidden), slope(LOGITS)):
-    np.testing.assert_array_equal(found, expected)
+  for result, expected in zip(slope(hidden), slope(LOGITS)):
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_tokens_outside_the_vocabulary_are_nan_until_masked():
@@ -85,7 +85,7 @@ def test_tokens_outside_the_vocabulary_are_nan_until_masked():
   np.testing.assert_array_equal(np.isnan(token_log_probs(LOGITS, tokens)), ~MASK)
   np.testing.assert_array_equal(np.isnan(token_log_probs(LOGITS, np.where(MASK, TOKENS, V))), ~MASK)
   np.testing.assert_allclose(nll(LOGITS, tokens, MASK), nll(LOGITS, TOKENS, MASK), rtol=1e-6)
-  # The number of tokens does not fit into the type of small ones.
+  # The vocabulary size, 256, does not fit into the type of the tokens.
   wide = np.zeros((2, 256), np.float32)
   np.testing.assert_allclose(
     token_log_probs(wide, np.uint8([0, 255])), np.full(2, -np.log(256)), rtol=1e-6
@@ -103,16 +103,16 @@ def test_extreme_logits(scale):
   assert np.isfinite(slope).all()
 
 
-def test_half_precision_accumulates_in_single():
+def test_half_precision_accumulates_in_float32():
   half = jnp.asarray(LOGITS, jnp.bfloat16)
-  found = nll(half, TOKENS, MASK)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, nll(half.astype(jnp.float32), TOKENS, MASK), rtol=1e-6)
+  result = nll(half, TOKENS, MASK)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, nll(half.astype(jnp.float32), TOKENS, MASK), rtol=1e-6)
   ones = jnp.ones((1, 1000), jnp.bfloat16)
   assert float(log_prob(ones, np.ones((1, 1000)))[0]) == 1000.0
 
 
-def test_segments_equal_the_loop():
+def test_segments_match_a_loop():
   ids = np.array([[0, 0, 1, -1, 3], [2, 5, -7, 2, 2], [1, 1, 1, 1, 1]])
   values = RNG.normal(size=(B, T)).astype(np.float32)
   expected = np.zeros((B, 4))
@@ -125,7 +125,7 @@ def test_segments_equal_the_loop():
   np.testing.assert_array_equal(slope, ids == 1)
 
 
-def test_log1mexp_has_all_digits():
+def test_log1mexp_is_accurate_to_all_digits():
   x = -np.concatenate([np.logspace(-30, 2, 60), [np.log(2.0), 1e4]]).astype(np.float32)
   wide = np.asarray(x, np.float64)
   with np.errstate(divide="ignore"):
@@ -140,15 +140,15 @@ def test_log1mexp_has_all_digits():
 @given(st.floats(-50, -1e-6))
 def test_log1mexp_is_its_own_inverse(x):
   x = float(np.float32(x))
-  there = float(log1mexp(x))
-  if there < -1e-30:
-    # How far back the rounding of the first result leads.
-    slack = 1e-5 * abs(x) + 2e-6 * abs(there) * np.exp(there - x)
-    assert abs(float(log1mexp(there)) - x) <= slack
+  once = float(log1mexp(x))
+  if once < -1e-30:
+    # The effect of rounding the first result.
+    slack = 1e-5 * abs(x) + 2e-6 * abs(once) * np.exp(once - x)
+    assert abs(float(log1mexp(once)) - x) <= slack
 
 
 def chunked_and_whole(dtype, shape, vocabulary, chunk_size):
-  """Value and gradient of the chunked sum and of the whole one, compiled, and their arguments."""
+  """Compiled values and gradients of the chunked and the unchunked sum, and their arguments."""
   keys = jax.random.split(jax.random.key(0), 4)
   hidden = jax.random.normal(keys[0], shape, dtype)
   kernel = jax.random.normal(keys[1], (shape[-1], vocabulary), dtype)
@@ -157,12 +157,12 @@ def chunked_and_whole(dtype, shape, vocabulary, chunk_size):
 
   def whole(hidden, kernel):
     logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-    found = sequence.token_log_probs(logits, tokens)
-    return jnp.sum(weights * found), found
+    result = sequence.token_log_probs(logits, tokens)
+    return jnp.sum(weights * result), result
 
   def chunked(hidden, kernel):
-    found = sequence.chunked_token_log_probs(hidden, kernel, tokens, chunk_size=chunk_size)
-    return jnp.sum(weights * found), found
+    result = sequence.chunked_token_log_probs(hidden, kernel, tokens, chunk_size=chunk_size)
+    return jnp.sum(weights * result), result
 
   compiled = (
     jax.jit(jax.value_and_grad(fn, argnums=(0, 1), has_aux=True)).lower(hidden, kernel).compile()
@@ -179,19 +179,21 @@ def chunked_and_whole(dtype, shape, vocabulary, chunk_size):
     (jnp.bfloat16, 4, 1e-2),
   ],
 )
-def test_chunks_equal_the_whole(dtype, chunk_size, tolerance):
+def test_chunked_log_probs_match_the_unchunked_ones(dtype, chunk_size, tolerance):
   chunked, whole, *arguments = chunked_and_whole(dtype, (2, 8, 6), 11, chunk_size)
-  (found, slopes), (expected, wanted) = chunked(*arguments), whole(*arguments)
-  assert found[1].shape == (2, 8) and found[1].dtype == jnp.float32
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+  (result, slopes), (expected, wanted) = chunked(*arguments), whole(*arguments)
+  assert result[1].shape == (2, 8) and result[1].dtype == jnp.float32
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), result, expected
+  )
   for slope, want, argument in zip(slopes, wanted, arguments):
     assert slope.dtype == argument.dtype
     slope, want = (np.asarray(x, np.float32) for x in (slope, want))
     np.testing.assert_allclose(slope, want, atol=tolerance * np.abs(want).max())
 
 
-def test_kernel_gradient_is_summed_in_single_precision():
-  """A hundred chunks of a half-precision kernel: a half-precision sum would lose whole percents."""
+def test_kernel_gradient_is_summed_in_float32():
+  """With many chunks of a half-precision kernel, a half-precision sum would be off by percents."""
   hidden = jnp.ones((400, 1), jnp.bfloat16)
   kernel, tokens = jnp.zeros((1, 2), jnp.bfloat16), jnp.zeros(400, int)
 
@@ -201,14 +203,14 @@ def test_kernel_gradient_is_summed_in_single_precision():
   np.testing.assert_array_equal(jax.jit(jax.grad(loss))(kernel), [[200, -200]])
 
 
-def test_chunks_take_a_quarter_of_the_memory():
+def test_chunks_take_at_most_a_quarter_of_the_memory():
   chunked, whole, *_ = chunked_and_whole(jnp.float32, (4, 64, 8), 4096, 4)
   peaks = [c.memory_analysis().temp_size_in_bytes for c in (chunked, whole)]
   assert peaks[1] >= 4 * 64 * 4096 * 4
   assert peaks[0] <= peaks[1] / 4
 
 
-def test_vmap_is_a_loop():
+def test_vmap_matches_the_batched_call():
   ids = np.tile(np.arange(T) % 2, (B, 1))
   for fn in (
     lambda z, t, i: sequence.causal_token_log_probs(z, t),

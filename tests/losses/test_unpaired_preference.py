@@ -14,16 +14,16 @@ estimate = jax.jit(losses.kto_kl_estimate)
 
 
 def slow_kto(policy, reference, desirable, baseline, beta, weights):
-  found = []
+  values = []
   for p, r, good in zip(np.float64(policy), np.float64(reference), desirable):
     gain = beta * ((p - r) - baseline) if good else beta * (baseline - (p - r))
-    found.append(weights[0 if good else 1] * (1 - 1 / (1 + np.exp(-gain))))
-  return found
+    values.append(weights[0 if good else 1] * (1 - 1 / (1 + np.exp(-gain))))
+  return values
 
 
-def test_kto_equals_the_loop():
+def test_kto_matches_a_loop():
   for baseline, beta, weights in ((0.0, 0.1, (1.0, 1.0)), (0.7, 0.4, (1.33, 0.5))):
-    found = kto(
+    result = kto(
       POLICY,
       REFERENCE,
       DESIRABLE,
@@ -33,7 +33,7 @@ def test_kto_equals_the_loop():
       undesirable_weight=weights[1],
     )
     expected = slow_kto(POLICY, REFERENCE, DESIRABLE, baseline, beta, weights)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
   np.testing.assert_allclose(
     kto(POLICY, REFERENCE, DESIRABLE, 0.0),
     slow_kto(POLICY, REFERENCE, DESIRABLE, 0.0, 0.1, (1.0, 1.0)),
@@ -41,11 +41,11 @@ def test_kto_equals_the_loop():
   )
 
 
-def test_a_policy_that_is_its_reference():
+def test_kto_of_a_policy_equal_to_its_reference():
   np.testing.assert_array_equal(kto(POLICY, POLICY, DESIRABLE, 0.0), np.full(B, 0.5))
 
 
-def test_gradient_raises_the_good_and_lowers_the_bad():
+def test_descent_raises_desirable_and_lowers_undesirable_responses():
   policy, reference, baseline = jax.grad(
     lambda p, r, k: kto(p, r, DESIRABLE, k).sum(), argnums=(0, 1, 2)
   )(POLICY, REFERENCE, np.full(B, 0.3, np.float32))
@@ -54,7 +54,7 @@ def test_gradient_raises_the_good_and_lowers_the_bad():
   np.testing.assert_array_equal(baseline, np.zeros(B))
 
 
-def test_the_estimate_is_a_mean_that_is_not_negative():
+def test_kl_estimate_is_the_mean_clipped_at_0():
   mean = float(np.mean(np.float64(POLICY) - REFERENCE))
   assert mean != 0
   np.testing.assert_allclose(estimate(POLICY, REFERENCE), max(0.0, mean), rtol=1e-5)
@@ -75,10 +75,10 @@ def test_extreme_ratios_are_finite(size):
 
 def test_half_precision_and_vmap():
   half = jnp.asarray(POLICY, jnp.bfloat16), jnp.asarray(REFERENCE, jnp.bfloat16)
-  found = kto(*half, DESIRABLE, 0.1)
-  assert found.dtype == jnp.float32
+  result = kto(*half, DESIRABLE, 0.1)
+  assert result.dtype == jnp.float32
   wide = (x.astype(jnp.float32) for x in half)
-  np.testing.assert_allclose(found, kto(*wide, DESIRABLE, 0.1), rtol=1e-6)
+  np.testing.assert_allclose(result, kto(*wide, DESIRABLE, 0.1), rtol=1e-6)
   mapped = jax.vmap(losses.kto_loss, (0, 0, 0, None))(POLICY, REFERENCE, DESIRABLE, 0.1)
   np.testing.assert_allclose(mapped, kto(POLICY, REFERENCE, DESIRABLE, 0.1), rtol=1e-6)
 

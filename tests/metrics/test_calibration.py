@@ -22,7 +22,7 @@ jitted = {fn: jax.jit(fn, static_argnames="num_bins") for fn in BINNED}
 
 
 def slow_gaps(confidence, correct, num_bins):
-  """(count, gap) of the bins that are not empty, one prediction after the other."""
+  """(count, gap) of the bins that are not empty, one prediction at a time."""
   edges = np.linspace(0, 1, num_bins + 1).astype(np.float32)
   bins = [sum(edge < c for edge in edges[1:-1]) for c in confidence]
   gaps = []
@@ -37,7 +37,7 @@ def slow_ece(confidence, correct, num_bins):
 
 
 @pytest.mark.parametrize("num_bins", [1, 15])
-def test_binned_errors_equal_a_loop_over_predictions(num_bins):
+def test_binned_errors_match_a_loop_over_predictions(num_bins):
   confidence, correct = PROBS.max(1), PROBS.argmax(1) == LABELS
   gaps = [gap for _, gap in slow_gaps(confidence, correct, num_bins)]
   expected = (
@@ -54,12 +54,12 @@ def test_binned_errors_equal_a_loop_over_predictions(num_bins):
     np.testing.assert_allclose(expected[0], abs(confidence.mean() - correct.mean()), atol=1e-6)
 
 
-def test_the_largest_gap_bounds_the_averages():
+def test_largest_gap_bounds_the_averages():
   ece, ace, mce, _ = (float(jitted[fn](PROBS, LABELS, num_bins=15)) for fn in BINNED)
   assert ece <= mce and ace <= mce
 
 
-def test_diagram_equals_scikit_learn():
+def test_diagram_matches_scikit_learn():
   confidence, correct = PROBS.max(1), PROBS.argmax(1) == LABELS
   diagram = metrics.reliability_diagram(PROBS, LABELS, num_bins=10)
   accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
@@ -74,7 +74,7 @@ def test_bins_are_closed_on_the_right():
   probs = np.array([[0.5, 0.5], [0.5 + 1e-6, 0.5 - 1e-6], [1.0, 0.0]], np.float32)
   diagram = metrics.reliability_diagram(probs, np.zeros(3, int), num_bins=2)
   np.testing.assert_array_equal(diagram.count, [1, 2])
-  # Of equal probabilities the first class is predicted.
+  # The first class is predicted on ties.
   np.testing.assert_array_equal(diagram.accuracy, [1, 1])
   assert metrics.confidence_calibration_error(np.zeros(1), np.zeros(1)) == 0
 
@@ -92,8 +92,8 @@ def test_calibrated_and_one_hot_predictions():
     np.testing.assert_allclose(jitted[fn](one_hot, LABELS, num_bins=15), error, atol=1e-6)
 
 
-def test_two_classes_are_calibrated_alike():
-  # A number of bins that no complement of a probability crosses by rounding.
+def test_static_error_is_symmetric_in_two_classes():
+  # With the default number of bins, rounding moves no complement 1 - p across an edge.
   probs = np.stack([PROBS[:, 0], 1 - PROBS[:, 0]], 1)
   labels = (LABELS > 0).astype(int)
   both = metrics.static_calibration_error(probs, labels)
@@ -102,7 +102,7 @@ def test_two_classes_are_calibrated_alike():
   np.testing.assert_allclose([both, swapped], first, atol=1e-6)
 
 
-def test_kolmogorov_smirnov_error():
+def test_kolmogorov_smirnov_error_matches_its_definition():
   confidence, correct = PROBS.max(1), PROBS.argmax(1) == LABELS
   order = np.argsort(confidence, kind="stable")
   surplus = np.cumsum(confidence[order].astype(np.float64) - correct[order])
@@ -112,12 +112,12 @@ def test_kolmogorov_smirnov_error():
   np.testing.assert_allclose(
     error(confidence[shuffled], correct[shuffled]), error(confidence, correct), atol=1e-6
   )
-  # Too sure in every prefix: the gap of the means.
+  # Overconfident in every prefix: the error is the gap of the means.
   np.testing.assert_allclose(error(confidence, np.zeros(N)), confidence.mean(), atol=1e-6)
   assert error(np.ones(N), np.zeros(N)) == 1
 
 
-def test_nll_equals_scikit_learn_and_survives_extremes():
+def test_nll_matches_scikit_learn_and_is_finite_at_extremes():
   logits = np.log(PROBS)
   nll = jax.jit(metrics.negative_log_likelihood)
   np.testing.assert_allclose(np.mean(nll(logits, LABELS)), log_loss(LABELS, PROBS), rtol=1e-5)
@@ -127,14 +127,14 @@ def test_nll_equals_scikit_learn_and_survives_extremes():
   np.testing.assert_allclose(grad, [[0, 0, 0], [-1, 1, 0]], atol=1e-6)
 
 
-def test_brier_score_of_the_confidence_is_scikit_learns():
+def test_brier_score_of_the_confidence_matches_scikit_learn():
   confidence, correct = PROBS.max(1), PROBS.argmax(1) == LABELS
   np.testing.assert_allclose(
     np.mean((confidence - correct) ** 2), brier_score_loss(correct, confidence), rtol=1e-5
   )
 
 
-def test_scaled_interpolator_in_closed_form():
+def test_interpolator_nll_at_known_values():
   nll = jax.jit(metrics.interpolator_temperature_scaled_nll)
   np.testing.assert_allclose(nll(1.0, 2), np.log(2), rtol=1e-6)
   np.testing.assert_array_equal(nll(0.0, np.array([2, 10])), 0)
@@ -144,14 +144,14 @@ def test_scaled_interpolator_in_closed_form():
   assert jnp.isfinite(jax.grad(nll)(1.0, 2.0))
 
 
-def test_closed_form_equals_the_best_temperature_of_an_interpolator():
+def test_interpolator_nll_matches_the_best_temperature_of_a_simulation():
   overlap, num_classes, n = 0.4, 5, 1_000_000
   wrong = np.random.default_rng(0).random(n) < overlap / 2
 
   def nll(log_margin):
-    margin = np.exp(log_margin)  # Of the predicted logit over all others.
-    normaliser = np.log1p((num_classes - 1) * np.exp(-margin))
-    return np.mean(normaliser + margin * wrong)
+    margin = np.exp(log_margin)  # Margin of the predicted logit over all others.
+    normalizer = np.log1p((num_classes - 1) * np.exp(-margin))
+    return np.mean(normalizer + margin * wrong)
 
   best = minimize_scalar(nll, bounds=(-3, 3), method="bounded").fun
   closed = metrics.interpolator_temperature_scaled_nll(overlap, num_classes)
@@ -179,7 +179,7 @@ def test_half_precision_and_vmap():
   np.testing.assert_allclose(mapped, single, atol=1e-6)
 
 
-def test_missing_predictions_are_not_hidden():
+def test_nan_predictions_give_nan():
   probs = PROBS.copy()
   probs[0] = np.nan
   for fn in BINNED:

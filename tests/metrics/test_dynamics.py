@@ -13,14 +13,14 @@ from jaxlab.metrics.dynamics import (
 STEPS = np.unique(np.round(np.sqrt(2.0) ** np.arange(20)).astype(int))
 
 
-def test_fits_find_their_own_law():
+def test_fits_recover_noiseless_laws():
   fit = fit_log_diffusion(STEPS, 0.7 * np.log(STEPS) + 2.0)
   np.testing.assert_allclose(fit, (0.7, 2.0, 1.0), rtol=1e-5)
   fit = fit_power_diffusion(STEPS, 3.0 * STEPS**0.4)
   np.testing.assert_allclose(fit, (0.4, np.log(3.0), 1.0), rtol=1e-5)
 
 
-def test_fits_equal_numpy_on_noise():
+def test_fits_match_numpy_on_noise():
   distances = np.random.default_rng(0).uniform(1.0, 5.0, len(STEPS))
   for fit, y in (
     (fit_log_diffusion(STEPS, distances), distances),
@@ -63,7 +63,7 @@ def test_fit_errors():
     fit_power_diffusion(np.array([1, 2]), np.array([0.0, 1.0]))
 
 
-def test_parameter_distance():
+def test_parameter_distance_matches_numpy():
   rng = np.random.default_rng(0)
   first = {"a": rng.normal(size=(3, 2)), "b": [rng.normal(size=4)]}
   second = jax.tree.map(lambda x: x + rng.normal(size=x.shape), first)
@@ -73,7 +73,7 @@ def test_parameter_distance():
   assert parameter_distance(first, first) == 0.0
   grad = jax.jit(jax.grad(parameter_distance))(first, first)
   jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0.0), grad)
-  # Many small steps of a half-precision tree are not lost.
+  # The sum over many small entries of a half-precision tree keeps its digits.
   half = jnp.zeros(4096, jnp.bfloat16)
   np.testing.assert_allclose(parameter_distance({"w": half + 0.01}, {"w": half}), 0.64, rtol=0.01)
   with pytest.raises(AssertionError):
@@ -82,7 +82,7 @@ def test_parameter_distance():
     parameter_distance({"w": half}, {"v": half})
 
 
-def test_feature_alignment():
+def test_feature_alignment_matches_a_loop():
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(2, 3, 5)).astype(np.float32)
   features = rng.normal(size=(4, 5)).astype(np.float32)

@@ -26,7 +26,7 @@ def slow_level(row, threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
-def test_levels_equal_a_loop(probs, threshold):
+def test_exit_levels_match_a_loop(probs, threshold):
   got = jax.jit(metrics.exit_levels)(probs, threshold=threshold)
   np.testing.assert_array_equal(got, [slow_level(row, threshold) for row in probs])
   assert got.dtype == jnp.int32
@@ -36,7 +36,7 @@ def test_levels_equal_a_loop(probs, threshold):
   )
 
 
-def test_threshold_exits_equal_a_loop():
+def test_threshold_exits_match_a_loop():
   confidence = np.random.default_rng(1).uniform(size=(B, L)).astype(np.float32)
   thresholds = np.array([0.9, 0.6, 2.0], np.float32)
   want = [next((l for l in range(L) if row[l] >= thresholds[l]), L) for row in confidence]
@@ -45,7 +45,7 @@ def test_threshold_exits_equal_a_loop():
   assert metrics.threshold_exits(np.full((1, L), np.nan), thresholds=thresholds)[0] == L
 
 
-def test_exited_values_pick_each_samples_exit():
+def test_exited_values_are_those_of_each_samples_exit():
   rng = np.random.default_rng(2)
   values, levels = rng.normal(size=(B, L + 1, 2, 3)), rng.integers(0, L + 1, B)
   got = jax.jit(metrics.exited_values)(values, levels)
@@ -63,7 +63,7 @@ def test_cost_and_accuracy():
   np.testing.assert_allclose(got.exit_share, np.bincount(levels, minlength=L + 1) / B, rtol=1e-6)
 
 
-def test_area():
+def test_area_under_cost_curve():
   area = jax.jit(metrics.area_under_cost_curve)
   cost, accuracy = np.array([0.7, 0.1, 0.4]), np.array([0.9, 0.5, 0.8])
   np.testing.assert_allclose(area(cost, accuracy), (0.3 * 0.65 + 0.3 * 0.85) / 0.6, rtol=1e-6)

@@ -37,16 +37,16 @@ def test_pass_at_k_is_the_average_over_subsets(k):
   for row in CORRECT:
     subsets = list(itertools.combinations(row, k))
     expected = np.mean([any(subset) for subset in subsets])
-    found = pass_at_k(int(row.sum()), num_samples=N, k=k)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    result = pass_at_k(int(row.sum()), num_samples=N, k=k)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-def test_pass_at_k_of_large_pools_equals_rational_arithmetic():
+def test_pass_at_k_of_large_pools_matches_rational_arithmetic():
   counts = np.array([0, 1, 2, 10, 1000, 9_000, 9_999, 10_000])
   for k in (1, 7, 1000, 9_999, 10_000):
     expected = [exact_pass(int(c), 10_000, k) for c in counts]
-    found = pass_at_k(counts, num_samples=10_000, k=k)
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+    result = pass_at_k(counts, num_samples=10_000, k=k)
+    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-12)
 
 
 def test_pass_at_k_is_monotone_and_ends_at_any_success():
@@ -61,12 +61,12 @@ def test_traced_counts_are_clipped():
   np.testing.assert_array_equal(pass_at_k(np.array([-3, 99]), num_samples=N, k=2), [0, 1])
 
 
-def test_coverage_curve():
+def test_coverage_curve_matches_exact_values():
   expected = [np.mean([exact_pass(int(c), N, k) for c in CORRECT.sum(1)]) for k in KS]
-  found = coverage_curve(CORRECT, ks=KS)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
-  np.testing.assert_allclose(coverage_curve(CORRECT.astype(np.float32), ks=KS), found)
+  result = coverage_curve(CORRECT, ks=KS)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
+  np.testing.assert_allclose(coverage_curve(CORRECT.astype(np.float32), ks=KS), result)
 
 
 def test_coverage_of_one_rate_is_the_binomial():
@@ -79,13 +79,13 @@ def test_coverage_of_one_rate_is_the_binomial():
 def test_best_of_k_is_the_average_over_subsets():
   tied = np.round(SCORES)
   for scores in (SCORES, tied):
-    found = best_of_k(scores, CORRECT, ks=KS)
+    result = best_of_k(scores, CORRECT, ks=KS)
     for row, k in itertools.product(range(PROBLEMS), KS):
       chosen = [
         CORRECT[row, max(subset, key=lambda i: (scores[row, i], i))]
         for subset in itertools.combinations(range(N), k)
       ]
-      np.testing.assert_allclose(found[row, k - 1], np.mean(chosen), rtol=1e-5)
+      np.testing.assert_allclose(result[row, k - 1], np.mean(chosen), rtol=1e-5)
 
 
 def test_best_of_k_of_special_scores():
@@ -117,42 +117,42 @@ def test_votes_approach_the_average_over_subsets(method):
   correct = answers == np.array([1, 5, -1, 3])[:, None]
   scores = RNG.random((PROBLEMS, N)).astype(np.float32) + 0.1
   weights = scores if method == "weighted_majority" else np.ones((PROBLEMS, N))
-  found = selection(
+  result = selection(
     KEY, answers, correct & (answers >= 0), ks=KS, scores=scores, method=method, num_subsets=2000
   )
   for k in KS:
     rows = [slow_vote(a, c, w, k) for a, c, w in zip(answers, correct, weights)]
-    # One sample and all samples leave nothing to chance, but for which one it is.
-    np.testing.assert_allclose(found[k - 1], np.mean(rows), atol=1e-5 if k == N else 0.02)
+    # All n samples are one subset; smaller subsets are random.
+    np.testing.assert_allclose(result[k - 1], np.mean(rows), atol=1e-5 if k == N else 0.02)
 
 
-def test_negative_scores_do_not_elect_absent_answers():
+def test_absent_answers_do_not_win_over_negative_scores():
   answers = np.array([[0, 1, 1, 2]])
   scores = np.float32([[-1.0, -2.0, -3.0, -4.0]])
-  found = selection(
+  result = selection(
     KEY, answers, answers == 0, ks=(4,), scores=scores, method="weighted_majority", num_subsets=2
   )
-  np.testing.assert_array_equal(found, [1])
+  np.testing.assert_array_equal(result, [1])
 
 
 def test_selection_by_score_is_exact():
   answers = np.where(CORRECT, 1, 0)
-  found = selection(KEY, answers, CORRECT, ks=KS, scores=SCORES, method="best_of_n")
-  np.testing.assert_allclose(found, best_of_k(SCORES, CORRECT, ks=KS).mean(0), rtol=1e-5)
+  result = selection(KEY, answers, CORRECT, ks=KS, scores=SCORES, method="best_of_n")
+  np.testing.assert_allclose(result, best_of_k(SCORES, CORRECT, ks=KS).mean(0), rtol=1e-5)
 
 
-def test_a_sure_majority_always_wins():
+def test_clear_majority_always_wins():
   answers = np.array([[4] * 9 + [0]])
-  found = selection(KEY, answers, answers == 4, ks=(3, 10), num_subsets=50)
-  np.testing.assert_array_equal(found, [1, 1])
+  result = selection(KEY, answers, answers == 4, ks=(3, 10), num_subsets=50)
+  np.testing.assert_array_equal(result, [1, 1])
 
 
-def test_inference_flops():
-  found = inference_scaling.inference_flops(
+def test_inference_flops_match_the_formula():
+  result = inference_scaling.inference_flops(
     num_params=70e9, prompt_tokens=500, generated_tokens=np.array([100, 1000]), num_samples=10_000
   )
   expected = 2 * 70e9 * (500 + 10_000 * np.array([100.0, 1000.0]))
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
   for name in ("num_params", "prompt_tokens", "generated_tokens", "num_samples"):
     sizes = {"num_params": 1, "prompt_tokens": 1, "generated_tokens": 1, "num_samples": 1}
     with pytest.raises(ValueError, match=f"{name} must lie .*got -1"):
@@ -164,35 +164,35 @@ def objective(p, q, n):
 
 
 @pytest.mark.parametrize("n", [1.0, 1.3, 2.0, 5.0, 40.0])
-def test_the_policy_beats_random_ones(n):
+def test_policy_is_at_least_as_good_as_random_ones(n):
   q = np.random.default_rng(2).dirichlet(np.full(5, 0.7)).astype(np.float32)
   p = np.asarray(policy(q, n), np.float64)
   np.testing.assert_allclose(p.sum(), 1, atol=1e-6)
   assert np.all(p >= 0)
-  rivals = np.random.default_rng(3).dirichlet(np.full(5, 0.5), 10_000)
+  others = np.random.default_rng(3).dirichlet(np.full(5, 0.5), 10_000)
   corners = np.eye(5)
-  for others in (rivals, corners, 0.99 * p + 0.01 * corners):
-    assert objective(p, q, n) >= objective(others, q, n).max() - 1e-6
+  for policies in (others, corners, 0.99 * p + 0.01 * corners):
+    assert objective(p, q, n) >= objective(policies, q, n).max() - 1e-6
   active = p > 1e-6
   gain = q[active] * (1 - p[active]) ** (n - 1)
   if n > 1 and active.sum() > 1:
     np.testing.assert_allclose(gain, gain[0], rtol=1e-3)
 
 
-def test_limits_of_the_policy():
+def test_limits_of_the_optimal_policy():
   q = np.float32([[0.2, 0.5, 0.0, 0.3], [0.4, 0.1, 0.4, 0.1]])
   np.testing.assert_array_equal(policy(q, 1.0), [[0, 1, 0, 0], [1, 0, 0, 0]])
   uniform = [[1 / 3, 1 / 3, 0, 1 / 3], [0.25] * 4]
   np.testing.assert_allclose(policy(q, 1e6), uniform, atol=1e-5)
   two = np.asarray(policy(q, 2.0))
   assert two[1, 0] == two[1, 2] and two[1, 1] == two[1, 3]
-  # Nearly one sample: nearly all on the likeliest, shared among equals.
+  # For N close to 1, nearly all mass is on the most likely answers, shared on ties.
   np.testing.assert_allclose(policy(q, 1.001), [[0, 1, 0, 0], [0.5, 0, 0.5, 0]], atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(1e-3, 1), min_size=6, max_size=6), st.floats(1.1, 200))
-def test_the_policy_follows_the_order_and_the_largest_falls_with_samples(q, n):
+def test_policy_keeps_the_order_and_its_maximum_falls_with_samples(q, n):
   q = np.float32(q) / np.float32(sum(q))
   p = np.asarray(policy(q, n))
   order = np.argsort(q)
@@ -201,21 +201,21 @@ def test_the_policy_follows_the_order_and_the_largest_falls_with_samples(q, n):
   assert np.max(policy(q, 2 * n)) <= p.max() + 1e-6
 
 
-def test_greedy_calibration():
+def test_greedy_calibration_matches_hand_computed_bins():
   confidence = np.float32([0.05, 0.1, 0.55, 0.6, 0.95, 1.0])
   correct = np.array([0, 1, 0, 1, 1, 0])
-  found = jax.jit(inference_scaling.greedy_calibration)(np.log(confidence), correct)
+  result = jax.jit(inference_scaling.greedy_calibration)(np.log(confidence), correct)
   # Bins (0, .1], (.5, .6] and (.9, 1].
   gaps = [abs(0.075 - 0.5), abs(0.575 - 0.5), abs(0.975 - 0.5)]
-  np.testing.assert_allclose(found.mean_confidence, confidence.mean(), rtol=1e-5)
-  np.testing.assert_allclose(found.accuracy, 0.5)
-  np.testing.assert_allclose(found.overconfidence, confidence.mean() - 0.5, rtol=1e-4)
-  np.testing.assert_allclose(found.expected_calibration_error, np.mean(gaps), rtol=1e-5)
+  np.testing.assert_allclose(result.mean_confidence, confidence.mean(), rtol=1e-5)
+  np.testing.assert_allclose(result.accuracy, 0.5)
+  np.testing.assert_allclose(result.overconfidence, confidence.mean() - 0.5, rtol=1e-4)
+  np.testing.assert_allclose(result.expected_calibration_error, np.mean(gaps), rtol=1e-5)
   never = inference_scaling.greedy_calibration(np.float32([-1e4]), np.array([False]))
   assert all(float(value) == 0 for value in never)
 
 
-def test_vmap_is_a_loop():
+def test_vmap_matches_the_batched_call():
   np.testing.assert_allclose(
     jax.vmap(functools.partial(inference_scaling.pass_at_k, num_samples=N, k=3))(np.arange(4)),
     pass_at_k(np.arange(4), num_samples=N, k=3),

@@ -22,7 +22,7 @@ def _loop(known, unknown, correct):
 
 
 @pytest.mark.parametrize("levels", [4, 10**6])
-def test_equals_the_loop(levels):
+def test_oscr_matches_a_loop(levels):
   rng = np.random.default_rng(levels)
   for _ in range(10):
     known, unknown = rng.integers(0, levels, 30), rng.integers(0, levels, 20)
@@ -32,13 +32,13 @@ def test_equals_the_loop(levels):
     np.testing.assert_allclose(value, expected, atol=1e-6)
 
 
-def test_separated_and_right_is_one():
+def test_oscr_of_separated_and_right_rows_is_1_up_to_the_trapezoid():
   labels = np.arange(8)
   value = OSCR(np.linspace(0.6, 1, 8), np.linspace(0, 0.4, 5), labels, labels)
   np.testing.assert_allclose(value, 1 - 1 / (2 * 8 * 5), atol=1e-6)
 
 
-def test_all_right_is_the_auroc_but_for_the_trapezoid():
+def test_oscr_of_right_rows_is_the_auroc_up_to_the_trapezoid():
   rng = np.random.default_rng(0)
   known, unknown = rng.standard_normal(40) + 1, rng.standard_normal(30)
   labels = np.zeros(40, int)
@@ -50,10 +50,10 @@ def test_all_right_is_the_auroc_but_for_the_trapezoid():
   )
 
 
-def test_all_wrong_is_zero_and_nothing_is_nan():
+def test_oscr_is_0_if_all_are_wrong_and_nan_if_empty():
   rng = np.random.default_rng(0)
   known, unknown = rng.standard_normal(10), rng.standard_normal(10)
-  # The first point is (1, 1) whatever follows; an unknown row in front lets it count.
+  # The curve starts at (1, 1) even if all known rows are wrong.
   known[0], unknown[0] = -9.0, 0.0
   assert OSCR(known, unknown, np.ones(10, int), np.zeros(10, int)) == 0
   none, empty = np.zeros(0), np.zeros(0, int)
@@ -62,7 +62,7 @@ def test_all_wrong_is_zero_and_nothing_is_nan():
   assert np.isnan(metrics.open_set_classification_rate(known, none, zeros, zeros))
 
 
-def test_closed_set_error_is_that_of_known_rows():
+def test_closed_set_error_counts_known_rows_only():
   predictions, labels = np.array([0, 1, 2, 3]), np.array([0, 2, 2, 9])
   known = np.array([True, True, True, False])
   np.testing.assert_allclose(metrics.closed_set_error(predictions, labels, known=known), 1 / 3)
@@ -70,7 +70,7 @@ def test_closed_set_error_is_that_of_known_rows():
   assert none == 0 and none.dtype == np.float32
 
 
-def test_bad_input():
+def test_errors():
   with pytest.raises(AssertionError):
     metrics.open_set_classification_rate(
       np.zeros(3), np.zeros(2), np.zeros(4, int), np.zeros(3, int)

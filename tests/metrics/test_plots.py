@@ -36,7 +36,7 @@ def test_reliability_draws_filled_bins_with_exact_binomial_intervals(ax):
     metrics.plot_reliability(metrics.Reliability(np.zeros(2), np.zeros(2), np.zeros(2, int)))
 
 
-def test_stream_error_draws_a_line_a_method_and_names_the_domains(ax):
+def test_stream_error_draws_one_line_per_method_and_names_the_domains(ax):
   errors = {"source": np.linspace(0, 1, 6), "adapted": np.zeros(6)}
   metrics.plot_stream_error(errors, boundaries=[0, 3], names=["noise", "blur"], ax=ax)
   np.testing.assert_array_equal(ax.lines[0].get_ydata(), errors["source"])
@@ -47,7 +47,7 @@ def test_stream_error_draws_a_line_a_method_and_names_the_domains(ax):
     metrics.plot_stream_error(np.zeros(3), boundaries=[0], names=[], ax=ax)
 
 
-def test_one_stream_makes_its_own_axes():
+def test_single_stream_creates_its_own_axes():
   ax = metrics.plot_stream_error(np.arange(3.0), boundaries=[0], names=["noise"])
   np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0, 1, 2])
   assert ax.get_legend() is None

@@ -12,7 +12,7 @@ AUROC = jax.jit(metrics.auroc)
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**6])
-def test_auroc_is_scikit_learns(levels):
+def test_auroc_matches_scikit_learn(levels):
   rng = np.random.default_rng(levels)
   for _ in range(10):
     scores = rng.integers(0, levels, 64).astype(np.float32)
@@ -28,7 +28,7 @@ def test_auroc_counts_pairs():
   np.testing.assert_allclose(metrics.auroc(scores, labels), np.mean(pairs))
 
 
-def test_auroc_of_many_and_of_half_precision():
+def test_auroc_of_large_sets_and_of_half_precision():
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 2, 200_000)
   scores = (rng.standard_normal(200_000) + labels).astype(np.float32)
@@ -49,7 +49,7 @@ def test_auroc_of_one_class_or_missing_scores_is_nan():
   assert metrics.auroc(np.zeros(2), np.array([True, False])) == 0.5
 
 
-def test_auroc_maps():
+def test_auroc_under_vmap():
   rng = np.random.default_rng(0)
   scores, labels = rng.standard_normal((3, 16)), rng.integers(0, 2, (3, 16))
   np.testing.assert_allclose(
@@ -59,7 +59,7 @@ def test_auroc_maps():
   )
 
 
-def test_bad_input():
+def test_errors():
   with pytest.raises(ValueError, match="labels must be 0 or 1"):
     metrics.auroc(np.zeros(3), np.array([-1, 1, 1]))
   with pytest.raises(AssertionError):

@@ -20,7 +20,7 @@ def pairs():
   return (targets + rng.normal(size=(20, 3))).astype(np.float32), targets.astype(np.float32)
 
 
-def test_correlation_equals_numpy(pairs):
+def test_correlation_matches_numpy(pairs):
   predictions, targets = pairs
   slow = [np.corrcoef(predictions[:, i], targets[:, i])[0, 1] for i in range(3)]
   np.testing.assert_allclose(correlation(*pairs), np.mean(slow), rtol=1e-5)
@@ -31,8 +31,8 @@ def test_correlation_equals_numpy(pairs):
 def test_correlation_of_affine_maps_is_one(pairs):
   _, targets = pairs
   for scale, offset in ((2.0, 1.0), (-0.5, 3.0), (1e-3, 1e3), (1e15, 0.0)):
-    found = correlation(scale * targets + offset, targets)
-    np.testing.assert_allclose(found, np.sign(scale), atol=1e-2 if offset == 1e3 else 1e-5)
+    result = correlation(scale * targets + offset, targets)
+    np.testing.assert_allclose(result, np.sign(scale), atol=1e-2 if offset == 1e3 else 1e-5)
 
 
 def test_constants_have_no_correlation(pairs):
@@ -50,7 +50,7 @@ def test_constants_have_no_correlation(pairs):
   np.testing.assert_allclose(some, sum(ends) / 2, rtol=1e-5)
 
 
-def test_errors_equal_loops(pairs):
+def test_rmse_and_percentage_error_match_loops(pairs):
   predictions, targets = (np.asarray(array, np.float64) for array in pairs)
   square, percent = [], []
   for i in range(20):
@@ -65,15 +65,15 @@ def test_errors_equal_loops(pairs):
   )
 
 
-def test_percentage_error_leaves_targets_of_zero_out():
-  found = metrics.mean_absolute_percentage_error(jnp.array([1.0, 3.0]), jnp.array([0.0, 2.0]))
-  assert found == 50.0
+def test_percentage_error_leaves_out_targets_of_0():
+  result = metrics.mean_absolute_percentage_error(jnp.array([1.0, 3.0]), jnp.array([0.0, 2.0]))
+  assert result == 50.0
   assert metrics.mean_absolute_percentage_error(jnp.ones(2), jnp.zeros(2)) == 0.0
   gradient = jax.grad(metrics.mean_absolute_percentage_error)(jnp.ones(2), jnp.array([0.0, 2.0]))
   np.testing.assert_array_equal(gradient, [0.0, -50.0])
 
 
-def test_worst_group_equals_a_loop(pairs):
+def test_worst_group_rmse_matches_a_loop(pairs):
   predictions, targets = pairs
   groups = np.random.default_rng(1).integers(0, 4, 20)
   groups[groups == 2] = 1  # Group 2 is empty.
@@ -87,7 +87,7 @@ def test_worst_group_equals_a_loop(pairs):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_transforms(metric, pairs):
+def test_vmap_and_half_precision(metric, pairs):
   predictions, targets = pairs
   stacked = jnp.stack([predictions, 2 * predictions]), jnp.stack([targets, targets])
   mapped = jax.jit(jax.vmap(metric))(*stacked)
@@ -121,11 +121,11 @@ def test_squares_do_not_overflow():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_missing_values_show(metric):
+def test_nan_inputs_give_nan(metric):
   assert np.isnan(metric(jnp.array([1.0, np.nan, 2.0]), jnp.array([1.0, 2.0, 3.0])))
 
 
-def test_bad_arguments(pairs):
+def test_errors(pairs):
   for metric in METRICS:
     with pytest.raises(AssertionError):
       metric(pairs[0], pairs[1][:, :2])

@@ -17,44 +17,44 @@ def law(k, a, b):
 
 
 @pytest.mark.parametrize(("a", "b"), [(-2.0, -0.3), (-5.0, -0.8), (-0.4, -0.1), (-9.0, -0.5)])
-def test_noiseless_curves_give_their_law_back(a, b):
-  found = fit(KS, law(KS, a, b).astype(np.float32))
-  np.testing.assert_allclose([found.a, found.b], [a, b], rtol=1e-3)
-  np.testing.assert_allclose(metrics.exponentiated_power_law(KS, found), law(KS, a, b), atol=1e-5)
+def test_fit_recovers_the_law_of_noiseless_curves(a, b):
+  result = fit(KS, law(KS, a, b).astype(np.float32))
+  np.testing.assert_allclose([result.a, result.b], [a, b], rtol=1e-3)
+  np.testing.assert_allclose(metrics.exponentiated_power_law(KS, result), law(KS, a, b), atol=1e-5)
 
 
-def test_the_fit_has_the_least_squares():
+def test_fit_matches_scipys_least_squares():
   noise = 0.02 * np.random.default_rng(0).normal(size=len(KS))
   coverage = np.clip(law(KS, -3.0, -0.4) + noise, 0, 1).astype(np.float32)
-  # What lies on the border counts too, though the start cannot use it.
+  # A coverage of exactly 1 counts in the fit, although its start cannot use it.
   coverage[-1] = 1.0
-  found = fit(KS, coverage)
+  result = fit(KS, coverage)
   (a, b), _ = curve_fit(law, np.float64(KS), coverage, p0=(-3.0, -0.4))
-  np.testing.assert_allclose([found.a, found.b], [a, b], rtol=2e-3)
+  np.testing.assert_allclose([result.a, result.b], [a, b], rtol=2e-3)
 
 
-def test_fits_are_mapped_and_half_precision_is_cast():
+def test_vmap_and_half_precision():
   curves = np.stack([law(KS, -2.0, -0.3), law(KS, -4.0, -0.6)]).astype(np.float32)
-  found = jax.vmap(fit, (None, 0))(KS, curves)
-  np.testing.assert_allclose(found.a, [-2, -4], rtol=1e-3)
-  np.testing.assert_allclose(found.b, [-0.3, -0.6], rtol=1e-3)
+  result = jax.vmap(fit, (None, 0))(KS, curves)
+  np.testing.assert_allclose(result.a, [-2, -4], rtol=1e-3)
+  np.testing.assert_allclose(result.b, [-0.3, -0.6], rtol=1e-3)
   assert fit(KS, jnp.asarray(curves[0], jnp.bfloat16)).a.dtype == jnp.float32
 
 
-def test_traced_points_that_fix_no_law_give_nan():
-  found = fit(KS, np.where(np.arange(len(KS)) == 2, 0.5, 1.0).astype(np.float32))
-  assert np.isnan(found.a) and np.isnan(found.b)
+def test_too_few_traced_points_give_nan():
+  result = fit(KS, np.where(np.arange(len(KS)) == 2, 0.5, 1.0).astype(np.float32))
+  assert np.isnan(result.a) and np.isnan(result.b)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 2.0), (1.0, 1.0), (0.05, 20.0), (4.0, 0.5)])
-def test_beta_coverage(alpha, beta):
+def test_beta_coverage_matches_scipy(alpha, beta):
   expected = -np.expm1(betaln(alpha, beta + np.float64(KS)) - betaln(alpha, beta))
-  found = beta_coverage(KS, alpha=alpha, beta=beta)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
-  np.testing.assert_allclose(found[0], alpha / (alpha + beta), rtol=1e-4)
+  result = beta_coverage(KS, alpha=alpha, beta=beta)
+  np.testing.assert_allclose(result, expected, atol=1e-5)
+  np.testing.assert_allclose(result[0], alpha / (alpha + beta), rtol=1e-4)
 
 
-def test_the_unsolved_share_falls_like_a_power():
+def test_unsolved_share_falls_like_a_power():
   unsolved = 1 - beta_coverage(np.float32([1e3, 1e4]), alpha=0.5, beta=1.0)
   np.testing.assert_allclose(np.log10(unsolved[0] / unsolved[1]), 0.5, atol=1e-3)
 

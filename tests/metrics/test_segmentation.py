@@ -7,7 +7,7 @@ from jaxlab.metrics.segmentation import intersection_and_union, mean_iou_by_clas
 C = 3
 
 
-def test_counts_equal_a_slow_loop():
+def test_counts_match_a_slow_loop():
   rng = np.random.default_rng(0)
   predictions, targets = rng.integers(0, C, (4, 5, 6)), rng.choice([0, 1, 2, 255], (4, 5, 6))
   got = jax.jit(intersection_and_union, static_argnames="num_classes")(
@@ -30,7 +30,7 @@ def test_equal_masks_have_iou_one():
   assert iou.mean == 1 and iou.per_class[0] == 1
 
 
-def test_another_value_may_be_ignored():
+def test_ignore_may_be_another_value():
   got = intersection_and_union(np.zeros((1, 1, 2), int), np.array([[[0, 7]]]), num_classes=1)
   assert got.union[0, 0] == 2
   got = intersection_and_union(
@@ -39,7 +39,7 @@ def test_another_value_may_be_ignored():
   assert got.union[0, 0] == 1
 
 
-def test_classes_are_summed_before_they_are_divided():
+def test_counts_are_summed_per_class_before_division():
   intersection, union = np.array([1, 3, 2, 0, 9]), np.array([2, 10, 2, 0, 9])
   ids = np.array([0, 0, 2, 3, 7])
   got = jax.jit(mean_iou_by_class, static_argnames="num_classes")(
@@ -49,7 +49,7 @@ def test_classes_are_summed_before_they_are_divided():
   np.testing.assert_allclose(got.mean, (4 / 12 + 1) / 2, rtol=1e-6)
 
 
-def test_large_counts_are_exact_and_nothing_seen_is_zero():
+def test_large_counts_are_exact_and_no_seen_class_gives_0():
   big = np.full(3, 2**24 + 1)
   assert mean_iou_by_class(big, big, np.zeros(3, int), num_classes=1).mean == 1
   none = mean_iou_by_class(np.zeros(2, int), np.zeros(2, int), np.zeros(2, int), num_classes=2)

@@ -6,7 +6,7 @@ import pytest
 from jaxlab import metrics
 
 
-def test_equals_a_loop():
+def test_accuracy_matches_a_loop():
   rng = np.random.default_rng(0)
   labels, predictions = rng.choice([0, 1, 3, 4], 40), rng.integers(0, 5, 40)
   slow = np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)])
@@ -16,7 +16,7 @@ def test_equals_a_loop():
   np.testing.assert_allclose(mapped(jnp.stack([predictions, labels])), [slow, 1.0], rtol=1e-6)
 
 
-def test_does_not_depend_on_class_counts():
+def test_accuracy_does_not_depend_on_class_counts():
   labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
   once = metrics.mean_class_accuracy(predictions, labels, num_classes=2)
   rows = np.array([0, 1, *[2, 3] * 50])
@@ -31,7 +31,7 @@ def test_other_labels_and_empty_classes_are_left_out():
   assert metrics.mean_class_accuracy(predictions[:1], labels[:1], num_classes=4) == 1.0
 
 
-def test_bad_arguments():
+def test_errors():
   with pytest.raises(ValueError, match="num_classes"):
     metrics.mean_class_accuracy(jnp.zeros(1, int), jnp.zeros(1, int), num_classes=0)
   with pytest.raises(AssertionError):

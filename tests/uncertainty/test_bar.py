@@ -33,7 +33,7 @@ BESTS = np.array([-6.0, -1.7, 0.1, 0.9, 1.6, 4.0], np.float32)
 
 @functools.cache
 def monte_carlo(full_support):
-  """Row 0's distribution by drawing a bar, then a value inside it: `[1e6]` samples."""
+  """Samples of row 0's distribution, `[1e6]`: first a bar, then a value inside it."""
   rng = np.random.default_rng(5)
   probs = np.exp(LOGITS[0].astype(np.float64))
   index = rng.choice(K, size=1_000_000, p=probs / probs.sum())
@@ -54,7 +54,7 @@ def assert_is_mean_of(samples, value):
 
 
 @SUPPORTS
-def test_moments_and_entropy_equal_monte_carlo(full_support):
+def test_moments_and_entropy_match_monte_carlo(full_support):
   samples = monte_carlo(full_support)
   mean = bar_mean(LOGITS, BORDERS, full_support=full_support)
   variance = bar_variance(LOGITS, BORDERS, full_support=full_support)
@@ -68,7 +68,7 @@ def test_moments_and_entropy_equal_monte_carlo(full_support):
 
 
 @SUPPORTS
-def test_acquisitions_equal_monte_carlo(full_support):
+def test_acquisitions_match_monte_carlo(full_support):
   samples = monte_carlo(full_support)
   gain = expected_improvement(LOGITS[0], BORDERS, BESTS, full_support=full_support)
   prob = probability_of_improvement(LOGITS[0], BORDERS, BESTS, full_support=full_support)
@@ -80,7 +80,7 @@ def test_acquisitions_equal_monte_carlo(full_support):
   np.testing.assert_allclose(prob, 1 - cdf, atol=1e-6)
 
 
-def test_bounded_moments_by_the_formulas():
+def test_bounded_moments_match_the_formulas():
   probs = np.exp(LOGITS.astype(np.float64))
   probs /= probs.sum(-1, keepdims=True)
   left, right = BORDERS[:-1].astype(np.float64), BORDERS[1:].astype(np.float64)
@@ -91,7 +91,7 @@ def test_bounded_moments_by_the_formulas():
   np.testing.assert_allclose(got, second - mean**2, rtol=1e-5)
 
 
-def test_full_support_moments_by_the_formulas():
+def test_full_support_moments_match_the_formulas():
   probs = np.exp(LOGITS.astype(np.float64))
   probs /= probs.sum(-1, keepdims=True)
   borders = BORDERS.astype(np.float64)
@@ -107,7 +107,7 @@ def test_full_support_moments_by_the_formulas():
   np.testing.assert_allclose(bar_variance(LOGITS, BORDERS), want, rtol=1e-5)
 
 
-def test_variance_survives_a_large_offset():
+def test_variance_is_accurate_at_a_large_offset():
   shifted = BORDERS + np.float32(4096)
   want = bar_variance(LOGITS, BORDERS)
   np.testing.assert_allclose(bar_variance(LOGITS, shifted), want, rtol=2e-3)
@@ -164,7 +164,7 @@ def slow_quantile(logits, q, full_support):
 
 
 @SUPPORTS
-def test_quantile_equals_a_slow_loop_and_broadcasts(full_support):
+def test_quantile_matches_a_slow_loop_and_broadcasts(full_support):
   levels = np.array([0.0, 0.01, 0.2, 0.5, 0.77, 0.99, 1.0], np.float32)[:, None]
   want = [[slow_quantile(row, q[0], full_support) for row in LOGITS] for q in levels]
   fn = functools.partial(bar_quantile, full_support=full_support)
@@ -232,7 +232,7 @@ def test_expected_improvement_at_the_limits(full_support):
   np.testing.assert_allclose(fn(LOGITS, BORDERS, -100.0), mean + 100, rtol=1e-6)
   np.testing.assert_array_equal(fn(LOGITS, BORDERS, 1000.0), 0)
   np.testing.assert_array_equal(fn(LOGITS, BORDERS, np.inf), 0)
-  # Before the first observation everything improves, whichever bars have no mass.
+  # Before the first observation every value is an improvement, even if some bars have no mass.
   certain = np.array([-1e4, -1e4, 1e4, -1e4, -1e4, -1e4], np.float32)
   for logits in (LOGITS, certain):
     np.testing.assert_array_equal(fn(logits, BORDERS, -np.inf), np.inf)
@@ -279,8 +279,8 @@ def slow_borders(values, num_bars):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 5), st.integers(0, 3), st.integers(0, 2**31))
-def test_borders_equal_a_slow_loop(num_bars, decimals, seed):
-  # Few decimals make ties; a length that the bars do not divide leaves values out.
+def test_borders_match_a_slow_loop(num_bars, decimals, seed):
+  # Few decimals give ties; 17 values are not divisible by all numbers of bars.
   values = np.round(np.random.default_rng(seed).normal(size=(17,)), decimals).astype(np.float32)
   got = bar_borders(values, num_bars)
   assert np.all(np.diff(got) > 0)

@@ -20,12 +20,12 @@ def slow_quantile(scores, alpha):
 
 
 @pytest.mark.parametrize(("num", "alpha"), [(9, 0.1), (8, 0.1), (1, 0.5), (19, 0.05), (50, 0.3)])
-def test_quantile_equals_a_slow_one(num, alpha):
+def test_quantile_matches_a_slow_one(num, alpha):
   scores = np.random.default_rng(num).uniform(size=num).astype(np.float32)
   assert conformal_quantile(scores, alpha=alpha) == np.float32(slow_quantile(scores, alpha))
 
 
-def test_quantile_at_its_ends():
+def test_quantile_at_and_beyond_the_largest_rank():
   scores = np.arange(9.0)
   assert conformal_quantile(scores, alpha=0.1) == 8
   assert conformal_quantile(scores[:8], alpha=0.1) == np.inf
@@ -34,7 +34,7 @@ def test_quantile_at_its_ends():
 
 @pytest.mark.parametrize("num", [1, 2, 5, 30])
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 0.9])
-def test_interpolated_quantile_is_scipys(num, alpha):
+def test_interpolated_quantile_matches_scipy(num, alpha):
   scores = np.random.default_rng(num).uniform(size=num)
   level = min((1 - alpha) * (1 + 1 / num), 1)
   want = mstats.mquantiles(scores, prob=level)[0] if num > 1 else scores[0]
@@ -73,7 +73,7 @@ def exits():
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.02])
-def test_exit_thresholds_equal_a_loop(exits, alpha):
+def test_exit_thresholds_match_a_loop(exits, alpha):
   scores, levels = exits
   want = []
   for l in range(4):

@@ -24,7 +24,7 @@ def softmax(z):
   return scores / scores.sum(-1, keepdims=True)
 
 
-def test_cues_equal_a_loop():
+def test_cues_match_a_loop():
   expected = []
   for row in range(60):
     classes = sorted(range(5), key=lambda j: (-LOGITS[row, j], j))[:4]
@@ -38,7 +38,7 @@ def test_cues_of_the_input_itself_are_its_top_probabilities():
     cues, np.sort(softmax(LOGITS))[:, None, :-4:-1].repeat(2, 1), rtol=1e-5
   )
   assert np.all(np.diff(cues) <= 0)
-  # Of equal logits the first classes.
+  # The first classes on ties.
   tied = cues_of(np.zeros((1, 5)), np.log([[[0.1, 0.2, 0.3, 0.15, 0.25]]]), top_k=2)
   np.testing.assert_allclose(tied, [[0.1, 0.2]], rtol=1e-5)
 
@@ -81,7 +81,7 @@ def test_fit_lowers_its_loss_and_keeps_the_predictions(loss_fn):
   np.testing.assert_array_equal(calibrated(fitted).argmax(1), LOGITS.argmax(1))
 
 
-def test_fit_tells_right_from_wrong_where_the_cue_does():
+def test_fit_separates_right_from_wrong_if_the_cue_does():
   right = RNG.random(60) < 0.5
   labels = np.where(right, LOGITS.argmax(1), LOGITS.argmin(1))
   cues = np.stack([right, ~right], 1).astype(np.float32)
@@ -90,7 +90,7 @@ def test_fit_tells_right_from_wrong_where_the_cue_does():
   assert temperature[right].max() < 0.3 and temperature[~right].min() > 3
 
 
-def test_fit_takes_small_sets_and_keys_by_vmap():
+def test_fit_of_small_sets_and_under_vmap():
   cues = cues_of(LOGITS, TRANSFORMED)
   small = functools.partial(
     uncertainty.fit_adaptive_temperature,

@@ -1,4 +1,4 @@
-"""Pooling of predictions, calibration of label scores, verbalizers."""
+"""Tests of pooled predictions, of calibrated label scores and of verbalizers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def _probs(m=5, b=40, k=3, seed=0):
 
 
 def _pool(name, probs):
-  """The rule of a name, one query after the other."""
+  """The named rule, one query at a time."""
   m, b, k = probs.shape
   predictions, pooled = [], []
   for i in range(b):
@@ -46,14 +46,14 @@ def _pool(name, probs):
 
 @pytest.mark.parametrize("name", _RULES)
 @pytest.mark.parametrize("members", [1, 4, 5])
-def test_rules_follow_their_definition(name, members):
+def test_rules_match_their_definition(name, members):
   probs = _probs(members)
   predictions, pooled = _pool(name, probs)
   for rule in (_RULES[name], _JITTED[name]):
-    found = rule(probs)
-    assert found.predictions.dtype == jnp.int32 and found.probs.dtype == jnp.float32
-    np.testing.assert_array_equal(found.predictions, predictions)
-    np.testing.assert_allclose(found.probs, pooled, atol=1e-6)
+    result = rule(probs)
+    assert result.predictions.dtype == jnp.int32 and result.probs.dtype == jnp.float32
+    np.testing.assert_array_equal(result.predictions, predictions)
+    np.testing.assert_allclose(result.probs, pooled, atol=1e-6)
   if members == 1:
     np.testing.assert_array_equal(predictions, probs[0].argmax(-1))
     np.testing.assert_allclose(pooled, probs[0], atol=1e-6)
@@ -66,28 +66,28 @@ def test_copies_and_order_of_members_change_nothing(name):
   copies = _RULES[name](np.repeat(probs[:1], 5, axis=0))
   np.testing.assert_array_equal(copies.predictions, once.predictions)
   np.testing.assert_allclose(copies.probs, once.probs, atol=1e-6)
-  found, turned = _RULES[name](probs), _RULES[name](probs[::-1])
+  result, turned = _RULES[name](probs), _RULES[name](probs[::-1])
   counts = np.sort([np.sum(probs.argmax(-1) == c, axis=0) for c in range(3)], axis=0)
   clear = counts[-1] > counts[-2] if name == "vote" else np.ones(probs.shape[1], bool)
   assert clear.sum() > 10
-  np.testing.assert_array_equal(found.predictions[clear], turned.predictions[clear])
-  np.testing.assert_allclose(found.probs[clear], turned.probs[clear], atol=1e-6)
+  np.testing.assert_array_equal(result.predictions[clear], turned.predictions[clear])
+  np.testing.assert_allclose(result.probs[clear], turned.probs[clear], atol=1e-6)
 
 
 def test_mean_is_less_confident_and_no_less_likely_than_its_members():
   probs = _probs()
-  found = _RULES["mean"](probs)
-  assert (found.probs.max(-1) <= probs.max(-1).max(0) + 1e-6).all()
+  result = _RULES["mean"](probs)
+  assert (result.probs.max(-1) <= probs.max(-1).max(0) + 1e-6).all()
   nll = -np.log(probs).mean(0)
-  assert (-np.log(found.probs) <= nll + 1e-5).all()
+  assert (-np.log(result.probs) <= nll + 1e-5).all()
   np.testing.assert_allclose(_RULES["max"](probs).probs.sum(-1), 1, atol=1e-6)
 
 
-def test_votes_of_one_mind_and_ties():
+def test_unanimous_votes_and_ties():
   agreed = np.array([[[0.6, 0.4]], [[0.9, 0.1]]], np.float32)
   for name in ("vote", "weighted vote"):
     np.testing.assert_allclose(_RULES[name](agreed).probs, [[0.75, 0.25]], atol=1e-6)
-  # Classes 2 and 0 have a vote each: that of the first voter wins, though class 0 is lower.
+  # Classes 2 and 0 have one vote each: that of the first voter wins, although class 0 is lower.
   tied = np.array([[[0.2, 0.3, 0.5]], [[0.9, 0.1, 0.0]]], np.float32)
   assert _RULES["vote"](tied).predictions.tolist() == [2]
   assert _RULES["weighted vote"](tied).predictions.tolist() == [0]
@@ -95,12 +95,12 @@ def test_votes_of_one_mind_and_ties():
   split = np.array([[[0.4, 0.35, 0.25]], [[0.4, 0.35, 0.25]], [[0.0, 1.0, 0.0]]], np.float32)
   assert _RULES["vote"](split).predictions.tolist() == [0]
   assert _RULES["mean"](split).predictions.tolist() == [1]
-  # A member's tie goes to its lowest class.
+  # A member with tied classes votes for the lowest.
   assert _RULES["vote"](np.full((1, 1, 3), 1 / 3, np.float32)).predictions.tolist() == [0]
 
 
 @pytest.mark.parametrize("name", _RULES)
-def test_half_precision_empty_mass_missing_values_and_vmap(name):
+def test_half_precision_zero_mass_nan_and_vmap(name):
   probs = _probs(3, 4)
   half = _JITTED[name](jnp.asarray(probs, jnp.bfloat16))
   assert half.probs.dtype == jnp.float32
@@ -110,8 +110,8 @@ def test_half_precision_empty_mass_missing_values_and_vmap(name):
   assert np.isfinite(_JITTED[name](np.zeros((2, 1, 3), np.float32)).probs).all()
   broken = probs.copy()
   broken[1, 2, 0] = np.nan
-  found = _JITTED[name](broken)
-  assert np.isfinite(np.delete(found.probs, 2, 0)).all()
+  result = _JITTED[name](broken)
+  assert np.isfinite(np.delete(result.probs, 2, 0)).all()
   stacked = jax.vmap(_RULES[name])(np.stack([probs, probs[::-1]]))
   np.testing.assert_allclose(stacked.probs[1], _RULES[name](probs[::-1]).probs, atol=1e-6)
 
@@ -123,7 +123,7 @@ def test_gradient_of_the_mean_is_finite():
 
 @pytest.mark.parametrize("rule", [*_RULES.values()])
 @pytest.mark.parametrize("shape", [(4, 3), (0, 4, 3), (2, 4, 0)])
-def test_members_of_wrong_shape(rule, shape):
+def test_members_of_wrong_shape_raise(rule, shape):
   with pytest.raises(ValueError, match="probs must be"):
     rule(np.zeros(shape, np.float32))
 
@@ -132,25 +132,25 @@ def _scores(n=7, k=3):
   return np.random.default_rng(1).normal(2.0, 3.0, (n, k)).astype(np.float32)
 
 
-def test_batch_calibration_standardises_columns():
+def test_batch_calibration_standardizes_columns():
   logits = _scores()
   expected = (logits - logits.mean(0)) / logits.std(0, ddof=1)
   for fn in (ensembles.batch_calibration, jax.jit(ensembles.batch_calibration)):
-    found = fn(logits)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-  np.testing.assert_allclose(found.mean(0), 0, atol=1e-6)
-  np.testing.assert_allclose(found.std(0, ddof=1), 1, atol=1e-5)
+    result = fn(logits)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+  np.testing.assert_allclose(result.mean(0), 0, atol=1e-6)
+  np.testing.assert_allclose(result.std(0, ddof=1), 1, atol=1e-5)
   moved = ensembles.batch_calibration(logits * np.array([2.0, 0.1, 30.0]) + np.array([5.0, -9, 1]))
-  np.testing.assert_allclose(moved, found, atol=1e-4)
+  np.testing.assert_allclose(moved, result, atol=1e-4)
   demeaned = ensembles.batch_calibration(logits, demean_only=True)
   np.testing.assert_allclose(demeaned, logits - logits.mean(0), atol=1e-5)
 
 
 def test_batch_calibration_with_statistics_of_another_batch():
   logits, mean, std = _scores(), np.array([1.0, 2, 3]), np.array([2.0, 0.0, 0.5])
-  found = ensembles.batch_calibration(logits[:1], mean=mean, std=std)
-  np.testing.assert_allclose(found[0, [0, 2]], ((logits[0] - mean) / np.maximum(std, 0.1))[[0, 2]])
-  assert found[0, 1] == 0
+  result = ensembles.batch_calibration(logits[:1], mean=mean, std=std)
+  np.testing.assert_allclose(result[0, [0, 2]], ((logits[0] - mean) / np.maximum(std, 0.1))[[0, 2]])
+  assert result[0, 1] == 0
   half = ensembles.batch_calibration(logits, mean=mean)
   np.testing.assert_allclose(half, (logits - mean) / logits.std(0, ddof=1), rtol=1e-5)
   one = ensembles.batch_calibration(logits[:1], mean=mean, demean_only=True)
@@ -159,9 +159,9 @@ def test_batch_calibration_with_statistics_of_another_batch():
 
 def test_constant_columns_are_zero_with_finite_gradients():
   logits = np.stack([np.full(3, 0.1), np.full(3, 1e4), [1.0, 2.0, 4.0]], axis=1).astype(np.float32)
-  found = jax.jit(ensembles.batch_calibration)(logits)
-  np.testing.assert_array_equal(found[:, :2], 0)
-  assert np.abs(found[:, 2]).min() > 0
+  result = jax.jit(ensembles.batch_calibration)(logits)
+  np.testing.assert_array_equal(result[:, :2], 0)
+  assert np.abs(result[:, 2]).min() > 0
   grad = jax.jit(jax.grad(lambda z: jnp.sum(jnp.square(ensembles.batch_calibration(z)[:2]))))
   assert np.isfinite(grad(logits)).all()
   extreme = ensembles.batch_calibration(np.array([[1e4], [-1e4]], np.float32))
@@ -170,7 +170,7 @@ def test_constant_columns_are_zero_with_finite_gradients():
   assert np.isnan(missing[:, 0]).all() and np.isfinite(missing[:, 1]).all()
 
 
-def test_running_statistics():
+def test_running_statistics_match_moving_averages():
   first, second = _scores(6), 3 * _scores(5) + 1
   state = ensembles.batch_calibration_init(num_classes=3)
   np.testing.assert_allclose(
@@ -214,7 +214,7 @@ def test_batch_calibration_errors():
       call()
 
 
-def test_verbalizers_average_the_labels_tokens():
+def test_verbalizers_average_the_tokens_of_each_label():
   rng = np.random.default_rng(2)
   token_logits = rng.normal(size=(3, 4, 9)).astype(np.float32)
   ids = np.array([[1, 8, -1], [5, -1, -1], [1, 3, 0]])
@@ -228,7 +228,7 @@ def test_verbalizers_average_the_labels_tokens():
   words = np.array([[4], [2]])
   gathered = ensembles.verbalizer_logits(token_logits, words, np.ones((2, 1), bool))
   np.testing.assert_array_equal(gathered, token_logits[:, 0, [4, 2]])
-  # A traced mask cannot be refused.
+  # A traced mask cannot be checked.
   empty = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, mask & (ids != 5))
   np.testing.assert_array_equal(empty[:, 1], 0)
 
@@ -238,7 +238,10 @@ def test_verbalizer_errors():
   for call, text in (
     (lambda: uncertainty.verbalizer_logits(logits[0], ones, ones), "token_logits must be"),
     (lambda: uncertainty.verbalizer_logits(logits, ones[0], ones), "both be"),
-    (lambda: uncertainty.verbalizer_logits(logits[:, :1], ones, ones), "as many positions"),
+    (
+      lambda: uncertainty.verbalizer_logits(logits[:, :1], ones, ones),
+      "2 positions or more, got 1",
+    ),
     (
       lambda: uncertainty.verbalizer_logits(logits, ones, np.array([[1, 1], [0, 0]])),
       "label 1 of token_mask",

@@ -55,7 +55,7 @@ def slow_log_marginal(x, y, *, lengthscale, outputscale, noise, kernel="rbf"):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("lengthscale", [0.4, np.array([0.2, 3.0], np.float32)])
-def test_kernels_equal_a_slow_loop(data, kernel, lengthscale):
+def test_kernels_match_a_slow_loop(data, kernel, lengthscale):
   x, _, x2 = data
   got = kernel_matrix(x, x2, lengthscale=lengthscale, outputscale=1.7, kernel=kernel)
   np.testing.assert_allclose(got, slow_kernel(x, x2, lengthscale, 1.7, kernel), rtol=1e-5)
@@ -76,7 +76,7 @@ def test_kernel_gradients_are_finite_everywhere(data, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_posterior_and_evidence_equal_float64_inverses(data, kernel):
+def test_posterior_and_evidence_match_float64_inverses(data, kernel):
   x, y, x_query = data
   mean, variance = gp_posterior(x, y, x_query, kernel=kernel, **SETTING)
   want_mean, want_variance = slow_posterior(x, y, x_query, kernel=kernel, **SETTING)
@@ -86,7 +86,7 @@ def test_posterior_and_evidence_equal_float64_inverses(data, kernel):
   np.testing.assert_allclose(evidence, slow_log_marginal(x, y, kernel=kernel, **SETTING), rtol=1e-5)
 
 
-def test_evidence_takes_no_jitter():
+def test_evidence_adds_no_jitter():
   x, y = np.zeros((1, 1), np.float32), np.array([0.01], np.float32)
   got = log_marginal(x, y, outputscale=1e-6, noise=1e-4)
   np.testing.assert_allclose(got, norm.logpdf(0.01, 0, np.sqrt(1.01e-4)), rtol=1e-5)
@@ -109,7 +109,7 @@ def test_noiseless_posterior_returns_the_targets(data):
   assert np.all(variance >= 1e-6) and np.all(variance < 1e-4)
 
 
-def test_no_context_gives_the_prior(data):
+def test_no_points_give_the_prior(data):
   x, y, x_query = data
   empty = gp_posterior(x[:0], y[:0], x_query, **SETTING)
   masked = gp_posterior(x, y, x_query, mask=np.zeros(8, bool), **SETTING)
@@ -120,7 +120,7 @@ def test_no_context_gives_the_prior(data):
   assert log_marginal(x, y, mask=np.zeros(8, bool), **SETTING) == 0
 
 
-def test_mask_equals_leaving_out_even_missing_values(data):
+def test_mask_equals_leaving_out_points_even_if_nan(data):
   x, y, x_query = data
   mask = np.array([1, 0, 1, 1, 0, 1, 0, 1], bool)
   broken_x, broken_y = np.where(mask[:, None], x, np.nan), np.where(mask, y, np.nan)
@@ -159,7 +159,7 @@ def test_mixture_of_one_is_the_posterior(data):
   np.testing.assert_allclose(got, norm.logpdf(y_query, mean, np.sqrt(variance)), rtol=1e-4)
 
 
-def test_mixture_equals_a_slow_loop(data):
+def test_mixture_matches_a_slow_loop(data):
   x, y, x_query = data
   y_query = np.linspace(-2, 2, 5, dtype=np.float32)
   grid = [(0.2, 1.0, 0.1), (0.5, 2.0, 0.02), (1.0, 0.5, 0.3)]
@@ -216,7 +216,7 @@ def log_prior(hyperparameters):
   return -10 * jnp.square(jnp.log(hyperparameters.lengthscale / 0.5)) - 30 * hyperparameters.noise
 
 
-def test_fit_follows_its_prior(curve):
+def test_fit_with_a_prior_reaches_the_optimum(curve):
   x, y = curve
   objective, want = slow_fit(x, y, lambda l, o, n: -10 * np.log(l / 0.5) ** 2 - 30 * n)
   got = gp.fit_gp(x, y, log_prior_fn=log_prior)
@@ -225,7 +225,7 @@ def test_fit_follows_its_prior(curve):
   assert abs(got.lengthscale - 0.5) < abs(gp.fit_gp(x, y).lengthscale - 0.5)
 
 
-def test_fit_starts_where_it_says(curve):
+def test_fit_without_steps_returns_the_start(curve):
   np.testing.assert_allclose(gp.fit_gp(*curve, num_steps=0), [0.5, 1.0, 0.01], rtol=1e-6)
 
 
@@ -245,7 +245,7 @@ def test_fit_of_degenerate_data_is_finite(curve, case):
   assert fitted.noise >= np.float32(1e-4)
 
 
-def test_fit_with_a_mask_equals_leaving_out(curve):
+def test_fit_with_a_mask_equals_leaving_out_points(curve):
   x, y = curve
   mask = np.arange(20) % 2 == 0
   objective, want = slow_fit(x[mask], y[mask])

@@ -67,7 +67,7 @@ def batched_density(num_values=3):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family_matches_loop(family):
+def test_family_matches_its_formula(family):
   slow, params = FAMILIES[family]
   x = np.arange(1.0, 12.0)
   got = lc.basis_curve(family, x.astype(np.float32), np.array(params, np.float32))
@@ -88,7 +88,7 @@ def test_limits_at_infinity_and_steep_curves():
   for family, index in (("pow3", 0), ("janoschek", 0), ("mmf", 0), ("weibull", 0)):
     params = np.array(FAMILIES[family][1], np.float32)
     np.testing.assert_allclose(lc.basis_curve(family, 1e8, params), params[index], atol=1e-4)
-  # Where a quotient or a product of powers would be inf / inf.
+  # Parameters for which a quotient or product of powers would be inf / inf.
   steep = lc.basis_curve("dr_hill_zero_background", 100.0, jnp.array([0.8, 90.0, 50.0]))
   np.testing.assert_allclose(steep, 0.8, rtol=1e-6)
   assert np.isfinite(lc.basis_curve("mmf", 100.0, jnp.array([0.8, 0.2, 1e4, 90.0])))
@@ -107,7 +107,7 @@ def test_bfloat16_is_computed_in_float32():
   np.testing.assert_allclose(density, same, rtol=1e-6)
 
 
-def test_combined_curve_matches_loop():
+def test_combined_curve_matches_a_loop():
   params = prior_draws(0, 6).reshape(2, 3, 13)
   got = lc.combined_curve(params, length=LENGTH)
   assert got.shape == (2, 3, LENGTH)
@@ -126,7 +126,7 @@ def test_combined_curve_of_other_components():
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_is_learning_curve():
+def test_is_learning_curve_rejects_falling_and_outside_curves():
   curves = [[0.0, 0.5, 1.0], [0.5, 0.2, 0.5], [0.2, 1.01, 0.5], [-0.01, 0.2, 0.5], [0.1, np.nan, 1]]
   np.testing.assert_array_equal(lc.is_learning_curve(np.array(curves)), [True, *[False] * 4])
 
@@ -147,7 +147,7 @@ def test_log_density_matches_scipy():
   assert accepted > 20
 
 
-def test_log_density_is_minus_infinity_exactly_where_rejection_rejects():
+def test_log_density_is_minus_infinity_exactly_for_rejected_curves():
   params = prior_draws(2, 500)
   accepted = lc.is_learning_curve(lc.combined_curve(params, length=LENGTH))
   np.testing.assert_array_equal(np.isfinite(batched_density()(params, VALUES)), accepted)
@@ -158,7 +158,7 @@ def test_log_density_is_minus_infinity_exactly_where_rejection_rejects():
   assert lc.learning_curve_log_density(falls_later, VALUES, length=LENGTH) == -np.inf
 
 
-def test_log_density_outside_every_support():
+def test_log_density_outside_the_support_of_each_prior():
   low = [-0.01, -0.61, -0.01, -0.01, -0.51, -0.01, -0.01, -0.01, -0.01, -0.01, -0.01, -0.01]
   high = [1.26, 0.61, None, 1.01, 0.51, 1.01, 2.01, None, None, 1.01, 1.01, 1.01]
   assert np.isfinite(lc.learning_curve_log_density(GOOD, VALUES, length=LENGTH))
@@ -180,7 +180,7 @@ def test_log_density_outside_every_support():
 def test_density_integrates_to_one_over_a_parameter(index, weight, log_scale):
   params = GOOD.copy()
   if weight is not None:
-    params[weight] = 0.0  # the curve does not depend on the parameter any more
+    params[weight] = 0.0  # the curve then does not depend on the parameter
   grid = np.linspace(-14, 14, 4001)
   points = np.exp(grid) if log_scale else grid
   rows = np.repeat(params[None], len(grid), 0)
@@ -193,7 +193,7 @@ def test_density_integrates_to_one_over_a_parameter(index, weight, log_scale):
   np.testing.assert_allclose(integral, rest, rtol=1e-3)
 
 
-def test_log_density_extremes_under_jit():
+def test_log_density_is_never_nan_or_plus_infinity():
   rows = []
   for i in range(13):
     for value in (np.nan, np.inf, -np.inf, 1e30, -1e30, 0.0):
@@ -209,7 +209,7 @@ def test_log_density_extremes_under_jit():
   np.testing.assert_allclose(likelihood, 3 * (200 - 0.5 * math.log(2 * math.pi)), rtol=1e-5)
 
 
-def test_log_likelihood_matches_scipy_and_knows_no_restriction():
+def test_log_likelihood_matches_scipy_without_restriction():
   params = prior_draws(3, 5)
   for p in params:
     got = lc.learning_curve_log_likelihood(p, VALUES, length=LENGTH)
@@ -217,7 +217,7 @@ def test_log_likelihood_matches_scipy_and_knows_no_restriction():
     np.testing.assert_allclose(got, expected, rtol=1e-3)
 
 
-def test_predictions_match_loop():
+def test_predictions_match_a_loop():
   samples = prior_draws(4, 7)
   values = np.linspace(0.1, 0.8, LENGTH).astype(np.float32)
   curves = np.stack([slow_curve(p, LENGTH) for p in samples])

@@ -15,11 +15,11 @@ fit = jax.jit(uncertainty.fit_temperature, static_argnames="num_steps")
 def mean_nll(logits, labels, temperature):
   scores = np.asarray(logits, np.float64) / temperature
   top = scores.max(1, keepdims=True)
-  normaliser = np.log(np.exp(scores - top).sum(1)) + top[:, 0]
-  return np.mean(normaliser - scores[np.arange(len(labels)), labels])
+  normalizer = np.log(np.exp(scores - top).sum(1)) + top[:, 0]
+  return np.mean(normalizer - scores[np.arange(len(labels)), labels])
 
 
-def test_temperature_is_the_optimum_of_scipy():
+def test_temperature_matches_scipys_optimum():
   best = minimize_scalar(
     lambda log_t: mean_nll(LOGITS, LABELS, np.exp(log_t)),
     bounds=(-4, 4),
@@ -41,20 +41,20 @@ def test_temperature_scales_with_the_logits():
   np.testing.assert_allclose(fit(shifted, LABELS), one, rtol=1e-4)
 
 
-def test_predictions_without_an_inner_optimum_get_the_ends():
+def test_predictions_without_an_inner_optimum_get_the_bounds():
   right, wrong = LOGITS.argmax(1), LOGITS.argmin(1)
   np.testing.assert_allclose(fit(LOGITS, right), 0.01, rtol=1e-6)
   np.testing.assert_allclose(fit(LOGITS, wrong), 100.0, rtol=1e-6)
   bounds = dict(min_temperature=0.5, max_temperature=3.0)
   assert fit(LOGITS, right, **bounds) == 0.5 and fit(LOGITS, wrong, **bounds) == 3.0
-  # Wide margins: the loss underflows to 0 long before the end.
+  # With wide margins the loss underflows to 0 long before the bound.
   np.testing.assert_allclose(fit(1e4 * np.eye(5), np.arange(5)), 0.01, rtol=1e-6)
   assert fit(LOGITS[:1], right[:1], **bounds) == 0.5
   assert fit(np.zeros((3, 5)), LABELS[:3], **bounds) == 0.5
 
 
 def test_extreme_missing_and_masked_logits():
-  # A wide margin half of the time wrong: only the uniform prediction is left.
+  # With a wide margin that is sometimes wrong, the largest temperature is best.
   extreme = np.tile(np.array([[1e4, -1e4]], np.float32), (4, 1))
   assert fit(extreme, np.array([0, 0, 0, 1])) == 100.0
   assert np.isnan(fit(np.where(np.arange(5) == 0, np.nan, LOGITS), LABELS))

@@ -13,7 +13,7 @@ def trees():
   return average, params
 
 
-def test_it_is_the_weighted_mean_and_counters_follow():
+def test_update_is_the_weighted_mean_and_copies_counters():
   average, params = trees()
   new = jax.jit(weights.ema_update)(average, params)
   np.testing.assert_allclose(new["w"], 0.999 * average["w"] + 0.001 * params["w"], rtol=1e-6)
@@ -28,7 +28,7 @@ def test_decay_1_freezes_and_0_copies_bitwise():
   np.testing.assert_array_equal(copied["w"], params["w"])
 
 
-def test_the_average_keeps_its_dtype():
+def test_average_keeps_its_dtype():
   half = weights.ema_update({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.zeros(2)}, decay=0.5)
   assert half["w"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(half["w"].astype(jnp.float32), 0.5)
@@ -44,12 +44,12 @@ def test_decay_may_be_a_vmapped_schedule():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5, np.nan])
-def test_it_refuses_a_decay(decay):
+def test_decay_outside_the_interval_raises(decay):
   with pytest.raises(ValueError, match="decay"):
     weights.ema_update(jnp.ones(2), jnp.ones(2), decay=decay)
 
 
-def test_it_refuses_other_trees():
+def test_different_trees_raise():
   with pytest.raises(ValueError):
     weights.ema_update({"a": jnp.ones(2)}, {"b": jnp.ones(2)})
   with pytest.raises(AssertionError, match="shape"):

@@ -37,18 +37,18 @@ def random_adapters(params, config):
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
-def test_the_update_is_the_loop(stabilized):
+def test_update_matches_a_loop(stabilized):
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=(LAYERS, IN, 2)), rng.normal(size=(LAYERS, 2, OUT))
-  found = jax.jit(low_rank_update, static_argnames="rank_stabilized")(
+  result = jax.jit(low_rank_update, static_argnames="rank_stabilized")(
     a, b, alpha=3.0, rank_stabilized=stabilized
   )
   expected = np.zeros((LAYERS, IN, OUT))
   for l, i, j, r in np.ndindex(LAYERS, IN, OUT, 2):
     expected[l, i, j] += a[l, i, r] * b[l, r, j] * 3.0 / (np.sqrt(2) if stabilized else 2)
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
   rows = jax.vmap(lambda a, b: low_rank_update(a, b, alpha=3.0, rank_stabilized=stabilized))(a, b)
-  np.testing.assert_allclose(rows, found, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(rows, result, rtol=1e-6, atol=1e-6)
 
 
 def test_new_adapters_change_nothing(params):
@@ -63,7 +63,7 @@ def test_new_adapters_change_nothing(params):
   jax.tree.map(np.testing.assert_array_equal, merged, params)
 
 
-def test_merged_is_base_plus_the_adapters_path(params):
+def test_merged_kernels_are_base_plus_adapters(params):
   adapters = random_adapters(params, CONFIG)
   merged = jax.jit(lambda *args: merge_low_rank(*args, CONFIG))(params, adapters)
   x = np.random.default_rng(2).normal(size=(5, IN)).astype(np.float32)
@@ -73,8 +73,8 @@ def test_merged_is_base_plus_the_adapters_path(params):
     if name != "k":
       adapter = adapters[f"layers/attention/{name}/kernel"]
       expected = expected + 6.0 / 2 * (x @ adapter["a"]) @ adapter["b"]
-    found = x @ merged["layers"]["attention"][name]["kernel"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    result = x @ merged["layers"]["attention"][name]["kernel"]
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
   for path in (("mlp", "up", "kernel"), ("attention", "q", "bias")):
     old, new = params["layers"], merged["layers"]
     for key in path:
@@ -82,7 +82,7 @@ def test_merged_is_base_plus_the_adapters_path(params):
     np.testing.assert_array_equal(new, old)
 
 
-def test_gradients_reach_the_adapters_alone(params):
+def test_gradient_of_new_adapters_is_in_b_alone(params):
   adapters = init_low_rank(jax.random.key(0), params, CONFIG)
 
   def loss(adapters):
@@ -91,14 +91,14 @@ def test_gradients_reach_the_adapters_alone(params):
 
   slopes = jax.grad(loss)(adapters)
   for path, adapter in adapters.items():
-    # At B = 0 the whole slope is in B: alpha/r A' dW.
+    # At B = 0 only B has a gradient: alpha/r A' dW.
     kernel = params["layers"]["attention"][path.split("/")[2]]["kernel"]
     expected = 6.0 / 2 * jnp.swapaxes(adapter["a"], -1, -2) @ (2 * kernel)
     np.testing.assert_allclose(slopes[path]["b"], expected, rtol=1e-4, atol=1e-5)
     assert not slopes[path]["a"].any()
 
 
-def test_targets_are_ends_of_paths(params):
+def test_targets_match_ends_of_paths(params):
   def paths(*targets):
     return sorted(init_low_rank(jax.random.key(0), params, LowRankConfig(targets=targets)))
 
@@ -113,15 +113,15 @@ def test_half_precision_sums_in_float32(params):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   adapters = random_adapters(half, CONFIG)
   assert {x.dtype for x in jax.tree.leaves(adapters)} == {jnp.bfloat16.dtype}
-  found = merge_low_rank(half, adapters, CONFIG)
+  result = merge_low_rank(half, adapters, CONFIG)
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (half, adapters))
   expected = merge_low_rank(*wide, CONFIG)
   jax.tree.map(
-    lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), found, expected
+    lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), result, expected
   )
 
 
-def test_what_is_refused(params):
+def test_errors(params):
   with pytest.raises(ValueError, match="rank .* got 0"):
     LowRankConfig(rank=0)
   for targets in ((), "attention/q"):
