@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxlab import algorithms, data, samplers, training
-from jaxlab.experiment import Context
+from jaxlab.experiment import Context, Results
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,3 +146,24 @@ def score_seeds(
     method: {quantity: np.stack([s[method][quantity] for s in scores]) for quantity in row}
     for method, row in scores[0].items()
   }
+
+
+def add_along(
+  results: Results,
+  scores: Mapping[str, Mapping[str, np.ndarray]],
+  name: str,
+  values: Sequence[Any],
+  **setting: Any,
+) -> None:
+  """Adds arrays `[seeds, n]` as records, one per value of a setting.
+
+  Args:
+    results: gets the records.
+    scores: method -> quantity -> `[seeds, n]`.
+    name: the setting along the second axis.
+    values: its n values.
+    **setting: what all these records share.
+  """
+  for i, value in enumerate(values):
+    column = {method: {q: v[:, i] for q, v in row.items()} for method, row in scores.items()}
+    results.add(column, **setting, **{name: value})

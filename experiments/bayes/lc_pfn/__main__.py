@@ -14,7 +14,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.bayes.lc_pfn import prior, real
 from experiments.kit import plots
-from experiments.kit.prior_fitting import score_seeds
+from experiments.kit.prior_fitting import add_along, score_seeds
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "lc_pfn"
@@ -99,12 +99,13 @@ def run(config: Config, context: Context) -> Results:
     return prior.evaluate_on_prior(config, context, predictors[seed], keys[seed])
 
   scores = score_seeds(context, "prior", on_prior)
-  for i, observed in enumerate(config.contexts):
-    where = dict(task="prior", context=observed)
-    results.add({"PFN": {"NLL": scores["PFN"]["NLL"][:, i]}}, **where)
-    for j, num_steps in enumerate(config.mcmc_steps):
-      results.add({"MCMC": {"NLL": scores["MCMC"]["NLL"][:, i, j]}}, **where, steps=num_steps)
-  examples = {"prior": prior.prior_examples(config, predictors[0], keys[0])}
+  chains = scores.pop("MCMC")["NLL"]
+  add_along(results, scores, "context", config.contexts, task="prior")
+  for j, num_steps in enumerate(config.mcmc_steps):
+    of_budget = {"MCMC": {"NLL": chains[:, :, j]}}
+    add_along(results, of_budget, "context", config.contexts, task="prior", steps=num_steps)
+  shown = np.asarray(prior.test_curves(config, jax.random.split(keys[0])[0])[:3])
+  examples = {"prior": prior.examples(predictors[0], shown, np.full(3, config.contexts[0]))}
   if config.num_real:
     curves = real.real_curves(config)
 
@@ -122,7 +123,8 @@ def run(config: Config, context: Context) -> Results:
     scores = score_seeds(context, "stopping", stopping)
     over_sets = {m: {name: v.mean(1) for name, v in row.items()} for m, row in scores.items()}
     results.add(over_sets, task="stopping")
-    examples["LCDB"] = real.real_examples(config, predictors[0], curves, keys[0])
+    rows = real.test_curves(config, curves, keys[0])[0][:3]
+    examples["LCDB"] = prior.examples(predictors[0], curves.values[rows], curves.observed[rows])
   results.extras = {
     f"{g}/{name}": array for g, row in examples.items() for name, array in row.items()
   }

@@ -26,6 +26,11 @@ class Predictor(NamedTuple):
     """Bar logits `[b, T, K]` of every step, given the first `observed` values of `[b, T]`."""
     return _logits(self.module, self.params, values, observed)
 
+  def logits_of_each(self, values: np.ndarray, observed: np.ndarray) -> jax.Array:
+    """The same where `observed[b]` differs by curve; what stands behind a curve may be NaN."""
+    one = jax.jit(jax.vmap(lambda row, c: self.logits(row[None], c)[0]))
+    return one(jnp.nan_to_num(values), jnp.asarray(observed, jnp.int32))
+
   def quantiles(self, logits: jax.Array) -> np.ndarray:
     """The median and the ends of the central 80%, `[3, ...]`."""
     return np.stack([uncertainty.bar_quantile(logits, self.borders, q) for q in QUANTILES])
@@ -41,6 +46,11 @@ def _logits(module, params, values, observed):
 def curve_prior(config, num_curves: int):
   """`key -> batch` of curves of the prior."""
   return functools.partial(data.sample_learning_curves, batch_size=num_curves, length=config.length)
+
+
+def test_curves(config, key) -> jax.Array:
+  """The fresh curves that a seed is evaluated on, `[num_test, T]`."""
+  return jax.jit(curve_prior(config, config.num_test))(key).y
 
 
 def curve_borders(config, key) -> jax.Array:
@@ -77,7 +87,7 @@ def curve_trainer(config, borders, mesh) -> PriorTrainer:
 def evaluate_on_prior(config, context: Context, predictor: Predictor, key) -> dict:
   """NLL of the last step: of the network by context, of MCMC by context and number of steps."""
   curve_key, chain_key = jax.random.split(key)
-  values = jax.jit(curve_prior(config, config.num_test))(curve_key).y
+  values = test_curves(config, curve_key)
   starts = baselines.starts(config, chain_key)
   keys = jax.random.split(chain_key, config.num_test)
 
@@ -97,14 +107,7 @@ def evaluate_on_prior(config, context: Context, predictor: Predictor, key) -> di
   }
 
 
-def prior_examples(config, predictor: Predictor, key) -> dict[str, np.ndarray]:
-  """Three curves of those that `evaluate_on_prior` draws with the key, and their quantiles."""
-  curve_key, _ = jax.random.split(key)
-  values = jax.jit(curve_prior(config, config.num_test))(curve_key).y
-  observed = config.contexts[0]
-  logits = predictor.logits(values, jnp.int32(observed))[:3]
-  return {
-    "values": np.asarray(values[:3]),
-    "observed": np.full(3, observed),
-    "quantiles": predictor.quantiles(logits),
-  }
+def examples(predictor: Predictor, values: np.ndarray, observed: np.ndarray) -> dict:
+  """What the pictures of a few curves need."""
+  quantiles = predictor.quantiles(predictor.logits_of_each(values, observed))
+  return {"values": np.asarray(values), "observed": observed, "quantiles": quantiles}

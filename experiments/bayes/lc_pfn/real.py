@@ -13,11 +13,12 @@ from jaxlab.experiment import Context
 
 
 class Curves(NamedTuple):
-  """Real curves, `[n, T]` with NaN behind the end of each, their lengths and data sets, `[n]`."""
+  """Real curves `[n, T]`, NaN behind the end of each; lengths, data sets and seen steps `[n]`."""
 
   values: np.ndarray
   lengths: np.ndarray
   dataset_ids: np.ndarray
+  observed: np.ndarray
 
 
 def real_curves(config) -> Curves:
@@ -27,15 +28,17 @@ def real_curves(config) -> Curves:
   values = np.full((kept.sum(), config.length), np.nan, np.float32)
   width = min(config.length, curves.values.shape[1])
   values[:, :width] = curves.values[kept, :width]
-  return Curves(values, curves.lengths[kept], curves.dataset_ids[kept])
+  lengths = curves.lengths[kept]
+  observed = np.maximum(2, np.floor(config.observed_share * lengths)).astype(int)
+  return Curves(values, lengths, curves.dataset_ids[kept], observed)
 
 
 def evaluate_on_real(config, context: Context, predictor: Predictor, curves: Curves, key) -> dict:
   """NLL, error and coverage of the last point of real curves."""
   test, rest = test_curves(config, curves, key)
-  values, lengths, observed = curves.values, curves.lengths, num_observed(config, curves)
+  values, lengths, _, observed = curves
   last = values[test, lengths[test] - 1]
-  logits = _logits(predictor, values[test], observed[test])
+  logits = predictor.logits_of_each(values[test], observed[test])
   end = logits[np.arange(len(test)), lengths[test] - 1]
   low, median, high = predictor.quantiles(end)
   nll = losses.bar_nll(end, jnp.asarray(last), predictor.borders)
@@ -45,29 +48,6 @@ def evaluate_on_real(config, context: Context, predictor: Predictor, curves: Cur
     config, context.mesh, values[test], lengths[test], observed[test], key
   )
   return rows
-
-
-def real_examples(config, predictor: Predictor, curves: Curves, key) -> dict[str, np.ndarray]:
-  """Three curves of those that `evaluate_on_real` takes with the key, and their quantiles."""
-  shown, observed = test_curves(config, curves, key)[0][:3], num_observed(config, curves)
-  logits = _logits(predictor, curves.values[shown], observed[shown])
-  return {
-    "values": curves.values[shown],
-    "observed": observed[shown],
-    "quantiles": predictor.quantiles(logits),
-  }
-
-
-def _logits(predictor: Predictor, values: np.ndarray, observed: np.ndarray) -> jax.Array:
-  """Logits `[n, T, K]` of curves of which different numbers of steps are seen."""
-  filled = jnp.asarray(np.nan_to_num(values))
-  one = jax.jit(jax.vmap(lambda row, c: predictor.logits(row[None], c)[0]))
-  return one(filled, jnp.asarray(observed, jnp.int32))
-
-
-def num_observed(config, curves: Curves) -> np.ndarray:
-  """How many steps of every curve are seen."""
-  return np.maximum(2, np.floor(config.observed_share * curves.lengths)).astype(int)
 
 
 def test_curves(config, curves: Curves, key) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +77,7 @@ def evaluate_stopping(config, predictor: Predictor, curves: Curves, rng) -> dict
     method -> {"times fewer steps", "regret"}, means over random orders, `[data sets]`.
   """
   test, rest = split_data_sets(config, curves.dataset_ids, rng)
-  values, lengths, ids = curves
+  values, lengths, ids, _ = curves
   spread = baselines.increment_spread(values[rest], lengths[rest])
   max_runs = max(np.sum(ids[test] == i) for i in np.unique(ids[test]))
   stop = _stopping_replay(config, predictor, spread)

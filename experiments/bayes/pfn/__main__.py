@@ -12,13 +12,12 @@ import sys
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import catalogue
 from experiments.bayes.pfn import gaussian, hyper
 from experiments.bayes.pfn.gaussian import EXACT, RANDOM
 from experiments.bayes.pfn.networks import PFN, bar_nll, network, trainer
-from experiments.kit import plots
+from experiments.bayes.pfn.pictures import draw_figure
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "pfn"
@@ -168,164 +167,81 @@ def run(config: Config, context: Context) -> Results:
 
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, on the tasks that ran."""
-  measured = set(results.distinct("task"))
+  measured = results.distinct("task")
+
+  def select(quantity: str, task: str, *methods: str, **where):
+    return [results.select(quantity, task=task, method=method, **where) for method in methods]
+
   statements: list[Claim] = []
   if "gp" in measured:
-    network, exact, prior = (
-      results.select("NLL", task="gp", method=method, average=("context",))
-      for method in (PFN, EXACT, "prior")
-    )
+    network, exact, prior = select("NLL", "gp", PFN, EXACT, "prior", average=("context",))
     informative = "the exact posterior is .5 nats better than the prior"
-    statements.append(
-      compare(
-        "the network's NLL is within .10 nats of the exact posterior's, a mean over context sizes",
-        network,
-        exact,
-        better="lower",
-        margin=-0.10,
-        headline=True,
-        requires=(precondition(informative, prior - exact, at_least=0.5),),
-        paper="indistinguishable up to about 1,000 points at the longest training",
-      )
+    statement = compare(
+      "the network's NLL is within .10 nats of the exact posterior's, a mean over context sizes",
+      network,
+      exact,
+      better="lower",
+      margin=-0.10,
+      headline=True,
+      requires=(precondition(informative, prior - exact, at_least=0.5),),
+      paper="indistinguishable up to about 1,000 points at the longest training",
     )
+    statements.append(statement)
   if "optimize" in measured:
-    network, exact, random = (
-      results.select(
-        "simple regret", task="optimize", method=method, evaluations=config.num_evaluations
-      )
-      for method in (PFN, EXACT, RANDOM)
+    last = config.num_evaluations
+    network, exact, random = select(
+      "simple regret", "optimize", PFN, EXACT, RANDOM, evaluations=last
     )
-    room = precondition(
-      "random search leaves twice the exact GP's regret", random - 2 * exact, at_least=0.0
+    text = "random search leaves twice the exact GP's regret"
+    statement = compare(
+      "Bayesian optimization with the network leaves at most 1.5 times the exact GP's regret",
+      network,
+      1.5 * exact,
+      better="lower",
+      requires=(precondition(text, random - 2 * exact, at_least=0.0),),
     )
-    statements.append(
-      compare(
-        "Bayesian optimization with the network leaves at most 1.5 times the exact GP's regret",
-        network,
-        1.5 * exact,
-        better="lower",
-        requires=(room,),
-      )
-    )
+    statements.append(statement)
   if "gp_hyper" in measured:
-    network, fitted, mixture = (
-      results.select("NLL", task="gp_hyper", method=method, average=("context",))
-      for method in (PFN, "MAP-II", "grid mixture")
+    methods = PFN, "MAP-II", "grid mixture"
+    network, fitted, mixture = select("NLL", "gp_hyper", *methods, average=("context",))
+    over_fitted = compare(
+      "unknown hyper-parameters: NLL below that of a GP fitted by MAP, a mean over context sizes",
+      network,
+      fitted,
+      better="lower",
+      paper="equal to or better than MLE-II",
     )
-    statements += [
-      compare(
-        "unknown hyper-parameters: NLL below that of a GP fitted by MAP, a mean over context sizes",
-        network,
-        fitted,
-        better="lower",
-        paper="equal to or better than MLE-II",
-      ),
-      compare(
-        "unknown hyper-parameters: NLL within .10 nats of the mixture over the prior's grid",
-        network,
-        mixture,
-        better="lower",
-        margin=-0.10,
-      ),
-    ]
+    over_mixture = compare(
+      "unknown hyper-parameters: NLL within .10 nats of the mixture over the prior's grid",
+      network,
+      mixture,
+      better="lower",
+      margin=-0.10,
+    )
+    statements += [over_fitted, over_mixture]
   if "tabular" in measured:
-    network, linear = (
-      results.select("AUC", task="tabular", method=method, average=("table",))
-      for method in (PFN, "logistic regression")
+    network, linear = select("AUC", "tabular", PFN, "logistic regression", average=("table",))
+    able = precondition("logistic regression has an AUC of .7 or more", linear, at_least=0.7)
+    room = precondition("and of .97 or less", linear, at_most=0.97)
+    statement = compare(
+      "real tables: AUC within .02 of tuned logistic regression's, a mean over tables",
+      network,
+      linear,
+      margin=-0.02,
+      requires=(able, room),
+      paper="best mean rank AUC of seven methods",
     )
-    statements.append(
-      compare(
-        "real tables: AUC within .02 of tuned logistic regression's, a mean over tables",
-        network,
-        linear,
-        margin=-0.02,
-        requires=(
-          precondition("logistic regression has an AUC of .7 or more", linear, at_least=0.7),
-          precondition("and of .97 or less", linear, at_most=0.97),
-        ),
-        paper="best mean rank AUC of seven methods",
-      )
-    )
+    statements.append(statement)
   if "regression" in measured:
-    network, ridge = (
-      results.select("NLL", task="regression", method=method) for method in (PFN, "ridge")
-    )
-    statements.append(
-      compare(
-        "real regression table: NLL within .01 nats of ridge regression's",
-        network,
-        ridge,
-        better="lower",
-        margin=-0.01,
-      )
-    )
+    text = "real regression table: NLL within .01 nats of ridge regression's"
+    network, ridge = select("NLL", "regression", PFN, "ridge")
+    statements.append(compare(text, network, ridge, better="lower", margin=-0.01))
   return statements
 
 
 def figure(results: Results):
   """Posteriors over the exact ones, then a panel per task."""
-  titles = list(dict.fromkeys(name.partition("/")[0] for name in results.extras))
-  tasks = [task for task in results.distinct("task") if task in DRAWINGS]
-  figure, axes = plots.panels(len(titles) + len(tasks), columns=3)
-  for ax, title in zip(axes, titles):
-    _draw_posterior(ax, title, results.extras)
-    ax.set_title(title)
-  for ax, task in zip(axes[len(titles) :], tasks):
-    DRAWINGS[task](ax, results)
-    ax.set_title(task)
-    ax.legend(fontsize=6)
-  axes[0].legend(fontsize=6)
-  return figure
-
-
-def _draw_posterior(ax, title: str, extras) -> None:
-  grid, x, y = (extras[f"{title}/{name}"] for name in ("grid", "x", "y"))
-  low, median, high = extras[f"{title}/{EXACT}"]
-  ax.fill_between(grid, low, high, color="lightgray", label="exact posterior, 90%")
-  ax.plot(grid, median, color="dimgray", label="exact median")
-  low, median, high = extras[f"{title}/{PFN}"]
-  ax.plot(grid, median, color="tab:blue", label="PFN, median")
-  ax.plot(grid, low, "--", color="tab:blue", linewidth=1, label="PFN, 90%")
-  ax.plot(grid, high, "--", color="tab:blue", linewidth=1)
-  if f"{title}/truth" in extras:
-    truth = extras[f"{title}/truth"]
-    ax.plot(np.linspace(0, 1, len(truth)), truth, ":", color="tab:red", label="real series")
-  ax.plot(x, y, "k.", label="seen")
-
-
-def _draw_gaps(ax, results: Results) -> None:
-  plots.curves(ax, results, "gap to the exact posterior", x="context", task="gp")
-  ax.set_yscale("symlog", linthresh=0.1)
-  ax.set(xlabel="context size", ylabel="NLL above exact (nats)")
-
-
-def _draw_regret(ax, results: Results) -> None:
-  plots.curves(ax, results, "simple regret", x="evaluations", task="optimize")
-  ax.set_yscale("log")
-
-
-def _draw_unknown(ax, results: Results) -> None:
-  plots.curves(ax, results, "NLL", x="context", task="gp_hyper")
-  ax.set_yscale("symlog", linthresh=2.0)
-  ax.set(xlabel="context size", ylabel="NLL (nats)")
-
-
-def _draw_tables(ax, results: Results) -> None:
-  plots.intervals(ax, results, "AUC", by="table", task="tabular")
-
-
-def _draw_regression(ax, results: Results) -> None:
-  plots.intervals(ax, results, "NLL", by="method", color="task", task="regression")
-  ax.set_ylabel("NLL on diabetes (nats)")
-
-
-DRAWINGS = {
-  "gp": _draw_gaps,
-  "optimize": _draw_regret,
-  "gp_hyper": _draw_unknown,
-  "tabular": _draw_tables,
-  "regression": _draw_regression,
-}
+  return draw_figure(results)
 
 
 def abstract(config: Config, mesh):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy import stats
 
 from experiments.bayes.pfn.networks import PFN, SMALL, bar_nll, network, prior_borders, trainer
-from experiments.kit.prior_fitting import score_seeds
+from experiments.kit.prior_fitting import add_along, score_seeds
 from jaxlab import algorithms, data, models, samplers, uncertainty
 from jaxlab.experiment import Context, Results
 
@@ -51,12 +51,10 @@ def train(config, context: Context, *, both: bool) -> Networks:
   modules = {PFN: network(config, config.num_bars)}
   if both:
     modules[SMALL] = network(config, config.num_bars, small=True)
-  params = {
-    name: trainer(config, module, prior_fn, bar_nll(borders), context.mesh).train(
-      context, f"gp/{name}"
-    )
-    for name, module in modules.items()
-  }
+  params = {}
+  for name, module in modules.items():
+    fit = trainer(config, module, prior_fn, bar_nll(borders), context.mesh)
+    params[name] = fit.train(context, f"gp/{name}")
   return Networks(modules, params, borders)
 
 
@@ -89,7 +87,9 @@ def methods(config, networks: Networks) -> dict[str, Method]:
     def predict(params, *arrays):
       return networks.modules[name].apply({"params": params[name]}, *arrays)
 
-    quantile = functools.partial(_bar_quantile, networks.borders)
+    def quantile(logits, q):
+      return uncertainty.bar_quantile(logits, networks.borders, q)
+
     return Method(predict, bar_nll(networks.borders), quantile)
 
   def gp(lengthscale):
@@ -112,10 +112,6 @@ def methods(config, networks: Networks) -> dict[str, Method]:
     f"GP, {WRONG_LENGTHSCALE:g}x lengthscale": gp(WRONG_LENGTHSCALE * config.lengthscale),
     "prior": Method(prior, _gaussian_nll, _gaussian_quantile),
   }
-
-
-def _bar_quantile(borders, logits, q):
-  return uncertainty.bar_quantile(logits, borders, q)
 
 
 def _gaussian_nll(posterior, y):
@@ -152,7 +148,7 @@ def run_gp(config, context: Context, networks: Networks, results: Results) -> No
   scores = score_seeds(context, "gp/scores", score_seed)
   for row in scores.values():
     row["gap to the exact posterior"] = row["NLL"] - scores[EXACT]["NLL"]
-  add_by_size(results, scores, config.context_sizes, task="gp")
+  add_along(results, scores, "context", config.context_sizes, task="gp")
   if config.num_features == 1:
     batch = jax.jit(gp_prior(config))(jax.random.fold_in(context.key, 7))
     for c in (c for c in (3, 8, 20) if c < config.num_points):
@@ -178,19 +174,12 @@ def run_series(config, context: Context, networks: Networks, results: Results) -
     return score(config, networks, networks.of_seed(seed), batch, sizes)
 
   scores = score_seeds(context, "series/scores", score_seed)
-  add_by_size(results, scores, config.series_contexts, task="series")
+  add_along(results, scores, "context", config.series_contexts, task="series")
   for i, c in enumerate((4, 8, 16)):
     kept = np.sort(order_of(0)[i][:c])
     title = f"{c} moments of a hand's motion"
     results.extras |= bands(config, networks, title, moments[kept][:, None], series[i][kept])
     results.extras[f"{title}/truth"] = series[i]
-
-
-def add_by_size(results: Results, scores, context_sizes, *, task: str) -> None:
-  """Adds method -> quantity -> `[seeds, context sizes]` as records of every context size."""
-  for i, size in enumerate(context_sizes):
-    at_size = {m: {name: v[:, i] for name, v in row.items()} for m, row in scores.items()}
-    results.add(at_size, task=task, context=size)
 
 
 def bands(config, networks: Networks, title: str, x, y, *, num_grid: int = 100) -> dict:
@@ -274,6 +263,5 @@ def run_optimize(config, context: Context, networks: Networks, results: Results)
     return regrets(networks.params[PFN][seed], key)
 
   scores = score_seeds(context, "optimize", score_seed)
-  for i in range(config.num_evaluations):
-    at_step = {name: {"simple regret": row["simple regret"][:, i]} for name, row in scores.items()}
-    results.add(at_step, task="optimize", evaluations=i + 1)
+  evaluations = range(1, config.num_evaluations + 1)
+  add_along(results, scores, "evaluations", evaluations, task="optimize")

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from experiments.bayes.pfn.gaussian import add_by_size
 from experiments.bayes.pfn.networks import PFN, bar_nll, network, prior_borders, trainer
-from experiments.kit.prior_fitting import score_seeds
+from experiments.kit.prior_fitting import add_along, score_seeds
 from jaxlab import samplers, uncertainty
 from jaxlab.experiment import Context, Results
 
@@ -46,7 +45,7 @@ def run_gp_hyper(config, context: Context, results: Results) -> None:
     return score(params[seed], batch)
 
   scores = score_seeds(context, "gp_hyper/scores", score_seed)
-  add_by_size(results, scores, config.hyper_context_sizes, task="gp_hyper")
+  add_along(results, scores, "context", config.hyper_context_sizes, task="gp_hyper")
 
 
 def hyper_grid(config, shape=(8, 4, 4)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def test_an_oracle_stops_early_and_loses_nothing():
   final = rng.uniform(0.3, 0.9, 24)
   values = (final[:, None] * (1 - 0.5 / np.arange(1, 11))).astype(np.float32)
   values[:, 8:] = np.nan
-  curves = real.Curves(values, np.full(24, 8), np.repeat(np.arange(4), 6))
+  curves = real.Curves(values, np.full(24, 8), np.repeat(np.arange(4), 6), np.full(24, 3))
   oracle = _Oracle(jnp.linspace(0.0, 1.0, 400))
   row = real.evaluate_stopping(config, oracle, curves, rng)["PFN"]
   assert np.mean(row["times fewer steps"]) > 1.5
