@@ -104,7 +104,7 @@ def run(config: Config, context: Context) -> Results:
   for j, num_steps in enumerate(config.mcmc_steps):
     of_budget = {"MCMC": {"NLL": chains[:, :, j]}}
     add_along(results, of_budget, "context", config.contexts, task="prior", steps=num_steps)
-  shown = np.asarray(prior.test_curves(config, jax.random.split(keys[0])[0])[:3])
+  shown = prior.test_curves(config, jax.random.split(keys[0])[0])[:3]
   examples = {"prior": prior.examples(predictors[0], shown, np.full(3, config.contexts[0]))}
   if config.num_real:
     curves = real.real_curves(config)

@@ -29,11 +29,23 @@ class Predictor(NamedTuple):
   def logits_of_each(self, values: np.ndarray, observed: np.ndarray) -> jax.Array:
     """The same where `observed[b]` differs by curve; what stands behind a curve may be NaN."""
     one = jax.jit(jax.vmap(lambda row, c: self.logits(row[None], c)[0]))
-    return one(jnp.nan_to_num(values), jnp.asarray(observed, jnp.int32))
+    return one(np.nan_to_num(values), observed.astype(np.int32))
 
   def quantiles(self, logits: jax.Array) -> np.ndarray:
     """The median and the ends of the central 80%, `[3, ...]`."""
-    return np.stack([uncertainty.bar_quantile(logits, self.borders, q) for q in QUANTILES])
+    return np.asarray(_quantiles(logits, self.borders))
+
+  def nll(self, logits: jax.Array, values: jax.Array) -> np.ndarray:
+    """NLL of values."""
+    return np.asarray(_nll(logits, values, self.borders))
+
+
+_nll = jax.jit(losses.bar_nll)
+
+
+@jax.jit
+def _quantiles(logits, borders):
+  return jnp.stack([uncertainty.bar_quantile(logits, borders, q) for q in QUANTILES])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,14 +60,19 @@ def curve_prior(config, num_curves: int):
   return functools.partial(data.sample_learning_curves, batch_size=num_curves, length=config.length)
 
 
-def test_curves(config, key) -> jax.Array:
+def test_curves(config, key) -> np.ndarray:
   """The fresh curves that a seed is evaluated on, `[num_test, T]`."""
-  return jax.jit(curve_prior(config, config.num_test))(key).y
+  return np.asarray(jax.jit(curve_prior(config, config.num_test))(key).y)
 
 
 def curve_borders(config, key) -> jax.Array:
   """Borders of bars that hold equal shares of the values of prior curves."""
-  return uncertainty.bar_borders(jax.jit(curve_prior(config, 10_000))(key).y, config.num_bars)
+
+  @jax.jit
+  def borders(key):
+    return uncertainty.bar_borders(curve_prior(config, 10_000)(key).y, config.num_bars)
+
+  return borders(key)
 
 
 def curve_trainer(config, borders, mesh) -> PriorTrainer:
@@ -92,13 +109,14 @@ def evaluate_on_prior(config, context: Context, predictor: Predictor, key) -> di
   keys = jax.random.split(chain_key, config.num_test)
 
   def network(observed):
-    logits = predictor.logits(values, jnp.int32(observed))[:, -1]
-    return losses.bar_nll(logits, values[:, -1], predictor.borders).mean()
+    logits = np.asarray(predictor.logits(values, np.int32(observed)))[:, -1]
+    return predictor.nll(logits, values[:, -1]).mean()
 
   def chain(observed, num_steps):
     sampler = baselines.mcmc_sampler(config, observed, num_steps)
-    shares = training.shard_batch((keys, np.asarray(values[:, :observed])), context.mesh)
-    return -baselines.last_step_log_probs(sampler(*shares, starts), values).mean()
+    shares = training.shard_batch((keys, values[:, :observed]), context.mesh)
+    samples = sampler(*shares, starts)
+    return -np.asarray(baselines.last_step_log_probs(samples, values)).mean()
 
   chains = [[chain(c, num_steps) for num_steps in config.mcmc_steps] for c in config.contexts]
   return {

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.bayes.lc_pfn import baselines
 from experiments.bayes.lc_pfn.prior import Predictor
-from jaxlab import algorithms, data, losses, uncertainty
+from jaxlab import algorithms, data, uncertainty
 from jaxlab.experiment import Context
 
 
@@ -38,10 +38,10 @@ def evaluate_on_real(config, context: Context, predictor: Predictor, curves: Cur
   test, rest = test_curves(config, curves, key)
   values, lengths, _, observed = curves
   last = values[test, lengths[test] - 1]
-  logits = predictor.logits_of_each(values[test], observed[test])
+  logits = np.asarray(predictor.logits_of_each(values[test], observed[test]))
   end = logits[np.arange(len(test)), lengths[test] - 1]
   low, median, high = predictor.quantiles(end)
-  nll = losses.bar_nll(end, jnp.asarray(last), predictor.borders)
+  nll = predictor.nll(end, last)
   rows = {"PFN": baselines.scores(last, nll=nll, low=low, median=median, high=high)}
   rows |= baselines.gaussian_baselines(values, lengths, observed, test=test, rest=rest)
   rows["MCMC"] = baselines.mcmc_on_real(

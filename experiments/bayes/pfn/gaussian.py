@@ -150,7 +150,7 @@ def run_gp(config, context: Context, networks: Networks, results: Results) -> No
     row["gap to the exact posterior"] = row["NLL"] - scores[EXACT]["NLL"]
   add_along(results, scores, "context", config.context_sizes, task="gp")
   if config.num_features == 1:
-    batch = jax.jit(gp_prior(config))(jax.random.fold_in(context.key, 7))
+    batch = jax.device_get(jax.jit(gp_prior(config))(jax.random.fold_in(context.key, 7)))
     for c in (c for c in (3, 8, 20) if c < config.num_points):
       title = f"{c} points of a prior function"
       results.extras |= bands(config, networks, title, batch.x[0, :c], batch.y[0, :c])

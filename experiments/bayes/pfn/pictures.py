@@ -19,7 +19,8 @@ def draw_figure(results: Results):
   for ax, task in zip(axes[len(titles) :], tasks):
     DRAWINGS[task](ax, results)
     ax.set_title(task)
-    ax.legend(fontsize=6)
+    if task != "regression":  # Its methods stand along x.
+      ax.legend(fontsize=6)
   axes[0].legend(fontsize=6)
   return figure
 
