@@ -1,10 +1,9 @@
 """Learning curves: LC-PFN's last step of a partial curve beside MCMC by emcee on the same model.
 
-The first run trains the network as the experiment's laptop preset does (some minutes); later ones
-load it from .cache.
+The first run trains the network as the laptop preset of experiments.bayes.lc_pfn does (some
+minutes); later ones load it from .cache.
 """
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -13,15 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
+from benchmarks.prior_fitting import trained
 from benchmarks.rivals.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
-from experiments.bayes import lc_pfn, lc_pfn_prior
-from experiments.bayes import lc_pfn_rivals as rivals
-from jaxlab import data, losses, samplers, uncertainty
+from jaxlab import data, losses, models, samplers, uncertainty
 
 PACKAGES = ("emcee",)
 _LENGTH, _OBSERVED, _BATCH = 30, 12, 1000
@@ -40,10 +37,7 @@ ROWS = (
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
   mesh = measure.start(divides=64)
-  preset = "smoke" if quick else "laptop"
-  config = dataclasses.replace(lc_pfn.PRESETS[preset], length=_LENGTH)
-  context = Context(measure.CACHE / f"curves-{preset}", jax.random.key(0), mesh=mesh)
-  log_prob = _network(config, context)
+  log_prob = _network(mesh, quick=quick)
   num_curves = 2 if quick else 30
   chain = dict(num_steps=20, burn_in=5, thin=1) if quick else _CHAIN
   draw = functools.partial(data.sample_learning_curves, length=_LENGTH)
@@ -66,16 +60,39 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     yield measure.result(row, times, checks=judged["checks"] | same, notes=judged["notes"])
 
 
-def _network(config: lc_pfn.Config, context: Context) -> Callable[[np.ndarray], np.ndarray]:
+def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> Callable[[np.ndarray], np.ndarray]:
   """`values [b, 30] -> log density [b]` of the last one given the first, by a trained network."""
-  borders = lc_pfn_prior.curve_borders(config, context.key)
-  trainer = lc_pfn_prior.curve_trainer(config, borders, context.mesh)
-  params = jax.tree.map(jnp.asarray, trainer.train(context, "train", 0))
-  predictor = lc_pfn_prior.Predictor(trainer.module, params, borders)
+  draw = functools.partial(data.sample_learning_curves, length=_LENGTH)
+  values = jax.jit(functools.partial(draw, batch_size=10_000))(jax.random.key(0)).y
+  num_bars = 10 if quick else 200
+  borders = uncertainty.bar_borders(values, num_bars)
+  size = (
+    dict(embed_dim=16, num_layers=1, num_heads=2) if quick else dict(embed_dim=64, num_layers=3)
+  )
+  module = models.PFN(
+    num_bars,
+    **size,
+    input_shift=0.5 * (_LENGTH + 1),
+    input_scale=(_LENGTH + 1) / np.sqrt(12.0),
+    target_shift=0.5,
+    target_scale=1 / np.sqrt(12.0),
+  )
+  params = trained(
+    f"curves-{'quick' if quick else 'full'}",
+    module,
+    functools.partial(draw, batch_size=16),
+    lambda logits, targets: losses.bar_nll(logits, targets, borders),
+    num_steps=4 if quick else 8000,
+    warmup_fraction=0.25,
+    min_context=1,
+    mesh=mesh,
+  )
+  steps = jnp.arange(1, _LENGTH + 1, dtype=jnp.float32)[:, None]
 
   @jax.jit
   def log_prob(values):
-    logits = predictor.logits(values, jnp.int32(_OBSERVED))
+    x = jnp.broadcast_to(steps, (*values.shape, 1))
+    logits = module.apply({"params": params}, x, values, _OBSERVED)
     return -losses.bar_nll(logits[:, -1], values[:, -1], borders)
 
   return lambda values: np.asarray(log_prob(values))
@@ -83,7 +100,8 @@ def _network(config: lc_pfn.Config, context: Context) -> Callable[[np.ndarray], 
 
 def _starts(curves: np.ndarray) -> np.ndarray:
   """Walkers for every curve, `[curves, walkers, 13]`: prior draws resampled by likelihood."""
-  pool = rivals.starts(lc_pfn.Config(length=_LENGTH), jax.random.key(3))
+  draw = functools.partial(data.sample_accepted_curves, batch_size=5000, length=_LENGTH)
+  pool = jax.jit(draw)(jax.random.key(3)).params
   likelihood = functools.partial(uncertainty.learning_curve_log_likelihood, length=_LENGTH)
 
   @jax.jit

@@ -11,14 +11,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
-from experiments.bayes.prior_training import (
-  PriorBatches,
-  draw_prior,
-  prior_borders,
-  prior_loss,
-  prior_trainer,
-)
-from jaxlab import losses, models, samplers, training
+from benchmarks.prior_fitting import init_state, prior_loss
+from jaxlab import algorithms, data, losses, models, samplers, training
 
 PACKAGES = ("torch",)
 _STEPS = 10  # In one call, of either side.
@@ -106,40 +100,35 @@ class _Ours:
       lengthscale=_LENGTHSCALE,
       noise=_NOISE,
     )
-    self.borders = prior_borders(jax.random.key(0), self.prior_fn, size.num_bars)
-    self.trainer = functools.partial(
-      prior_trainer,
-      self.module,
-      self.prior_fn,
-      self._nll,
-      num_steps=100_000,
-      batch_size=size.batch_size,
-      num_points=size.num_points,
-      num_features=1,
-      max_context=size.num_points,
-      learning_rate=_LEARNING_RATE,
-      steps_per_call=_STEPS,
+    borders = functools.partial(
+      algorithms.prior_bar_borders, prior_fn=self.prior_fn, num_bars=size.num_bars
     )
-    self.params = self.trainer().init(jax.random.key(1)).params
+    self.borders = jax.jit(borders)(jax.random.key(0))
+    self.optimizer = algorithms.prior_fitting_optimizer(_LEARNING_RATE, 100_000)
+    self.params = self._state().params
+
+  def _state(self) -> training.TrainState:
+    return init_state(jax.random.key(1), self.module, self.prior_fn, self.optimizer)
 
   def _nll(self, logits, targets):
     return losses.bar_nll(logits, targets, self.borders)
 
   def training(self, mesh) -> Callable[[], Any]:
     """A function that makes the next steps of a training run."""
-    trainer = self.trainer(mesh=mesh)
-    state, batches = trainer.init(jax.random.key(1)), self._batches()
+    loss = prior_loss(self.module, self.prior_fn, self._nll)
+    update = training.build_update(loss, self.optimizer, mesh=mesh, steps_per_call=_STEPS)
+    state, batches = self._state(), self._batches()
 
     def train():
       nonlocal state
-      state, metrics = trainer.update(state, next(batches))
+      state, metrics = update(state, next(batches))
       return metrics
 
     return train
 
-  def _batches(self) -> PriorBatches:
+  def _batches(self) -> data.SeededBatches:
     size = self.size
-    return PriorBatches(
+    return data.prior_batches(
       seed=0,
       batch_size=size.batch_size,
       max_context=size.num_points,
@@ -151,7 +140,8 @@ class _Ours:
     loss = prior_loss(self.module, self.prior_fn, self._nll)
 
     def draw(params, batch):
-      return draw_prior(self.prior_fn, batch["key"]).y.sum()
+      keys = jax.random.wrap_key_data(batch["key"])
+      return samplers.draw_data_sets(keys, self.prior_fn).y.sum()
 
     def forward(params, batch):
       output = loss(params, None, batch, jax.random.key(0))

@@ -1,10 +1,10 @@
 """GP posterior of a new data set: one forward pass beside NUTS and a GP fitted with restarts.
 
-The first run trains the network as the experiment's laptop preset does (some minutes); later ones
-load it from .cache.
+The first run trains the network as the laptop preset of experiments.bayes.pfn does (some minutes);
+later ones load it from .cache.
 """
 
-import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,15 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row
+from benchmarks.prior_fitting import trained
 from benchmarks.rivals import gp
 from benchmarks.scores import compare_scores, record
-from experiments.bayes import pfn, pfn_hyper
-from experiments.bayes.prior_training import draw_data_sets
-from jaxlab import losses, models
+from jaxlab import algorithms, losses, models, samplers
 
 PACKAGES = ("blackjax", "scikit-learn")
 _GROUP = "30 to 39 points, unknown hyper-parameters, 10 queries"
@@ -34,19 +32,17 @@ ROWS = (
   Row(_GROUP, _ESTIMATOR, _SKLEARN, unit=_UNIT),
 )
 _NUM_QUERIES, _MAX_CONTEXT, _BUCKET = 10, 39, 64
+_GAMMAS = dict(lengthscale_gamma=(3.0, 12.0), outputscale_gamma=(3.0, 3.0), noise_gamma=(1.1, 20.0))
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
   mesh = measure.start(divides=64)
-  preset = "smoke" if quick else "laptop"
-  config = pfn.PRESETS[preset]
-  context = Context(measure.CACHE / f"gp_hyper-{preset}", jax.random.key(0), mesh=mesh)
-  network = _trained(config, context)
-  data_sets = _data_sets(config, count=2 if quick else 40)
+  network = _network(mesh, quick=quick)
+  data_sets = _data_sets(count=2 if quick else 40)
   methods = {
     _OURS: _forward(network),
     _ESTIMATOR: lambda d: models.PFNRegressor(network).fit(d.x, d.y).log_prob(d.x_query, d.y_query),
-    _NUTS: gp.nuts(config, num_steps=10 if quick else 500, max_points=_MAX_CONTEXT),
+    _NUTS: gp.nuts(list(_GAMMAS.values()), num_steps=10 if quick else 500, max_points=_MAX_CONTEXT),
     _SKLEARN: gp.maximum_likelihood,
   }
   scores, functions = record(methods, data_sets)
@@ -55,18 +51,38 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     yield measure.result(row, times, **compare_scores(row, scores))
 
 
-def _trained(config: pfn.Config, context: Context) -> models.TrainedPFN:
-  """The network of the task gp_hyper, trained once and kept."""
-  trainer, borders = pfn_hyper.hyper_trainer(config, context.key, context.mesh)
-  params = jax.tree.map(jnp.asarray, trainer.train(context, "train", 0))
+def _prior(num_points: int) -> Callable[..., samplers.PriorBatch]:
+  return functools.partial(samplers.gp_hyper_prior, batch_size=1, num_points=num_points, **_GAMMAS)
+
+
+def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> models.TrainedPFN:
+  """A network fitted to the prior, trained once and kept."""
+  prior_fn = _prior(_MAX_CONTEXT + 1)
+  num_bars = 10 if quick else 100
+  borders = functools.partial(algorithms.prior_bar_borders, prior_fn=prior_fn, num_bars=num_bars)
+  borders = jax.jit(borders)(jax.random.key(0))
+  size = (
+    dict(embed_dim=16, num_layers=1, num_heads=2) if quick else dict(embed_dim=64, num_layers=3)
+  )
+  module = models.PFN(num_bars, **size)
+  params = trained(
+    f"gp_hyper-{'quick' if quick else 'full'}",
+    module,
+    prior_fn,
+    lambda logits, targets: losses.bar_nll(logits, targets, borders),
+    num_steps=4 if quick else 4000,
+    warmup_fraction=0.1,
+    mesh=mesh,
+  )
   task = models.PFNTask(num_features=1, input_scaling="none", target_scaling="none")
-  return models.TrainedPFN(trainer.module, params, task, borders)
+  return models.TrainedPFN(module, jax.tree.map(jnp.asarray, params), task, borders)
 
 
-def _data_sets(config: pfn.Config, count: int) -> list[gp.DataSet]:
+def _data_sets(count: int) -> list[gp.DataSet]:
   """Draws of the prior; their sizes differ, as those of real data do."""
-  longer = dataclasses.replace(config, num_points=_MAX_CONTEXT + _NUM_QUERIES)
-  draws = draw_data_sets(pfn_hyper.gp_hyper_prior(longer), jax.random.key(1), count)
+  prior_fn = _prior(_MAX_CONTEXT + _NUM_QUERIES)
+  keys = jax.random.split(jax.random.key(1), count)
+  draws = jax.jit(lambda keys: samplers.draw_data_sets(keys, prior_fn, one_by_one=True))(keys)
   sizes = 30 + np.arange(count) % (_MAX_CONTEXT - 29)
   return [
     gp.DataSet(x[:n], y[:n], x[n : n + _NUM_QUERIES], y[n : n + _NUM_QUERIES])

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from experiments.bayes import pfn, pfn_hyper
 from jaxlab import training, uncertainty
 
 _NUM_CHAINS = 4
@@ -31,11 +30,13 @@ def padded(values: np.ndarray, length: int) -> np.ndarray:
   return np.pad(values, [(0, length - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
-def nuts(config: pfn.Config, *, num_steps: int, max_points: int) -> Callable[[DataSet], np.ndarray]:
+def nuts(
+  gammas: Sequence[tuple[float, float]], *, num_steps: int, max_points: int
+) -> Callable[[DataSet], np.ndarray]:
   """NUTS over the logs of the hyper-parameters, chains spread over the cores.
 
   Args:
-    config: the hyper-parameters' prior.
+    gammas: shape and rate of the gamma priors of lengthscale, outputscale and noise.
     num_steps: steps of the warm-up of every chain, and kept steps after it.
     max_points: all data sets of up to so many points share a compiled program.
 
@@ -44,7 +45,7 @@ def nuts(config: pfn.Config, *, num_steps: int, max_points: int) -> Callable[[Da
   """
   import blackjax
 
-  concentrations, rates = jnp.array(list(pfn_hyper.gammas(config).values())).T
+  concentrations, rates = jnp.array(gammas).T
 
   def hyperparameters(position):
     lengthscale, outputscale, noise = jnp.exp(position)

@@ -8,14 +8,18 @@ import numpy as np
 from jaxlab.experiment import Record, Results, t_interval
 
 
-def panels(num: int, *, width: float = 4.4, height: float = 3.4):
-  """A figure with `num` axes side by side, and the axes."""
+def panels(num: int, *, width: float = 4.4, height: float = 3.4, columns: int | None = None):
+  """A figure with `num` axes, and the axes: side by side, or in rows of `columns`."""
   import matplotlib.pyplot as plt
 
+  columns = min(num, columns or num)
+  rows = -(-num // columns)
   figure, axes = plt.subplots(
-    1, num, figsize=(width * num, height), squeeze=False, layout="constrained"
+    rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
   )
-  return figure, axes[0]
+  for ax in axes.flat[num:]:
+    ax.set_axis_off()
+  return figure, axes.flat[:num]
 
 
 def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "method", **where):

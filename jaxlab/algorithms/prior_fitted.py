@@ -11,6 +11,8 @@ import optax
 
 from jaxlab._checks import check_at_least, check_range
 from jaxlab.samplers import contexts
+from jaxlab.samplers.priors import draw_data_sets
+from jaxlab.uncertainty.bar import bar_borders
 
 
 class PriorFittingState(NamedTuple):
@@ -144,6 +146,50 @@ def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
   return total / jnp.maximum(batch_size * (num_points - num_context), 1)
 
 
+class QueryLosses(NamedTuple):
+  """Losses of all points, and which of them count.
+
+  Attributes:
+    values: loss of every point, `[b, T]`.
+    weights: 1 for a query and 0 for a context point, float32 `[b, T]`.
+  """
+
+  values: chex.Array
+  weights: chex.Array
+
+
+def query_losses(
+  apply_fn: Callable[..., Any],
+  params: chex.ArrayTree,
+  batch: Any,
+  loss_fn: Callable[[Any, chex.Array], chex.Array],
+  *,
+  num_context: chex.Numeric,
+) -> QueryLosses:
+  """Losses and weights whose weighted mean is that of `query_mean_loss`.
+
+  This is the form that a training step wants which averages over devices and micro-batches itself:
+  `training.LossOutput(*query_losses(...))`.
+
+  Args:
+    apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`.
+    params: parameters of the network.
+    batch: data sets, with fields `x[b, T, f]`, `y[b, T]` and `targets[b, T]`.
+    loss_fn: `loss_fn(outputs, targets) -> [b, T]`.
+    num_context: context size c, shared by the batch; may be traced.
+
+  Returns:
+    `QueryLosses`.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, equation 2,
+  https://arxiv.org/abs/2112.10510.
+  """
+  values = loss_fn(apply_fn(params, batch.x, batch.y, num_context), batch.targets)
+  chex.assert_rank([values, num_context], [2, 0])
+  is_query = jnp.arange(values.shape[1]) >= num_context
+  return QueryLosses(values, jnp.broadcast_to(is_query, values.shape).astype(jnp.float32))
+
+
 def loss_by_context(
   apply_fn: Callable[..., Any],
   params: chex.ArrayTree,
@@ -183,6 +229,59 @@ def loss_by_context(
     return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
 
   return jax.lax.map(loss_at, sizes)
+
+
+def prior_bar_borders(
+  key: chex.PRNGKey,
+  prior_fn: Callable[[chex.PRNGKey], Any],
+  num_bars: int,
+  *,
+  num_values: int = 20_000,
+) -> chex.Array:
+  """Borders of bars that hold equal shares of a prior's targets.
+
+  Args:
+    key: random key.
+    prior_fn: `prior_fn(key)` draws a batch with a field `targets[b, T]`.
+    num_bars: number of bars, K.
+    num_values: targets to draw.
+
+  Returns:
+    Borders, `[K + 1]`.
+
+  Raises:
+    ValueError: if `num_bars` is below 2 or exceeds `num_values`.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 3,
+  https://arxiv.org/abs/2112.10510.
+  """
+  per_key = jax.eval_shape(prior_fn, key).targets.size
+  keys = jax.random.split(key, -(-num_values // per_key))
+  targets = draw_data_sets(keys, prior_fn, one_by_one=True).targets
+  return bar_borders(targets.reshape(-1)[:num_values], num_bars)
+
+
+def prior_fitting_optimizer(
+  learning_rate: chex.Numeric, num_steps: int, *, warmup_fraction: float = 0.25
+) -> optax.GradientTransformation:
+  """Adam with gradients clipped to a global norm of 1, its rate that of `warmup_cosine`.
+
+  Args:
+    learning_rate: highest learning rate; may be traced.
+    num_steps: number of updates.
+    warmup_fraction: part of the updates spent on the warm-up, in [0, 1].
+
+  Returns:
+    The gradient transformation.
+
+  Raises:
+    ValueError: as `warmup_cosine`.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
+  https://arxiv.org/abs/2112.10510.
+  """
+  schedule = warmup_cosine(learning_rate, num_steps, warmup_fraction=warmup_fraction)
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
 def warmup_cosine(

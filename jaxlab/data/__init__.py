@@ -42,6 +42,7 @@ from jaxlab.data.reasoning import (
   parse_chain,
 )
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
+from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
 from jaxlab.data.splits import FewShotSplit, few_shot_split
@@ -66,6 +67,7 @@ __all__ = [
   "CorruptedImages",
   "denormalize_curve",
   "draw_demonstrations",
+  "draw_key_data",
   "encode_chat",
   "EncodedChat",
   "few_shot_split",
@@ -96,6 +98,7 @@ __all__ = [
   "ParsedChain",
   "PatchData",
   "prepare",
+  "prior_batches",
   "Prompts",
   "RegressionTable",
   "render_chat",
@@ -111,6 +114,7 @@ __all__ = [
   "sample_rule_tasks",
   "sample_shape_scenes",
   "Scenes",
+  "SeededBatches",
   "Signals",
   "Source",
   "source_names",

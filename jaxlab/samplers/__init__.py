@@ -29,7 +29,14 @@ from jaxlab.samplers.mixing import (
   sample_partner_table,
   sample_partners,
 )
-from jaxlab.samplers.priors import PriorBatch, bnn_prior, gp_hyper_prior, gp_prior, ridge_prior
+from jaxlab.samplers.priors import (
+  PriorBatch,
+  bnn_prior,
+  draw_data_sets,
+  gp_hyper_prior,
+  gp_prior,
+  ridge_prior,
+)
 from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
 from jaxlab.samplers.speculative import (
   SpeculativeOutput,
@@ -64,6 +71,7 @@ __all__ = [
   "context_size_probs",
   "DecodeFns",
   "DistinctDraws",
+  "draw_data_sets",
   "filter_min_p",
   "filter_top_k",
   "filter_top_p",

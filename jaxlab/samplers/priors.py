@@ -6,6 +6,7 @@ under `jit`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -315,3 +316,29 @@ def _standardise(values, axis):
   mean = jnp.mean(values, axis=axis, keepdims=True)
   std = jnp.std(values, axis=axis, keepdims=True, ddof=1)
   return (values - mean) / (std + 1e-6)
+
+
+def draw_data_sets(
+  keys: chex.PRNGKey,
+  prior_fn: Callable[[chex.PRNGKey], PriorBatch],
+  *,
+  one_by_one: bool = False,
+) -> PriorBatch:
+  """Draws a prior once per key, and joins the draws along the batch axis.
+
+  With a key per draw the data sets do not depend on how a batch is cut over devices.
+
+  Args:
+    keys: random keys, `[k]`.
+    prior_fn: `prior_fn(key)` draws g data sets, for example `gp_prior` with its sizes bound.
+    one_by_one: whether one draw follows the other, which bounds memory; otherwise all at once.
+
+  Returns:
+    `PriorBatch` of k * g data sets.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, algorithm 1,
+  https://arxiv.org/abs/2112.10510.
+  """
+  chex.assert_rank(keys, 1)
+  draws = jax.lax.map(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
+  return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), draws)

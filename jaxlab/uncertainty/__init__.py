@@ -1,5 +1,6 @@
 """Predictive distributions and the quantities derived from them."""
 
+from jaxlab.uncertainty.acquisition import expected_improvement_gaussian
 from jaxlab.uncertainty.bar import (
   bar_borders,
   bar_cdf,
@@ -85,6 +86,7 @@ __all__ = [
   "EnsemblePrediction",
   "exit_conformal_thresholds",
   "expected_improvement",
+  "expected_improvement_gaussian",
   "fit_adaptive_temperature",
   "fit_gp",
   "fit_temperature",

@@ -10,7 +10,10 @@ import pytest
 
 from jaxlab.algorithms.prior_fitted import (
   loss_by_context,
+  prior_bar_borders,
   prior_fitting,
+  prior_fitting_optimizer,
+  query_losses,
   query_mean_loss,
   transformer_peak_learning_rate,
   warmup_cosine,
@@ -241,3 +244,52 @@ def test_transformer_peak_learning_rate():
   for num_params in (0, 10**11):
     with pytest.raises(ValueError, match="num_params"):
       transformer_peak_learning_rate(num_params)
+
+
+def test_query_losses_average_to_the_query_mean():
+  batch = _fixed_batch()
+  for num_context in (0, 2, _T - 1):
+    losses = jax.jit(
+      lambda c: query_losses(_linear, _PARAMS, batch, _squared_error, num_context=c)
+    )(num_context)
+    outputs = _linear(_PARAMS, batch.x, batch.y, num_context)
+    np.testing.assert_allclose(losses.values, _squared_error(outputs, batch.targets), rtol=1e-5)
+    assert losses.weights.dtype == jnp.float32
+    np.testing.assert_array_equal(
+      losses.weights, np.broadcast_to(np.arange(_T) >= num_context, (_B, _T))
+    )
+    np.testing.assert_allclose(
+      np.average(losses.values, weights=losses.weights),
+      query_mean_loss(losses.values, num_context),
+      rtol=1e-5,
+    )
+
+
+def test_bars_hold_equal_shares_of_fresh_targets():
+  def prior_fn(key):
+    y = jax.random.normal(key, (2, 50))
+    return _Batch(y[..., None], y, y + 3)
+
+  borders = prior_bar_borders(jax.random.key(0), prior_fn, 8)
+  values = np.random.default_rng(0).normal(3.0, 1.0, 20_000)
+  shares, _ = np.histogram(values, np.asarray(borders))
+  np.testing.assert_allclose(shares / values.size, 1 / 8, atol=0.015)
+  few = prior_bar_borders(jax.random.key(0), prior_fn, 2, num_values=120)
+  values = np.concatenate([prior_fn(key).targets for key in jax.random.split(jax.random.key(0), 2)])
+  kept = values.reshape(-1)[:120]
+  np.testing.assert_allclose(few, [kept.min(), np.median(kept), kept.max()], rtol=1e-5)
+
+
+def test_prior_fitting_optimizer_clips_and_follows_the_schedule():
+  optimizer = prior_fitting_optimizer(0.1, 8, warmup_fraction=0.5)
+  schedule = warmup_cosine(0.1, 8, warmup_fraction=0.5)
+  params = jnp.zeros(2)
+  state = optimizer.init(params)
+  first, second = np.zeros(2), np.zeros(2)
+  for step, gradient in enumerate([np.array([30.0, 40.0]), np.array([0.3, -0.4])]):
+    updates, state = jax.jit(optimizer.update)(jnp.asarray(gradient), state)
+    clipped = gradient / max(1, np.linalg.norm(gradient))
+    first, second = 0.9 * first + 0.1 * clipped, 0.999 * second + 0.001 * clipped**2
+    unbiased = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+    expected = -schedule(step) * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    np.testing.assert_allclose(updates, expected, rtol=1e-4)

@@ -275,6 +275,18 @@ def test_bnn_noise_hides_the_function(small_networks):
   assert np.mean(fit**2) < 0.1
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_data_sets_of_several_keys_are_joined(one_by_one):
+  prior_fn = functools.partial(priors.ridge_prior, batch_size=2, num_points=5, num_features=3)
+  keys = jax.random.split(KEY, 3)
+  joined = jax.jit(lambda keys: priors.draw_data_sets(keys, prior_fn, one_by_one=one_by_one))(keys)
+  draw_one = jax.jit(prior_fn)
+  single = [draw_one(key) for key in keys]
+  for name in ("x", "y", "targets"):
+    expected = np.concatenate([getattr(batch, name) for batch in single])
+    np.testing.assert_allclose(getattr(joined, name), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("prior", "settings", "message"),
   [

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.kit.seeded_batches import SeededBatches, key_data
 from experiments.mixing_adaptation.self_ensembled_icl.decoder import Decoder
 from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
@@ -93,11 +92,11 @@ def pretrain(config, context: Context):
   return jax.tree.map(lambda *leaves: np.stack(leaves), *params), np.array(losses), steps
 
 
-def prompt_keys(config, *, seed: int, steps_per_call: int) -> SeededBatches:
+def prompt_keys(config, *, seed: int, steps_per_call: int) -> data.SeededBatches:
   """Batches of raw keys, one per prompt."""
   steps = (steps_per_call,) if steps_per_call > 1 else ()
   shape = *steps, config.pretraining_batch
-  return SeededBatches(lambda rng: {"key": key_data(rng, shape)}, seed=seed)
+  return data.SeededBatches(lambda rng: {"key": data.draw_key_data(rng, shape)}, seed=seed)
 
 
 def pretraining_optimizer(config) -> optax.GradientTransformation:

@@ -1,87 +1,87 @@
 """The learning-curve network on real curves: the last point of each, and early stopping."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bayes import lc_pfn_rivals as rivals
-from jaxlab import algorithms, data, losses, uncertainty
+from experiments.bayes.lc_pfn import baselines
+from experiments.bayes.lc_pfn.prior import Predictor
+from jaxlab import algorithms, data, uncertainty
+from jaxlab.experiment import Context
 
 
-def real_curves(config) -> dict:
+class Curves(NamedTuple):
+  """Real curves `[n, T]`, NaN behind the end of each; lengths, data sets and seen steps `[n]`."""
+
+  values: np.ndarray
+  lengths: np.ndarray
+  dataset_ids: np.ndarray
+  observed: np.ndarray
+
+
+def real_curves(config) -> Curves:
   """LCDB accuracy curves with 10 to `length` anchors; the index of an anchor is the step."""
   curves = data.load_lcdb(metric="accuracy")
   kept = curves.lengths <= config.length
   values = np.full((kept.sum(), config.length), np.nan, np.float32)
   width = min(config.length, curves.values.shape[1])
   values[:, :width] = curves.values[kept, :width]
-  return {
-    "values": values,
-    "lengths": curves.lengths[kept],
-    "dataset_ids": curves.dataset_ids[kept],
-  }
+  lengths = curves.lengths[kept]
+  observed = np.maximum(2, np.floor(config.observed_share * lengths)).astype(int)
+  return Curves(values, lengths, curves.dataset_ids[kept], observed)
 
 
-def judge_on_real(config, context, predictor, curves, key) -> dict:
+def evaluate_on_real(config, context: Context, predictor: Predictor, curves: Curves, key) -> dict:
   """NLL, error and coverage of the last point of real curves."""
+  test, rest = test_curves(config, curves, key)
+  values, lengths, _, observed = curves
+  last = values[test, lengths[test] - 1]
+  logits = np.asarray(predictor.logits_of_each(values[test], observed[test]))
+  end = logits[np.arange(len(test)), lengths[test] - 1]
+  low, median, high = predictor.quantiles(end)
+  nll = predictor.nll(end, last)
+  rows = {"PFN": baselines.scores(last, nll=nll, low=low, median=median, high=high)}
+  rows |= baselines.gaussian_baselines(values, lengths, observed, test=test, rest=rest)
+  rows["MCMC"] = baselines.mcmc_on_real(
+    config, context.mesh, values[test], lengths[test], observed[test], key
+  )
+  return rows
+
+
+def test_curves(config, curves: Curves, key) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the curves to test, at most `num_real`, and of those of the other data sets."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  test, rest = _split_data_sets(config, curves, rng)
+  test, rest = split_data_sets(config, curves.dataset_ids, rng)
   if len(test) > config.num_real:
     test = rng.choice(test, config.num_real, replace=False)
-  values, lengths = curves["values"], curves["lengths"]
-  observed = np.maximum(2, np.floor(config.observed_share * lengths)).astype(int)
-  last = values[np.arange(len(values)), lengths - 1]
-  rows = {}
-
-  filled = jnp.asarray(np.nan_to_num(values[test]))
-  one = jax.jit(jax.vmap(lambda row, c: predictor.logits(row[None], c)[0]))
-  logits, seconds = rivals.timed(one, filled, jnp.asarray(observed[test], jnp.int32))
-  end = logits[np.arange(len(test)), lengths[test] - 1]
-  quantiles = {
-    q: np.asarray(uncertainty.bar_quantile(end, predictor.borders, q)) for q in (0.1, 0.5, 0.9)
-  }
-  rows["PFN"] = rivals.scores(
-    last[test],
-    nll=losses.bar_nll(end, jnp.asarray(last[test]), predictor.borders),
-    median=quantiles[0.5],
-    low=quantiles[0.1],
-    high=quantiles[0.9],
-    seconds=seconds / len(test),
-  )
-  rows |= rivals.gaussian_rivals(values, lengths, observed, test=test, rest=rest)
-  rows |= rivals.mcmc_on_real(config, context, values[test], lengths[test], observed[test], key)
-  rows = {
-    method: {f"lcdb/{name}": value for name, value in row.items()} for method, row in rows.items()
-  }
-  shown = test[:6]
-  extras = {"lcdb/values": values[shown], "lcdb/observed": observed[shown]}
-  for q in (0.1, 0.5, 0.9):
-    extras[f"lcdb/pfn q={q}"] = np.asarray(
-      uncertainty.bar_quantile(logits[:6], predictor.borders, q)
-    )
-  return {"rows": rows, "extras": extras}
+  return test, rest
 
 
-def _split_data_sets(config, curves, rng) -> tuple[np.ndarray, np.ndarray]:
+def split_data_sets(config, dataset_ids: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
   """Indices of the test curves and of the others; no data set is in both."""
-  ids = np.unique(curves["dataset_ids"])
+  ids = np.unique(dataset_ids)
   test_ids = rng.choice(ids, max(1, round(config.test_share * len(ids))), replace=False)
-  is_test = np.isin(curves["dataset_ids"], test_ids)
+  is_test = np.isin(dataset_ids, test_ids)
   return np.flatnonzero(is_test), np.flatnonzero(~is_test)
 
 
 # ---------------------------------------------------------------------------------- early stopping
 
 
-def judge_stopping(config, predictor, curves, rng) -> dict:
-  """Steps saved and accuracy lost over the learners of each test data set, in random orders."""
-  test, rest = _split_data_sets(config, curves, rng)
-  values, lengths, ids = curves["values"], curves["lengths"], curves["dataset_ids"]
-  spread = rivals.increment_spread(values[rest], lengths[rest])
+def evaluate_stopping(config, predictor: Predictor, curves: Curves, rng) -> dict:
+  """What early stopping saves and loses over the learners of each test data set.
+
+  Returns:
+    method -> {"times fewer steps", "regret"}, means over random orders, `[data sets]`.
+  """
+  test, rest = split_data_sets(config, curves.dataset_ids, rng)
+  values, lengths, ids, _ = curves
+  spread = baselines.increment_spread(values[rest], lengths[rest])
   max_runs = max(np.sum(ids[test] == i) for i in np.unique(ids[test]))
   stop = _stopping_replay(config, predictor, spread)
-  ratios: dict[str, list] = {}
-  regrets: dict[str, list] = {}
+  rows: dict[str, dict[str, list]] = {}
   for dataset in np.unique(ids[test]):
     members = test[ids[test] == dataset]
     # Runs that do not reach the data set's last anchor have no final value to compare.
@@ -89,26 +89,17 @@ def judge_stopping(config, predictor, curves, rng) -> dict:
     steps, runs = lengths[members[0]], len(members)
     padded = np.full((max_runs, config.length), -np.inf, np.float32)
     padded[:runs, :steps] = values[members, :steps]
-    orders = np.stack(
-      [
-        np.concatenate([rng.permutation(runs), np.arange(runs, max_runs)])
-        for _ in range(config.num_orders)
-      ]
-    )
-    for method, result in stop(padded, orders, jnp.int32(steps)).items():
+    orders = [
+      np.concatenate([rng.permutation(runs), np.arange(runs, max_runs)])
+      for _ in range(config.num_orders)
+    ]
+    for method, result in stop(padded, np.stack(orders), jnp.int32(steps)).items():
       used = np.minimum(np.asarray(result.steps_used), steps)[:, :runs].sum(1)
       best = np.asarray(result.best_so_far)[:, runs - 1]
-      ratios.setdefault(method, []).append(runs * steps / used)
-      regrets.setdefault(method, []).append(padded[:runs].max() - best)
-  rows = {
-    method: {
-      "stopping/steps ratio": np.mean(ratios[method]),
-      "stopping/regret": np.mean(regrets[method]),
-    }
-    for method in ratios
-  }
-  extras = {f"stopping/ratios {m}": np.mean(r, 1) for m, r in ratios.items()}
-  return {"rows": rows, "extras": extras}
+      row = rows.setdefault(method, {"times fewer steps": [], "regret": []})
+      row["times fewer steps"].append(np.mean(runs * steps / used))
+      row["regret"].append(np.mean(padded[:runs].max() - best))
+  return rows
 
 
 def _stopping_replay(config, predictor, spread):

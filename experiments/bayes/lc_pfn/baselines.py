@@ -1,7 +1,6 @@
-"""What the learning-curve network is set against: MCMC, last value, a fitted power law."""
+"""What the learning-curve network is compared with: MCMC, last value, a fitted power law."""
 
 import functools
-import time
 import warnings
 
 import jax
@@ -14,7 +13,7 @@ from jaxlab import data, samplers, training, uncertainty
 _SHARE = 16  # Real curves of one device in one compiled chain.
 
 
-def starts(config, key) -> tuple[jax.Array, jax.Array]:
+def starts(config, key) -> jax.Array:
   """Accepted prior draws, `[m, 13]`, among which the walkers of every curve find their start."""
   draw = functools.partial(
     data.sample_accepted_curves, batch_size=config.num_starts, length=config.length
@@ -22,6 +21,7 @@ def starts(config, key) -> tuple[jax.Array, jax.Array]:
   return jax.jit(draw)(key).params
 
 
+@functools.cache
 def mcmc_sampler(config, observed: int, num_steps: int):
   """A compiled `(keys[n], seen[n, observed], starts) -> samples[n, s, 13]` for n curves at once."""
 
@@ -39,7 +39,7 @@ def mcmc_sampler(config, observed: int, num_steps: int):
       walkers,
       num_steps=num_steps,
       burn_in=num_steps // 2,
-      # A hundred steps of the ensemble say as much as all: neighbours are nearly the same.
+      # A hundred steps of the ensemble say as much as all: neighbors are nearly the same.
       thin=max(1, kept // 100),
     )
     return result.samples
@@ -47,36 +47,27 @@ def mcmc_sampler(config, observed: int, num_steps: int):
   return jax.jit(jax.vmap(one, (0, 0, None)))
 
 
-def last_step_log_prob(samples: jax.Array, values: jax.Array) -> jax.Array:
-  """Log predictive density of the last value of one curve."""
+@jax.jit
+@jax.vmap
+def last_step_log_probs(samples: jax.Array, values: jax.Array) -> jax.Array:
+  """Log predictive density of the last value of every curve."""
   return uncertainty.curve_predictive_log_prob(samples, values, length=values.shape[-1])[-1]
 
 
-def timed(fn, *arguments):
-  """The result of a compiled call, and its seconds without the compilation."""
-  jax.block_until_ready(fn(*arguments))
-  start = time.perf_counter()
-  result = jax.block_until_ready(fn(*arguments))
-  return result, time.perf_counter() - start
-
-
-def scores(last, *, nll, median, low, high, seconds) -> dict[str, float]:
-  """The row of one method on real curves."""
+def scores(last, *, nll, low, median, high) -> dict[str, float]:
+  """The scores of one method on the last values of real curves."""
   return {
     "NLL": float(np.mean(nll)),
     "absolute error": float(np.mean(np.abs(median - last))),
     "80% coverage": float(np.mean((low <= last) & (last <= high))),
-    "seconds": seconds,
   }
 
 
-def mcmc_on_real(config, context, values, lengths, observed, key) -> dict:
+def mcmc_on_real(config, mesh, values, lengths, observed, key) -> dict[str, float]:
   """The longest chain on real curves, which are grouped by the number of seen steps."""
-  num_steps = max(config.mcmc_steps)
   candidates = starts(config, key)
   last = values[np.arange(len(values)), lengths - 1]
   nll, bands = np.zeros(len(values)), np.zeros((3, len(values)))
-  seconds = 0.0
 
   @jax.jit
   @jax.vmap
@@ -91,48 +82,33 @@ def mcmc_on_real(config, context, values, lengths, observed, key) -> dict:
   for count in np.unique(observed):
     rows = np.flatnonzero(observed == count)
     # Whole shares for every device, and sizes that repeat; the repeated curves are dropped again.
-    share = _SHARE * context.mesh.shape["data"]
+    share = _SHARE * mesh.shape["data"]
     padded = np.resize(rows, -(-len(rows) // share) * share)
     keys = jax.random.split(jax.random.fold_in(key, int(count)), len(padded))
-    sampler = mcmc_sampler(config, int(count), num_steps)
-    inputs = training.shard_batch((keys, values[padded, :count]), context.mesh)
-    compiled = sampler.lower(*inputs, candidates).compile()
-    start = time.perf_counter()
-    samples = jax.block_until_ready(compiled(*inputs, candidates))
-    seconds += time.perf_counter() - start
-    found = summary(keys, samples, jnp.asarray(last[padded]), jnp.asarray(lengths[padded]))
-    nll[rows] = np.asarray(found[0])[: len(rows)]
-    bands[:, rows] = np.asarray(found[1]).T[:, : len(rows)]
+    inputs = training.shard_batch((keys, values[padded, :count]), mesh)
+    samples = mcmc_sampler(config, int(count), max(config.mcmc_steps))(*inputs, candidates)
+    group = summary(keys, samples, jnp.asarray(last[padded]), jnp.asarray(lengths[padded]))
+    nll[rows] = np.asarray(group[0])[: len(rows)]
+    bands[:, rows] = np.asarray(group[1]).T[:, : len(rows)]
   low, median, high = bands
-  return {
-    f"MCMC {num_steps}": scores(
-      last, nll=nll, median=median, low=low, high=high, seconds=seconds / len(values)
-    )
-  }
+  return scores(last, nll=nll, low=low, median=median, high=high)
 
 
-def gaussian_rivals(values, lengths, observed, *, test, rest) -> dict:
+def gaussian_baselines(values, lengths, observed, *, test, rest) -> dict[str, dict[str, float]]:
   """Last value and least-squares power law, with Gaussian errors measured on other data sets."""
   last = values[np.arange(len(values)), lengths - 1]
   rows = {}
-  for name, predict in (("last value", _last_seen), ("power law", _power_law)):
-    start = time.perf_counter()
+  # A tenth of the other curves fixes the spread of a fit's errors to two digits; all of them would
+  # take minutes.
+  few = rest[:: max(1, len(rest) // 300)]
+  for name, predict, known in (("last value", _last_seen, rest), ("power law", power_law, few)):
     guess = np.array([predict(values[i, : observed[i]], lengths[i]) for i in test])
-    seconds = (time.perf_counter() - start) / len(test)
-    # A tenth of the other curves fixes the error's spread to two digits; all would cost minutes.
-    known = rest if name == "last value" else rest[:: max(1, len(rest) // 300)]
     errors = last[known] - np.array([predict(values[i, : observed[i]], lengths[i]) for i in known])
-    for suffix, bias in (("", 0.0), (", bias removed", errors.mean())):
-      std = np.sqrt(np.mean((errors - bias) ** 2))
-      mean = guess + bias
-      rows[name + suffix] = scores(
-        last[test],
-        nll=-stats.norm.logpdf(last[test], mean, std),
-        median=mean,
-        low=mean + stats.norm.ppf(0.1) * std,
-        high=mean + stats.norm.ppf(0.9) * std,
-        seconds=seconds,
-      )
+    for method, bias in ((name, 0.0), (f"{name}, bias removed", errors.mean())):
+      mean, std = guess + bias, np.sqrt(np.mean((errors - bias) ** 2))
+      low, high = stats.norm.interval(0.8, mean, std)
+      nll = -stats.norm.logpdf(last[test], mean, std)
+      rows[method] = scores(last[test], nll=nll, low=low, median=mean, high=high)
   return rows
 
 
@@ -140,7 +116,7 @@ def _last_seen(seen: np.ndarray, length: int) -> float:
   return seen[-1]
 
 
-def _power_law(seen: np.ndarray, length: int) -> float:
+def power_law(seen: np.ndarray, length: int) -> float:
   """c - a t^-alpha by bounded least squares from several starts; accuracies end within [0, 1]."""
   steps = np.arange(1, len(seen) + 1)
 

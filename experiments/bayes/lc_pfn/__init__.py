@@ -1,0 +1,1 @@
+"""Learning-curve extrapolation with prior-data fitted networks."""

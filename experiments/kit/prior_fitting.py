@@ -1,0 +1,169 @@
+"""Fits a network to a prior with the engine: a resumable stage per seed."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxlab import algorithms, data, samplers, training
+from jaxlab.experiment import Context, Results
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PriorTrainer:
+  """How a network is fitted to a prior; the update is compiled once and serves all seeds.
+
+  Attributes:
+    module: called as `module.apply(variables, x, y, num_context, deterministic=...)`.
+    prior_fn: `key -> PriorBatch`, as many data sets as share a key.
+    loss_fn: `(outputs, targets) -> [b, T]`.
+    num_steps: updates.
+    batch_size: data sets an update.
+    learning_rate: peak of the schedule.
+    warmup_fraction: share of the updates that the learning rate rises.
+    min_context: smallest context size.
+    max_context: context sizes are drawn below it; None for the number of points.
+    scheme: how context sizes are drawn.
+    accumulate: micro-batches an update.
+    steps_per_call: updates in one compiled program.
+    save_every: updates between checkpoints.
+    mesh: the devices.
+  """
+
+  module: nn.Module
+  prior_fn: Callable[[chex.PRNGKey], samplers.PriorBatch]
+  loss_fn: Callable[[Any, chex.Array], chex.Array]
+  num_steps: int
+  batch_size: int
+  learning_rate: float
+  warmup_fraction: float = 0.25
+  min_context: int = 0
+  max_context: int | None = None
+  scheme: str = "uniform"
+  accumulate: int = 1
+  steps_per_call: int = 1
+  save_every: int | None = None
+  mesh: jax.sharding.Mesh | None = None
+
+  @functools.cached_property
+  def _optimizer(self):
+    return algorithms.prior_fitting_optimizer(
+      self.learning_rate, self.num_steps, warmup_fraction=self.warmup_fraction
+    )
+
+  @functools.cached_property
+  def _drawn(self) -> samplers.PriorBatch:
+    """The shapes of what a key draws."""
+    return jax.eval_shape(self.prior_fn, jax.random.key(0))
+
+  @functools.cached_property
+  def update(self):
+    """The compiled `(state, batch) -> (state, metrics)`."""
+    return training.build_update(
+      self._loss,
+      self._optimizer,
+      mesh=self.mesh,
+      accumulate=self.accumulate,
+      steps_per_call=self.steps_per_call,
+    )
+
+  def _loss(self, params, model_state, batch, key) -> training.LossOutput:
+    draw = samplers.draw_data_sets(jax.random.wrap_key_data(batch["key"]), self.prior_fn)
+
+    def apply(params, *arrays):
+      rngs = {"dropout": key}
+      return self.module.apply({"params": params}, *arrays, deterministic=False, rngs=rngs)
+
+    num_context = batch["num_context"][0]
+    losses = algorithms.query_losses(apply, params, draw, self.loss_fn, num_context=num_context)
+    return training.LossOutput(*losses, model_state)
+
+  def init(self, key) -> training.TrainState:
+    """A fresh state; `key` fixes the initial parameters and the dropout masks."""
+    init_key, state_key = jax.random.split(key)
+    x, y = (jnp.zeros((1, *drawn.shape[1:])) for drawn in (self._drawn.x, self._drawn.y))
+    params = jax.jit(self.module.init)(init_key, x, y, 1)["params"]
+    return training.init_state(state_key, params, self._optimizer)
+
+  def batches(self, seed: int) -> data.SeededBatches:
+    """What the update consumes."""
+    group_size, num_points = self._drawn.y.shape
+    return data.prior_batches(
+      seed=seed,
+      batch_size=self.batch_size,
+      max_context=num_points if self.max_context is None else self.max_context,
+      scheme=self.scheme,
+      min_context=self.min_context,
+      group_size=group_size,
+      steps_per_call=self.steps_per_call,
+    )
+
+  def train(self, context: Context, name: str) -> list[chex.ArrayTree]:
+    """Trains every seed as a stage `name/seed...`; returns the parameters of each."""
+    params = []
+    for seed in range(context.seeds):
+      result = context.fit(
+        f"{name}/seed{seed}",
+        self.init(context.seed_key(seed)),
+        self.update,
+        self.batches(seed),
+        num_steps=self.num_steps,
+        steps_per_call=self.steps_per_call,
+        save_every=self.save_every,
+      )
+      params.append(jax.tree.map(np.asarray, result.state.params))
+    return params
+
+  def abstract(self):
+    """What an experiment's `abstract` returns: one update, its state and batch as shapes."""
+    single = dataclasses.replace(self, steps_per_call=1)
+    state = jax.eval_shape(single.init, jax.random.key(0))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(single.batches(0)))
+    return single.update, state, batch
+
+
+def score_seeds(
+  context: Context, name: str, score: Callable[[int], dict[str, dict[str, Any]]]
+) -> dict[str, dict[str, np.ndarray]]:
+  """Scores every seed as a stage of its own.
+
+  Args:
+    context: of the run.
+    name: the stages are `name/seed...`.
+    score: `seed -> {method: {quantity: array}}`.
+
+  Returns:
+    method -> quantity -> `[seeds, ...]`.
+  """
+  scores = [context.cached(f"{name}/seed{seed}", score, seed) for seed in range(context.seeds)]
+  return {
+    method: {quantity: np.stack([s[method][quantity] for s in scores]) for quantity in row}
+    for method, row in scores[0].items()
+  }
+
+
+def add_along(
+  results: Results,
+  scores: Mapping[str, Mapping[str, np.ndarray]],
+  name: str,
+  values: Sequence[Any],
+  **setting: Any,
+) -> None:
+  """Adds arrays `[seeds, n]` as records, one per value of a setting.
+
+  Args:
+    results: gets the records.
+    scores: method -> quantity -> `[seeds, n]`.
+    name: the setting along the second axis.
+    values: its n values.
+    **setting: what all these records share.
+  """
+  for i, value in enumerate(values):
+    column = {method: {q: v[:, i] for q, v in row.items()} for method, row in scores.items()}
+    results.add(column, **setting, **{name: value})

@@ -1,0 +1,31 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import integrate, stats
+
+from jaxlab.uncertainty import expected_improvement_gaussian
+
+
+def test_expected_improvement_matches_the_integral():
+  mean, std = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 0.5, 2.0])
+  values = jax.jit(expected_improvement_gaussian)(mean, std, 0.4)
+  for value, m, s in zip(values, mean, std):
+    density = stats.norm(float(m), float(s)).pdf
+    expected, _ = integrate.quad(lambda y: (y - 0.4) * density(y), 0.4, float(m) + 12 * float(s))  # noqa: B023
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_expected_improvement_at_the_edges():
+  mean, std = jnp.array([1.0, -1.0, 1e4, -1e4, 0.0]), jnp.array([0.0, 0.0, 1.0, 1.0, 2.0])
+
+  def total(mean, std):
+    values = expected_improvement_gaussian(mean, std, 0.0)
+    return values.sum(), values
+
+  (_, values), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
+    mean, std
+  )
+  np.testing.assert_allclose(values, [1.0, 0.0, 1e4, 0.0, 2 * stats.norm.pdf(0)], rtol=1e-5)
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
+  half = expected_improvement_gaussian(mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16), 0.0)
+  assert half.dtype == jnp.float32
