@@ -10,9 +10,9 @@ import pytest
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-SHIPPING = os.environ.get("JAXLAB_XLA") == "shipping"
 # Most of a test is compiling, and this compiles 2 to 7 times faster. Subprocesses inherit it. The
-# cache keeps its programs apart, since flags are part of its keys.
+# cache on disk keeps the programs apart, since flags are part of its keys.
+SHIPPING = os.environ.get("JAXLAB_XLA") == "shipping"
 _FAST = (
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
@@ -22,7 +22,7 @@ if not SHIPPING:
   given = os.environ.get("XLA_FLAGS", "").split()
   os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys((*given, *_FAST)))
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 _CACHE = pathlib.Path(
