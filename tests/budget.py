@@ -53,6 +53,16 @@ def pytest_xdist_make_scheduler(config, log):
     def _split_scope(self, nodeid):
       return unit(nodeid)
 
+    def remove_node(self, node):
+      # A test that took its worker down has failed; xdist would run it again on every new one.
+      for tests in self.assigned_work[node].values():
+        for nodeid, completed in tests.items():
+          if not completed:
+            tests[nodeid] = True
+            super().remove_node(node)
+            return nodeid
+      return super().remove_node(node)
+
   return Units(config, log)
 
 

@@ -110,6 +110,31 @@ def test_the_shipping_compiler_is_not_checked(suite):
   assert done.returncode == 0 and len(cases) == 6
 
 
+def test_a_test_that_hangs_fails_once_and_the_rest_of_its_file_runs(tmp_path):
+  (tmp_path / "test_hangs.py").write_text("""
+import ctypes, pytest
+
+@pytest.mark.timeout(1)
+def test_hangs():
+  ctypes.CDLL(None).sleep(100)  # As in a compiled program, no signal reaches Python.
+
+def test_after():
+  pass
+""")
+  (tmp_path / "tests").mkdir()
+  (tmp_path / "tests" / "budget.toml").touch()
+  (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout_method = thread\n")
+  done = subprocess.run(
+    [sys.executable, "-m", "pytest", "-p", "tests.budget", "-n1"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert "1 failed, 1 passed" in done.stdout
+  assert "crashed while running 'test_hangs.py::test_hangs'" in done.stdout
+
+
 def test_a_unit_is_a_file_or_one_program():
   assert budget.unit("tests/losses/test_bar.py::test_x[a-b]") == "tests/losses/test_bar.py"
   assert budget.unit("tests/test_colabs.py::test_x[pfn]") == "tests/test_colabs.py[pfn]"
