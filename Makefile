@@ -6,11 +6,14 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO ?= demo
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=25
+# Where the environment forbids .pyc files, every process takes 6 s longer to import.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test compat lint format colabs bench docs site lock clean help
+.PHONY: demo test test-all test-shipping compat lint format colabs bench docs site lock clean help
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,8 +28,15 @@ demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the 
 	$(BIN)/python -m experiments.bayes.pfn --preset=$(DEMO) --task=series --seeds=1 --workdir=runs/demo-$(DEMO)
 	@echo "picture: runs/demo-$(DEMO)/figure.png"
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=25 --junitxml=.cache/tests.xml $(TEST_FLAGS)
+test: $(READY)  ## the tests, of smokes one a family, of notebooks one
+	$(PYTEST) -m "not shipping and (first_of_family or not smoke and not notebook)" $(TEST_FLAGS)
+
+test-all: $(READY)  ## every test
+	$(PYTEST) -m "not shipping" --junitxml=.cache/tests.xml
+	$(MAKE) test-shipping
+
+test-shipping: $(READY)  ## with XLA's own flags: the tests that need them, or FILES="tests/..."
+	JAXLAB_XLA=shipping $(PYTEST) $(or $(FILES),-m shipping --junitxml=.cache/tests-shipping.xml)
 
 .venv-compat/.ready: requirements.lock pyproject.toml $(READY)
 	$(PYTHON) -m venv .venv-compat

@@ -1,46 +1,71 @@
-"""Makes docs/tests.md from the last `make test`: `python -m docs.durations`."""
+"""Makes docs/tests.md from the last `make test-all`: `python -m docs.durations`."""
 
+import collections
 import pathlib
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
 
-PAGE = pathlib.Path(__file__).parent / "tests.md"
-REPORT = pathlib.Path(__file__).parent.parent / ".cache" / "tests.xml"
+_ROOT = pathlib.Path(__file__).parent.parent
+PAGE = _ROOT / "docs" / "tests.md"
+REPORTS = [_ROOT / ".cache" / name for name in ("tests.xml", "tests-shipping.xml")]
 _SHOWN = 25
+_PLANNED_PAPERS = 95
+_CORES = 2
 
 
-def page(report: str) -> str:
-  """The page: how long the whole run took, and its slowest tests.
+def page(reports: list[str], num_papers: int) -> str:
+  """The page: what the whole run cost by room, its dearest tests, and what 95 papers will cost.
 
   Args:
-    report: the run's JUnit XML. A test's time counts its fixtures, and the first test that needs
-      a shared one pays for it.
+    reports: JUnit XML of the run's sessions, whose tests carry their `programs` and `cpu_seconds`.
+      A fixture that several tests share is paid for by the first.
+    num_papers: number of papers that were tested.
 
   Returns:
     The page in Markdown.
   """
-  suite = ElementTree.fromstring(report).find("testsuite")
-  seconds = {
-    f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}": float(case.get("time"))
-    for case in suite.iter("testcase")
-  }
-  slowest = sorted(seconds, key=seconds.get, reverse=True)[:_SHOWN]
+  suites = [ElementTree.fromstring(report).find("testsuite") for report in reports]
+  tests, rooms = {}, collections.defaultdict(lambda: [0, 0, 0.0])
+  for case in (case for suite in suites for case in suite.iter("testcase")):
+    values = {one.get("name"): float(one.get("value")) for one in case.iter("property")}
+    cost = int(values.get("programs", 0)), values.get("cpu_seconds", 0.0)
+    path = f"{case.get('classname').replace('.', '/')}.py".removeprefix("tests/")
+    tests[f"{path}::{case.get('name')}"] = cost
+    room = rooms[path.split("/")[0]]
+    room[:] = room[0] + 1, room[1] + cost[0], room[2] + cost[1]
+  minutes = sum(float(suite.get("time")) for suite in suites) / 60
+  programs, seconds = (sum(values) for values in zip(*tests.values()))
+  planned = seconds / num_papers * _PLANNED_PAPERS / _CORES / 60
+  dearest = sorted(tests, key=lambda name: tests[name][1], reverse=True)[:_SHOWN]
   lines = [
     "# What the tests cost",
     "",
-    "Made from the report of a run by `python -m docs.durations`.",
+    "Made from the reports of `make test-all` by `python -m docs.durations`. Programs are those of"
+    " the test's own process, CPU seconds those of its subprocesses too.",
     "",
-    f"`make test`: {len(seconds):,} tests in {float(suite.get('time')) / 60:.1f} minutes on two"
-    " cores, set-up aside. The budget, with every paper in, is 30 minutes. The slowest:",
+    f"{len(tests):,} tests of {num_papers} papers: {minutes:.1f} minutes on {_CORES} cores, set-up"
+    f" aside; {seconds:,.0f} CPU seconds; {programs:,} programs. If all of it grows with the"
+    f" papers, {_PLANNED_PAPERS} take {planned:.0f} minutes.",
     "",
-    "| test | seconds |",
-    "|---|---|",
-    *(f"| `{name.removeprefix('tests/')}` | {seconds[name]:.1f} |" for name in slowest),
+    "| room | tests | programs | CPU seconds |",
+    "|---|---|---|---|",
+    *(
+      f"| `{name}` | {count:,} | {compiled:,} | {cpu:,.0f} |"
+      for name, (count, compiled, cpu) in sorted(rooms.items(), key=lambda room: -room[1][2])
+    ),
+    "",
+    "The dearest tests:",
+    "",
+    "| test | programs | CPU seconds |",
+    "|---|---|---|",
+    *(f"| `{name}` | {tests[name][0]:,} | {tests[name][1]:.1f} |" for name in dearest),
   ]
   return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-  if not REPORT.exists():
-    sys.exit(f"{REPORT} is not there: run `make test` first.")
-  PAGE.write_text(page(REPORT.read_text()))
+  if missing := [str(path) for path in REPORTS if not path.exists()]:
+    sys.exit(f"{' and '.join(missing)} not there: run `make test-all` first.")
+  papers = tomllib.loads((_ROOT / "experiments" / "papers.toml").read_text())
+  PAGE.write_text(page([path.read_text() for path in REPORTS], len(papers)))

@@ -80,8 +80,15 @@ def test_a_kept_notebook_names_no_place_of_one_machine(path):
     assert str(execute.FOLDER.parent) not in text
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, marks=[pytest.mark.first_of_family] if path.stem == "compose" else [])
+    for path in NOTEBOOKS
+  ],
+  ids=by_name,
+)
 def test_a_notebook_runs_and_prints_what_is_kept(path, kernel_environment):
   kept = code_cells(nbformat.read(path, as_version=4))
   fresh = code_cells(execute.execute(path, timeout=500))

@@ -1,18 +1,32 @@
-"""The table of slow tests."""
+"""The page of what the tests cost."""
 
 from docs import durations
 
-_REPORT = """<testsuites><testsuite time="90.0">
-<testcase classname="tests.losses.test_bar" name="test_quick" time="0.5"/>
-<testcase classname="tests.losses.test_bar" name="test_slow[1-a]" time="12.34"/>
-</testsuite></testsuites>"""
+
+def _case(file, name, programs, seconds):
+  return f"""<testcase classname="tests.{file}" name="{name}"><properties>
+    <property name="programs" value="{programs}"/><property name="cpu_seconds" value="{seconds}"/>
+  </properties></testcase>"""
 
 
-def test_the_slowest_come_first():
-  page = durations.page(_REPORT)
-  assert "2 tests in 1.5 minutes" in page
-  rows = [line for line in page.splitlines() if line.startswith("| `")]
-  assert rows == [
-    "| `losses/test_bar.py::test_slow[1-a]` | 12.3 |",
-    "| `losses/test_bar.py::test_quick` | 0.5 |",
+def _report(seconds, *cases):
+  return f'<testsuites><testsuite time="{seconds}">{"".join(cases)}</testsuite></testsuites>'
+
+
+def test_costs_are_summed_by_room_and_the_dearest_tests_come_first():
+  quick, slow = (
+    _case("losses.test_bar", "test_quick", 3, 0.5),
+    _case("losses.test_bar", "test_slow[1-a]", 1200, 12.0),
+  )
+  other = _case("test_readme", "test_links", 0, 2.5)
+  page = durations.page([_report(90, quick, slow), _report(30, other)], num_papers=3)
+  assert "3 tests of 3 papers: 2.0 minutes on 2 cores" in page
+  assert "15 CPU seconds; 1,203 programs" in page
+  assert "95 take 4 minutes" in page  # 15 s / 3 papers, on two cores
+  assert [line for line in page.splitlines() if line.startswith("| `")] == [
+    "| `losses` | 2 | 1,203 | 12 |",
+    "| `test_readme.py` | 1 | 0 | 2 |",
+    "| `losses/test_bar.py::test_slow[1-a]` | 1,200 | 12.0 |",
+    "| `test_readme.py::test_links` | 0 | 2.5 |",
+    "| `losses/test_bar.py::test_quick` | 3 | 0.5 |",
   ]

@@ -26,7 +26,7 @@ def test_module_of_a_command_exists(module):
   assert importlib.util.find_spec(module)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\w+)", TEXT, re.M))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make ([\w-]+)", TEXT, re.M))))
 def test_make_target_exists(target):
   assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 

@@ -260,14 +260,15 @@ def bnn_prior(
   y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
   x = _standardise(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
   y = _standardise(y.reshape(-1, num_points)[:batch_size], axis=1)
-  if binary and num_classes == 2:
-    median = jnp.sort(y, axis=1)[:, (num_points - 1) // 2, None]
-    y = (y > median).astype(y.dtype)
-  elif binary:
+  if binary:
+    # By rank: XLA may compute y twice, and the median's own value then exceeds the median.
     ranks = jnp.argsort(jnp.argsort(y, axis=1), axis=1)
-    order = jnp.broadcast_to(jnp.arange(num_classes), (batch_size, num_classes))
-    order = jax.random.permutation(label_key, order, axis=1, independent=True)
-    y = jnp.take_along_axis(order, ranks * num_classes // num_points, axis=1).astype(y.dtype)
+    if num_classes == 2:
+      y = (ranks > (num_points - 1) // 2).astype(y.dtype)
+    else:
+      order = jnp.broadcast_to(jnp.arange(num_classes), (batch_size, num_classes))
+      order = jax.random.permutation(label_key, order, axis=1, independent=True)
+      y = jnp.take_along_axis(order, ranks * num_classes // num_points, axis=1).astype(y.dtype)
   return PriorBatch(x, y, y)
 
 

@@ -5,6 +5,10 @@ import pytest
 
 from jaxlab import augment
 
+box_masks = jax.jit(augment.box_masks, static_argnames=("height", "width"))
+segment_masks = jax.jit(augment.segment_masks, static_argnames="length")
+center_surround_saliency = jax.jit(augment.center_surround_saliency)
+
 
 def slow_span(center, side, size):
   half = int(np.floor(side + 1e-6)) // 2
@@ -17,9 +21,7 @@ def test_box_masks_match_a_loop(height, width):
   centers = np.stack([rng.integers(height, size=12), rng.integers(width, size=12)], axis=-1)
   ratio = rng.random(12).astype(np.float32)
   ratio[:2] = 0.0, 1.0
-  masks = jax.jit(augment.box_masks, static_argnames=("height", "width"))(
-    centers, ratio, height=height, width=width
-  )
+  masks = box_masks(centers, ratio, height=height, width=width)
   expected = np.zeros((12, height, width))
   for i, ((row, column), share) in enumerate(zip(centers, ratio)):
     scale = np.sqrt(1 - np.float64(share))
@@ -32,7 +34,7 @@ def test_box_masks_match_a_loop(height, width):
 def test_segment_masks_match_a_loop():
   rng = np.random.default_rng(0)
   centers, ratio = rng.integers(11, size=20), rng.random(20).astype(np.float32)
-  masks = augment.segment_masks(centers, ratio, length=11)
+  masks = segment_masks(centers, ratio, length=11)
   expected = np.zeros((20, 11))
   for i, (center, share) in enumerate(zip(centers, ratio)):
     for t in slow_span(center, 11 * (1 - np.float64(share)), 11):
@@ -41,15 +43,13 @@ def test_segment_masks_match_a_loop():
 
 
 def test_masks_at_extreme_ratios_and_at_borders():
-  masks = augment.box_masks(
-    jnp.array([[4, 4], [4, 4], [0, 0], [7, 7]]), jnp.array([1.0, 0.0, 0.0, 0.0]), height=8, width=8
-  )
+  centers = np.array([[4, 4], [4, 4], [0, 0], [7, 7]])
+  masks = np.asarray(box_masks(centers, np.array([1.0, 0.0, 0.0, 0.0]), height=8, width=8))
   assert not masks[0].any() and masks[1].all()
   np.testing.assert_array_equal(masks[2:].sum((1, 2)), [16, 25])  # Corners clip.
-  whole = augment.segment_masks(jnp.array([4, 4]), 0.0, length=8)
-  assert whole.all()
+  assert np.all(segment_masks(np.array([4, 4]), 0.0, length=8))
   # 10 sqrt(1 - .84) is 4, but slightly less in single precision.
-  assert augment.box_masks(jnp.array([[5, 5]]), 0.84, height=10, width=10).sum() == 16
+  assert np.sum(box_masks(np.array([[5, 5]]), 0.84, height=10, width=10)) == 16
 
 
 def test_box_mix_pastes_pixels_and_returns_the_kept_share():
@@ -62,7 +62,8 @@ def test_box_mix_pastes_pixels_and_returns_the_kept_share():
   np.testing.assert_allclose(mixed.ratio, 1 - masks.mean((1, 2)), rtol=1e-6)
   assert mixed.images.dtype == np.uint8
   # Covered pixels have no influence, even if they are NaN.
-  covered = augment.box_mix(np.full((1, 2, 1), np.nan), np.ones((1, 2, 1)), [[1, 1]])
+  image, partner = np.full((1, 2, 1), np.nan), np.ones((1, 2, 1))
+  covered = jax.jit(augment.box_mix)(image, partner, np.ones((1, 2)))
   np.testing.assert_array_equal(covered.images, np.ones((1, 2, 1)))
 
 
@@ -76,11 +77,11 @@ def test_saliency_matches_a_loop():
         columns = np.clip(np.arange(x - radius, x + radius + 1), 0, 6)
         mean = images[:, rows][:, :, columns].mean((1, 2))
         expected[:, y, x] += np.abs(images[:, y, x] - mean).mean(-1)
-  result = jax.jit(augment.center_surround_saliency)(images)
+  result = center_surround_saliency(images)
   np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
-  half = augment.center_surround_saliency(jnp.asarray(images, jnp.bfloat16))
+  half = center_surround_saliency(images.astype(jnp.bfloat16))
   assert half.dtype == jnp.float32
-  flat = augment.center_surround_saliency(jnp.full((1, 5, 5, 1), 3.0))
+  flat = center_surround_saliency(np.full((1, 5, 5, 1), 3.0))
   np.testing.assert_allclose(flat, 0, atol=1e-5)
 
 

@@ -27,7 +27,7 @@ policies = pytest.mark.parametrize(("policy", "inputs"), POLICIES.values(), ids=
 def mixed():
   """The output of each policy for many keys."""
   return {
-    name: jax.jit(jax.vmap(lambda key, p=policy, x=inputs: p(key, x, LABELS)))(KEYS)
+    name: jax.device_get(jax.jit(jax.vmap(lambda key, p=policy, x=inputs: p(key, x, LABELS)))(KEYS))
     for name, (policy, inputs) in POLICIES.items()
   }
 
@@ -55,9 +55,10 @@ def test_ratios_follow_the_beta_distribution_and_partners_are_uniform(mixed):
   assert stats.kstest(np.asarray(mixed["mixup"].ratio[:, 0]), "uniform").pvalue > 1e-3
   counts = np.array([(mixed["mixup"].permutation[:, 0] == i).sum() for i in range(B)])
   assert stats.chisquare(counts).pvalue > 1e-3
-  draws = augment.draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True)
+  draw_mix = jax.jit(augment.draw_mix, static_argnames=("batch_size", "per_example", "majority"))
+  draws = jax.device_get(draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True))
   assert stats.kstest(np.asarray(draws.ratio), stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
-  folded = augment.draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True, majority=True)
+  folded = draw_mix(KEY, batch_size=2000, alpha=0.3, per_example=True, majority=True)
   np.testing.assert_allclose(folded.ratio, np.maximum(draws.ratio, 1 - draws.ratio))
 
 
@@ -86,7 +87,8 @@ def test_saliency_box_contains_the_salient_pixel():
   peaks = [(2, 2), (5, 3), (4, 6), (3, 5)]
   for image, (y, x) in zip(images, peaks):
     image[y, x] = 1
-  result = jax.vmap(lambda key: augment.saliency_box_mix(key, images, np.arange(4)))(KEYS[:40])
+  mix = jax.jit(jax.vmap(lambda key: augment.saliency_box_mix(key, images, np.arange(4))))
+  result = jax.device_get(mix(KEYS[:40]))
   for inputs, permutation, ratio in zip(result.inputs, result.permutation, result.ratio):
     for image, partner, share in zip(inputs, permutation, ratio):
       if share < 1:  # A box that is not empty shows the object of its label.
@@ -103,11 +105,12 @@ def test_per_example_draws_one_ratio_per_row(mixed):
 @policies
 def test_label_trees_half_precision_and_batch_of_one(policy, inputs):
   labels = {"class": LABELS, "soft": np.eye(5, dtype=np.float32)[LABELS]}
-  result = policy(KEY, jnp.asarray(inputs, jnp.bfloat16), labels)
+  mix = jax.jit(policy)
+  result = jax.device_get(mix(KEY, inputs.astype(jnp.bfloat16), labels))
   assert result.inputs.dtype == jnp.bfloat16 and result.ratio.dtype == jnp.float32
   np.testing.assert_array_equal(result.labels_a["soft"], labels["soft"])
   np.testing.assert_array_equal(result.labels_b["soft"].argmax(-1), result.labels_b["class"])
-  alone = policy(KEY, inputs[:1], LABELS[:1])
+  alone = mix(KEY, inputs[:1], LABELS[:1])
   np.testing.assert_allclose(alone.inputs, inputs[:1], rtol=1e-6)
 
 
@@ -118,7 +121,7 @@ def test_policies_check_alpha_and_labels(policy, inputs):
       policy(KEY, inputs, LABELS, alpha=alpha)
   with pytest.raises(AssertionError):
     policy(KEY, inputs, LABELS[:3])
-  spread = jax.vmap(lambda alpha: policy(KEY, inputs, LABELS, alpha=alpha).ratio)
+  spread = jax.jit(jax.vmap(lambda alpha: policy(KEY, inputs, LABELS, alpha=alpha).ratio))
   assert np.isfinite(spread(jnp.array([1e-3, 1.0, 1e3]))).all()
 
 

@@ -11,10 +11,8 @@ from jaxlab import data
 
 @functools.cache
 def _sample(**arguments):
-  return jax.tree.map(
-    np.asarray,
-    data.sample_patches(jax.random.key(0), **({"num_samples": 400, "dim": 20} | arguments)),
-  )
+  sizes = {"num_samples": 400, "dim": 20} | arguments
+  return jax.device_get(jax.jit(lambda key: data.sample_patches(key, **sizes))(jax.random.key(0)))
 
 
 def test_every_example_has_its_feature_a_distractor_and_noise():

@@ -119,7 +119,8 @@ def test_normalize_matches_loop_inverts_and_is_monotone(bounds):
     )
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+# Every number of classes is a program, and the budget wants the same ones each time.
+@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(st.floats(0.0, 40.0, width=32), st.integers(2, 50), st.booleans(), st.booleans())
 def test_denormalize_inverts_normalize(loss, classes, minimize, jit):
   # Losses far above the soft bound map to values that a complement would round to zero.

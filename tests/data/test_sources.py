@@ -243,12 +243,13 @@ print(directory, len(as_arrays(load_source("digits", split="all", data_dir=data_
     )
     for i in range(2)
   ]
+  end = time.monotonic() + 600
   while not all((tmp_path / f"ready{i}").exists() for i in range(2)):
-    assert all(process.poll() is None for process in processes)
+    assert all(process.poll() is None for process in processes) and time.monotonic() < end
     time.sleep(0.01)
   (tmp_path / "go").touch()
   for process in processes:
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert stdout.split() == [str(tmp_path / "data/scikit_learn/digits/1.0.0"), "1797"]
   assert [path.name for path in (tmp_path / "data/scikit_learn/digits").iterdir()] == ["1.0.0"]

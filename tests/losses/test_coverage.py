@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -58,7 +59,7 @@ def test_one_sample_is_cross_entropy():
 @pytest.mark.parametrize("n", [1.5, 2.0, 16.0, 1e6])
 def test_loss_and_weight_at_extreme_log_probs(n):
   log_prob = np.float32([0.0, -1e-9, -1e-4, -30.0, -1e4, -np.inf])
-  value, factor = loss(log_prob, n), weight(log_prob, n)
+  value, factor = jax.device_get((loss(log_prob, n), weight(log_prob, n)))
   assert np.isfinite(value[:-1]).all() and value[-1] == np.inf
   assert np.all(value[:2] < 1e-9) and np.all(factor[:2] < 1e-3)
   np.testing.assert_allclose(value[4], 1e4 - np.log(n), rtol=1e-6)
@@ -72,7 +73,7 @@ def test_series_and_formula_agree_at_the_switch(n):
   """At 1e-3 expected successes, up to the last digits of single precision."""
   here = np.float32(np.log(1e-3 / n))
   log_prob = here + np.arange(-20, 21, dtype=np.float32) * np.spacing(here)
-  for values in (loss(log_prob, n), weight(log_prob, n)):
+  for values in jax.device_get((loss(log_prob, n), weight(log_prob, n))):
     np.testing.assert_allclose(np.diff(values) / values[1:], 0, atol=1e-6)
   factors = np.asarray(weight(log_prob, n), np.float64)
   np.testing.assert_allclose(factors, exact(log_prob, n)[1], rtol=1e-6)
@@ -83,13 +84,14 @@ def test_derivatives_in_double_precision():
     log_prob = -np.logspace(np.log10(30), -4, 60)
     for n in (1.0, 3.5, 64.0, 1e6):
       step = 1e-5 * np.maximum(-log_prob, 1e-2)
-      ahead, behind = loss(log_prob + step, n), loss(log_prob - step, n)
+      ahead, behind = (np.asarray(loss(log_prob + side, n)) for side in (step, -step))
       numeric = (ahead - behind) / (2 * step)
-      np.testing.assert_allclose(numeric, -weight(log_prob, n), rtol=1e-4, atol=1e-7)
+      np.testing.assert_allclose(-numeric, weight(log_prob, n), rtol=1e-4, atol=1e-7)
     # Second derivatives, away from the ends.
-    curvature = jax.vmap(jax.grad(jax.grad(loss)), (0, None))
+    curvature = jax.jit(jax.vmap(jax.grad(jax.grad(loss)), (0, None)))
     points = np.array([-6.0, -3.0, -1.0, -0.2])
-    numeric = (slope(points + 1e-5, 4.0) - slope(points - 1e-5, 4.0)) / 2e-5
+    ahead, behind = (np.asarray(slope(points + side, 4.0)) for side in (1e-5, -1e-5))
+    numeric = (ahead - behind) / 2e-5
     np.testing.assert_allclose(curvature(points, 4.0), numeric, rtol=1e-4, atol=1e-8)
 
 
@@ -109,13 +111,18 @@ def test_weight_at_one_expected_success():
 
 
 def test_weight_has_no_gradient_and_num_samples_may_be_traced():
-  assert not np.any(jax.grad(lambda x: weight(x, 4.0).sum())(TOKENS))
-  assert jax.grad(lambda n: loss(TOKENS, n).sum())(4.0) == 0
-  many = jnp.array(SAMPLES)
-  result = jax.vmap(lambda n: coverage.coverage_loss(TOKENS, num_samples=n))(many)
+  gradients = jax.jit(
+    lambda n: (
+      jax.grad(lambda x: weight(x, n).sum())(TOKENS),
+      jax.grad(lambda n: loss(TOKENS, n).sum())(n),
+    )
+  )
+  assert not any(map(np.any, jax.device_get(gradients(4.0))))
+  many = np.array(SAMPLES, np.float32)
+  result = jax.jit(jax.vmap(lambda n: coverage.coverage_loss(TOKENS, num_samples=n)))(many)
   np.testing.assert_allclose(result, [loss(TOKENS, n) for n in SAMPLES], rtol=1e-5)
-  slopes = jax.vmap(jax.grad(loss), (0, None))(TOKENS[0], 8.0)
-  np.testing.assert_allclose(slopes, -weight(TOKENS[0], 8.0), rtol=1e-6)
+  slopes = jax.jit(jax.vmap(jax.grad(loss), (0, None)))(TOKENS[0], 8.0)
+  np.testing.assert_allclose(slopes, -np.asarray(weight(TOKENS[0], 8.0)), rtol=1e-6)
 
 
 def test_nan_stays_nan():
@@ -130,11 +137,12 @@ def test_surrogate_has_the_gradient_of_the_loss():
   def objective(tokens):
     return coverage.coverage_loss(sequence.sequence_log_prob(tokens, MASK), num_samples=16.0).sum()
 
-  result, expected = jax.jit(jax.grad(surrogate))(TOKENS), jax.jit(jax.grad(objective))(TOKENS)
+  surrogate_slope = jax.jit(jax.grad(surrogate))
+  result, expected = jax.device_get((surrogate_slope(TOKENS), jax.jit(jax.grad(objective))(TOKENS)))
   np.testing.assert_allclose(result, expected, rtol=1e-6)
   assert not np.any(result[~MASK])
   hidden = np.where(MASK, TOKENS, -np.inf)
-  np.testing.assert_array_equal(jax.jit(jax.grad(surrogate))(hidden), result)
+  np.testing.assert_array_equal(surrogate_slope(hidden), result)
 
 
 def test_length_normalized_surrogate_keeps_the_weight_of_the_sequence():
@@ -142,9 +150,8 @@ def test_length_normalized_surrogate_keeps_the_weight_of_the_sequence():
   factor = np.append(exact(total[:3], 16.0)[1], 0.0)
   for by_length in (False, True):
     count = np.array([6, 3, 1, 1]) if by_length else 1
-    result = coverage.coverage_weighted_nll(
-      TOKENS, MASK, num_samples=16.0, normalize_length=by_length
-    )
+    nll = functools.partial(coverage.coverage_weighted_nll, normalize_length=by_length)
+    result = jax.jit(nll)(TOKENS, MASK, num_samples=16.0)
     np.testing.assert_allclose(result, -factor * total / count, rtol=1e-4)
 
 
@@ -173,14 +180,15 @@ def test_stepwise_loss_matches_a_loop():
   stepwise = jax.jit(
     lambda tokens: coverage.stepwise_coverage_loss(tokens, ids, num_samples=4.0, num_steps=3)
   )
-  result = stepwise(TOKENS)
+  result = np.asarray(stepwise(TOKENS))
   for row, step in np.ndindex(B, 3):
     own = np.float64(TOKENS[row])[ids[row] == step]
     if own.size:
       np.testing.assert_allclose(result[row, step], exact(own.sum(), 4.0)[0], rtol=1e-4)
     else:
       assert result[row, step] == 0
-  slopes = jax.grad(lambda tokens: stepwise(tokens).sum())(np.where(ids < 0, np.nan, TOKENS))
+  slope = jax.jit(jax.grad(lambda tokens: stepwise(tokens).sum()))
+  slopes = np.asarray(slope(np.where(ids < 0, np.nan, TOKENS)))
   assert np.isfinite(slopes).all() and not np.any(slopes[ids < 0])
 
 
@@ -195,9 +203,9 @@ def test_tree_coverage_is_the_product_over_steps():
   log_probs = np.log(probs).astype(np.float32)
   hidden = np.where(mask, log_probs, np.nan)
   np.testing.assert_allclose(tree(hidden, mask), expected, rtol=1e-5)
-  assert np.isfinite(jax.grad(lambda x: tree(x, mask).sum())(hidden)).all()
-  one = coverage.log_tree_coverage(log_probs[:, :1], branching=3)
-  np.testing.assert_allclose(one, -loss(log_probs[:, 0], 3.0), rtol=1e-6)
+  assert np.isfinite(jax.jit(jax.grad(lambda x: tree(x, mask).sum()))(hidden)).all()
+  one = jax.jit(lambda x: coverage.log_tree_coverage(x, branching=3))(log_probs[:, :1])
+  np.testing.assert_allclose(one, -np.asarray(loss(log_probs[:, 0], 3.0)), rtol=1e-6)
   np.testing.assert_array_equal(tree(log_probs, mask & False), [0, 0])
 
 
@@ -206,7 +214,7 @@ def test_half_precision_is_cast():
   for fn in (loss, weight):
     result = fn(half, 16.0)
     assert result.dtype == jnp.float32
-    np.testing.assert_allclose(result, fn(half.astype(jnp.float32), 16.0), rtol=1e-6)
+    np.testing.assert_allclose(result, fn(np.asarray(half, np.float32), 16.0), rtol=1e-6)
 
 
 def test_errors():

@@ -203,6 +203,7 @@ def test_kernel_gradient_is_summed_in_float32():
   np.testing.assert_array_equal(jax.jit(jax.grad(loss))(kernel), [[200, -200]])
 
 
+@pytest.mark.shipping
 def test_chunks_take_at_most_a_quarter_of_the_memory():
   chunked, whole, *_ = chunked_and_whole(jnp.float32, (4, 64, 8), 4096, 4)
   peaks = [c.memory_analysis().temp_size_in_bytes for c in (chunked, whole)]

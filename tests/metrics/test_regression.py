@@ -10,7 +10,8 @@ METRICS = (
   metrics.mean_absolute_percentage_error,
   metrics.root_mean_squared_error,
 )
-correlation = jax.jit(metrics.pearson_correlation)
+JITTED = {metric: jax.jit(metric) for metric in METRICS}
+correlation, percentage_error, root_mean_squared_error = JITTED.values()
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +58,15 @@ def test_rmse_and_percentage_error_match_loops(pairs):
     for j in range(3):
       square.append((predictions[i, j] - targets[i, j]) ** 2)
       percent.append(100 * abs(predictions[i, j] - targets[i, j]) / abs(targets[i, j]))
-  np.testing.assert_allclose(
-    metrics.root_mean_squared_error(*pairs), np.sqrt(np.mean(square)), rtol=1e-5
-  )
-  np.testing.assert_allclose(
-    metrics.mean_absolute_percentage_error(*pairs), np.mean(percent), rtol=1e-4
-  )
+  np.testing.assert_allclose(root_mean_squared_error(*pairs), np.sqrt(np.mean(square)), rtol=1e-5)
+  np.testing.assert_allclose(percentage_error(*pairs), np.mean(percent), rtol=1e-4)
 
 
 def test_percentage_error_leaves_out_targets_of_0():
-  result = metrics.mean_absolute_percentage_error(jnp.array([1.0, 3.0]), jnp.array([0.0, 2.0]))
+  result = percentage_error(np.array([1.0, 3.0]), np.array([0.0, 2.0]))
   assert result == 50.0
-  assert metrics.mean_absolute_percentage_error(jnp.ones(2), jnp.zeros(2)) == 0.0
-  gradient = jax.grad(metrics.mean_absolute_percentage_error)(jnp.ones(2), jnp.array([0.0, 2.0]))
+  assert percentage_error(np.ones(2), np.zeros(2)) == 0.0
+  gradient = jax.jit(jax.grad(percentage_error))(np.ones(2), np.array([0.0, 2.0]))
   np.testing.assert_array_equal(gradient, [0.0, -50.0])
 
 
@@ -83,16 +80,17 @@ def test_worst_group_rmse_matches_a_loop(pairs):
   )
   np.testing.assert_allclose(worst(predictions, targets, groups, num_groups=5), slow, rtol=1e-5)
   whole = worst(predictions, targets, np.zeros(20, int), num_groups=5)
-  np.testing.assert_allclose(whole, metrics.root_mean_squared_error(*pairs), rtol=1e-5)
+  np.testing.assert_allclose(whole, root_mean_squared_error(*pairs), rtol=1e-5)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_vmap_and_half_precision(metric, pairs):
   predictions, targets = pairs
-  stacked = jnp.stack([predictions, 2 * predictions]), jnp.stack([targets, targets])
+  stacked = np.stack([predictions, 2 * predictions]), np.stack([targets, targets])
   mapped = jax.jit(jax.vmap(metric))(*stacked)
-  np.testing.assert_allclose(mapped[1], metric(2 * predictions, targets), rtol=1e-5)
-  half = metric(jnp.asarray(predictions, jnp.bfloat16), jnp.asarray(targets, jnp.bfloat16))
+  mapped = np.asarray(mapped)
+  np.testing.assert_allclose(mapped[1], JITTED[metric](2 * predictions, targets), rtol=1e-5)
+  half = JITTED[metric](predictions.astype(jnp.bfloat16), targets.astype(jnp.bfloat16))
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, mapped[0], rtol=0.05)
 
@@ -100,29 +98,29 @@ def test_vmap_and_half_precision(metric, pairs):
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradients_are_finite_at_the_edges(metric):
   gradient = jax.jit(jax.grad(metric))
-  vector = jnp.arange(4.0)
+  vector = np.arange(4, dtype=np.float32)
   for predictions, targets in (
     (vector, vector),
-    (jnp.ones(4), vector),
-    (vector, jnp.ones(4)),
-    (jnp.ones(1), jnp.zeros(1)),
+    (np.ones(4), vector),
+    (vector, np.ones(4)),
+    (np.ones(1), np.zeros(1)),
     (1e30 * vector, vector),
   ):
-    assert np.all(np.isfinite(gradient(jnp.resize(predictions, 4), jnp.resize(targets, 4))))
+    assert np.all(np.isfinite(gradient(np.resize(predictions, 4), np.resize(targets, 4))))
 
 
 def test_squares_do_not_overflow():
-  errors = jnp.array([3e30, 4e30])
+  errors = np.array([3e30, 4e30], np.float32)
   np.testing.assert_allclose(
-    jax.jit(metrics.root_mean_squared_error)(errors, jnp.zeros(2)), np.sqrt(12.5) * 1e30, rtol=1e-5
+    root_mean_squared_error(errors, np.zeros(2)), np.sqrt(12.5) * 1e30, rtol=1e-5
   )
-  assert metrics.root_mean_squared_error(jnp.array([np.inf, 0.0]), jnp.zeros(2)) == np.inf
-  assert metrics.root_mean_squared_error(jnp.ones(3), jnp.ones(3)) == 0.0
+  assert root_mean_squared_error(np.array([np.inf, 0.0]), np.zeros(2)) == np.inf
+  assert root_mean_squared_error(np.ones(3), np.ones(3)) == 0.0
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_inputs_give_nan(metric):
-  assert np.isnan(metric(jnp.array([1.0, np.nan, 2.0]), jnp.array([1.0, 2.0, 3.0])))
+  assert np.isnan(JITTED[metric](np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0])))
 
 
 def test_errors(pairs):

@@ -28,16 +28,18 @@ CASES = [
 
 def inputs_for(kernel_size):
   shape = (2, 7, 6, 4) if np.size(kernel_size) == 2 else (2, 7, 4)
-  return jax.random.normal(jax.random.key(0), shape)
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(("kernel_size", "options"), CASES)
 def test_equals_flax(kernel_size, options):
   ours, theirs = Conv(8, kernel_size, **options), nn.Conv(8, kernel_size, **options)
   inputs = inputs_for(kernel_size)
-  params = ours.init(jax.random.key(1), inputs)
-  jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(1), inputs))
-  params = jax.tree.map(lambda x: x + 0.1, params)  # so that the bias is not 0
+  params, expected = (
+    jax.device_get(jax.jit(layer.init)(jax.random.key(1), inputs)) for layer in (ours, theirs)
+  )
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  params = jax.tree.map(lambda x: x + np.float32(0.1), params)  # so that the bias is not 0
 
   def value_and_grad(layer):
     def loss(params, inputs):
@@ -58,43 +60,46 @@ def test_equals_flax(kernel_size, options):
 def test_equals_a_loop():
   inputs = np.asarray(inputs_for((3, 2)))
   layer = Conv(5, (3, 2), strides=(2, 1), padding=((1, 0), (0, 2)), kernel_dilation=(1, 2))
-  params = layer.init(jax.random.key(1), inputs)
+  params = jax.jit(layer.init)(jax.random.key(1), inputs)
   kernel = np.asarray(params["params"]["kernel"])
   padded = np.pad(inputs, ((0, 0), (1, 0), (0, 2), (0, 0)))
   expected = np.zeros((2, 3, 6, 5), np.float32)
   for n, i, j, f in np.ndindex(expected.shape):
     for a, b, c in np.ndindex(3, 2, 4):
       expected[n, i, j, f] += padded[n, 2 * i + a, j + 2 * b, c] * kernel[a, b, c, f]
-  np.testing.assert_allclose(layer.apply(params, inputs), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(jax.jit(layer.apply)(params, inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_batch_dimensions_and_bfloat16():
   layer, inputs = Conv(3, (3, 3)), inputs_for((3, 3))
-  params = layer.init(jax.random.key(1), inputs)
-  outputs = layer.apply(params, inputs)
-  np.testing.assert_allclose(layer.apply(params, inputs[0]), outputs[0], rtol=1e-5, atol=1e-6)
+  params = jax.device_get(jax.jit(layer.init)(jax.random.key(1), inputs))
+  apply = jax.jit(layer.apply)
+  outputs = np.asarray(apply(params, inputs))
+  np.testing.assert_allclose(apply(params, inputs[0]), outputs[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(
-    layer.apply(params, inputs[None, :, None]), outputs[None, :, None], rtol=1e-5, atol=1e-6
+    apply(params, inputs[None, :, None]), outputs[None, :, None], rtol=1e-5, atol=1e-6
   )
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, inputs))
-  low = layer.apply(*half)
+  low = apply(*half)
   assert low.dtype == jnp.bfloat16
-  np.testing.assert_allclose(low.astype(jnp.float32), outputs, rtol=0.05, atol=0.05)
+  np.testing.assert_allclose(np.asarray(low, np.float32), outputs, rtol=0.05, atol=0.05)
 
 
 def test_scan_and_vmap_over_kernels():
   layer, inputs = Conv(4, (3, 3)), inputs_for((3, 3))
-  many = jax.vmap(layer.init, in_axes=(0, None))(jax.random.split(jax.random.key(1), 3), inputs)
+  init = jax.jit(jax.vmap(layer.init, in_axes=(0, None)))
+  many = jax.device_get(init(jax.random.split(jax.random.key(1), 3), inputs))
   vmapped = jax.jit(jax.vmap(layer.apply, in_axes=(0, None)))(many, inputs)
   _, scanned = jax.lax.scan(lambda _, params: (None, layer.apply(params, inputs)), None, many)
-  one = [layer.apply(jax.tree.map(lambda x, i=i: x[i], many), inputs) for i in range(3)]
+  apply = jax.jit(layer.apply)
+  one = [apply(jax.tree.map(lambda x, i=i: x[i], many), inputs) for i in range(3)]
   np.testing.assert_allclose(vmapped, np.stack(one), rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(scanned, np.stack(one), rtol=1e-5, atol=1e-5)
 
 
 def lowered(kernel_size, platform):
   layer, inputs = Conv(4, kernel_size), inputs_for(kernel_size)
-  params = layer.init(jax.random.key(1), inputs)
+  params = jax.eval_shape(layer.init, jax.random.key(1), inputs)
   traced = jax.jit(layer.apply).trace(params, inputs)
   return traced.lower(lowering_platforms=(platform,)).as_text()
 

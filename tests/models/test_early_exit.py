@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,20 +30,21 @@ def test_features_equal_a_slow_loop():
 
 def test_features_of_unsure_and_sure_classifiers():
   np.testing.assert_allclose(
-    features(jnp.zeros((1, K)))[0], [1 / K, np.log(K), 0, np.log(K)], atol=1e-6
+    np.asarray(features(np.zeros((1, K))))[0], [1 / K, np.log(K), 0, np.log(K)], atol=1e-6
   )
-  sure = jnp.array([[1e4, -1e4, 0, 0], [0, -jnp.inf, -jnp.inf, -jnp.inf]])
+  sure = np.array([[1e4, -1e4, 0, 0], [0, -np.inf, -np.inf, -np.inf]], np.float32)
   np.testing.assert_array_equal(features(sure), [[1, 0, 1, 0]] * 2)
 
 
 def test_no_gradient_reaches_the_classifier():
   gate = UncertaintyGate()
-  logits = jnp.array([[0.3, 1.0, -0.2, 0.1]])
-  params = gate.init(jax.random.key(0), logits)
-  grads = jax.grad(lambda p, z: gate.apply(p, z).sum(), argnums=(0, 1))(params, logits)
+  logits = np.array([[0.3, 1.0, -0.2, 0.1]], np.float32)
+  params = jax.jit(gate.init)(jax.random.key(0), logits)
+  grads = jax.jit(jax.grad(lambda p, z: gate.apply(p, z).sum(), argnums=(0, 1)))(params, logits)
+  grads = jax.device_get(grads)
   np.testing.assert_array_equal(grads[1], 0)
   np.testing.assert_allclose(
-    grads[0]["params"]["affine"]["kernel"][:, 0], features(logits)[0], rtol=1e-6
+    grads[0]["params"]["affine"]["kernel"][:, 0], np.asarray(features(logits))[0], rtol=1e-6
   )
 
 
@@ -61,41 +64,42 @@ class Stage(nn.Module):
 @pytest.fixture(scope="module")
 def net():
   module = EarlyExitNet((Stage(8), Stage(5), Stage(6)), K)
-  inputs = jax.random.normal(jax.random.key(1), (3, 7, 2))
-  return module, module.init(jax.random.key(0), inputs), inputs
+  inputs = np.random.default_rng(1).normal(size=(3, 7, 2)).astype(np.float32)
+  return module, jax.device_get(jax.jit(module.init)(jax.random.key(0), inputs)), inputs
 
 
 def test_outputs_are_heads_and_gates_on_pooled_stages(net):
   module, variables, inputs = net
-  logits, gate_logits = module.apply(variables, inputs)
+  logits, gate_logits = jax.device_get(jax.jit(module.apply)(variables, inputs))
   assert [z.shape for z in logits] == [(3, K)] * 3 and gate_logits.shape == (3, 2)
-  pooled = module.apply(variables, inputs, method="features")
+  pooled = jax.device_get(jax.jit(partial(module.apply, method="features"))(variables, inputs))
   assert [f.shape for f in pooled] == [(3, 8), (3, 5), (3, 6)]
   params = variables["params"]
   for i, feature in enumerate(pooled):
     head = params[f"heads_{i}"]
     np.testing.assert_allclose(logits[i], feature @ head["kernel"] + head["bias"], rtol=1e-5)
   affine = params["gates_1"]["affine"]
-  want = gate_features(logits[1]) @ affine["kernel"][:, 0] + affine["bias"]
+  want = features(logits[1]) @ affine["kernel"][:, 0] + affine["bias"]
   np.testing.assert_allclose(gate_logits[:, 1], want, rtol=1e-5)
-  again = module.apply(variables, pooled, method="exits")
+  again = jax.jit(partial(module.apply, method="exits"))(variables, pooled)
   np.testing.assert_allclose(again.gate_logits, gate_logits, rtol=1e-6)
 
 
 def test_a_prefix_runs_fewer_stages_and_one_exit_has_no_gate(net):
   module, variables, inputs = net
-  pooled = module.apply(variables, inputs, num_stages=1, method="features")
+  pooled = jax.jit(partial(module.apply, num_stages=1, method="features"))(variables, inputs)
   assert len(pooled) == 1
-  output = module.apply(variables, pooled, method="exits")
+  output = jax.jit(partial(module.apply, method="exits"))(variables, pooled)
   assert len(output.logits) == 1 and output.gate_logits.shape == (3, 1)
   single = EarlyExitNet((nn.Dense(3),), K)
-  output, _ = single.init_with_output(jax.random.key(0), inputs)
+  output, _ = jax.jit(single.init_with_output)(jax.random.key(0), inputs)
   assert len(output.logits) == 1 and output.gate_logits.shape == (3, 0)
 
 
 def test_keywords_reach_the_stages(net):
   module, variables, inputs = net
-  _, changed = module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+  train = jax.jit(partial(module.apply, train=True, mutable=["batch_stats"]))
+  _, changed = train(variables, inputs)
   before = variables["batch_stats"]["stages_0"]["BatchNorm_0"]["mean"]
   assert np.any(changed["batch_stats"]["stages_0"]["BatchNorm_0"]["mean"] != before)
 

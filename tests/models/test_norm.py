@@ -60,15 +60,19 @@ def test_one_chunk_is_flax_batch_norm():
     "params": {"scale": SCALE, "bias": BIAS},
     "batch_stats": {"mean": MEAN, "var": VAR},
   }
-  outputs, state = theirs.apply(variables, x, mutable=["batch_stats"])
+  outputs, state = jax.jit(functools.partial(theirs.apply, mutable=["batch_stats"]))(variables, x)
   for ghost_batch_size in (None, 8):
-    ours, own = GhostBatchNorm(ghost_batch_size).apply(
-      variables, x, use_running_average=False, mutable=["batch_stats"]
-    )
+    layer = GhostBatchNorm(ghost_batch_size, use_running_average=False)
+    ours, own = jax.jit(functools.partial(layer.apply, mutable=["batch_stats"]))(variables, x)
     np.testing.assert_allclose(ours, outputs, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, state)
-  evaluated = GhostBatchNorm(4, use_running_average=True).apply(variables, x)
-  theirs = nn.BatchNorm(use_running_average=True, epsilon=1e-5).apply(variables, x)
+  evaluated, theirs = (
+    jax.jit(layer.apply)(variables, x)
+    for layer in (
+      GhostBatchNorm(4, use_running_average=True),
+      nn.BatchNorm(use_running_average=True, epsilon=1e-5),
+    )
+  )
   np.testing.assert_allclose(evaluated, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -101,14 +105,17 @@ def test_permutations():
   normed = jitted(x, *SETTINGS, ghost_batch_size=4)
   within = np.concatenate([4 * j + np.random.default_rng(j).permutation(4) for j in range(3)])
   shuffled = jitted(x[within], *SETTINGS, ghost_batch_size=4)
-  np.testing.assert_allclose(shuffled.outputs, normed.outputs[within], rtol=1e-5, atol=1e-6)
+  outputs = np.asarray(normed.outputs)
+  np.testing.assert_allclose(shuffled.outputs, outputs[within], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(shuffled.mean, normed.mean, rtol=1e-5)
   chunks = np.arange(12).reshape(3, 4)[[2, 0, 1]].reshape(-1)
   shuffled = jitted(x[chunks], *SETTINGS, ghost_batch_size=4)
-  np.testing.assert_allclose(shuffled.outputs, normed.outputs[chunks], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(shuffled.outputs, outputs[chunks], rtol=1e-5, atol=1e-6)
   assert not np.allclose(shuffled.mean, normed.mean, rtol=1e-4)
   # Without a memory of the past the order is all that counts: the last chunk's share is largest.
-  recent = ghost_batch_norm(x, *SETTINGS, ghost_batch_size=4, momentum=1.0)
+  recent = jax.jit(functools.partial(ghost_batch_norm, ghost_batch_size=4, momentum=1.0))(
+    x, *SETTINGS
+  )
   np.testing.assert_allclose(recent.mean, x[8:].mean(0), rtol=1e-5)
 
 
@@ -120,8 +127,9 @@ def test_gradients_flow_through_chunk_statistics_only():
     weights = jnp.arange(18.0).reshape(6, C)
     return jnp.sum(weights * normed.outputs), normed.mean.sum() + normed.var.sum()
 
-  outputs_grad, mean_grad = jax.jit(jax.grad(lambda *a: loss(*a)[0], (0, 1)))(x, MEAN)
-  running_grad = jax.jit(jax.grad(lambda *a: loss(*a)[1], (0, 1)))(x, MEAN)
+  loss = jax.jit(loss)
+  gradients = jax.jit(jax.jacrev(loss, (0, 1)))(x, MEAN)
+  (outputs_grad, mean_grad), running_grad = jax.device_get(gradients)
   # A shift of a whole chunk changes nothing.
   np.testing.assert_allclose(outputs_grad.reshape(2, 3, C).sum(1), 0.0, atol=1e-3)
   assert np.abs(outputs_grad).max() > 0.1
@@ -174,32 +182,40 @@ def test_bfloat16_and_vmap():
 def test_mixture_of_statistics():
   x = batch(6, 2, C)
   stored = SCALE * (x - MEAN) / np.sqrt(VAR + 1e-5) + BIAS
-  np.testing.assert_allclose(
-    mixed_batch_norm(x, *SETTINGS, source_weight=1.0), stored, rtol=1e-4, atol=1e-5
-  )
+  mixed = jax.jit(lambda x, w: mixed_batch_norm(x, *SETTINGS, source_weight=w))
+  np.testing.assert_allclose(mixed(x, 1.0), stored, rtol=1e-4, atol=1e-5)
   own = loop(x, *SETTINGS, 6)[0]
-  np.testing.assert_allclose(mixed_batch_norm(x, *SETTINGS), own, rtol=1e-4, atol=1e-5)
+  default = jax.jit(mixed_batch_norm)
+  np.testing.assert_allclose(default(x, *SETTINGS), own, rtol=1e-4, atol=1e-5)
   mean, var = 0.3 * MEAN + 0.7 * x.mean((0, 1)), 0.3 * VAR + 0.7 * x.var((0, 1))
   expected = SCALE * (x - mean) / np.sqrt(var + 1e-5) + BIAS
-  mixed = jax.jit(lambda x, w: mixed_batch_norm(x, *SETTINGS, source_weight=w))
   np.testing.assert_allclose(mixed(x, 0.3), expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
-    jax.vmap(mixed, (None, 0))(x, jnp.array([0.0, 0.3]))[1], expected, rtol=1e-4, atol=1e-5
+    np.asarray(jax.vmap(mixed, (None, 0))(x, np.array([0.0, 0.3])))[1],
+    expected,
+    rtol=1e-4,
+    atol=1e-5,
   )
   # A batch of one row is its own mean.
-  np.testing.assert_allclose(mixed_batch_norm(x[:1, 0], *SETTINGS), BIAS[None], atol=1e-5)
+  np.testing.assert_allclose(default(x[:1, 0], *SETTINGS), BIAS[None], atol=1e-5)
 
 
 def test_the_layer_keeps_its_statistics_unless_they_are_mutable():
   layer, x = GhostBatchNorm(2), batch(4, C)
-  variables = layer.init(jax.random.key(0), x, use_running_average=False)
+  init = jax.jit(layer.init, static_argnames="use_running_average")
+  variables = init(jax.random.key(0), x, use_running_average=False)
   np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0.0)
   np.testing.assert_array_equal(variables["batch_stats"]["var"], 1.0)
-  outputs = layer.apply(variables, x, use_running_average=False)
-  again, state = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+
+  @jax.jit
+  def train(variables):
+    kept = layer.apply(variables, x, use_running_average=False)
+    return kept, layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+
+  outputs, (again, state) = train(variables)
   np.testing.assert_array_equal(outputs, again)
   ones, zeros = np.ones(C, np.float32), np.zeros(C, np.float32)
-  expected = ghost_batch_norm(x, ones, zeros, zeros, ones, ghost_batch_size=2)
+  expected = jitted(x, ones, zeros, zeros, ones, ghost_batch_size=2)
   np.testing.assert_allclose(state["batch_stats"]["mean"], expected.mean, rtol=1e-6)
   np.testing.assert_allclose(outputs, expected.outputs, rtol=1e-5, atol=1e-6)
   _, state = layer.apply(variables, x, use_running_average=True, mutable=["batch_stats"])
@@ -218,11 +234,13 @@ def test_a_bad_row_reaches_no_other_in_evaluation():
 def test_group_norm_stands_in():
   x = batch(2, 5, 4)
   layer = GroupNorm(num_groups=2)
-  variables = layer.init(jax.random.key(0), x, use_running_average=False)
+  init = jax.jit(layer.init, static_argnames="use_running_average")
+  variables = init(jax.random.key(0), x, use_running_average=False)
   assert set(variables) == {"params"} and set(variables["params"]) == {"scale", "bias"}
-  outputs = layer.apply(variables, x, use_running_average=True)
-  np.testing.assert_allclose(outputs, nn.GroupNorm(2).apply(variables, x), rtol=1e-6)
-  assert layer.apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  apply = jax.jit(layer.apply, static_argnames="use_running_average")
+  outputs = apply(variables, x, use_running_average=True)
+  np.testing.assert_allclose(outputs, jax.jit(nn.GroupNorm(2).apply)(variables, x), rtol=1e-6)
+  assert apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_errors():
@@ -247,7 +265,7 @@ def test_errors():
 
 def test_devices_split_locally_and_average_their_statistics():
   layer, x = GhostBatchNorm(2, use_running_average=False), batch(8, C)
-  variables = layer.init(jax.random.key(0), x)
+  variables = jax.jit(layer.init)(jax.random.key(0), x)
 
   def loss_fn(params, model_state, rows, key):
     outputs, state = layer.apply({"params": params, **model_state}, rows, mutable=["batch_stats"])

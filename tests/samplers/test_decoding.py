@@ -54,6 +54,7 @@ def score(prompts, lengths):
   return samplers.score_sequences(FNS, prompts, lengths, jnp.ones_like(lengths))
 
 
+@pytest.mark.shipping
 @pytest.mark.parametrize("decode", [sample, search, speculate, score])
 def test_rows_never_leave_their_device(decode):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -25,6 +25,7 @@ def test_under_vmap_and_grad():
   np.testing.assert_array_equal(slopes, np.sort(VALUES, axis=-1)[:, -3:-2] <= VALUES)
 
 
+@pytest.mark.shipping
 @pytest.mark.parametrize("axes", [("data",), (None, "data")])
 def test_rows_stay_where_they_are(axes):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -336,7 +336,6 @@ def test_runs_outside_the_main_thread():
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_at_a_random_moment_the_run_goes_on_bitwise(tmp_path, unbroken, signum):
   here = pathlib.Path(__file__).parent
@@ -357,12 +356,15 @@ def test_killed_at_a_random_moment_the_run_goes_on_bitwise(tmp_path, unbroken, s
     text=True,
     cwd=here.parents[1],
   )
+  guard = threading.Timer(600, process.kill)
+  guard.start()
   for line in process.stdout:
     if int(line) == 7:
       break
   time.sleep(random.uniform(0.0, 0.3))
   process.send_signal(signum)
   errors = process.communicate()[1]
+  guard.cancel()
   assert process.returncode == (-signum if signum == signal.SIGKILL else 1), errors
   assert signum == signal.SIGKILL or "Interrupted: stopped by SIGTERM after step" in errors
   with Checkpointer(tmp_path) as checkpointer:
