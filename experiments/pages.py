@@ -74,7 +74,7 @@ def write(root: pathlib.Path = catalogue.ROOT) -> list[pathlib.Path]:
       path.write_text(wanted[path], encoding="utf-8")
     else:
       path.unlink()
-  if changed:
+  if changed or not (root / "docs" / "headlines.png").exists():
     _draw_headlines(root)
   return changed
 
@@ -145,7 +145,7 @@ def _measured(stored: Mapping[str, Any]) -> list[str]:
     "| --- | --- | --- | --- | --- | --- |",
   ]
   for claim in claims:
-    text = f"**{_cell(claim.text)}**" if claim.headline else _cell(claim.text)
+    text = f"**{claim.text}**" if claim.headline else claim.text
     both = f"{claim.measured:.4g}, {claim.baseline:.4g}"
     cells = (claim.verdict, text, both, _numbers(claim), f"{claim.margin:g}", format_paper(claim))
     lines.append(f"| {' | '.join(map(_cell, cells))} |")
@@ -179,7 +179,7 @@ def _draw_headlines(root: pathlib.Path) -> None:
   rows = {s: c for s, c in rows.items() if c and math.isfinite(c.interval[0])}
   if not rows:
     return
-  figure, ax = plt.subplots(figsize=(8, 0.9 + 0.3 * len(rows)), layout="constrained")
+  figure, ax = plt.subplots(figsize=(9.5, 0.9 + 0.3 * len(rows)), layout="constrained")
   for i, claim in enumerate(rows.values()):
     low, middle, high = (
       x - claim.margin for x in (claim.interval[0], claim.difference, claim.interval[1])
@@ -188,14 +188,15 @@ def _draw_headlines(root: pathlib.Path) -> None:
     color = _COLORS[claim.verdict]
     ax.plot([low / scale, high / scale], [i, i], color=color, lw=2)
     ax.plot(middle / scale, i, "o", color=color)
-    ax.text(1.08, i, _numbers(claim), va="center", fontsize=8)
+    ax.text(1.1, i, f"{_numbers(claim)}, margin {claim.margin:g}", va="center", fontsize=8)
   for verdict, color in _COLORS.items():
     ax.plot([], [], "o-", color=color, label=verdict)
+  ax.spines[["top", "right", "left"]].set_visible(False)
   ax.axvline(0.0, color="black", lw=0.8)
   ax.set_yticks(range(len(rows)), rows)
-  ax.set(xlim=(-1.05, 1.9), xticks=[-1, 0, 1], ylim=(len(rows) - 0.5, -0.5))
+  ax.set(xlim=(-1.05, 1.05), xticks=[-1, 0, 1], ylim=(len(rows) - 0.5, -0.5))
   ax.set_xticklabels(["worse", "margin", "better"])
-  ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False)
+  ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
   figure.savefig(root / "docs" / "headlines.png", dpi=110)
   plt.close(figure)
 

@@ -128,6 +128,8 @@ class _Budget:
       item.user_properties.append(("cpu_seconds", round(sum(os.times()[:4]) - self._cpu, 2)))
 
   def _check(self, item):
+    if item.get_closest_marker("example"):
+      return
     name = item.nodeid.removeprefix("tests/")
     limit = _SMOKE_LIMIT if item.get_closest_marker("smoke") else _LIMIT
     allowed = self._exceptions.get(name, limit)

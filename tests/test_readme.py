@@ -15,6 +15,7 @@ def test_there_are_examples():
   assert len(EXAMPLES) == 2
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[name for name, _ in EXAMPLES])
 def test_example_runs(code, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

@@ -81,6 +81,7 @@ def test_every_entry_is_whole(slug):
   assert paper.experiment == f"experiments.{paper.family}.{slug}"
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("slug", PAPERS)
 def test_snippets_run_and_use_the_paper(slug):
   snippet = PAPERS[slug].snippet
