@@ -27,14 +27,14 @@ _TORCH, _TORCH_SINGLE = "eager PyTorch, all cores", "eager PyTorch, one thread"
 # Our adapter, and what it is called on the other side.
 _ADAPTERS = {
   "norm adaptation": "norm",
-  "entropy minimisation": "tent",
-  "filtered entropy minimisation": "filtered",
+  "entropy minimization": "tent",
+  "filtered entropy minimization": "filtered",
   "robust mean teacher": "robust",
   f"continual mean teacher, {_NUM_AUGMENTATIONS} augmentations": "cotta",
 }
 _EXACT = ("norm", "tent", "filtered")  # Those without chance.
 _NUM_BATCHES = 1000
-_STREAM = f"entropy minimisation over {_NUM_BATCHES:,} batches"
+_STREAM = f"entropy minimization over {_NUM_BATCHES:,} batches"
 _SCAN, _CALLS = "one scan", "step by step"
 ROWS = (
   *(
@@ -51,7 +51,7 @@ ROWS = (
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.adaptation import TorchAdapters  # Here, as PyTorch comes with an extra.
+  from benchmarks.peers.adaptation import TorchAdapters  # Here, as PyTorch comes with an extra.
 
   measure.start(divides=1)
   ours = _Ours(batch_size=8 if quick else 100)

@@ -17,7 +17,7 @@ from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
-from benchmarks.rivals.curves import last_step_by_emcee, log_density
+from benchmarks.peers.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
 from experiments.bayes import lc_pfn, lc_pfn_prior
 from experiments.bayes import lc_pfn_rivals as rivals

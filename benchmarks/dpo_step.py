@@ -1,4 +1,4 @@
-"""A step of direct preference optimisation beside TRL: one model, one batch, float32, AdamW."""
+"""A step of direct preference optimization beside TRL: one model, one batch, float32, AdamW."""
 
 import sys
 import tempfile
@@ -40,7 +40,7 @@ ROWS = tuple(Row(size.group, _OURS, _PEER, goal=size.goal, unit="step") for size
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.preference_training import TRLSteps  # It comes with an extra only.
+  from benchmarks.peers.preference_training import TRLSteps  # It comes with an extra only.
 
   mesh = measure.start(divides=_PAIRS)
   for size, row in zip(SIZES, ROWS):

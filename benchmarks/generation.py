@@ -59,7 +59,7 @@ ROWS = tuple(
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.generation import TransformersGreedy  # It comes with an extra only.
+  from benchmarks.peers.generation import TransformersGreedy  # It comes with an extra only.
 
   devices = measure.start(divides=SIZES[-1].batch_size).size
   for size in SIZES:

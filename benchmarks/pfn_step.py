@@ -59,7 +59,7 @@ ROWS = tuple(
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.pfn import TorchPFN  # Here, as PyTorch comes with an extra only.
+  from benchmarks.peers.pfn import TorchPFN  # Here, as PyTorch comes with an extra only.
 
   mesh = measure.start(divides=SIZES[0].batch_size)
   for size in SIZES:

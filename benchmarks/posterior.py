@@ -16,7 +16,7 @@ from experiments.context import Context
 
 from benchmarks import measure
 from benchmarks.measure import Row
-from benchmarks.rivals import gp
+from benchmarks.peers import gp
 from benchmarks.scores import compare_scores, record
 from experiments.bayes import pfn, pfn_hyper
 from experiments.bayes.prior_training import draw_data_sets

@@ -166,7 +166,7 @@ def _peer(objective: _Objective, inputs: list[np.ndarray]):
   """Value and gradient in eager PyTorch."""
   import torch
 
-  from benchmarks.rivals import preference as rivals
+  from benchmarks.peers import preference as rivals
 
   tensors = [torch.tensor(x) for x in inputs]
   trained = tensors[: objective.trained]

@@ -14,7 +14,7 @@ import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import measure, scores
 from benchmarks.measure import Row, Timed
-from benchmarks.rivals.curves import log_density
+from benchmarks.peers.curves import log_density
 from jaxlab import data, uncertainty
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_peers_are_imported_where_they_are_used(path):
       found |= {alias.name.split(".")[0] for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       found.add(node.module)
-  assert not found & {"torch", "blackjax", "emcee", "benchmarks.rivals.pfn"}
+  assert not found & {"torch", "blackjax", "emcee", "benchmarks.peers.pfn"}
 
 
 def test_emcee_samples_our_density():

@@ -16,7 +16,7 @@ _ADDRESSES = (
 
 
 class CorruptedImages(NamedTuple):
-  """Labelled images under one corruption.
+  """Labeled images under one corruption.
 
   Attributes:
     images: u8 `[n, h, w, c]`, read from disk where it is touched.

@@ -1,4 +1,4 @@
-"""Learning curves: draws from a parametric prior, metric normalisation and the LCDB curves."""
+"""Learning curves: draws from a parametric prior, metric normalization and the LCDB curves."""
 
 import functools
 import importlib.util
@@ -65,10 +65,10 @@ def normalize_curve(
   soft_upper: float = 1.0,
   minimize: bool = False,
 ) -> chex.Array:
-  """Maps a metric to [0, 1], larger is better, by a sigmoid centred on its usual range.
+  """Maps a metric to [0, 1], larger is better, by a sigmoid centered on its usual range.
 
   Unbounded metrics become comparable and the resolution goes where values are expected. Accuracies
-  need no normalisation: with the default bounds the map is a mild sigmoid, not the identity. For a
+  need no normalization: with the default bounds the map is a mild sigmoid, not the identity. For a
   log-loss: lower 0, upper None, soft_lower 0, soft_upper = ln(classes), minimize.
 
   Args:
@@ -80,7 +80,7 @@ def normalize_curve(
     minimize: whether smaller values of the metric are better.
 
   Returns:
-    Normalised values, `[...]`, at least float32; beyond [0, 1] only for values beyond the bounds.
+    Normalized values, `[...]`, at least float32; beyond [0, 1] only for values beyond the bounds.
     In float32 an unbounded metric is rounded to 0 some 44 usual ranges beyond the usual one.
 
   Raises:
@@ -107,10 +107,10 @@ def denormalize_curve(
   soft_upper: float = 1.0,
   minimize: bool = False,
 ) -> chex.Array:
-  """Maps normalised values back to the metric; the inverse of `normalize_curve`.
+  """Maps normalized values back to the metric; the inverse of `normalize_curve`.
 
   Args:
-    values: normalised values, `[...]`; 0 and 1 map to the bounds (infinite where None).
+    values: normalized values, `[...]`; 0 and 1 map to the bounds (infinite where None).
     lower: as in `normalize_curve`.
     upper: as in `normalize_curve`.
     soft_lower: as in `normalize_curve`.

@@ -13,10 +13,10 @@ from jaxlab.data.sources import data_root, locked
 
 
 class Signals(NamedTuple):
-  """Labelled signals.
+  """Labeled signals.
 
   Attributes:
-    series: f32 `[n, 40, 1]`, standardised by the generator over all n.
+    series: f32 `[n, 40, 1]`, standardized by the generator over all n.
     labels: the digit, i32 `[n]`.
   """
 

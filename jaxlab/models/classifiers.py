@@ -27,12 +27,12 @@ class ModelOutput(NamedTuple):
 
 
 class MLP(nn.Module):
-  """Dense blocks (linear, normalisation, activation) and a linear head.
+  """Dense blocks (linear, normalization, activation) and a linear head.
 
   Attributes:
     num_outputs: number of classes, or of real outputs.
     widths: width of each block.
-    norm: makes a normalisation layer, such as `GhostBatchNorm`; None for none.
+    norm: makes a normalization layer, such as `GhostBatchNorm`; None for none.
     activation: nonlinearity of the blocks.
   """
 
@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
     Args:
       inputs: `[b, ...]`; rows are flattened.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block
         (1, 2, ...): the place of manifold mixup.
 
@@ -66,7 +66,7 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-  """Convolutional blocks (convolution, normalisation, ReLU), mean over space, a linear head.
+  """Convolutional blocks (convolution, normalization, ReLU), mean over space, a linear head.
 
   Attributes:
     num_classes: number k of classes.
@@ -74,7 +74,7 @@ class ConvNet(nn.Module):
     kernel_size: one entry for signals `[b, t, c]`, two for images `[b, h, w, c]`.
     strides: stride of each block.
     pool_after: index of the block that a 2 x 2 max-pooling follows; None for none.
-    norm: makes the normalisation layers.
+    norm: makes the normalization layers.
   """
 
   num_classes: int
@@ -92,7 +92,7 @@ class ConvNet(nn.Module):
 
     Args:
       inputs: `[b, t, c]` or `[b, h, w, c]`.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block.
 
     Returns:

@@ -33,7 +33,7 @@ class Conv(nn.Module):
     strides: step of the window, for all dimensions or each.
     padding: "SAME", "VALID", an int, or per dimension an int or a pair (low, high).
     feature_group_count: groups into which input and output channels are cut.
-    kernel_dilation: distance of neighbouring kernel elements, for all dimensions or each.
+    kernel_dilation: distance of neighboring kernel elements, for all dimensions or each.
     use_bias: whether to add a bias.
 
   Raises:

@@ -92,7 +92,7 @@ def product(inputs: chex.Array, kernel: chex.Array, *, transposed: bool = False)
 
 
 class Norm(nn.Module):
-  """Layer normalisation or root-mean-square normalisation, with statistics in float32.
+  """Layer normalization or root-mean-square normalization, with statistics in float32.
 
   Attributes:
     kind: "layer_norm" or "rms_norm".
@@ -106,7 +106,7 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: chex.Array) -> jax.Array:
-    """Normalises the last axis."""
+    """Normalizes the last axis."""
     shape, dtype = inputs.shape[-1:], inputs.dtype
     scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
     x = inputs.astype(jnp.promote_types(dtype, jnp.float32))

@@ -33,7 +33,7 @@ def gate_features(logits: chex.Array) -> jax.Array:
 
   Returns:
     Largest probability, entropy, lead of the largest probability over the second, entropy of the
-    squared and renormalised probabilities (nats), `[..., 4]`.
+    squared and renormalized probabilities (nats), `[..., 4]`.
 
   Raises:
     ValueError: if there is only one class.

@@ -1,4 +1,4 @@
-"""A two-layer convolution with square activation over patches, small enough to be analysed."""
+"""A two-layer convolution with square activation over patches, small enough to be analyzed."""
 
 import chex
 import jax

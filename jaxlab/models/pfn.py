@@ -49,7 +49,7 @@ class PFN(nn.Module):
     num_heads: attention heads; divides `embed_dim`.
     mlp_dim: hidden width of the perceptrons and of the head; None is `2 * embed_dim`.
     dropout_rate: dropout of attention weights, of both branches and inside the perceptrons.
-    norm: "post" normalises after each residual sum; "pre" before each branch and before the head.
+    norm: "post" normalizes after each residual sum; "pre" before each branch and before the head.
     input_shift: subtracted from x; the default suits inputs uniform on [0, 1].
     input_scale: x is divided by this after the shift.
     target_shift: subtracted from y.
@@ -129,9 +129,9 @@ class PFN(nn.Module):
     mask = _attention_mask(num_points, num_context, max_context)
     is_context = jnp.arange(num_points) < num_context
 
-    x = _standardise(x, self.input_shift, self.input_scale)
+    x = _standardize(x, self.input_shift, self.input_scale)
     # Masked before any arithmetic: an unknown target may be NaN, and so would its gradient be.
-    y = _standardise(jnp.where(is_context, y, 0), self.target_shift, self.target_scale)
+    y = _standardize(jnp.where(is_context, y, 0), self.target_shift, self.target_scale)
     pairs = _linear(self.embed_dim, 1, name="embed_y")(y[..., None])
     h = _linear(self.embed_dim, num_features, name="embed_x")(x)
     h = h + jnp.where(is_context[:, None], pairs, 0)
@@ -222,7 +222,7 @@ def _attend(q, k, v, mask, drop):
   return (mixed / total).astype(v.dtype)
 
 
-def _standardise(values, shift, scale):
+def _standardize(values, shift, scale):
   """`(values - shift) / scale` in float32, returned in the dtype of floating inputs."""
   dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.float32
   return ((values.astype(jnp.float32) - shift) / scale).astype(dtype)
@@ -231,7 +231,7 @@ def _standardise(values, shift, scale):
 def _linear(features, fan_in, *, name):
   """Affine map with kernel and bias uniform on ±1/√fan_in.
 
-  The bias must be random where inputs are few: the normalisation of a token that is a multiple
+  The bias must be random where inputs are few: the normalization of a token that is a multiple
   of one vector would keep its sign only.
   """
 

@@ -154,7 +154,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     Returns:
       Mean `[m]`, or the pair of mean and standard deviation of y, `[m]` each.
     """
-    moments = self._summarise(X, _mean_and_std, 2)
+    moments = self._summarize(X, _mean_and_std, 2)
     mean = self.target_shift_ + self.target_scale_ * moments[:, 0]
     return (mean, self.target_scale_ * moments[:, 1]) if return_std else mean
 
@@ -174,7 +174,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     quantiles = np.asarray(quantiles, np.float32)
     if quantiles.ndim != 1 or not ((quantiles >= 0) & (quantiles <= 1)).all():
       raise ValueError(f"quantiles must be a vector of numbers in [0, 1], got {quantiles}")
-    values = self._summarise(X, functools.partial(_quantiles, quantiles), quantiles.size)
+    values = self._summarize(X, functools.partial(_quantiles, quantiles), quantiles.size)
     return self.target_shift_ + self.target_scale_ * values
 
   def log_prob(self, X, y):
@@ -198,7 +198,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
       log_prob[rows] = -np.asarray(nll)[own]
     return log_prob - np.log(self.target_scale_)
 
-  def _summarise(self, X, summary_fn, width):
+  def _summarize(self, X, summary_fn, width):
     """Applies `summary_fn(logits, borders, full_support) -> [T, width]` to all queries."""
     check_is_fitted(self)
     X = validate_data(self, X, dtype=np.float64, reset=False)

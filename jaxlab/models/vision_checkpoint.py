@@ -34,7 +34,7 @@ def load_vision_checkpoint(
     num_channels: channels of its images.
 
   Returns:
-    What `module.apply` takes: `params`, and `batch_stats` if its normalisation has them, float32.
+    What `module.apply` takes: `params`, and `batch_stats` if its normalization has them, float32.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -66,7 +66,7 @@ def save_vision_checkpoint(
   Args:
     path: the file to write.
     module: the `ResNet` or `WideResNet`.
-    variables: its `params`, and `batch_stats` if its normalisation has them.
+    variables: its `params`, and `batch_stats` if its normalization has them.
 
   Raises:
     ValueError: if an array is missing, superfluous or of the wrong shape; the message names it and

@@ -17,8 +17,8 @@ class Output(NamedTuple):
 
 def forward(params, inputs):
   hidden = inputs @ params["dense"]
-  centred = hidden - hidden.mean(0)
-  features = jnp.tanh(centred * jax.lax.rsqrt(jnp.square(centred).mean(0) + 1e-5))
+  centered = hidden - hidden.mean(0)
+  features = jnp.tanh(centered * jax.lax.rsqrt(jnp.square(centered).mean(0) + 1e-5))
   return Output(features, features @ params["head"])
 
 

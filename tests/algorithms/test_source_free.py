@@ -70,8 +70,8 @@ def clusters():
   """Three clusters in five dimensions, and guesses of five classes of which some are wrong."""
   rng = np.random.default_rng(1)
   truth = np.repeat([0, 2, 3], 20)
-  centres = 4 * np.eye(5)[:3]
-  features = centres[np.repeat([0, 1, 2], 20)] + 0.3 * rng.normal(size=(60, 5))
+  centers = 4 * np.eye(5)[:3]
+  features = centers[np.repeat([0, 1, 2], 20)] + 0.3 * rng.normal(size=(60, 5))
   guesses = truth.copy()
   guesses[[1, 25, 47]] = [3, 0, 2]
   probs = 0.9 * np.eye(5)[guesses] + 0.02
@@ -327,10 +327,10 @@ def test_fine_tuning_checks_its_arguments(sets):
     )
 
 
-# -------------------------------------------------------------------- information maximisation
+# -------------------------------------------------------------------- information maximization
 
 
-def test_one_step_of_information_maximisation(sets):
+def test_one_step_of_information_maximization(sets):
   inputs, optimizer = sets[1][0][:8], optax.sgd(0.1)
   adapter = algorithms.information_maximization_adaptation(
     apply_fn, optimizer, pseudo_label_weight=0.3, trainable=lambda path: not is_head(path)

@@ -77,8 +77,8 @@ def test_folders(tmp_path):
     folder = tmp_path / "fog" / "3" / name
     folder.mkdir(parents=True)
     for i in range(2):
-      colour = np.full((16, 16, 3), 100 * label + 50 * i, np.uint8)
-      Image.fromarray(colour).save(folder / f"val_{i}.JPEG")
+      color = np.full((16, 16, 3), 100 * label + 50 * i, np.uint8)
+      Image.fromarray(color).save(folder / f"val_{i}.JPEG")
   source = data.load_corrupted_folders(tmp_path, kind="fog", severity=3)
   assert len(source) == 4
   examples = data.as_arrays(source)

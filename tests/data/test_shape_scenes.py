@@ -50,8 +50,8 @@ def test_every_family_has_its_hues_and_form(quiet):
     assert np.any(shows)
     inside = quiet.masks[shows] == family + 1
     shares.append(inside.mean())
-    colours = quiet.images[shows][inside].clip(0, 1)
-    hues = np.array([colorsys.rgb_to_hsv(*colour)[0] for colour in colours[::5]])
+    colors = quiet.images[shows][inside].clip(0, 1)
+    hues = np.array([colorsys.rgb_to_hsv(*color)[0] for color in colors[::5]])
     distance = np.abs((hues - 5 * family / 12 + 0.5) % 1 - 0.5)
     assert distance.max() < 1 / 16 + 1e-3
   assert min(shares) > 0.05 and max(shares) < 0.4

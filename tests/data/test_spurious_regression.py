@@ -17,7 +17,7 @@ def found(images):
   return data.rotated_digits(jax.random.key(0), images)
 
 
-def test_colours_say_the_angle_as_often_as_asked(found):
+def test_colors_say_the_angle_as_often_as_asked(found):
   shares = np.asarray(found.degrees) / 60.0
   assert shares.min() >= 0.0 and shares.max() <= 1.0 and 0.45 < shares.mean() < 0.55
   honest = np.isclose(found.colors, shares, atol=1e-6)
@@ -28,9 +28,9 @@ def test_colours_say_the_angle_as_often_as_asked(found):
 def test_channels_are_tinted(found):
   image, color = np.asarray(found.images), np.asarray(found.colors)[:, None, None]
   assert image.shape == (400, 16, 16, 3)
-  grey = 2 * image[..., 1]
-  np.testing.assert_allclose(image[..., 0], grey * color, atol=1e-6)
-  np.testing.assert_allclose(image[..., 2], grey * (1 - color), atol=1e-6)
+  gray = 2 * image[..., 1]
+  np.testing.assert_allclose(image[..., 0], gray * color, atol=1e-6)
+  np.testing.assert_allclose(image[..., 2], gray * (1 - color), atol=1e-6)
 
 
 def test_rotation_equals_scipy(images, found):

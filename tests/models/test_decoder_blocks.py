@@ -31,8 +31,8 @@ def test_norms_are_their_formulas():
   x = rng.normal(3, 2, (2, 8)).astype(np.float32)
   scale, bias = rng.normal(size=(2, 8)).astype(np.float32)
   layer = Norm("layer_norm", 0.1).apply({"params": {"scale": scale, "bias": bias}}, x)
-  centred = x - x.mean(-1, keepdims=True)
-  expected = centred / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + bias
+  centered = x - x.mean(-1, keepdims=True)
+  expected = centered / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + bias
   np.testing.assert_allclose(layer, expected, rtol=1e-5, atol=1e-5)
   rms = Norm("rms_norm", 0.1).apply({"params": {"scale": scale}}, x)
   expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale

@@ -50,8 +50,8 @@ def _erf_gelu(h):
 
 
 def _norm(h, p):
-  centred = h - h.mean()
-  return centred / np.sqrt((centred**2).mean() + 1e-5) * p["scale"] + p["bias"]
+  centered = h - h.mean()
+  return centered / np.sqrt((centered**2).mean() + 1e-5) * p["scale"] + p["bias"]
 
 
 def _affine(h, p):
@@ -258,7 +258,7 @@ def test_dropout_reaches_shared_and_own_keys_alike():
     assert abs(np.corrcoef(kept_own, kept_first)[0, 1]) < 0.09
 
 
-def test_layers_start_as_normalisations():
+def test_layers_start_as_normalizations():
   module, _, apply = _network()
   x, y = _data()
   params = _init(module, x, y, seed=3)
@@ -293,7 +293,7 @@ def test_initial_loss_is_near_the_prior_marginal():
 
 
 def test_first_targets_already_separate_inputs_of_one_feature():
-  # With one feature and no bias a normalised token would keep the sign of x only.
+  # With one feature and no bias a normalized token would keep the sign of x only.
   x = jnp.array([[[0.6], [0.8], [1.0]]])
   module = PFN(**_SIZES)
   outputs, _ = jax.jit(module.init_with_output)(jax.random.key(0), x, jnp.zeros((1, 3)), 0)

@@ -95,7 +95,7 @@ def test_the_cache_changes_nothing(generated):
   assert len(set(map(tuple, generated.tokens.tolist()))) > 2
 
 
-def test_padding_and_neighbours_change_nothing(generated):
+def test_padding_and_neighbors_change_nothing(generated):
   short = LENGTHS <= 2
   alone = greedy(FNS, PROMPTS[short][:, :2], LENGTHS[short])
   wider = np.concatenate([PROMPTS, RNG.integers(0, V, (5, 3))], axis=1)

@@ -194,12 +194,12 @@ def test_a_row_does_not_depend_on_when_others_end():
   sure[4:, 0] = -1e4
   fns = contract.table_decode_fns(sure)
   tokens = []
-  for neighbour in (3, 4):
-    prompts = np.array([[1], [neighbour], [neighbour]], np.int32)
+  for neighbor in (3, 4):
+    prompts = np.array([[1], [neighbor], [neighbor]], np.int32)
     found = sample(
       jax.random.key(1), fns, prompts, np.ones(3, int), max_new_tokens=T, eos_token_id=0
     )
-    assert bool(found.finished[1]) == (neighbour == 3) and int(found.lengths[0]) == T
+    assert bool(found.finished[1]) == (neighbor == 3) and int(found.lengths[0]) == T
     assert np.isfinite(found.log_probs).all()
     tokens.append(np.asarray(found.tokens[0]))
   np.testing.assert_array_equal(*tokens)

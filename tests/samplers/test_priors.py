@@ -99,7 +99,7 @@ def test_gp_on_random_points_has_the_covariance_of_its_kernel():
   residual = y[:, 0] * y[:, 1] - np.exp(-(scaled**2).sum(-1) / 2)
   assert_mean(residual, 0.0)
   assert_mean(y[:, 0] ** 2, 1.05)
-  # Not an artefact of a wide tolerance: the exchanged lengthscales do not fit.
+  # Not an artifact of a wide tolerance: the exchanged lengthscales do not fit.
   wrong = (x[:, 0] - x[:, 1]) / np.array([0.9, 0.2])
   residual = (y[:, 0] * y[:, 1] - np.exp(-(wrong**2).sum(-1) / 2)) * np.sign(
     np.abs(scaled).sum(-1) - np.abs(wrong).sum(-1)

@@ -181,15 +181,18 @@ def test_restoring_on_another_mesh_reshards(tmp_path):
   [
     (
       _state(table=jnp.zeros((50, 41))),
-      r"params/table is float32\[50,40\] there, float32\[50,41\]",
+      r"params/table is float32\[50,40\] in the checkpoint, float32\[50,41\]",
     ),
     (
       _state(table=jnp.zeros((50, 40), jnp.bfloat16)),
-      r"params/table is float32\[50,40\] there, bf",
+      r"params/table is float32\[50,40\] in the checkpoint, bf",
     ),
-    (_state(extra=jnp.zeros(2)), r"params/extra is absent there, float32\[2\] here"),
-    (_state(jax.random.PRNGKey(0)), r"key is key<fry>\[\] there, uint32\[2\] here"),
-    (_state()._replace(model_state=None), r"model_state/mask is bool\[2\] there, absent here"),
+    (_state(extra=jnp.zeros(2)), r"params/extra is absent in the checkpoint, float32\[2\] here"),
+    (_state(jax.random.PRNGKey(0)), r"key is key<fry>\[\] in the checkpoint, uint32\[2\] here"),
+    (
+      _state()._replace(model_state=None),
+      r"model_state/mask is bool\[2\] in the checkpoint, absent here",
+    ),
   ],
 )
 def test_another_shape_or_dtype_is_named(tmp_path, like, message):
@@ -207,11 +210,11 @@ def test_another_config_is_named(tmp_path):
 
   for same in (_Config(), dataclasses.asdict(_Config()), None):
     assert restore(same).data_state == {"next": 1}
-  with pytest.raises(ValueError, match=r"config/model/widths/1 is 8 there, 9 here"):
+  with pytest.raises(ValueError, match=r"config/model/widths/1 is 8 in the checkpoint, 9 here"):
     restore(_Config(model=_Model(widths=(8, 9))))
-  with pytest.raises(ValueError, match=r"config/model/rate is null there, 0\.5 here"):
+  with pytest.raises(ValueError, match=r"config/model/rate is null in the checkpoint, 0\.5 here"):
     restore(_Config(steps=10, model=_Model(rate=0.5)))
-  with pytest.raises(ValueError, match=r"config/model/widths/2 is absent there, 8 here"):
+  with pytest.raises(ValueError, match=r"model/widths/2 is absent in the checkpoint, 8 here"):
     restore(_Config(model=_Model(widths=(8, 8, 8))))
   with pytest.raises(ValueError, match=r"config must be JSON-able: .*function"):
     Checkpointer(tmp_path, config={"loss": _state})

@@ -80,7 +80,7 @@ def test_the_first_rule_that_matches_wins(grid):
 @pytest.mark.parametrize(
   ("spec", "words"),
   [
-    (P(None, "model"), r"a/kernel of shape (8, 6): dimension 6 does not divide by axis 'model'"),
+    (P(None, "model"), r"a/kernel of shape (8, 6): dimension 6 is not divisible by axis 'model'"),
     (P("expert"), r"names axis 'expert'; the mesh has ('data', 'model')"),
     (P(None, None, "model"), r"a/kernel of shape (8, 6) has fewer dimensions"),
     (P(None, ("data", "model")), r"('data', 'model') of size 8"),

@@ -248,7 +248,7 @@ def test_raw_keys_give_the_same_numbers():
   assert raw.key.tolist() == jax.random.PRNGKey(4).tolist()
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
   @nn.compact
   def __call__(self, inputs):
     hidden = nn.BatchNorm(use_running_average=False, momentum=0.5, axis_name="data")(inputs)
@@ -257,7 +257,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batch_statistics_see_all_devices_and_flow_through_micro_batches(accumulate):
-  model, optimizer = Normalised(), optax.sgd(0.1)
+  model, optimizer = Normalized(), optax.sgd(0.1)
   inputs = random(4).normal(size=(ROWS, 3)).astype(np.float32) * np.arange(1, ROWS + 1)[:, None]
   inputs = inputs.astype(np.float32)
 
@@ -268,7 +268,7 @@ def test_batch_statistics_see_all_devices_and_flow_through_micro_batches(accumul
     new = {"stats": new["batch_stats"], "count": model_state["count"] + 1}
     return LossOutput((outputs - 1) ** 2, model_state=new)
 
-  variables = Normalised().init(jax.random.key(0), inputs)
+  variables = Normalized().init(jax.random.key(0), inputs)
 
   def run(mesh, batch):
     model_state = {"stats": variables["batch_stats"], "count": jnp.int32(0)}

@@ -37,13 +37,13 @@ class TorchAdapters:
     return self._source(x)[1]
 
   def tent(self, x):
-    """Entropy minimisation."""
+    """Entropy minimization."""
     logits = self._models["tent"](x)[1]
     self._step("tent", _entropy(logits).mean())
     return logits
 
   def filtered(self, x):
-    """Entropy minimisation of the rows that gained confidence, with the marginal entropy."""
+    """Entropy minimization of the rows that gained confidence, with the marginal entropy."""
     with torch.no_grad():
       source = self._source(x)[1].log_softmax(1)
     logits = self._models["filtered"](x)[1]
@@ -118,7 +118,7 @@ class _Network(nn.Module):
     self.head = _linear(params["head"])
 
   def affine(self):
-    """Scales and biases of the normalisation layers; the rest gets no gradient."""
+    """Scales and biases of the normalization layers; the rest gets no gradient."""
     self.requires_grad_(False)
     return list(self.norms.requires_grad_(True).parameters())
 
