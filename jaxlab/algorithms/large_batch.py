@@ -65,8 +65,8 @@ def adapt_regime(
   Args:
     boundaries: epochs at which the learning rate changes with `base_batch_size`.
     num_epochs: length of training with `base_batch_size`.
-    batch_size: examples of a batch now.
-    base_batch_size: examples of the batch that the schedule was made for.
+    batch_size: the new number of examples per batch.
+    base_batch_size: examples per batch that the schedule was made for.
 
   Returns:
     The `Regime` with all epochs times the ratio of sizes, rounded up.

@@ -1,4 +1,4 @@
-"""Small classifiers of vectors, signals and images, whose features can be had before the head."""
+"""Small classifiers of vectors, signals and images that also return the features of the head."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,10 +15,10 @@ Mix = Callable[[int, jax.Array], jax.Array]
 
 
 class ModelOutput(NamedTuple):
-  """What a classifier gives.
+  """The output of a classifier.
 
   Attributes:
-    features: what the linear head sees, `[b, d]`.
+    features: inputs of the linear head, `[b, d]`.
     logits: scores of the classes, `[b, k]`.
   """
 
@@ -51,7 +51,7 @@ class MLP(nn.Module):
       inputs: `[b, ...]`; rows are flattened.
       train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block
-        (1, 2, ...): the place of manifold mixup.
+        (1, 2, ...), for manifold mixup.
 
     Returns:
       A `ModelOutput`.
@@ -99,10 +99,10 @@ class ConvNet(nn.Module):
       A `ModelOutput`; the features are the last block's channels.
 
     Raises:
-      ValueError: if there are not as many strides as widths.
+      ValueError: if `strides` and `widths` differ in length.
     """
     if len(self.strides) != len(self.widths):
-      raise ValueError(f"strides {self.strides} and widths {self.widths} must be equally many.")
+      raise ValueError(f"strides {self.strides} and widths {self.widths} must have equal lengths.")
     rank = len(self.kernel_size)
     chex.assert_rank(inputs, rank + 2)
     hidden = _mixed(mix, 0, inputs)

@@ -11,7 +11,7 @@ from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 
 class NormOutput(NamedTuple):
-  """What a training-mode normalization gives.
+  """The output of a normalization in training mode.
 
   Attributes:
     outputs: the normalized inputs, in their shape and dtype.
@@ -37,15 +37,15 @@ def ghost_batch_norm(
 ) -> NormOutput:
   """Normalizes every chunk of `ghost_batch_size` rows by the chunk's own statistics.
 
-  A large batch then keeps the noise of small ones. The running statistics are updated once a
-  chunk, in order, so that the last weighs most; they take no gradient.
+  A large batch then keeps the noise of small ones. The running statistics are updated once per
+  chunk, in order, so the last chunk weighs most; no gradient flows into them.
 
   Args:
     x: inputs, `[b, ..., c]`.
     scale: factor of each channel, `[c]`.
     bias: offset of each channel, `[c]`.
     mean: running mean, `[c]`.
-    var: running variance, `[c]`. The chunks' variances enter it as they are, divided by the
+    var: running variance, `[c]`. It averages the chunks' biased variances, which divide by the
       number of values (PyTorch divides by one less).
     ghost_batch_size: rows of a chunk; b is ordinary batch normalization.
     momentum: share of a chunk in the running statistics, in [0, 1].
@@ -74,7 +74,7 @@ def ghost_batch_norm(
   chunks = wide.reshape(-1, ghost_batch_size, *x.shape[1:])
   axes = tuple(range(1, chunks.ndim - 1))
   chunk_mean = chunks.mean(axes)
-  # From differences: the difference of squares loses all digits where the mean is large.
+  # From centered values: E[x^2] - E[x]^2 loses all digits where the mean is large.
   centered = chunks - jnp.expand_dims(chunk_mean, axes)
   chunk_var = jnp.square(centered).mean(axes)
   normed = centered * jnp.expand_dims(jax.lax.rsqrt(chunk_var + epsilon), axes)
@@ -102,7 +102,7 @@ def mixed_batch_norm(
 ) -> jax.Array:
   """Normalizes by a mixture of stored statistics and those of the batch.
 
-  At test time the batch knows the shift and the stored statistics know more samples.
+  At test time the batch reflects the shift, and the stored statistics rest on more samples.
 
   Args:
     x: inputs, `[b, ..., c]`.
@@ -145,7 +145,7 @@ class GhostBatchNorm(nn.Module):
 
   Attributes:
     ghost_batch_size: rows of a chunk; None for the whole batch (ordinary batch normalization).
-    use_running_average: whether to normalize by the running statistics; here or at the call.
+    use_running_average: whether to normalize by the running statistics; set here or at the call.
     momentum: share of a chunk in the running statistics.
     epsilon: added to variances.
 
@@ -180,7 +180,7 @@ class GhostBatchNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, channels)
     bias = self.param("bias", nn.initializers.zeros, channels)
     if use_running:
-      # Not by way of the batch's statistics: one bad row must not reach the others.
+      # Does not compute the batch's statistics: a non-finite row must not affect the others.
       return _normalized(x, scale, bias, mean.value, var.value, self.epsilon)
     normed = ghost_batch_norm(
       x,
@@ -198,9 +198,9 @@ class GhostBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-  """Group normalization that can stand wherever `GhostBatchNorm` does.
+  """Group normalization with the interface of `GhostBatchNorm`.
 
-  It knows no batch and no running statistics, so training and evaluation are the same.
+  It uses neither batch nor running statistics, so training and evaluation are the same.
   """
 
   def __call__(self, x: chex.Array, use_running_average: bool | None = None) -> jax.Array:
@@ -208,7 +208,7 @@ class GroupNorm(nn.GroupNorm):
 
     Args:
       x: `[b, ..., c]`.
-      use_running_average: of no consequence.
+      use_running_average: ignored.
 
     Returns:
       The normalized inputs, in the shape and dtype of `x`.

@@ -1,7 +1,7 @@
 """Residual networks for small and large images: ResNet, ResNeXt and WideResNet.
 
 Strides and paddings are those of torchvision (`resnet.ResNet`) and of the common CIFAR WideResNet,
-so that their weights give their logits (`jaxlab.models.load_vision_checkpoint`).
+so that their weights give the same logits (`jaxlab.models.load_vision_checkpoint`).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ class ResNet(nn.Module):
       times the channels).
     width: channels of the stem and of the first stage.
     groups: groups of the 3 x 3 convolutions of a bottleneck.
-    group_width: channels of a group in a stage of 64 channels, in proportion in others; 64 with one
-      group is the plain bottleneck.
+    group_width: channels of a group in a stage of 64 channels, in proportion in other stages; 64
+      with one group is the plain bottleneck.
     stem: "imagenet" (7 x 7 of stride 2 and a max-pooling) or "cifar" (3 x 3 of stride 1).
     norm: makes the normalization layers: `GhostBatchNorm`, `GroupNorm` or a partial of one.
 
@@ -65,7 +65,7 @@ class ResNet(nn.Module):
       A `ModelOutput`; the features are the last stage's channels.
 
     Raises:
-      ValueError: if `block` or `stem` is unknown, or a basic block is to have groups.
+      ValueError: if `block` or `stem` is unknown, or basic blocks are combined with groups.
     """
     check_choice("block", self.block, ("basic", "bottleneck"))
     check_choice("stem", self.stem, ("imagenet", "cifar"))

@@ -42,7 +42,7 @@ class ViT(nn.Module):
 
     Args:
       inputs: images, `[b, h, w, c]`.
-      train: of no consequence.
+      train: ignored.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and with the tokens
         `[b, 1 + patches, d]` after each layer.
 
@@ -50,7 +50,7 @@ class ViT(nn.Module):
       A `ModelOutput`; the features are the normalized class token.
 
     Raises:
-      ValueError: if the patches do not fill the images or the heads do not divide `embed_dim`.
+      ValueError: if the patches do not tile the images or the heads do not divide `embed_dim`.
     """
     del train
     chex.assert_rank(inputs, 4)

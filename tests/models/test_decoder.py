@@ -311,7 +311,7 @@ def test_what_is_refused(tokens):
   mask = jnp.ones((2, T, T), bool)
   cache = model.init_cache(2, T)
   for inputs in ({"attention_mask": mask}, {"segment_ids": tokens}):
-    with pytest.raises(ValueError, match="do not go with a cache"):
+    with pytest.raises(ValueError, match="must be None with a cache"):
       model.apply(params, tokens, cache=cache, **inputs)
   with pytest.raises(ValueError, match="33 tokens exceed max_positions 32"):
     model.apply(params, jnp.zeros((1, 33), jnp.int32))

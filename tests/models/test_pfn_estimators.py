@@ -290,7 +290,7 @@ def test_errors():
     regressor.fit(x, y).predict(x * 1e300)
   with pytest.raises(ValueError, match="quantiles"):
     regressor.predict_quantiles(x, (0.5, 1.5))
-  with pytest.raises(ValueError, match="at most 3 classes apart, but y has 6"):
+  with pytest.raises(ValueError, match="at most 3 classes, but y has 6"):
     classifier.fit(x, np.arange(6))
   with pytest.raises(ValueError, match="needs a network for regression"):
     PFNRegressor(_network(3, num_classes=3)).fit(x, y)

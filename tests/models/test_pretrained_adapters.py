@@ -108,7 +108,7 @@ def test_adapters_that_are_refused(tmp_path):
   config = LowRankConfig(2, 5.0)
   with pytest.raises(ValueError, match="must not be empty"):
     save_adapter(tmp_path / "x", {}, config, LLAMA)
-  with pytest.raises(ValueError, match="'layers/tail/kernel' is no kernel"):
+  with pytest.raises(ValueError, match="'layers/tail/kernel' is not a kernel"):
     save_adapter(tmp_path / "x", random_adapters({"tail": 8}), config, LLAMA)
   with pytest.raises(ValueError, match=r"b has shape \(3, 2, 9\), expected \(3, 2, 8\)"):
     save_adapter(tmp_path / "x", random_adapters({"attention/q": 9}), config, LLAMA)

@@ -142,7 +142,7 @@ def test_models_trained_from_scratch_can_be_written(family):
 )
 def test_what_a_family_cannot_say(changed):
   config = decoder_config(vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, family="qwen2")
-  with pytest.raises(ValueError, match=f"qwen2 cannot say: {next(iter(changed))}"):
+  with pytest.raises(ValueError, match=f"qwen2 cannot express: {next(iter(changed))}"):
     config_to_hf(dataclasses.replace(config, **changed))
 
 

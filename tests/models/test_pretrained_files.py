@@ -35,7 +35,7 @@ def test_one_file_and_shards(tmp_path):
     ({"model.safetensors.index.json": "{}"}, "lacks weight_map"),
     (
       {"model.safetensors.index.json": '{"weight_map": {"a": "../a.safetensors"}}'},
-      "points out of its directory",
+      "points outside its directory",
     ),
   ],
 )
