@@ -15,10 +15,10 @@ _CHUNK = 128
 
 
 class Scenes(NamedTuple):
-  """Images and what is to be seen where.
+  """Images and their segmentation masks.
 
   Attributes:
-    images: f32 `[n, size, size, 3]`, in [0, 1] but for the noise.
+    images: f32 `[n, size, size, 3]`, in [0, 1] before noise is added.
     masks: 0 for the background, else 1 + the family, i32 `[n, size, size]`.
   """
 
@@ -102,7 +102,7 @@ def _shape(key: chex.PRNGKey, family: jax.Array, grid: jax.Array) -> tuple[jax.A
   angle = jax.random.uniform(keys[2], maxval=2 * jnp.pi)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   local = (grid - center) @ jnp.array([[cos, -sin], [sin, cos]]) / radius
-  # Five steps a family go round the twelve hues, so that no run of families is one run of hues.
+  # Steps of five around the twelve hues, so that consecutive families do not have adjacent hues.
   shift = jax.random.uniform(keys[3], minval=-0.5, maxval=0.5) * _HUE_WIDTH
   hue = 5 * family / _NUM_FAMILIES + shift
   frequency = 1.0 + 0.3 * (7 * family % _NUM_FAMILIES)

@@ -1,4 +1,4 @@
-"""How the rows of a labeled set are shared out."""
+"""Splits of the rows of a labeled set."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Regression from images in which a color hints at the target, until it does not."""
+"""Regression from images whose color is spuriously correlated with the target."""
 
 from typing import NamedTuple
 
@@ -28,13 +28,13 @@ def rotated_digits(
 ) -> RotatedDigits:
   """Rotates digits by a random angle and colors them by it, or by its opposite.
 
-  The color is the easier cue; where it is right as rarely in the test as it is often in training,
-  only a model that reads the rotation does well.
+  The color is the easier cue. If the test set reverses its correlation with the angle, only a model
+  that uses the rotation does well.
 
   Args:
     key: random key.
     images: gray digits, `[n, 8, 8]`.
-    spurious_prob: probability that the color says the angle (else it says the opposite).
+    spurious_prob: probability that the color encodes the angle (else it encodes the opposite).
     max_degrees: angles are uniform between 0 and this, counter-clockwise.
 
   Returns:

@@ -65,10 +65,10 @@ def test_wrong_files_are_refused(directory, name, array, message):
 
 def test_nothing_is_unpickled(directory):
   np.save(directory / "fog.npy", np.array([{"a": 1}], object), allow_pickle=True)
-  with pytest.raises(ValueError, match=r"fog.npy is no plain array"):
+  with pytest.raises(ValueError, match=r"fog.npy is not a plain array"):
     data.load_corrupted_images(directory, kind="fog", severity=1)
   (directory / "fog.npy").write_bytes(b"")
-  with pytest.raises(ValueError, match=r"fog.npy is no plain array"):
+  with pytest.raises(ValueError, match=r"fog.npy is not a plain array"):
     data.load_corrupted_images(directory, kind="fog", severity=1)
 
 

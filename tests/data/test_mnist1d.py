@@ -37,7 +37,7 @@ def test_kept_samples_are_not_made_again(tmp_path, monkeypatch):
   ("arguments", "message"),
   [
     ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-    ({"num_samples": 10, "shear": 1.0}, "shear=1.0 is no argument"),
+    ({"num_samples": 10, "shear": 1.0}, "shear=1.0 is not an argument"),
   ],
 )
 def test_bad_arguments(arguments, message):
