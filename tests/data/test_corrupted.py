@@ -1,4 +1,4 @@
-"""Published corrupted sets, in small."""
+"""Small copies of the published corrupted sets."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_severity_is_checked(directory, severity):
     ("labels", np.zeros(20, np.float32), r"labels.npy .* holds float32"),
   ],
 )
-def test_wrong_files_are_refused(directory, name, array, message):
+def test_malformed_files_raise(directory, name, array, message):
   np.save(directory / f"{name}.npy", array)
   with pytest.raises(ValueError, match=message):
     data.load_corrupted_images(directory, kind="fog", severity=1)

@@ -14,7 +14,7 @@ def entropy(p):
   return -sum(x * np.log(x) for x in p if x > 0)
 
 
-def test_features_equal_a_slow_loop():
+def test_features_match_a_slow_loop():
   logits = np.random.default_rng(0).normal(size=(6, K)) * 2
   want = []
   for row in logits:
@@ -26,7 +26,7 @@ def test_features_equal_a_slow_loop():
   assert features(logits.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_features_of_unsure_and_sure_classifiers():
+def test_features_of_uncertain_and_confident_classifiers():
   np.testing.assert_allclose(
     features(jnp.zeros((1, K)))[0], [1 / K, np.log(K), 0, np.log(K)], atol=1e-6
   )
@@ -45,7 +45,7 @@ def test_no_gradient_reaches_the_classifier():
   )
 
 
-def test_one_class_has_nothing_to_be_unsure_about():
+def test_single_class_raises():
   with pytest.raises(ValueError, match="two classes"):
     gate_features(jnp.zeros((2, 1)))
 

@@ -145,7 +145,7 @@ def assert_same_logits(torch, network, module, path, images):
     expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
   logits = jax.jit(module.apply)(variables, images).logits
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-  # The way back is read by PyTorch.
+  # PyTorch reads what we save.
   save_vision_checkpoint(path, module, variables)
   network.load_state_dict(load_file(path), strict=True)
   with torch.no_grad():
