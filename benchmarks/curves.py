@@ -20,7 +20,7 @@ from benchmarks.measure import Row, Timed
 from benchmarks.peers.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
 from experiments.bayes import lc_pfn, lc_pfn_prior
-from experiments.bayes import lc_pfn_rivals as rivals
+from experiments.bayes import lc_pfn_rivals as baselines
 from jaxlab import data, losses, samplers, uncertainty
 
 PACKAGES = ("emcee",)
@@ -83,7 +83,7 @@ def _network(config: lc_pfn.Config, context: Context) -> Callable[[np.ndarray], 
 
 def _starts(curves: np.ndarray) -> np.ndarray:
   """Walkers for every curve, `[curves, walkers, 13]`: prior draws resampled by likelihood."""
-  pool = rivals.starts(lc_pfn.Config(length=_LENGTH), jax.random.key(3))
+  pool = baselines.starts(lc_pfn.Config(length=_LENGTH), jax.random.key(3))
   likelihood = functools.partial(uncertainty.learning_curve_log_likelihood, length=_LENGTH)
 
   @jax.jit

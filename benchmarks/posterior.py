@@ -64,7 +64,7 @@ def _trained(config: pfn.Config, context: Context) -> models.TrainedPFN:
 
 
 def _data_sets(config: pfn.Config, count: int) -> list[gp.DataSet]:
-  """Draws of the prior; their sizes differ, as those of real data do."""
+  """Draws of the prior, of different sizes, as real data have."""
   longer = dataclasses.replace(config, num_points=_MAX_CONTEXT + _NUM_QUERIES)
   draws = draw_data_sets(pfn_hyper.gp_hyper_prior(longer), jax.random.key(1), count)
   sizes = 30 + np.arange(count) % (_MAX_CONTEXT - 29)

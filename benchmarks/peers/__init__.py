@@ -1,1 +1,1 @@
-"""The peers' sides of the tables, each written as its users would write it."""
+"""The peers' code for the tables, each as its users would write it."""

@@ -11,7 +11,7 @@ _BLUR_RADIUS = 6
 
 
 class TorchAdapters:
-  """A signal network, and one step of each adapter on it; every one keeps a copy of its own."""
+  """A signal network, and one step of each adapter on it; every adapter keeps its own copy."""
 
   def __init__(self, params, prototypes, projector, *, learning_rate, decay, num_augmentations):
     network = _Network(params)
@@ -33,7 +33,7 @@ class TorchAdapters:
 
   @torch.no_grad()
   def norm(self, x):
-    """Predicts by the batch's statistics."""
+    """Predicts with the batch's statistics."""
     return self._source(x)[1]
 
   def tent(self, x):
@@ -70,7 +70,7 @@ class TorchAdapters:
     return logits.detach() + teacher
 
   def cotta(self, x):
-    """Continual mean teacher, unsure of every batch."""
+    """Continual mean teacher, uncertain about every batch."""
     student, teacher = self._models["cotta"], self._models["cotta teacher"]
     with torch.no_grad():
       sure = self._models["anchor"](x)[1].softmax(1).amax(1).mean()
