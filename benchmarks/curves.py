@@ -62,8 +62,8 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   largest = max(_density_difference(values, walkers) for _, values, walkers in problems)
   same = {"the densities of both samplers agree to 1e-3": largest < 1e-3}
   for row in ROWS:
-    judged = compare_scores(row, scores)
-    yield measure.result(row, times, checks=judged["checks"] | same, notes=judged["notes"])
+    comparison = compare_scores(row, scores)
+    yield measure.result(row, times, checks=comparison["checks"] | same, notes=comparison["notes"])
 
 
 def _network(config: lc_pfn.Config, context: Context) -> Callable[[np.ndarray], np.ndarray]:

@@ -73,8 +73,8 @@ class TorchAdapters:
     """Continual mean teacher, uncertain about every batch."""
     student, teacher = self._models["cotta"], self._models["cotta teacher"]
     with torch.no_grad():
-      sure = self._models["anchor"](x)[1].softmax(1).amax(1).mean()
-      if sure < 1.0:
+      confidence = self._models["anchor"](x)[1].softmax(1).amax(1).mean()
+      if confidence < 1.0:
         target = sum(teacher(_jitter(x))[1] for _ in range(self._num_augmentations))
         target = target / self._num_augmentations
       else:

@@ -69,8 +69,8 @@ def test_first_run_is_never_stopped_and_nan_keeps_going():
     CURVES, lambda curve, observed, best: jnp.zeros(LENGTH), min_steps=2
   )
   np.testing.assert_array_equal(hopeless.steps_used, [LENGTH] + [2] * (NUM_RUNS - 1))
-  unsure = run_with_early_stopping(CURVES, lambda c, o, best: jnp.full(LENGTH, jnp.nan))
-  assert unsure.total_steps == NUM_RUNS * LENGTH
+  never_stopped = run_with_early_stopping(CURVES, lambda c, o, best: jnp.full(LENGTH, jnp.nan))
+  assert never_stopped.total_steps == NUM_RUNS * LENGTH
 
 
 def test_entries_already_observed_are_ignored():

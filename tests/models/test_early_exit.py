@@ -30,8 +30,8 @@ def test_features_of_uncertain_and_confident_classifiers():
   np.testing.assert_allclose(
     features(jnp.zeros((1, K)))[0], [1 / K, np.log(K), 0, np.log(K)], atol=1e-6
   )
-  sure = jnp.array([[1e4, -1e4, 0, 0], [0, -jnp.inf, -jnp.inf, -jnp.inf]])
-  np.testing.assert_array_equal(features(sure), [[1, 0, 1, 0]] * 2)
+  confident = jnp.array([[1e4, -1e4, 0, 0], [0, -jnp.inf, -jnp.inf, -jnp.inf]])
+  np.testing.assert_array_equal(features(confident), [[1, 0, 1, 0]] * 2)
 
 
 def test_no_gradient_reaches_the_classifier():

@@ -187,12 +187,12 @@ def test_frequencies_are_those_of_the_processed_logits():
 
 
 def test_a_row_does_not_depend_on_when_others_end():
-  sure = np.zeros((V, V), np.float32)
-  sure[3, 0] = 1e4  # After a 3 the row ends immediately.
-  sure[:3, 0] = -1e4  # Else it never does.
-  sure[1:, 3] = -1e4
-  sure[4:, 0] = -1e4
-  fns = contract.table_decode_fns(sure)
+  deterministic = np.zeros((V, V), np.float32)
+  deterministic[3, 0] = 1e4  # After a 3 the row ends immediately.
+  deterministic[:3, 0] = -1e4  # Else it never does.
+  deterministic[1:, 3] = -1e4
+  deterministic[4:, 0] = -1e4
+  fns = contract.table_decode_fns(deterministic)
   tokens = []
   for neighbor in (3, 4):
     prompts = np.array([[1], [neighbor], [neighbor]], np.int32)
