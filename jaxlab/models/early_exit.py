@@ -131,7 +131,7 @@ class EarlyExitNet(nn.Module):
       features: as `features` gives them, of the first stages or of all.
 
     Returns:
-      An `EarlyExitOutput` of as many exits.
+      An `EarlyExitOutput` with one exit per given stage.
     """
     logits = [head(feature) for head, feature in zip(self.heads, features)]
     gate_logits = [gate(scores) for gate, scores in zip(self.gates, logits)]

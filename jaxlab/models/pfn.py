@@ -112,9 +112,9 @@ class PFN(nn.Module):
       num_context: context size c in [0, T], shared by the batch; may be traced.
       deterministic: False applies dropout, with the random stream "dropout".
       max_context: an upper bound of `num_context` that is known when the program is traced, in
-        [1, T]; None is T. Attention then costs `T * max_context` in place of `T * T`, with the
-        same outputs up to rounding, and other draws of dropout. Context points beyond it are
-        ignored; this is not checked if `num_context` is a JAX array.
+        [1, T]; None is T. Attention then costs `T * max_context` instead of `T * T`, with the same
+        outputs up to rounding, and other draws of dropout. Context points beyond it are ignored;
+        this is not checked if `num_context` is a JAX array.
 
     Returns:
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.

@@ -247,7 +247,7 @@ def _marks_corrupt(name: str) -> Iterator[None]:
     yield
   except Exception as error:
     problem = error
-  # All processes must agree, or some would go on to an older checkpoint than others.
+  # All processes must agree, or some would restore an older checkpoint than others.
   if jax.process_count() > 1 and not multihost_utils.process_allgather(problem is None).all():
     problem = problem or RuntimeError("another process could not read it")
   if problem is not None:

@@ -19,7 +19,7 @@ from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import Writer, write_all
 
-# What must be finite for training to go on.
+# Metrics that must be finite for training to continue.
 _WATCHED = ("loss", "grad_norm")
 # Calls that the host may queue ahead: their batches take memory, and the device needs few.
 _CALLS_IN_FLIGHT = 32

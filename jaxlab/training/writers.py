@@ -74,7 +74,7 @@ class ConsoleWriter:
       self._task = self._bar.add_task("steps", total=total_steps, text="")
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Prints the row; a terminal's bar holds the loss, and evaluations get a line of their own."""
+    """Prints the row; a terminal's bar holds the loss, and evaluations get a separate line."""
     pace = self._pace(step)
     if self._bar is None:
       print("  ".join([f"step {step}/{self._total}", *_texts(metrics), *pace]), flush=True)

@@ -325,7 +325,7 @@ def test_missing_tfds_set_raises_with_the_command(tmp_path):
 @pytest.mark.parametrize(
   "name, near",
   [("digit", "digits"), ("gunpoint", "aeon/GunPoint"), ("keel/pimaa", "keel/pima"),
-   ("cifar11", "cifar10"), ("aeon/Airline", "source_names|Near")],
+   ("cifar11", "cifar10"), ("aeon/Airline", "source_names|Similar")],
 )  # fmt: skip
 def test_unknown_name_lists_similar_names(door, name, near, tmp_path):
   with pytest.raises(ValueError, match=f"name='{name}' .*({near})"):
