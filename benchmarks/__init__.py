@@ -1,4 +1,4 @@
-"""Side-by-side measurements against peers: one script a table, ratios from one run each."""
+"""Side-by-side measurements against peers: one script per table, ratios from one run each."""
 
 TABLES = (
   "pfn_step",

@@ -1,8 +1,8 @@
 """Test-time adaptation: a step beside its passes alone and beside PyTorch, and streams in a scan.
 
 The network is the signal network of the experiments: three convolutions with batch statistics. Each
-adapter stands beside the bare forward and backward passes of its step, augmentations included, and
-beside the same step in eager PyTorch.
+adapter is compared with the bare forward and backward passes of its step, augmentations included,
+and with the same step in eager PyTorch.
 """
 
 import functools
@@ -24,17 +24,17 @@ PACKAGES = ("torch",)
 _RATE, _DECAY, _NUM_AUGMENTATIONS = 1e-3, 0.99, 32
 _STEP, _PASSES = "one step", "its passes alone"
 _TORCH, _TORCH_SINGLE = "eager PyTorch, all cores", "eager PyTorch, one thread"
-# Our adapter, and what it is called on the other side.
+# Name of our adapter -> its name in the peer.
 _ADAPTERS = {
   "norm adaptation": "norm",
-  "entropy minimisation": "tent",
-  "filtered entropy minimisation": "filtered",
+  "entropy minimization": "tent",
+  "filtered entropy minimization": "filtered",
   "robust mean teacher": "robust",
   f"continual mean teacher, {_NUM_AUGMENTATIONS} augmentations": "cotta",
 }
-_EXACT = ("norm", "tent", "filtered")  # Those without chance.
+_EXACT = ("norm", "tent", "filtered")  # Those without randomness.
 _NUM_BATCHES = 1000
-_STREAM = f"entropy minimisation over {_NUM_BATCHES:,} batches"
+_STREAM = f"entropy minimization over {_NUM_BATCHES:,} batches"
 _SCAN, _CALLS = "one scan", "step by step"
 ROWS = (
   *(
@@ -51,7 +51,7 @@ ROWS = (
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.adaptation import TorchAdapters  # Here, as PyTorch comes with an extra.
+  from benchmarks.peers.adaptation import TorchAdapters  # Imported here: PyTorch needs an extra.
 
   measure.start(divides=1)
   ours = _Ours(batch_size=8 if quick else 100)
@@ -139,7 +139,8 @@ class _Ours:
     """A function that makes the next step, and returns its predictions."""
     adapter, state = self.adapter(short)
     update = jax.jit(adapter.update, donate_argnums=1)
-    # The first state shares its arrays between members, and a donated one may be given once only.
+    # The first state shares its arrays between members, and a donated array may be passed only
+    # once.
     state = jax.tree.map(jnp.copy, state)
 
     def step():
@@ -169,7 +170,7 @@ class _Ours:
     return jax.grad(objective, has_aux=True)(affine)
 
   def _filtered_passes(self, key, params, projector, inputs, weights):
-    # Its arrays are others once the first step is made; the compiler must not see one forward pass.
+    # After a step source and adapted arrays differ: the two forward passes must not be merged.
     source = jax.lax.optimization_barrier(params)
     adapted = self._tent_passes(key, params, projector, inputs, weights)
     return adapted, self.forward(source, inputs).logits

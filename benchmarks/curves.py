@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
+from benchmarks.peers.curves import last_step_by_emcee, log_density
 from benchmarks.prior_fitting import trained
-from benchmarks.rivals.curves import last_step_by_emcee, log_density
 from benchmarks.scores import compare_scores, record
 from jaxlab import data, losses, models, samplers, uncertainty
 
@@ -56,8 +56,8 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   largest = max(_density_difference(values, walkers) for _, values, walkers in problems)
   same = {"the densities of both samplers agree to 1e-3": largest < 1e-3}
   for row in ROWS:
-    judged = compare_scores(row, scores)
-    yield measure.result(row, times, checks=judged["checks"] | same, notes=judged["notes"])
+    comparison = compare_scores(row, scores)
+    yield measure.result(row, times, checks=comparison["checks"] | same, notes=comparison["notes"])
 
 
 def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""A step of direct preference optimisation beside TRL: one model, one batch, float32, AdamW."""
+"""A step of direct preference optimization beside TRL: one model, one batch, float32, AdamW."""
 
 import sys
 import tempfile
@@ -21,7 +21,7 @@ _LEARNING_RATE = 1e-4
 
 
 class Size(NamedTuple):
-  """A model, and the speedup asked for."""
+  """A model, and the requested speedup."""
 
   num_layers: int
   hidden_size: int
@@ -40,7 +40,7 @@ ROWS = tuple(Row(size.group, _OURS, _PEER, goal=size.goal, unit="step") for size
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.preference_training import TRLSteps  # It comes with an extra only.
+  from benchmarks.peers.preference_training import TRLSteps  # Imported here: it needs an extra.
 
   mesh = measure.start(divides=_PAIRS)
   for size, row in zip(SIZES, ROWS):
@@ -93,7 +93,7 @@ class _Steps:
     self._state = training.init_state(
       jax.random.key(0), loaded.params, optimizer, model_state=jax.tree.map(jnp.copy, loaded.params)
     )
-    # The peer's rows are all chosen ones, then all rejected ones.
+    # The peer's rows are all chosen responses, then all rejected ones.
     pairs = (np.stack(np.split(np.asarray(x), 2), axis=1) for x in (tokens, mask))
     self._batch = dict(zip(("tokens", "mask"), pairs))
 

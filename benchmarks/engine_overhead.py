@@ -1,4 +1,4 @@
-"""Engine: what the training loop adds to the bare update, and how long an experiment starts."""
+"""Engine: what the training loop adds to the bare update, and the startup time of an experiment."""
 
 import itertools
 import pathlib
@@ -44,7 +44,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
       _HELP: lambda: _experiment("--help"),
       _IMPORTS: lambda: _python("-c", _IMPORTS),
       _COLD: lambda: _smoke(next(directories), next(directories)),
-      # Called once before it is timed, and so its programs are there.
+      # Called once before it is timed, so its programs are compiled.
       _WARM: lambda: _smoke(next(directories), cache),
     }
     times = measure.interleave(
@@ -55,7 +55,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def _loops(row: Row, num_steps: int) -> dict[str, Timed]:
-  """`fit` and the bare update, each on a state of its own, with the same batch again and again."""
+  """`fit` and the bare update, each with its own state, on one repeated batch."""
   width, batch_size = 512, 256
   mesh = measure.start(divides=batch_size)
   network = nn.Sequential([nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(10)])

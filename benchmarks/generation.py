@@ -21,7 +21,7 @@ _OURS, _PEER, _SINGLE = "jaxlab", "transformers", "jaxlab, one device"
 
 
 class Size(NamedTuple):
-  """A model and a batch; `goal` is the speedup asked for, without special token of an end."""
+  """A model and a batch without an end token; `goal` is the requested speedup."""
 
   num_layers: int
   hidden_size: int
@@ -45,8 +45,8 @@ SIZES = (
   Size(12, 768, 12, 8, 2.0, vocab_size=50_257, new_tokens=32),
   Size(6, 384, 6, 64, 1.3, new_tokens=32),
 )
-# A device should have that many rows of a batch, or there is nothing to gain from another.
-_ROWS_A_DEVICE = 32
+# Rows per device below which another device gains nothing.
+_ROWS_PER_DEVICE = 32
 ROWS = tuple(
   row
   for size in SIZES
@@ -54,12 +54,12 @@ ROWS = tuple(
     Row(size.group, _OURS, _PEER, goal=size.goal, unit="token"),
     Row(size.group, _SINGLE, _PEER, unit="token"),
   )
-  if row.ours == _OURS or size.batch_size > _ROWS_A_DEVICE
+  if row.ours == _OURS or size.batch_size > _ROWS_PER_DEVICE
 )
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.generation import TransformersGreedy  # It comes with an extra only.
+  from benchmarks.peers.generation import TransformersGreedy  # Imported here: it needs an extra.
 
   devices = measure.start(divides=SIZES[-1].batch_size).size
   for size in SIZES:
@@ -80,7 +80,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
       models.save_pretrained(f"{directory}/model", start, config)
       peer = TransformersGreedy(f"{directory}/model", prompts, problem.new_tokens)
       loaded = models.load_pretrained(f"{directory}/model")
-    split = size.batch_size > _ROWS_A_DEVICE
+    split = size.batch_size > _ROWS_PER_DEVICE
     functions = {
       _OURS: _greedy(loaded, prompts, problem.new_tokens, devices if split else 1),
       _PEER: peer.generate,
@@ -98,7 +98,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     )
     notes = {"share of tokens alike": same, "MiB of the cache": 4 * cache / 2**20}
     for row in (row for row in ROWS if row.group == size.group):
-      # Random weights leave near ties, and one other token changes all that follow.
+      # Random weights leave near ties, and one different token changes all that follow.
       checks = {"the same text, up to near ties": same > 0.9}
       yield measure.result(row, times, checks=checks, notes=notes if row.goal else None)
 

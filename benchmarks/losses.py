@@ -1,4 +1,4 @@
-"""Losses: bytes a second of the bar distribution's loss beside those of a plain copy."""
+"""Losses: bytes per second of the bar distribution's loss beside those of a plain copy."""
 
 import functools
 import sys
@@ -15,7 +15,7 @@ from jaxlab import losses, training
 
 PACKAGES = ()
 _NUM_TARGETS, _NUM_BARS = 1_000_000, 100
-_GROUPS = ("one device", "one device a core")
+_GROUPS = ("one device", "one device per core")
 ROWS = tuple(
   Row(f"bar_nll of 1e6 x 100 logits, {group}", ours, peer, goal=0.5, unit="byte")
   for group in _GROUPS
@@ -38,8 +38,8 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   def gradient(logits, targets):
     return jax.grad(lambda x: forward(x, targets).sum())(logits)
 
-  # What must move: logits once in, and a loss per target or a gradient per logit once out. A
-  # program that reads its input twice, or stores something on the way, falls behind.
+  # Bytes that must move: logits are read once, and one loss per target or one gradient per logit is
+  # written once. A program that reads its input twice or stores intermediates is slower.
   moved = {
     "forward": logits.nbytes + 2 * targets.nbytes,
     "gradient": 2 * logits.nbytes + targets.nbytes,

@@ -1,4 +1,4 @@
-"""The one way to time: rivals in one process, interleaved, and ratios repetition by repetition."""
+"""Timing: functions interleaved in one process, with one ratio per repetition."""
 
 import argparse
 import datetime
@@ -27,16 +27,16 @@ _VERSIONS = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Row(NamedTuple):
-  """A line of a table: which two timings are compared, and what is hoped for.
+  """A line of a table: the two timings that are compared, and the goal.
 
   Attributes:
     group: what is measured; rows of a group are timed together.
-    ours: name of the timing that is judged.
-    peer: name of the timing that it is held against.
+    ours: name of the timing that is evaluated.
+    peer: name of the timing that it is compared with.
     kind: "speedup" is the peer's time over ours, "cost" ours over the peer's.
-    goal: the least speedup or the largest cost that was asked for.
-    stretch: what would be better still.
-    unit: what one time is the time of.
+    goal: the smallest speedup or the largest cost that is requested.
+    stretch: a more ambitious goal.
+    unit: the unit of work that a time refers to.
   """
 
   group: str
@@ -49,23 +49,23 @@ class Row(NamedTuple):
 
 
 class Timed(NamedTuple):
-  """A function that does `units` units of work a call, so that its times are those of one unit."""
+  """A function that does `units` units of work per call; its times are reported per unit."""
 
   call: Callable[[], Any]
   units: int = 1
 
 
 def start(*, divides: int) -> jax.sharding.Mesh:
-  """Makes one host device a core, as the experiment binary does, and a mesh of them.
+  """Makes one host device per core, as the experiment binary does, and a mesh of them.
 
   Args:
-    divides: rows of the batch; where the cores do not divide it there are fewer devices.
+    divides: rows of the batch; there are fewer devices than cores if the cores do not divide it.
 
   Returns:
     A mesh with the axis `data`.
   """
   devices = max(n for n in range(1, num_cores() + 1) if divides % n == 0)
-  # More threads than devices, or LAPACK calls in a sharded program wait for each other for ever.
+  # More threads than devices, else LAPACK calls in a sharded program would deadlock.
   os.environ["NPROC"] = str(max(2 * num_cores(), int(os.environ.get("NPROC", 0))))
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
@@ -86,19 +86,19 @@ def interleave(
   repetitions: int = 15,
   min_seconds: float = 0.25,
 ) -> dict[str, np.ndarray]:
-  """Times functions in turns, so that what slows the machine down slows all of them.
+  """Times functions in turns, so that a slow machine affects all of them alike.
 
   Every function is called twice first (compilation, then an estimate), and the order rotates from
   one repetition to the next.
 
   Args:
     functions: name -> function; JAX arrays that it returns are waited for.
-    quick: whether two repetitions of one call each will do, to see that all runs.
+    quick: whether to do two repetitions of one call each only, to check that all runs.
     repetitions: number of turns.
-    min_seconds: short functions are called as often in a turn as it takes to fill this.
+    min_seconds: short functions are called repeatedly in a turn, for at least this long.
 
   Returns:
-    name -> seconds of one unit of work, a mean for every turn, `[repetitions]`.
+    name -> seconds per unit of work, one mean per turn, `[repetitions]`.
   """
   timed = {n: f if isinstance(f, Timed) else Timed(f) for n, f in functions.items()}
   if quick:
@@ -136,10 +136,10 @@ def result(
   """Compares two timings.
 
   Args:
-    row: which, and with what goal.
+    row: the timings and their goal.
     times: what `interleave` returned.
     checks: sentence -> whether it holds; a goal is met only if all do.
-    notes: name -> number to be reported beside.
+    notes: name -> number to be reported with the row.
 
   Returns:
     The stored form of the row: plain numbers and text.
@@ -166,13 +166,13 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 
 def _short(row: Row, ratio: float, goal: float) -> float:
-  """By which share a ratio misses a goal; at most 0 if it does not."""
+  """The share by which a ratio misses a goal; at most 0 if it does not."""
   return 1 - ratio / goal if row.kind == "speedup" else ratio / goal - 1
 
 
 def _verdict(row: Row, ratio: float, failed: list[str]) -> str:
   if row.goal is None:
-    return "; ".join(f"not so: {text}" for text in failed)
+    return "; ".join(f"check failed: {text}" for text in failed)
   short = _short(row, ratio, row.goal)
   parts = ["met" if short <= 0 else f"missed by {short:.1%}"]
   if short <= 0 and row.stretch is not None:
@@ -180,7 +180,7 @@ def _verdict(row: Row, ratio: float, failed: list[str]) -> str:
     text = number(row.stretch)
     parts.append(f"{text} too" if further <= 0 else f"{text} missed by {further:.1%}")
   if failed:
-    parts = [f"missed, not so: {'; '.join(failed)}", f"the ratio alone: {parts[0]}"]
+    parts = [f"missed, check failed: {'; '.join(failed)}", f"the ratio alone: {parts[0]}"]
   return ", ".join(parts)
 
 
@@ -195,7 +195,7 @@ def cells(stored: Mapping[str, Any]) -> tuple[str, ...]:
   ratio, goal, unit = stored["ratio"], stored["goal"], stored["unit"]
   sign = "≥" if stored["kind"] == "speedup" else "≤"
   times = (
-    f"{stored[who]}: {_duration(stored['seconds'][who]['median'])} a {unit}"
+    f"{stored[who]}: {_duration(stored['seconds'][who]['median'])} per {unit}"
     for who in ("ours", "peer")
   )
   return (
@@ -208,7 +208,7 @@ def cells(stored: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def notes(stored: Mapping[str, Any]) -> str:
-  """What was noted beside a stored row, as text."""
+  """The notes of a stored row, as text."""
   texts = (f"{name} {value:.4g}" for name, value in stored["notes"].items())
   return f"{stored['group']}, {stored['ours']} / {stored['peer']}: {', '.join(texts)}"
 
@@ -223,18 +223,20 @@ HEADINGS = ("", "ours", "peer", "ratio (quartiles)", "goal", "verdict")
 
 
 def main(module: ModuleType) -> None:
-  """Runs a table's script: measures, prints, and stores if told where.
+  """Runs a table's script: measures, prints, and stores the results if a path is given.
 
   Args:
     module: the script, with `ROWS`, `PACKAGES` and `run(quick)`, an iterator over stored rows.
   """
   parser = argparse.ArgumentParser(description=module.__doc__.partition("\n")[0])
-  parser.add_argument("--quick", action="store_true", help="sizes and repetitions that only test")
+  parser.add_argument(
+    "--quick", action="store_true", help="tiny sizes and few repetitions, for tests"
+  )
   parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
   arguments = parser.parse_args()
   machine, begin = describe_machine(), time.monotonic()
   if machine["busy_before"] > _QUIET:
-    print(f"{machine['busy_before']:.0%} of the cores are at work already: ratios will be off")
+    print(f"{machine['busy_before']:.0%} of the cores are already busy: ratios will be unreliable")
   stored = {
     "title": module.__doc__.partition("\n")[0].rstrip("."),
     "quick": arguments.quick,
@@ -251,7 +253,7 @@ def main(module: ModuleType) -> None:
 
 
 def _shown(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-  """Passes rows on and says that they are there: some take minutes."""
+  """Yields rows and prints each when it is ready: some take minutes."""
   for row in rows:
     print(f"{row['group']}: {row['ours']} / {row['peer']}: {cells(row)[3]}", flush=True)
     yield row
@@ -276,7 +278,7 @@ def _print(stored: Mapping[str, Any]) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-  """What the figures depend on besides the code."""
+  """The machine and versions that the results depend on."""
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   return {
     "processor": _processor(),
@@ -289,7 +291,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _busy(seconds: float = 1.0) -> float:
-  """Share of the cores' time that others use; the load average would count the last script."""
+  """Share of the cores' time that others use; the load average would count the last script too."""
   path = pathlib.Path("/proc/stat")
   if not path.exists():
     return math.nan

@@ -1,4 +1,4 @@
-"""Mixup: what the decoupled loss adds to a training step, and bytes a second of the losses."""
+"""Mixup: what the decoupled loss adds to a training step, and bytes per second of the losses."""
 
 import functools
 import sys
@@ -43,7 +43,8 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   ratio = rng.random(num_rows, np.float32)
   inputs = jax.device_put((logits, *labels, ratio))
   rest = 3 * ratio.nbytes
-  # What must move: logits and labels once in, and a loss per row or a gradient per logit once out.
+  # Bytes that must move: logits and labels are read once, and one loss per row or one gradient per
+  # logit is written once.
   moved = {
     "forward": logits.nbytes + rest + ratio.nbytes,
     "gradient": 2 * logits.nbytes + rest,
@@ -85,7 +86,7 @@ def _steps(num_steps: int) -> dict[str, Timed]:
       return training.LossOutput(values, model_state=jax.lax.stop_gradient(dict(updated)))
 
     update = training.build_update(loss_fn, optimizer, steps_per_call=num_steps)
-    # The update takes over its state, so a call makes one of its own.
+    # The update donates its state, so each call makes a new one.
     return lambda: update(
       training.init_state(key, params, optimizer, model_state=variables), batch
     )[1]

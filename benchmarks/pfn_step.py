@@ -1,4 +1,4 @@
-"""PFN training step, prior draw included: one host device a core beside PyTorch on all cores."""
+"""PFN training step, prior draw included: one host device per core beside PyTorch on all cores."""
 
 import functools
 import sys
@@ -15,9 +15,9 @@ from benchmarks.prior_fitting import init_state, prior_loss
 from jaxlab import algorithms, data, losses, models, samplers, training
 
 PACKAGES = ("torch",)
-_STEPS = 10  # In one call, of either side.
+_STEPS = 10  # Per call, on either side.
 _LEARNING_RATE, _LENGTHSCALE, _NOISE, _NUM_HEADS = 1e-3, 0.2, 0.01, 4
-_OURS, _SINGLE = "one device a core", "one device"
+_OURS, _SINGLE = "one device per core", "one device"
 _PEER, _PEER_SINGLE = "PyTorch, all cores", "PyTorch, one thread"
 _PARTS = ("drawing the prior", "... and the forward pass", "... and the backward pass")
 
@@ -43,17 +43,17 @@ ROWS = tuple(
   for size in SIZES
   for row in (
     Row(size.group, _OURS, _PEER, goal=1.3, stretch=1.5, unit="step"),
-    # On a busy machine PyTorch's threads wait for each other, and one alone is faster.
+    # On a busy machine PyTorch's threads wait for each other, and a single one is faster.
     Row(size.group, _OURS, _PEER_SINGLE, unit="step"),
     Row(size.group, _SINGLE, _PEER_SINGLE, unit="step"),
-    # Where the time goes: what a step would take if it ended there.
+    # The parts of a step: the time of a step that ends there.
     *(Row(size.group, part, _OURS, kind="cost", unit="step") for part in _PARTS),
   )
 )
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  from benchmarks.rivals.pfn import TorchPFN  # Here, as PyTorch comes with an extra only.
+  from benchmarks.peers.pfn import TorchPFN  # Imported here: PyTorch needs an extra.
 
   mesh = measure.start(divides=SIZES[0].batch_size)
   for size in SIZES:
@@ -167,7 +167,7 @@ class _Ours:
   def largest_difference(self, peer) -> float:
     """Between outputs for the queries of a data set, with the peer's parameters set to ours."""
     rng = np.random.default_rng(0)
-    # The branches of a new network are zero, and would hide what is in them.
+    # The branches of a new network are zero, which would hide differences in them.
     params = jax.tree.map(
       lambda p: np.asarray(p) + 0.05 * rng.standard_normal(p.shape, np.float32), self.params
     )

@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row
+from benchmarks.peers import gp
 from benchmarks.prior_fitting import trained
-from benchmarks.rivals import gp
 from benchmarks.scores import compare_scores, record
 from jaxlab import algorithms, losses, models, samplers
 

@@ -110,7 +110,7 @@ def _arrays(batch: int) -> dict[str, np.ndarray]:
     "rejected_mean": log_probs(batch),
     "lengths": rng.integers(1, 200, batch).astype(np.float32),
     "other_lengths": rng.integers(1, 200, batch).astype(np.float32),
-    # Not so unlikely that the peer's plain formula fails.
+    # Likely enough for the peer's plain formula to be finite.
     "answers": log_probs(batch, scale=10.0),
     "desirable": rng.random(batch) < 0.5,
     "kl_estimate": np.float32(0.3),
@@ -129,7 +129,8 @@ def _functions(objective: _Objective, inputs: list[np.ndarray]) -> dict[str, Tim
   import torch
 
   ours = functools.partial(_compiled(objective), *jax.device_put(inputs))
-  # What must move: every argument once in, and a loss a row and the gradients once out.
+  # Bytes that must move: every argument is read once, one loss per row and the gradients written
+  # once.
   moved = sum(x.nbytes for x in inputs) + inputs[0].shape[0] * 4
   moved += sum(x.nbytes for x in inputs[: objective.trained])
   # A copy reads and writes every byte.
@@ -166,13 +167,13 @@ def _peer(objective: _Objective, inputs: list[np.ndarray]):
   """Value and gradient in eager PyTorch."""
   import torch
 
-  from benchmarks.rivals import preference as rivals
+  from benchmarks.peers import preference as formulas
 
   tensors = [torch.tensor(x) for x in inputs]
   trained = tensors[: objective.trained]
   for tensor in trained:
     tensor.requires_grad_()
-  loss = getattr(rivals, objective.peer)
+  loss = getattr(formulas, objective.peer)
 
   def call():
     losses = loss(*tensors)

@@ -1,4 +1,4 @@
-"""Rivals that solve the same problems: how likely each finds what it did not see."""
+"""Methods that solve the same problems, compared by the log density of held-out data."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ MARGIN = 0.05
 def record(
   methods: dict[str, Callable[[Any], Any]], problems: list
 ) -> tuple[dict[str, np.ndarray], dict[str, Callable[[], None]]]:
-  """Makes timed functions that go from problem to problem and note the log density they reach.
+  """Makes timed functions that go from problem to problem and record their log density.
 
   Returns:
-    name -> mean log density, `[problems]`, to be read afterwards; name -> function.
+    name -> mean log density, `[problems]`, to be read after timing; name -> function.
   """
   scores = {name: np.full(len(problems), np.nan) for name in methods}
 
@@ -35,14 +35,14 @@ def record(
 
 
 def compare_scores(row: Row, scores: Mapping[str, np.ndarray]) -> dict[str, dict]:
-  """Checks that ours is as likely as the peer, problem by problem; keyword arguments of `result`.
+  """Checks our log density against the peer's over the problems; keyword arguments of `result`.
 
-  The mean difference less its standard error may not fall below the margin: where the problems are
-  too few to tell, the check fails.
+  The mean difference minus its standard error must not fall below minus the margin, so the check
+  fails if there are too few problems.
   """
   difference = scores[row.ours] - scores[row.peer]
   error = difference.std(ddof=1) / math.sqrt(len(difference))
-  text = f"as likely as the peer, or better, up to {MARGIN} nats"
+  text = f"log density above the peer's, or within {MARGIN} nats of it"
   return {
     "checks": {text: difference.mean() - error >= -MARGIN},
     "notes": {

@@ -1,7 +1,7 @@
 """Executes the notebooks: `python -m colabs.execute [--write] [NAME ...]`.
 
 A cell that raises ends the run with its traceback and exit status 1. `--write` keeps the executed
-notebooks, less what would change from one run to the next (execution times, widget states).
+notebooks, without what changes between runs (execution times, widget states).
 """
 
 import argparse
@@ -35,7 +35,7 @@ def execute(path: pathlib.Path, *, timeout: int = 300):
     coalesce_streams=True,
     resources={"metadata": {"path": str(FOLDER.parent)}},
   )
-  # The kernel draws into the notebook whatever backend this process was told to use.
+  # The kernel draws into the notebook, whatever backend this process uses.
   client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
   for cell in notebook.cells:
     cell.metadata.pop("execution", None)

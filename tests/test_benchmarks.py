@@ -14,7 +14,7 @@ import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import measure, scores
 from benchmarks.measure import Row, Timed
-from benchmarks.rivals.curves import log_density
+from benchmarks.peers.curves import log_density
 from jaxlab import data, uncertainty
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,7 +23,7 @@ TIMES = {"ours": np.array([1.0, 2.0, 4.0]), "peer": np.array([3.0, 3.0, 6.0])}
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that goes on only where a function says so."""
+  """A clock that only advances when a function says so."""
   now = [0.0]
   monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
 
@@ -63,7 +63,7 @@ def test_short_functions_fill_their_turn_and_units_divide(clock):
   times = measure.interleave(
     {"a": Timed(call, units=10)}, quick=False, repetitions=2, min_seconds=2.0
   )
-  assert calls[0] == 2 + 2 * 4  # Compilation, an estimate, then four calls a turn.
+  assert calls[0] == 2 + 2 * 4  # Compilation, an estimate, then four calls per turn.
   np.testing.assert_allclose(times["a"], 0.05)
 
 
@@ -103,9 +103,9 @@ def test_a_ratio_is_the_median_over_turns():
       Row("g", "ours", "peer", goal=1.0),
       {"same": True, "as likely": False},
       False,
-      "missed, not so: as likely, the ratio alone: met",
+      "missed, check failed: as likely, the ratio alone: met",
     ),
-    (Row("g", "ours", "peer"), {"as likely": False}, None, "not so: as likely"),
+    (Row("g", "ours", "peer"), {"as likely": False}, None, "check failed: as likely"),
   ],
 )
 def test_verdicts_say_by_how_much(row, checks, met, verdict):
@@ -114,7 +114,7 @@ def test_verdicts_say_by_how_much(row, checks, met, verdict):
   assert stored["verdict"] == verdict
 
 
-def test_equal_likelihood_must_be_shown():
+def test_likelihood_check_needs_enough_problems():
   row = Row("g", "ours", "peer")
   peer = np.arange(20.0)
   noise = np.where(np.arange(20) % 2, 1.0, -1.0)
@@ -126,7 +126,7 @@ def test_equal_likelihood_must_be_shown():
   assert holds(peer)
   assert holds(peer + 1.0 + noise)
   assert not holds(peer - 2 * scores.MARGIN)
-  # Too few problems to tell are no proof.
+  # With too few problems the check fails.
   assert not holds(peer + noise)
 
 
@@ -158,18 +158,18 @@ def test_every_script_is_a_table():
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
 def test_peers_are_imported_where_they_are_used(path):
   """The extra `bench` is needed to measure, not to import."""
-  found = set()
+  imported = set()
   for node in ast.parse(path.read_text()).body:
     if isinstance(node, ast.Import):
-      found |= {alias.name.split(".")[0] for alias in node.names}
+      imported |= {alias.name.split(".")[0] for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
-      found.add(node.module)
-  assert not found & {"torch", "blackjax", "emcee", "benchmarks.rivals.pfn"}
+      imported.add(node.module)
+  assert not imported & {"torch", "blackjax", "emcee", "benchmarks.peers.pfn"}
 
 
 def test_emcee_samples_our_density():
   params = np.array(data.sample_accepted_curves(jax.random.key(0), batch_size=64, length=12).params)
-  # Half of them pushed out of the support, in one way or another.
+  # Half of them are moved out of the support, in different ways.
   params[32:] += np.random.default_rng(0).standard_normal(params[32:].shape)
   seen = np.linspace(0.3, 0.5, 5, dtype=np.float32)
   ours = jax.jit(
@@ -206,19 +206,19 @@ def test_the_script_stores_what_it_prints(tmp_path, monkeypatch, capsys):
   text = command.render(results)
   assert "## A table" in text
   assert "0 of 1 goals met." in text
-  row = "| g | ours: 2 s a call | peer: 3 s a call | 1.500x (1.500x to 2.2x) | ≥ 2.0x |"
+  row = "| g | ours: 2 s per call | peer: 3 s per call | 1.500x (1.500x to 2.2x) | ≥ 2.0x |"
   assert f"{row} missed by 25.0% |" in text
   assert "- g, ours / peer: error 0.25" in text
 
 
-def test_readme_is_what_was_measured():
+def test_readme_matches_the_stored_results():
   results = command.load_results()
   assert not any(stored["quick"] for stored in results.values())
   text = (ROOT / "benchmarks" / "README.md").read_text()
   assert text == command.render(results), "run `python -m benchmarks --readme`"
 
 
-def test_an_unknown_table_is_refused(capsys):
+def test_unknown_table_raises(capsys):
   with pytest.raises(SystemExit) as stop:
     command.main(["kitchen"])
   assert stop.value.code == 2

@@ -10,11 +10,11 @@ from jaxlab._checks import check_at_least
 def alternate_phases(step: chex.Numeric, *, period: int = 200) -> jax.Array:
   """Whether a step trains the gates or the classifiers.
 
-  Each part learns while the other one stands still, so that a gate judges a classifier as it is.
+  Each part learns while the other one is frozen, so that a gate is trained for a fixed classifier.
 
   Args:
     step: number of the update, from 0; may be traced or an array.
-    period: updates of a phase.
+    period: updates per phase.
 
   Returns:
     0 for the gates, which begin, and 1 for the classifiers; int32, in the shape of `step`.

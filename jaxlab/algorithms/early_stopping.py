@@ -23,8 +23,8 @@ def predictive_stop(
 ) -> chex.Array:
   """Decides which runs to stop from the probabilities that they will exceed the best value.
 
-  Stopping on "final" gives up a run whose last value is unlikely to win; on "any", one for which
-  that holds at every step to come, so a run that may peak early is kept.
+  "final" stops a run whose last value is unlikely to exceed the best one. "any" stops it only if
+  this holds at every step still to come, so a run that may peak early is kept.
 
   Args:
     exceedance: probability of exceeding the best value at each step still to come, `[n, steps]`;
@@ -57,7 +57,7 @@ def run_with_early_stopping(
   min_steps: int = 1,
   interval: int = 1,
 ) -> EarlyStoppingRun:
-  """Replays finished runs one after the other, stopping each when it is predicted to lose.
+  """Replays finished runs in order, stopping each one when it is predicted not to improve.
 
   Measures what a predictor would have saved: the speed-up is `n T / total_steps`, the regret
   `max(curves) - best_so_far[-1]`. A run is compared with the best value seen in the runs before

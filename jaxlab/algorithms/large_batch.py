@@ -29,15 +29,14 @@ def scaled_learning_rate(
   base_batch_size: int,
   rule: Literal["sqrt", "linear", "none"] = "sqrt",
 ) -> float:
-  """Learning rate for a batch of another size than the one it was tuned for.
+  """Learning rate for a batch size other than the one it was tuned for.
 
-  The covariance of the update stays what it was with the root of the ratio of sizes; its mean over
-  an epoch stays with the ratio itself.
+  "sqrt" keeps the covariance of an update; "linear" keeps the mean of the updates over an epoch.
 
   Args:
     learning_rate: the rate tuned for `base_batch_size`.
-    batch_size: examples of a batch now.
-    base_batch_size: examples of the batch that the rate was tuned for.
+    batch_size: the new number of examples per batch.
+    base_batch_size: examples per batch that the rate was tuned for.
     rule: "sqrt" or "linear" in the ratio of sizes, or "none".
 
   Returns:
@@ -59,15 +58,15 @@ def scaled_learning_rate(
 def adapt_regime(
   boundaries: Sequence[int], num_epochs: int, *, batch_size: int, base_batch_size: int
 ) -> Regime:
-  """Stretches a schedule so that a large batch does as many updates in each of its phases.
+  """Stretches a schedule so that a large batch gets as many updates in each of its phases.
 
-  Too few updates, not the batch itself, are what large batches lose accuracy by.
+  Large batches lose accuracy because they make too few updates, not because of their size.
 
   Args:
     boundaries: epochs at which the learning rate changes with `base_batch_size`.
     num_epochs: length of training with `base_batch_size`.
-    batch_size: examples of a batch now.
-    base_batch_size: examples of the batch that the schedule was made for.
+    batch_size: the new number of examples per batch.
+    base_batch_size: examples per batch that the schedule was made for.
 
   Returns:
     The `Regime` with all epochs times the ratio of sizes, rounded up.
@@ -86,9 +85,9 @@ def adapt_regime(
 def gradient_noise_weights(
   key: chex.PRNGKey, *, batch_size: int, base_batch_size: int, scale: chex.Numeric = 1.0
 ) -> jax.Array:
-  """Random weights of examples that give a large batch the gradient noise of a small one.
+  """Random example weights that give a large batch the gradient noise of a small one.
 
-  The mean over the batch of weight times loss has the same expected gradient as without weights.
+  The batch mean of weight times loss has the same expected gradient as the unweighted mean.
 
   Args:
     key: random key.

@@ -1,4 +1,4 @@
-"""Mean teachers at test time: a student that learns from the moving average of itself."""
+"""Mean teachers at test time: a student that learns from its own moving average."""
 
 from collections.abc import Callable
 from functools import partial
@@ -62,12 +62,12 @@ def robust_mean_teacher(
   """Mean teacher with a symmetric loss, and test features held near the source's prototypes.
 
   The student learns the teacher's predictions of the batch, on the batch and on an augmentation;
-  a contrastive term pulls its features towards the nearest class prototype of the source; source
-  data may replay. The prediction is the sum of both models' logits before the step.
+  a contrastive term pulls its features toward the nearest class prototype of the source; source
+  data may be replayed. The prediction is the sum of both models' logits before the step.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `features` `[b, d]` and `logits` `[b, k]`;
-      normalisation uses the statistics of the batch it sees.
+      normalization uses the statistics of the batch it sees.
     augment_fn: `(key, inputs) -> inputs`.
     optimizer: steps all parameters of student and projector.
     prototypes: mean source feature of each class, `[k, d]`, as `class_prototypes` gives it.
@@ -147,7 +147,7 @@ def robust_mean_teacher(
 
 
 def _is_zero(weight: chex.Numeric) -> bool:
-  """Whether a weight is known to be 0, so that its term need not be computed."""
+  """Whether a weight is a concrete 0, so that its term need not be computed."""
   return is_known(weight) and not weight
 
 
@@ -160,16 +160,16 @@ def mean_teacher_warm_up(
   alpha: chex.Numeric = 0.5,
   decay: chex.Numeric = 0.999,
 ) -> Any:
-  """Lets student and teacher settle on unlabelled source batches before the stream begins.
+  """Adapts student and teacher to unlabeled source batches before the stream begins.
 
-  The student is stepped towards its teacher in batch statistics, which the trained source model
-  has never been used with.
+  The student is trained toward its teacher with batch statistics, which the source model has not
+  been used with before.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `logits`.
     optimizer_with_schedule: its learning rate should rise linearly to that of the stream,
-      `lr * (i + 1) / n` at step i of n. Its state is made anew and dropped at the end; that in
-      `state` stays as it is.
+      `lr * (i + 1) / n` at step i of n. Its state is initialized here and dropped at the end; the
+      one in `state` does not change.
     state: a state with `student` and `teacher`, of any mean teacher here.
     source_inputs: `[n, b, ...]`.
     alpha: as in `symmetric_cross_entropy`.
@@ -216,7 +216,7 @@ def continual_mean_teacher(
   confidence_threshold: chex.Numeric = 0.92,
   restore_prob: chex.Numeric = 0.01,
 ) -> OnlineAdapter:
-  """Mean teacher that averages augmentations where it is unsure, and forgets back to the source.
+  """Mean teacher that averages augmentations if uncertain and restores source parameters.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
@@ -224,10 +224,10 @@ def continual_mean_teacher(
     optimizer: steps all parameters of the student.
     decay: share of the old teacher in the new one, in [0, 1].
     num_augmentations: augmentations whose logits the teacher averages.
-    confidence_threshold: it does so where the source model's mean confidence in the batch lies
-      below this.
-    restore_prob: chance that an element of the student's parameters returns to its source value
-      after a step, in [0, 1].
+    confidence_threshold: the teacher averages augmentations if the source model's mean confidence
+      in the batch is below this.
+    restore_prob: probability that an element of the student's parameters returns to its source
+      value after a step, in [0, 1].
 
   Returns:
     An `OnlineAdapter` with `init(params) -> ContinualMeanTeacherState`; it predicts the teacher's

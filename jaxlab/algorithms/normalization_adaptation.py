@@ -27,10 +27,10 @@ from jaxlab.losses.adaptation import (
 
 
 def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:
-  """Predicts by the statistics of each batch and learns nothing.
+  """Predicts with the statistics of each batch and learns nothing.
 
-  Where `forward_fn` normalises by stored statistics instead, this is the source model: the frame
-  in which both baselines run as every other adapter does.
+  If `forward_fn` normalizes with stored statistics instead, this is the source model. Both
+  baselines thus run through the same interface as every other adapter.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
@@ -56,13 +56,13 @@ def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:
 
 
 def norm_affine_only(path: Path) -> bool:
-  """Whether a leaf is a scale or a bias of a normalisation layer.
+  """Whether a leaf is a scale or a bias of a normalization layer.
 
   Args:
     path: names from the root to the leaf.
 
   Returns:
-    True for a leaf named `scale` or `bias` below a module whose name, lower-cased, holds `norm` or
+    True for a leaf named `scale` or `bias` below a module whose name, lowercased, holds `norm` or
     `bn`.
 
   Reference: Wang et al., Tent, ICLR 2021, section 3.2, https://arxiv.org/abs/2006.10726.
@@ -75,11 +75,11 @@ def norm_affine_only(path: Path) -> bool:
 def entropy_minimization(
   forward_fn: ForwardFn, optimizer: optax.GradientTransformation, *, trainable=norm_affine_only
 ) -> OnlineAdapter:
-  """Tent: makes predictions sure, by the scales and biases of normalisation layers.
+  """Tent: minimizes prediction entropy over the scales and biases of normalization layers.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
-    optimizer: steps the trained leaves, once a batch.
+    optimizer: steps the trained leaves, once per batch.
     trainable: `(path) -> bool`, which leaves are trained.
 
   Returns:
@@ -106,17 +106,17 @@ def filtered_entropy_minimization(
   trainable=norm_affine_only,
   diversity_weight: chex.Numeric = 0.5,
 ) -> OnlineAdapter:
-  """Entropy minimisation on the rows that are not less sure than they were in the source model.
+  """Entropy minimization on the rows that are no less confident than in the source model.
 
-  Rows that are wrong, or of a class the model does not know, lose confidence against the crowd of
-  the others; without them, adaptation over long streams does not run away.
+  Rows that are misclassified or of an unknown class tend to lose confidence while the others gain
+  it. Leaving them out keeps adaptation stable over long streams.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`; the frozen source model runs
       on each batch as well.
-    optimizer: steps the trained leaves, once a batch.
+    optimizer: steps the trained leaves, once per batch.
     trainable: `(path) -> bool`, which leaves are trained.
-    diversity_weight: weight of the entropy of the mean prediction, which is maximised, >= 0.
+    diversity_weight: weight of the entropy of the mean prediction, which is maximized, >= 0.
 
   Returns:
     An `OnlineAdapter` with `init(params) -> FilteredState`; `selected` marks the rows kept.

@@ -2,8 +2,8 @@
 
 An adapter is a pair `init(params, ...) -> state` and `update(key, state, inputs) -> (state, info)`.
 It predicts a batch, then learns from it. A batch that is not finite, or gives a loss or a gradient
-that is not, is predicted but not learnt from: the state stays as it was, and `info.skipped` counts
-it.
+that is not, is predicted, but not learned from: the state stays as it was, and `info.skipped`
+counts it.
 
 A new adapter is one loss::
 
@@ -48,7 +48,7 @@ class AdaptInfo(NamedTuple):
   """What an update reports.
 
   Attributes:
-    logits: the predictions, made before the batch was learnt from, `[b, k]`.
+    logits: the predictions, made before the batch was learned from, `[b, k]`.
     loss: the loss of the batch, a scalar; 0 for an adapter without one.
     selected: 1 where a row took part in the loss, f32 `[b]`.
     skipped: 1 if inputs, loss or gradient were not finite, so that the state stayed as it was; f32
@@ -62,12 +62,12 @@ class AdaptInfo(NamedTuple):
 
 
 class AdaptBatch(NamedTuple):
-  """What a loss of adaptation sees.
+  """The inputs of an adaptation loss.
 
   Attributes:
     inputs: the batch.
-    outputs: what the adapted model gives for it, with `features` and `logits`.
-    source_outputs: what the source model gives for it, without gradient; None unless it is kept.
+    outputs: outputs of the adapted model for it, with `features` and `logits`.
+    source_outputs: outputs of the source model, without gradient; None unless the source is kept.
     forward: the adapted model, `inputs -> outputs`, for other inputs such as augmentations.
   """
 
@@ -78,11 +78,11 @@ class AdaptBatch(NamedTuple):
 
 
 class AdaptLoss(NamedTuple):
-  """What a loss of adaptation returns.
+  """The output of an adaptation loss.
 
   Attributes:
-    values: one value a row, `[b]`; their mean is minimised.
-    selected: 1 where the row took part, `[b]`, to be reported; None for all rows.
+    values: one loss per row, `[b]`; their mean is minimized.
+    selected: 1 where the row took part, `[b]`, for `AdaptInfo`; None for all rows.
   """
 
   values: chex.Array
@@ -112,12 +112,11 @@ def loss_adapter(
   trainable: Callable[[Path], bool],
   keep_source: bool = False,
 ) -> OnlineAdapter:
-  """Builds an adapter from a loss: one optimizer step a batch, predictions from before the step.
+  """Builds an adapter from a loss: one optimizer step per batch, predictions from before it.
 
   Args:
     forward_fn: `(params, inputs) -> outputs` with `features` `[b, d]` and `logits` `[b, k]`.
-    loss_fn: `(key, AdaptBatch) -> AdaptLoss`. Losses add up: a function that sums the values of two
-      is a loss.
+    loss_fn: `(key, AdaptBatch) -> AdaptLoss`. Losses can be combined by summing their values.
     optimizer: the gradient transformation; it sees the trained leaves alone.
     trainable: `(path) -> bool`, which leaves are trained; a path is the tuple of names from the
       root. Other leaves, and those that are not floating, stay bitwise the same.
@@ -171,12 +170,12 @@ def adapt_stream(
   """Runs an adapter over a stream of batches, in one `lax.scan`.
 
   Args:
-    key: split into one key a batch.
+    key: random key, split into one per batch.
     adapter: any `OnlineAdapter`.
-    state: where it begins, from `adapter.init` or an earlier stream.
+    state: the initial state, from `adapter.init` or an earlier stream.
     batches: inputs, `[n, b, ...]`.
-    source_batches: labelled source data that replays besides, each leaf `[n, ...]`; given to
-      `update` as its fourth argument. None for adapters without replay.
+    source_batches: labeled source data for replay, each leaf `[n, ...]`; given to `update` as its
+      fourth argument. None for adapters without replay.
 
   Returns:
     The last state, and the `AdaptInfo` of all updates stacked, `[n, ...]`.
@@ -193,13 +192,13 @@ def adapt_stream(
 
 
 class GuardedStep(NamedTuple):
-  """What an optimizer step gave, before one decides whether to keep it.
+  """The result of an optimizer step, before it is accepted or rejected.
 
   Attributes:
     params: the new parameters.
     opt_state: the new state of the optimizer.
     loss: the objective before the step.
-    aux: what the objective gave besides.
+    aux: auxiliary output of the objective.
     finite: whether the inputs, the loss and every gradient are finite.
   """
 
@@ -263,7 +262,7 @@ def guarded_step(
     lambda trained: objective(_merge(trained, frozen)), has_aux=True
   )(trained)
   updates, opt_state = optimizer.update(grads, opt_state, trained)
-  # Compiled for CPU, a maximum with 0 may turn NaN into 0: the loss alone need not tell.
+  # On CPU a maximum with 0 may turn NaN into 0, so a finite loss does not imply finite inputs.
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((inputs, loss, grads))]
   params = _merge(optax.apply_updates(trained, updates), frozen)
   return GuardedStep(params, opt_state, loss, aux, jnp.all(jnp.stack(finite)))
@@ -286,7 +285,7 @@ def accept_step(
   """
 
   def kept(new, old):
-    # What a step cannot change, a source model or frozen leaves, is not copied.
+    # Leaves that a step cannot change (source model, frozen parameters) are not copied.
     return old if new is old else jnp.where(step.finite, new, old)
 
   state = jax.tree.map(kept, new, old)
@@ -318,7 +317,7 @@ def _merge(trained, frozen) -> chex.ArrayTree:
 
 
 def _name(entry: Any) -> str:
-  """The name of one step of a path, whatever container it leads through."""
+  """The name of one entry of a path, for any container type."""
   for attribute in ("key", "name", "idx"):
     if hasattr(entry, attribute):
       return str(getattr(entry, attribute))

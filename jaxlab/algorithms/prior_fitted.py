@@ -1,4 +1,4 @@
-"""Prior fitting: train a network to predict the rest of data sets drawn from a prior."""
+"""Prior fitting: trains a network to predict the hidden points of data sets drawn from a prior."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from jaxlab.uncertainty.bar import bar_borders
 
 
 class PriorFittingState(NamedTuple):
-  """What prior fitting carries from step to step.
+  """The state of prior fitting.
 
   Attributes:
     params: parameters of the network.
-    opt_state: state of the optimiser.
+    opt_state: state of the optimizer.
     step: updates done, int32 scalar.
   """
 
@@ -35,7 +35,7 @@ class PriorFittingInfo(NamedTuple):
   Attributes:
     loss: mean loss of the queries, in the unit of the loss (nats for a log-loss), scalar.
     num_context: context size of this step, int32 scalar.
-    grad_norm: global norm of the gradient before the optimiser, scalar.
+    grad_norm: global norm of the gradient before the optimizer, scalar.
   """
 
   loss: chex.Array
@@ -68,7 +68,7 @@ def prior_fitting(
   """Builds the training of a network on data sets drawn from a prior.
 
   Each step draws a context size and a fresh batch of data sets, and descends on the log-loss of
-  the points outside the context. The minimiser over all functions is the posterior predictive
+  the points outside the context. The minimizer over all functions is the posterior predictive
   distribution of the prior, so a trained network does Bayesian inference in one forward pass. No
   gradient flows into the data.
 
@@ -126,14 +126,14 @@ def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
   """Mean of the loss over the batch and the points outside the context.
 
   Args:
-    loss: loss of every point, `[b, T]`; what stands in context rows is ignored, even a NaN.
+    loss: loss of every point, `[b, T]`; values of context points are ignored, even NaN.
     num_context: context size c in [0, T], shared by the batch; may be traced.
 
   Returns:
     Mean over b and points j >= c, float32 scalar; 0 if there are no queries (c = T).
 
   Raises:
-    ValueError: if `num_context` is known and lies outside [0, T].
+    ValueError: if `num_context` is concrete and lies outside [0, T].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, equation 2,
   https://arxiv.org/abs/2112.10510.
@@ -201,7 +201,7 @@ def loss_by_context(
   """Mean loss of the queries at several context sizes, on the same data sets.
 
   This is the learning curve of the network as an inference algorithm. The sizes are run one after
-  another inside one program, so that they share its compilation and its memory; jit the call.
+  another inside one program, so they share its compilation and memory; jit the call.
 
   Args:
     apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`.
@@ -214,7 +214,7 @@ def loss_by_context(
     Mean loss for each size, float32 `[len(context_sizes)]`.
 
   Raises:
-    ValueError: if a known context size lies outside [0, T - 1].
+    ValueError: if a concrete context size lies outside [0, T - 1].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.

@@ -1,4 +1,4 @@
-"""Sequential optimisation of a function on a finite set of candidates."""
+"""Sequential optimization of a function on a finite set of candidates."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class SequentialResult(NamedTuple):
-  """The course of a sequential optimisation.
+  """The course of a sequential optimization.
 
   Attributes:
     indices: candidates in the order in which they were evaluated, int32
@@ -30,11 +30,11 @@ def optimize_on_grid(
   num_init: int = 1,
   num_steps: int = 15,
 ) -> SequentialResult:
-  """Maximises a function known on a grid, one evaluation after another.
+  """Maximizes a function with known values on a grid, one evaluation at a time.
 
-  Bayesian optimisation with the answers laid out in advance, which is how an acquisition function
-  and the model under it are compared: many functions run as one program, by `vmap` over `key` and
-  `values`. Shapes are static: observations fill a buffer, and a mask says how far.
+  This is Bayesian optimization with precomputed function values, for comparing acquisition
+  functions and their models. `vmap` over `key` and `values` runs many functions as one program.
+  Shapes are static: observations fill a buffer, and a mask marks the filled rows.
 
   Args:
     key: random key of the first points and of the acquisition function.
@@ -81,7 +81,7 @@ def optimize_on_grid(
     merit = acquisition_fn(jax.random.fold_in(key_steps, step), x, y, mask, candidates)
     chex.assert_shape(merit, (num_candidates,))
     merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
-    # A free candidate of merit -inf must still win over those that are taken.
+    # A free candidate of merit -inf must win over candidates that were chosen before.
     merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)
     index = jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
     return indices.at[step].set(index), chosen.at[index].set(True)

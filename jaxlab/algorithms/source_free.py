@@ -21,7 +21,7 @@ from jaxlab.algorithms.online_adaptation import (
 )
 from jaxlab.losses.adaptation import information_maximization_loss
 
-Labelled = tuple[chex.Array, chex.Array]
+Labeled = tuple[chex.Array, chex.Array]
 
 
 class FineTuned(NamedTuple):
@@ -29,7 +29,7 @@ class FineTuned(NamedTuple):
 
   Attributes:
     params: parameters at the step with the lowest validation loss.
-    best_step: number of updates they have seen, int32 `[]`; 0: the start was the best.
+    best_step: number of updates at that step, int32 `[]`; 0 for the initial parameters.
     best_validation_loss: mean cross-entropy there, in nats, `[]`.
     last_params: parameters at the last evaluation.
   """
@@ -43,21 +43,21 @@ class FineTuned(NamedTuple):
 def centroid_pseudo_labels(
   features: chex.Array, probs: chex.Array, *, num_rounds: int = 2
 ) -> jax.Array:
-  """Labels unlabelled samples by the nearest class centroid, centroids by the model's guesses.
+  """Labels samples by the nearest class centroid, with centroids from the model's predictions.
 
-  Where the features are clustered, samples that the head gets wrong lie with those that it gets
-  right, and their cluster outvotes the head.
+  If the features form clusters, samples that the head misclassifies lie near correctly classified
+  ones, and the centroid of their cluster corrects the head.
 
   Args:
     features: features of the samples, `[n, d]`.
     probs: the model's class probabilities, `[n, k]`.
-    num_rounds: how often centroids and labels are renewed, the first time from `probs`, then from
+    num_rounds: how often centroids and labels are computed, the first time from `probs`, then from
       the labels.
 
   Returns:
-    Labels, int32 `[n]`: of the classes that some sample is currently predicted as, the one whose
-    centroid has the smallest cosine distance (a constant 1 is appended to features); the lowest
-    one on ties. No gradient flows.
+    Labels, int32 `[n]`: the class whose centroid has the smallest cosine distance (a constant 1 is
+    appended to features), among the classes predicted for at least one sample; the lowest class on
+    ties. No gradient flows.
 
   Raises:
     ValueError: if `num_rounds` < 1, or `features` and `probs` are not `[n, d]` and `[n, k]`.
@@ -93,8 +93,8 @@ def fine_tune(
   apply_fn: ForwardFn,
   params: chex.ArrayTree,
   optimizer: optax.GradientTransformation,
-  data: Labelled,
-  validation: Labelled,
+  data: Labeled,
+  validation: Labeled,
   *,
   num_steps: int,
   batch_size: int,
@@ -102,29 +102,29 @@ def fine_tune(
   eval_every: int = 10,
   train_fn: Callable[[chex.ArrayTree, chex.Array], tuple[Any, chex.ArrayTree]] | None = None,
 ) -> FineTuned:
-  """Trains a part of the parameters on a few labelled examples and keeps the best step.
+  """Trains a part of the parameters on a few labeled examples and keeps the best step.
 
-  One labelled example a class is enough to stop in time, which is what unlabelled target data
-  cannot tell. One `lax.scan`; only the best parameters are carried.
+  One labeled example per class is enough for early stopping, for which unlabeled target data give
+  no signal. Training is one `lax.scan` that keeps only the best parameters.
 
   Args:
-    key: of the order of the examples.
+    key: random key for the order of the examples.
     apply_fn: `(params, inputs) -> logits [b, k]`, or an output with a field `logits`; in
       evaluation mode.
-    params: where to begin. Running statistics of normalisation layers, where there are any, are
-      leaves of it too.
+    params: initial parameters. Running statistics of normalization layers, if any, are among its
+      leaves.
     optimizer: the gradient transformation of the trainable leaves.
     data: inputs `[n, ...]` and classes, int `[n]`.
     validation: inputs and classes to stop on.
     num_steps: number of updates.
-    batch_size: rows of an update. Shuffled epochs follow each other without a gap, so that few
-      examples are repeated, equally often, until a batch is full.
+    batch_size: rows of an update. Shuffled epochs follow each other without a gap, so a set smaller
+      than a batch is repeated, each example equally often.
     trainable: `(path) -> bool`, the path being the names from the root to a leaf; the other
       leaves do not change.
-    eval_every: updates between evaluations; those after the last one cannot be chosen and are
-      not done.
-    train_fn: `(params, inputs) -> (output, params)` for training mode: the output of normalisation
-      by batch statistics, and `params` with new running statistics. None: `apply_fn`.
+    eval_every: updates between evaluations; updates after the last evaluation are skipped, since
+      they could not be chosen.
+    train_fn: `(params, inputs) -> (output, params)` for training mode: the output of normalization
+      by batch statistics, and `params` with new running statistics. None uses `apply_fn`.
 
   Returns:
     A `FineTuned`: the evaluation (step 0 among them) with the lowest mean cross-entropy on
@@ -140,8 +140,8 @@ def fine_tune(
   check_at_least(1, num_steps=num_steps, batch_size=batch_size, eval_every=eval_every)
   params = jax.tree.map(jnp.asarray, params)
   classes = jax.eval_shape(lambda: _logits(apply_fn(params, jnp.asarray(validation[0])))).shape[-1]
-  data = _labelled("data", data, classes)
-  validation = _labelled("validation", validation, classes)
+  data = _labeled("data", data, classes)
+  validation = _labeled("validation", validation, classes)
   train_fn = train_fn or (lambda params, inputs: (apply_fn(params, inputs), params))
 
   def step(carry, rows):
@@ -152,7 +152,7 @@ def fine_tune(
       return _cross_entropy(output, labels), jax.lax.stop_gradient(params)
 
     stepped = guarded_step(objective, optimizer, *carry, trainable=trainable)
-    # What is not trained may still be renewed: running statistics.
+    # Untrained leaves may still change: running statistics.
     params = jax.tree_util.tree_map_with_path(
       lambda path, new, renewed: new if trainable(_names(path)) else renewed,
       stepped.params,
@@ -166,9 +166,9 @@ def fine_tune(
   def phase(carry, rows):
     state, best, index = carry
     state, _ = jax.lax.scan(step, state, rows)
-    found = FineTuned(state[0], (index + 1) * eval_every, validation_loss(state[0]))
-    better = found.best_validation_loss < best.best_validation_loss
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+    candidate = FineTuned(state[0], (index + 1) * eval_every, validation_loss(state[0]))
+    better = candidate.best_validation_loss < best.best_validation_loss
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
     return (state, best, index + 1), None
 
   num_phases = num_steps // eval_every
@@ -181,7 +181,7 @@ def fine_tune(
   return best._replace(last_params=last)
 
 
-def _labelled(name: str, pair: Labelled, num_classes: int) -> tuple[jax.Array, jax.Array]:
+def _labeled(name: str, pair: Labeled, num_classes: int) -> tuple[jax.Array, jax.Array]:
   inputs, labels = jnp.asarray(pair[0]), as_classes(f"{name} labels", pair[1], num_classes)
   chex.assert_rank(labels, 1)
   chex.assert_equal_shape_prefix([inputs, labels], 1)
@@ -215,8 +215,8 @@ def linear_probe_fine_tune(
   params: chex.ArrayTree,
   head_optimizer: optax.GradientTransformation,
   optimizer: optax.GradientTransformation,
-  data: Labelled,
-  validation: Labelled,
+  data: Labeled,
+  validation: Labeled,
   *,
   num_head_steps: int = 400,
   num_steps: int,
@@ -226,25 +226,25 @@ def linear_probe_fine_tune(
   trainable: Callable[[Path], bool] = lambda path: True,
   train_fn: Callable[[chex.ArrayTree, chex.Array], tuple[Any, chex.ArrayTree]] | None = None,
 ) -> FineTuned:
-  """Fine-tunes the classifier on frozen features first, then everything from there.
+  """Fine-tunes the classifier on frozen features first, then all parameters.
 
-  While the head is still wrong, its gradient would distort the features.
+  The gradient of an untrained head would distort the features.
 
   Args:
-    key: of the order of the examples.
+    key: random key for the order of the examples.
     apply_fn: as in `fine_tune`.
-    params: where to begin.
+    params: initial parameters.
     head_optimizer: for the first stage.
     optimizer: for the second one.
     data: as in `fine_tune`.
-    validation: likewise.
+    validation: as in `fine_tune`.
     num_head_steps: updates of the first stage.
     num_steps: updates of the second one.
     batch_size: rows of an update.
     is_head: `(path) -> bool`, the leaves that the first stage trains.
     eval_every: updates between evaluations.
-    trainable: the leaves that the second stage trains; all by default, which running statistics
-      must not be among.
+    trainable: the leaves that the second stage trains; all by default. It must leave out running
+      statistics.
     train_fn: as in `fine_tune`, for the second stage: frozen features stay in evaluation mode.
 
   Returns:
@@ -291,20 +291,20 @@ def information_maximization_adaptation(
   pseudo_label_weight: chex.Numeric = 0.3,
   trainable: Callable[[Path], bool],
 ) -> OnlineAdapter:
-  """SHOT: sure and diverse predictions, and cross-entropy to centroid pseudo-labels.
+  """SHOT: confident and diverse predictions, and cross-entropy to centroid pseudo-labels.
 
-  The head, which knows the source classes, is usually not `trainable`: the features move to it.
+  The head encodes the source classes and is usually not `trainable`: the features adapt to it.
 
   Args:
     apply_fn: `(params, inputs) -> outputs` with `features` `[b, d]` and `logits` `[b, k]`.
-    optimizer: steps the trained leaves, once a batch.
+    optimizer: steps the trained leaves, once per batch.
     pseudo_label_weight: weight of the cross-entropy, >= 0.
     trainable: `(path) -> bool`, which leaves are trained.
 
   Returns:
     An `OnlineAdapter` with `init(params) -> AdapterState`. Its update takes pseudo-labels, int
-    `[b]`, as an optional fourth argument, such as those of an epoch (`adapt_stream` hands them on
-    as `source_batches`); without them they are the `centroid_pseudo_labels` of the batch.
+    `[b]`, as an optional fourth argument, for example those of an epoch (`adapt_stream` passes them
+    as `source_batches`); by default they are the `centroid_pseudo_labels` of the batch.
 
   Raises:
     ValueError: if `pseudo_label_weight` < 0; on a call, if no leaf is trained.

@@ -13,12 +13,12 @@ _EPSILON = 1e-10
 
 
 class ProportionRegularized(NamedTuple):
-  """What the inference finds for each task.
+  """The result of the inference for each task.
 
   Attributes:
     prototype: direction of the foreground, `[n, c]`.
     bias: logit at which a pixel counts as foreground, `[n]`.
-    proportion: the share of the foreground it was held to last, `[n]`.
+    proportion: the last target of the share of foreground, `[n]`.
     foreground: probability of the foreground of the query's pixels, `[n, 1, h, w]`.
   """
 
@@ -105,10 +105,10 @@ def proportion_regularized_inference(
 
   Gradient steps on a prototype and a bias: cross-entropy on the support, entropy of the query's
   pixels, and a KL term that holds the query's share of foreground near an estimate. The estimate
-  is that of the starting classifier, and is replaced once by that of the classifier so far, from
-  when on the KL term weighs 1 more. A mask without a valid pixel switches its term off.
+  comes from the initial classifier. It is replaced once by that of the current classifier; from
+  then on the weight of the KL term is larger by 1. A mask without a valid pixel turns its term off.
 
-  Features are best normalised over channels first, and masks resized by nearest neighbour.
+  Features are best normalized over channels first, and masks resized by nearest neighbor.
 
   Args:
     support_features: `[n, s, h, w, c]` of n independent tasks with s shots.
@@ -116,10 +116,10 @@ def proportion_regularized_inference(
     query_features: `[n, 1, h, w, c]`.
     query_valid: 1 for pixels that count, else 0, int `[n, 1, h, w]`.
     scale: inverse temperature of the cosine, above 0.
-    num_steps: the start and `num_steps` - 1 gradient steps.
+    num_steps: number of iterates: the initial one, then `num_steps` - 1 gradient steps.
     learning_rate: of plain gradient descent.
-    proportion_update_step: the estimate is replaced after one step less than this; never if that
-      is none, or more than are made.
+    proportion_update_step: the estimate is replaced after `proportion_update_step` - 1 gradient
+      steps; never if that is 0 or more than all steps.
     cross_entropy_weight: weight of the support's cross-entropy.
     kl_weight: weight of the KL term before it rises; None for 1 / s.
     entropy_weight: weight of the query's entropy; None for 1 / s.
@@ -165,7 +165,7 @@ def proportion_regularized_inference(
       + kl_weight * proportion_kl(foreground, target, valid)
       + entropy_weight * pixel_entropy(foreground, valid)
     )
-    return jnp.sum(losses)  # Tasks share nothing: each gets its own gradient.
+    return jnp.sum(losses)  # Tasks are independent: each gets its own gradient.
 
   def step(carry, i):
     params, target, weight = carry

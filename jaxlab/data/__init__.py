@@ -1,4 +1,4 @@
-"""Sources and synthetic tasks: one door for data."""
+"""Data sources and synthetic tasks."""
 
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images

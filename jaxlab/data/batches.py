@@ -43,20 +43,20 @@ def batch_iterator(
 ) -> BatchIterator:
   """Iterates over a source in batches.
 
-  Every epoch is a fresh permutation of the whole source, dealt out to the processes, so that
-  together they see every example once an epoch. Batches never straddle two epochs. What comes at
-  step n depends on the arguments and n alone, which is why the state is one number and resuming
-  costs nothing; a few batches are read ahead by threads. A permutation takes 8 bytes an example.
+  Every epoch is a fresh permutation of the whole source, split over the processes, so together they
+  see every example once per epoch. Batches never straddle two epochs. The batch at step n depends
+  on the arguments and n alone, so the state is one number and resuming costs nothing. Threads read
+  a few batches ahead. A permutation takes 8 bytes per example.
 
   Args:
     source: the examples: `len(source)`, `source[i]` -> dict of arrays of equal shapes.
-    batch_size: examples a batch, of this process.
+    batch_size: examples per batch of this process.
     seed: of the permutations, in [0, 2^32); the same in all processes.
-    num_epochs: passes over the source; None for no end.
+    num_epochs: passes over the source; None repeats forever.
     shuffle: False keeps the source's order, in every epoch.
     drop_remainder: True: full batches only, and as many in each process (which examples of an
       epoch are left out changes with the permutation). False: an epoch's last batch is short, it
-      is not padded, and processes may get one batch more or less than others.
+      is not padded, and one process may get a batch more than another.
     transforms: functions dict -> dict, applied in order to each example before batching.
     process_index: which share of every epoch this process gets, in [0, process_count).
     process_count: number of shares.
@@ -78,8 +78,8 @@ def batch_iterator(
   else:
     batches_an_epoch = math.ceil(len(range(process_index, num, process_count)) / batch_size)
 
-  # Two epochs: reading ahead crosses their border. RandomState's streams are frozen, those of
-  # NumPy's newer generators may change from one version to the next.
+  # Keeps two epochs, since reading ahead crosses their border. RandomState's streams are frozen;
+  # those of NumPy's newer generators may change between versions.
   @functools.lru_cache(maxsize=2)
   def order(epoch: int) -> np.ndarray:
     if not shuffle:
@@ -103,11 +103,11 @@ def batch_iterator(
 
 
 def stack_batches(iterator: BatchIterator, steps: int) -> BatchIterator:
-  """Groups batches for an update that runs several steps a call.
+  """Groups batches for an update that runs several steps per call.
 
   Args:
     iterator: over batches of equal shapes (`drop_remainder=True`), as of `batch_iterator`.
-    steps: batches a group.
+    steps: batches per group.
 
   Returns:
     An iterator over dicts of arrays `[steps, b, ...]`; its state is that of `iterator`. Batches

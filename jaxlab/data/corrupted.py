@@ -1,4 +1,4 @@
-"""Published sets of corrupted images, as they are unpacked: CIFAR-10-C, CIFAR-100-C, ImageNet-C."""
+"""Unpacked published sets of corrupted images: CIFAR-10-C, CIFAR-100-C, ImageNet-C."""
 
 import os
 import pathlib
@@ -16,10 +16,10 @@ _ADDRESSES = (
 
 
 class CorruptedImages(NamedTuple):
-  """Labelled images under one corruption.
+  """Labeled images under one corruption.
 
   Attributes:
-    images: u8 `[n, h, w, c]`, read from disk where it is touched.
+    images: u8 `[n, h, w, c]`, read from disk on access.
     labels: i32 `[n]`.
   """
 
@@ -32,8 +32,8 @@ def load_corrupted_images(
 ) -> CorruptedImages:
   """Opens one corruption of CIFAR-10-C or CIFAR-100-C, without reading it into memory.
 
-  A directory holds `labels.npy` and one `<kind>.npy` a corruption: five severities of the test set
-  stacked, u8 `[5 n, h, w, c]`, n = 10,000 as published. Files are never unpickled.
+  A directory holds `labels.npy` and one `<kind>.npy` per corruption: five severities of the test
+  set stacked, u8 `[5 n, h, w, c]`, n = 10,000 as published. Files are never unpickled.
 
   Args:
     directory: where the archive was unpacked.
@@ -45,7 +45,7 @@ def load_corrupted_images(
 
   Raises:
     ValueError: if `severity` lies outside 1..5 or a file does not hold what it should; the message
-      names the file, what was expected and what is there.
+      names the file, what is expected and what it holds.
     FileNotFoundError: if the directory or a file is missing; the message lists what is there.
 
   Reference: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions
@@ -77,11 +77,11 @@ def load_corrupted_images(
 
 
 def _open(path: pathlib.Path, ndim: int) -> np.ndarray:
-  """Maps a file of bytes into memory."""
+  """Maps a file of unsigned bytes into memory."""
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except (ValueError, EOFError) as error:
-    raise ValueError(f"{path} is no plain array: {error}") from error
+    raise ValueError(f"{path} is not a plain array: {error}") from error
   integers = ndim == 1 and np.issubdtype(array.dtype, np.integer)
   if array.ndim != ndim or not (array.dtype == np.uint8 or integers):
     raise ValueError(
@@ -100,9 +100,9 @@ def load_corrupted_folders(directory: str | os.PathLike, *, kind: str, severity:
     severity: 1 to 5.
 
   Returns:
-    A source of examples `image` u8 `[h, w, 3]` and `label`, the place of the class among the sorted
-    names of the folders, which for all 1,000 classes is the usual label. Files are decoded when
-    they are read.
+    A source of examples `image` u8 `[h, w, 3]` and `label`, the index of the class in the sorted
+    folder names, which for all 1,000 classes is the usual label. Files are decoded when they are
+    read.
 
   Raises:
     ValueError: if `severity` lies outside 1..5.
@@ -154,7 +154,7 @@ def _check_severity(severity: int) -> None:
 def _existing(directory: str | os.PathLike) -> pathlib.Path:
   directory = pathlib.Path(directory).expanduser()
   if not directory.is_dir():
-    raise FileNotFoundError(f"there is no directory {directory}; to be had from {_ADDRESSES}.")
+    raise FileNotFoundError(f"there is no directory {directory}; available from {_ADDRESSES}.")
   return directory
 
 

@@ -15,7 +15,7 @@ class PatchData(NamedTuple):
   Attributes:
     patches: `[n, P, d]`, in random order within an example.
     labels: class, i32 `[n]`.
-    is_rare: whether the class shows by its rare feature, bool `[n]`.
+    is_rare: whether the example has the rare feature of its class, bool `[n]`.
     features: orthonormal directions, `[4, d]`: common ones of class 0 and 1, rare ones of 0 and 1.
   """
 
@@ -53,7 +53,8 @@ def sample_patches(
     distractor_scale: length of a distractor.
     noise_std: standard deviation of the noise, in each direction.
     num_distractors: patches with a distractor.
-    rare: True or False makes all examples of one kind, whatever `rare_prob` says.
+    rare: True or False gives all examples the rare or the common feature, and overrides
+      `rare_prob`.
     stratified: whether labels alternate and every class has exactly round(rare_prob n / 2) rare
       examples.
 

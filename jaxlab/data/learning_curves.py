@@ -1,4 +1,4 @@
-"""Learning curves: draws from a parametric prior, metric normalisation and the LCDB curves."""
+"""Learning curves: draws from a parametric prior, metric normalization and the LCDB curves."""
 
 import functools
 import importlib.util
@@ -23,8 +23,8 @@ from jaxlab.uncertainty.learning_curves import (
 )
 
 _MAX_ROUNDS = 500
-# Five candidates make one accepted curve on average (default families); eight a row fill a batch of
-# 32 or more in the first round with hardly an exception.
+# On average one of five candidates is accepted (default families), so eight per row almost always
+# fill a batch of 32 or more in the first round.
 _CANDIDATES_PER_ROW = 8
 
 
@@ -65,10 +65,10 @@ def normalize_curve(
   soft_upper: float = 1.0,
   minimize: bool = False,
 ) -> chex.Array:
-  """Maps a metric to [0, 1], larger is better, by a sigmoid centred on its usual range.
+  """Maps a metric to [0, 1], larger is better, by a sigmoid centered on its usual range.
 
   Unbounded metrics become comparable and the resolution goes where values are expected. Accuracies
-  need no normalisation: with the default bounds the map is a mild sigmoid, not the identity. For a
+  need no normalization: with the default bounds the map is a mild sigmoid, not the identity. For a
   log-loss: lower 0, upper None, soft_lower 0, soft_upper = ln(classes), minimize.
 
   Args:
@@ -80,7 +80,7 @@ def normalize_curve(
     minimize: whether smaller values of the metric are better.
 
   Returns:
-    Normalised values, `[...]`, at least float32; beyond [0, 1] only for values beyond the bounds.
+    Normalized values, `[...]`, at least float32; beyond [0, 1] only for values beyond the bounds.
     In float32 an unbounded metric is rounded to 0 some 44 usual ranges beyond the usual one.
 
   Raises:
@@ -107,10 +107,10 @@ def denormalize_curve(
   soft_upper: float = 1.0,
   minimize: bool = False,
 ) -> chex.Array:
-  """Maps normalised values back to the metric; the inverse of `normalize_curve`.
+  """Maps normalized values back to the metric; the inverse of `normalize_curve`.
 
   Args:
-    values: normalised values, `[...]`; 0 and 1 map to the bounds (infinite where None).
+    values: normalized values, `[...]`; 0 and 1 map to the bounds (infinite where None).
     lower: as in `normalize_curve`.
     upper: as in `normalize_curve`.
     soft_lower: as in `normalize_curve`.
@@ -136,7 +136,7 @@ def denormalize_curve(
 def sample_curve_params(
   key: chex.PRNGKey, *, batch_size: int, distribution: str = "peaked"
 ) -> chex.Array:
-  """Draws curve parameters from their prior, without asking what curve they make.
+  """Draws curve parameters from their prior, without checking their curves.
 
   Args:
     key: random key.
@@ -165,8 +165,8 @@ def sample_accepted_curves(
   """Draws curve parameters from the prior restricted to curves that rise and stay in [0, 1].
 
   Exact rejection sampling: every round draws a pool of candidates, and the accepted ones fill, in
-  order, the rows that are still empty, so each accepted draw is used once and no row waits for its
-  own luck. The accepted draws are also what a Markov chain starts from, see
+  order, the rows that are still empty, so each accepted draw is used once and no row needs its own
+  rejection loop. The accepted draws are also what a Markov chain starts from, see
   `jaxlab.samplers.initial_walkers`.
 
   Args:
@@ -179,8 +179,8 @@ def sample_accepted_curves(
 
   Returns:
     `AcceptedCurves(params[b, p], clean[b, T], accepted[b])`: the parameters of every component in
-    turn, the weights and log sigma; the noiseless curve. A row that finds none in 500 rounds is not
-    accepted: NaN parameters and the constant curve 1/2.
+    turn, the weights and log sigma; the noiseless curve. A row that is still empty after 500 rounds
+    is not accepted: NaN parameters and the constant curve 1/2.
 
   Raises:
     ValueError: if `length` < 2, or a component or the distribution is unknown.
@@ -201,7 +201,7 @@ def sample_learning_curves(
   log_noise_mean: chex.Numeric = -4.0,
   log_noise_std: chex.Numeric = 1.0,
 ) -> LearningCurveBatch:
-  """Draws noisy learning curves from the prior a curve-extrapolating network is fitted to.
+  """Draws noisy learning curves from the prior that a curve-extrapolating network is fitted to.
 
   Noiseless curves are those of `sample_accepted_curves`; every curve has one noise level and its
   noisy values are not clipped. Input and target are the same noisy curve.
@@ -316,7 +316,7 @@ def _sigmoid_scale(
     )
 
   def tail(distance):
-    """Sigmoid of minus a distance of at least 1; none where it would leave double precision."""
+    """Sigmoid of minus a distance of at least 1; 0 where double precision would overflow."""
     return 0.0 if distance > math.log(1e300) else 1 / (1 + math.exp(distance))
 
   def standardize(bound):

@@ -1,4 +1,4 @@
-"""MNIST-1D: noisy one-dimensional digits, as many as wanted, made by the package's generator."""
+"""MNIST-1D: any number of noisy one-dimensional digits, made by the package's generator."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from jaxlab.data.sources import data_root, locked
 
 
 class Signals(NamedTuple):
-  """Labelled signals.
+  """Labeled signals.
 
   Attributes:
-    series: f32 `[n, 40, 1]`, standardised by the generator over all n.
+    series: f32 `[n, 40, 1]`, standardized by the generator over all n.
     labels: the digit, i32 `[n]`.
   """
 
@@ -25,13 +25,13 @@ class Signals(NamedTuple):
 
 
 def generate_mnist1d(num_samples: int, *, seed: int = 42, **arguments) -> Signals:
-  """Generates MNIST-1D samples, shuffled; it takes milliseconds a sample.
+  """Generates MNIST-1D samples, shuffled; it takes milliseconds per sample.
 
   Args:
     num_samples: number n of samples.
-    seed: of the generator; the same seed gives the same samples.
-    **arguments: of the generator, in place of its defaults: `scale_coeff`, `max_translation`,
-      `corr_noise_scale`, `iid_noise_scale`, `shear_scale`, ...
+    seed: seed of the generator; the same seed gives the same samples.
+    **arguments: arguments of the generator that replace its defaults: `scale_coeff`,
+      `max_translation`, `corr_noise_scale`, `iid_noise_scale`, `shear_scale`, ...
 
   Returns:
     `Signals`.
@@ -49,10 +49,10 @@ def generate_mnist1d(num_samples: int, *, seed: int = 42, **arguments) -> Signal
   settings = get_dataset_args(as_dict=True)
   for name, value in arguments.items():
     if name not in settings:
-      raise ValueError(f"{name}={value!r} is no argument of the generator: {sorted(settings)}.")
-  # It makes equally many of each class, and would split off a share for testing.
+      raise ValueError(f"{name}={value!r} is not an argument of the generator: {sorted(settings)}.")
+  # It makes the same number of samples per class, and by default splits off a test set.
   settings.update(arguments, num_samples=-(-num_samples // 10) * 10, seed=seed, train_split=1.0)
-  # It reseeds both global generators; the caller's must go on undisturbed.
+  # It reseeds both global random generators, whose states must be restored for the caller.
   python_state, numpy_state = random.getstate(), np.random.get_state()
   try:
     made = make_dataset(ObjectView(settings))
@@ -70,7 +70,7 @@ def load_mnist1d(
 
   Args:
     num_samples: as in `generate_mnist1d`.
-    seed: likewise.
+    seed: as in `generate_mnist1d`.
     data_dir: where the samples are kept; as in `load_source`.
     **arguments: as in `generate_mnist1d`.
 
@@ -79,7 +79,7 @@ def load_mnist1d(
 
   Raises:
     ValueError: as `generate_mnist1d`.
-    ImportError: likewise.
+    ImportError: as `generate_mnist1d`.
   """
   wanted = json.dumps([num_samples, seed, arguments], sort_keys=True)
   name = f"mnist1d_{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"

@@ -16,7 +16,7 @@ class PairedNoise(NamedTuple):
   Attributes:
     labels: int `[n]`.
     partners: the class that each class may turn into, int `[k]`.
-    is_flipped: which labels did, bool `[n]`.
+    is_flipped: which labels were flipped, bool `[n]`.
   """
 
   labels: chex.Array
@@ -49,7 +49,7 @@ def paired_label_noise(
   """Turns some labels of each class into those of one partner class.
 
   The classes y and its partner then overlap: an input of y carries label y with probability
-  1 - noise_rate. If inputs tell the clean classes apart, the Bayes risk is the entropy of a coin
+  1 - noise_rate. If inputs determine the clean classes, the Bayes risk is the entropy of a coin
   with that probability.
 
   Args:
@@ -58,14 +58,15 @@ def paired_label_noise(
     num_classes: number k of classes, at least 2.
     noise_rate: probability of a flip, in [0, 1].
     partners: partner of each class, int `[k]`; None draws each uniformly from the other classes
-      (some may share one). Hand on those of the training set to give test labels the same law.
+      (some may share one). Pass those of the training set to give test labels the same
+      distribution.
 
   Returns:
     A `PairedNoise`.
 
   Raises:
-    ValueError: if `num_classes` < 2, `noise_rate` lies outside [0, 1], a label or a partner is
-      known and no class, or a class is known to be its own partner.
+    ValueError: if `num_classes` < 2, `noise_rate` lies outside [0, 1], a concrete label or partner
+      is not a class, or a concrete partner is the class itself.
 
   Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
   Overlaps, ICLR 2024, section 5, https://arxiv.org/abs/2306.00740.
@@ -121,5 +122,5 @@ def sample_overlapping_gaussians(
   labels = jax.random.randint(label_key, (num_samples,), 0, num_classes)
   inputs = jax.random.normal(noise_key, (num_samples, dim))
   inputs = inputs + separation * jax.nn.one_hot(labels, dim)
-  # The means have one length, so all else cancels.
+  # The means have equal norms, so all other terms cancel.
   return OverlappingGaussians(inputs, labels, jax.nn.softmax(separation * inputs[:, :num_classes]))

@@ -28,7 +28,7 @@ class RuleTasks(NamedTuple):
   Attributes:
     sentences: word ids, int32 `[n, num_examples, sentence_length]`.
     labels: classes, int32 `[n, num_examples]`.
-    rule: what labels follow, `[n, 16, num_classes]`.
+    rule: the rule that labels follow, `[n, 16, num_classes]`.
   """
 
   sentences: chex.Array
@@ -126,7 +126,7 @@ def draw_demonstrations(
 
   Args:
     key: random key.
-    labels: labels of the pool, `[n]`; only their number counts.
+    labels: labels of the pool, `[n]`; only their number is used.
     num_shots: number of demonstrations.
     exclude: a row that is not drawn; may be traced.
 
@@ -135,7 +135,7 @@ def draw_demonstrations(
 
   Raises:
     ValueError: if `labels` is not of rank 1, `num_shots` is negative or exceeds what can be drawn,
-      or `exclude` is known and no row.
+      or a concrete `exclude` is not a row.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -157,10 +157,10 @@ def label_words(template_ids: chex.Array) -> chex.Array:
     template_ids: templates, int `[m]`.
 
   Returns:
-    Token ids, int32 `[m, 4]`: 64 to 67 in order, turned by one in template 3.
+    Token ids, int32 `[m, 4]`: 64 to 67 in order, rotated by one in template 3.
 
   Raises:
-    ValueError: if a template is known and none of 0 to 3.
+    ValueError: if a concrete template lies outside 0 to 3.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -180,13 +180,13 @@ def render_prompts(
   """Writes queries and their demonstrations as tokens, one wording a variation.
 
   Template 0 writes `words 68 label 68` for a demonstration and `words 68` for the query; 1 puts
-  the label first, `label 68 words 68`; 2 is 0 with `69 69` for each 68; 3 is 0 with turned label
-  words (`label_words`). L is the length of the longest template, whichever are used, so that
+  the label first, `label 68 words 68`; 2 is 0 with `69 69` for each 68; 3 is 0 with rotated label
+  words (`label_words`). L is the length of the longest template, whichever is used, so that
   templates may be traced.
 
   Args:
     sentences: words of b queries, int `[b, w]`.
-    demonstrations: words of s demonstrations a query and variation, int `[m, b, s, w]`.
+    demonstrations: words of s demonstrations per query and variation, int `[m, b, s, w]`.
     demonstration_labels: their classes, int `[m, b, s]`, in [0, 4).
     template_ids: template of each variation, int `[m]`.
 
@@ -194,7 +194,7 @@ def render_prompts(
     `Prompts` with L = s (w + 5) + w + 2.
 
   Raises:
-    ValueError: if shapes do not fit, or words, labels or templates are known and out of range.
+    ValueError: if shapes do not fit, or concrete words, labels or templates are out of range.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """

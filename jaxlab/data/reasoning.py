@@ -1,7 +1,7 @@
 """Arithmetic that is written out step by step, for language models on a laptop.
 
-Modular chains show every partial result and may hold systematic errors and noise; products of
-whole numbers are answered at once. Both give rows of tokens with a loss mask on the response.
+Modular chains show every partial result and may hold systematic errors and noise; products of whole
+numbers are answered directly. Both give rows of tokens with a loss mask on the response.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _MAX_DIGITS = 4  # Products stay below 2^31.
 
 @dataclasses.dataclass(frozen=True)
 class ModularChainConfig:
-  """What chains are made of.
+  """The settings of modular chains.
 
   Attributes:
     modulus: values are taken modulo this, at least 2.
@@ -95,7 +95,7 @@ class ChainBatch(NamedTuple):
 
 
 class ParsedChain(NamedTuple):
-  """What a response says.
+  """The content of a response.
 
   Attributes:
     steps: partial results, int32 `[b, num_terms - 1]`; -1 where a step is malformed.
@@ -218,7 +218,7 @@ def check_steps(
     steps: partial results, int `[b, num_terms - 1]`, -1 where malformed.
 
   Returns:
-    bool `[b, num_terms - 1]`; neither a malformed step is right nor the one after it.
+    bool `[b, num_terms - 1]`; a malformed step and the one after it are not right.
 
   Raises:
     ValueError: if the prompts are shorter than a problem.
@@ -227,7 +227,8 @@ def check_steps(
   chex.assert_shape(steps, (len(prompt_tokens), config.num_terms - 1))
   if prompt_tokens.shape[1] < config.prompt_length:
     raise ValueError(
-      f"prompt_tokens must hold {config.prompt_length} tokens a row, got {prompt_tokens.shape[1]}."
+      f"prompt_tokens must hold {config.prompt_length} tokens per row, "
+      f"got {prompt_tokens.shape[1]}."
     )
   problem = jnp.asarray(prompt_tokens)[:, : config.prompt_length - 1]
   terms, ops = problem[:, ::2] - _FIRST_NUMBER, problem[:, 1::2] - _FIRST_OP
@@ -279,7 +280,7 @@ class MultiplicationBatch(NamedTuple):
 
 
 class MultiplicationData(NamedTuple):
-  """Disjoint problems to learn from and to judge on."""
+  """Disjoint problems for training and for testing."""
 
   train: MultiplicationBatch
   test: MultiplicationBatch
@@ -290,14 +291,14 @@ def multiplication_dataset(
 ) -> MultiplicationData:
   """Draws products of numbers that have `num_digits` digits each, answered without steps.
 
-  Leading and last digits of a product are easy, the middle ones hard: a model has partial
-  knowledge, and what it is unsure of it can try several times.
+  Leading and last digits of a product are easy, the middle ones are hard. A model therefore has
+  partial knowledge, and several samples can help where it is uncertain.
 
   Args:
     key: random key of the order of all pairs, of which the first are taken.
     num_digits: digits of a factor, 1 to 4; factors have no leading zero.
-    num_train: problems to learn from.
-    num_test: other problems.
+    num_train: number of training problems.
+    num_test: number of test problems, disjoint from these.
 
   Returns:
     `MultiplicationData`; T = 4 num_digits + 3, products have 2 num_digits digits, the most

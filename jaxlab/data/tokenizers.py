@@ -46,7 +46,7 @@ class EncodedChat(NamedTuple):
 
   Attributes:
     tokens: int32 `[T]`.
-    loss_mask: True on what the assistant says, bool `[T]`.
+    loss_mask: True on the tokens of the assistant, bool `[T]`.
   """
 
   tokens: np.ndarray
@@ -70,7 +70,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
   Args:
     directory: holds `tokenizer.json`; `tokenizer_config.json`, `special_tokens_map.json` and
-      `chat_template.jinja` are read if they are there, earlier ones first.
+      `chat_template.jinja` are read if they exist; on conflicts earlier files win.
 
   Returns:
     The `Tokenizer`.
@@ -120,7 +120,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file, empty if there is no file."""
+  """The JSON object in a file, empty if there is no file."""
   if not path.is_file():
     return {}
   try:
@@ -134,12 +134,12 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _special_tokens(directory: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
   further = _read_json(directory / "special_tokens_map.json")
-  found = {}
+  special = {}
   for name in ("bos_token", "eos_token", "pad_token"):
     entry = settings.get(name)
     entry = further.get(name) if entry is None else entry
-    found[name] = entry["content"] if isinstance(entry, Mapping) else entry
-  return found
+    special[name] = entry["content"] if isinstance(entry, Mapping) else entry
+  return special
 
 
 def _chat_template(directory: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
@@ -171,10 +171,10 @@ def render_chat(
   Args:
     template: jinja template, as `Tokenizer.chat_template`.
     messages: turns, each with "role" and "content".
-    add_generation_prompt: whether to end with what opens the assistant's turn.
+    add_generation_prompt: whether to end with the start of an assistant's turn.
     bos_token: text of the beginning of a sequence.
     eos_token: text of its end.
-    **variables: what else the template may read, such as `tools`.
+    **variables: other variables of the template, such as `tools`.
 
   Returns:
     The text.
@@ -224,19 +224,19 @@ def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=
 def encode_chat(
   tokenizer: Tokenizer, messages: list[dict[str, Any]], *, max_length: int | None = None
 ) -> EncodedChat:
-  """Tokenizes a conversation and marks what the assistant says, its end of turn included.
+  """Tokenizes a conversation and marks the assistant's tokens, including its end of turn.
 
   Args:
     tokenizer: has a `chat_template`.
     messages: turns, each with "role" and "content".
-    max_length: what is longer is cut at the end; None cuts nothing.
+    max_length: longer conversations are truncated at the end; None truncates nothing.
 
   Returns:
     An `EncodedChat`.
 
   Raises:
-    ValueError: if there is no template, `max_length` is below 1, or the text up to an assistant's
-      turn is not how the text with that turn begins (as in templates that rewrite earlier turns).
+    ValueError: if there is no template, `max_length` is below 1, or the text before an assistant's
+      turn is not a prefix of the text with it (as in templates that rewrite earlier turns).
     ImportError: if the package jinja2 is not installed; names the extra.
   """
   if tokenizer.chat_template is None:
@@ -263,15 +263,17 @@ def encode_chat(
       continue
     before, after = render(k, add_generation_prompt=True), render(k + 1)
     if not (after.startswith(before) and whole.startswith(after)):
-      raise ValueError(f"messages[{k}]: what is rendered before the turn is not a prefix of it.")
-    # A token that reaches across a border belongs to what comes after it.
+      raise ValueError(
+        f"messages[{k}]: the text rendered before the turn is not a prefix of that with it."
+      )
+    # A token across a border belongs to the part after it.
     start, end = (_shared_prefix(encode(text), tokens) for text in (before, after))
     loss_mask[start:end] = True
   return EncodedChat(tokens[:max_length], loss_mask[:max_length])
 
 
 def _shared_prefix(some: Sequence[int], others: np.ndarray) -> int:
-  """Length of what two sequences begin with."""
+  """Length of the common prefix of two sequences."""
   length = min(len(some), len(others))
   differs = np.asarray(some[:length], np.int32) != others[:length]
   return int(differs.argmax()) if differs.any() else length
@@ -282,12 +284,12 @@ def pad_sequences(
 ) -> PaddedSequences:
   """Puts sequences in one array, padded on the right.
 
-  Decoding wants padding there: a pad token's slot is overwritten before anyone can see it.
+  Decoders expect right padding: a pad token's slot is overwritten before any query sees it.
 
   Args:
     sequences: token ids, b sequences of any lengths.
     length: width T; None is that of the longest.
-    pad_token_id: fills the rest.
+    pad_token_id: the padding token.
 
   Returns:
     A `PaddedSequences`.

@@ -156,11 +156,11 @@ def field_comments(config_class: type) -> dict[str, str]:
   Returns:
     A dict from the name of a field to its comment, for the fields that have one.
   """
-  found = {}
+  by_field = {}
   for base in reversed(config_class.__mro__):
     if base is not object and dataclasses.is_dataclass(base):
-      found |= _own_comments(base)
-  return found
+      by_field |= _own_comments(base)
+  return by_field
 
 
 def as_text(value: Any) -> str:
@@ -255,7 +255,7 @@ def _own_comments(config_class: type) -> dict[str, str]:
       stands_alone = not lines[row - 1][: token.start[1]].strip()
       (alone if stands_alone else comments)[row] = text
 
-  found = {}
+  by_field = {}
   for node in ast.parse(source).body[0].body:
     if not isinstance(node, ast.AnnAssign):
       continue
@@ -265,5 +265,5 @@ def _own_comments(config_class: type) -> dict[str, str]:
       above.insert(0, alone[row])
       row -= 1
     if beside or above:
-      found[node.target.id] = " ".join(beside or above)
-  return found
+      by_field[node.target.id] = " ".join(beside or above)
+  return by_field

@@ -131,9 +131,9 @@ def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, Any,
   if isinstance(stored, dict) and isinstance(asked, dict):
     for key in dict.fromkeys([*asked, *stored]):
       child = f"{name}.{key}" if name else key
-      found = first_difference(stored.get(key), asked.get(key), child)
-      if found:
-        return found
+      difference = first_difference(stored.get(key), asked.get(key), child)
+      if difference:
+        return difference
     return None
   return None if stored == asked else (name, stored, asked)
 

@@ -1,4 +1,4 @@
-"""flax.linen modules, and what sits on a trained one."""
+"""flax.linen modules, pretrained checkpoints and scikit-learn estimators."""
 
 import importlib
 from typing import TYPE_CHECKING

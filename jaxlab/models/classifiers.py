@@ -1,4 +1,4 @@
-"""Small classifiers of vectors, signals and images, whose features can be had before the head."""
+"""Small classifiers of vectors, signals and images that also return the features of the head."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,10 +15,10 @@ Mix = Callable[[int, jax.Array], jax.Array]
 
 
 class ModelOutput(NamedTuple):
-  """What a classifier gives.
+  """The output of a classifier.
 
   Attributes:
-    features: what the linear head sees, `[b, d]`.
+    features: inputs of the linear head, `[b, d]`.
     logits: scores of the classes, `[b, k]`.
   """
 
@@ -27,12 +27,12 @@ class ModelOutput(NamedTuple):
 
 
 class MLP(nn.Module):
-  """Dense blocks (linear, normalisation, activation) and a linear head.
+  """Dense blocks (linear, normalization, activation) and a linear head.
 
   Attributes:
     num_outputs: number of classes, or of real outputs.
     widths: width of each block.
-    norm: makes a normalisation layer, such as `GhostBatchNorm`; None for none.
+    norm: makes a normalization layer, such as `GhostBatchNorm`; None for none.
     activation: nonlinearity of the blocks.
   """
 
@@ -49,9 +49,9 @@ class MLP(nn.Module):
 
     Args:
       inputs: `[b, ...]`; rows are flattened.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block
-        (1, 2, ...): the place of manifold mixup.
+        (1, 2, ...), for manifold mixup.
 
     Returns:
       A `ModelOutput`.
@@ -66,7 +66,7 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-  """Convolutional blocks (convolution, normalisation, ReLU), mean over space, a linear head.
+  """Convolutional blocks (convolution, normalization, ReLU), mean over space, a linear head.
 
   Attributes:
     num_classes: number k of classes.
@@ -74,7 +74,7 @@ class ConvNet(nn.Module):
     kernel_size: one entry for signals `[b, t, c]`, two for images `[b, h, w, c]`.
     strides: stride of each block.
     pool_after: index of the block that a 2 x 2 max-pooling follows; None for none.
-    norm: makes the normalisation layers.
+    norm: makes the normalization layers.
   """
 
   num_classes: int
@@ -92,17 +92,17 @@ class ConvNet(nn.Module):
 
     Args:
       inputs: `[b, t, c]` or `[b, h, w, c]`.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each block.
 
     Returns:
       A `ModelOutput`; the features are the last block's channels.
 
     Raises:
-      ValueError: if there are not as many strides as widths.
+      ValueError: if `strides` and `widths` differ in length.
     """
     if len(self.strides) != len(self.widths):
-      raise ValueError(f"strides {self.strides} and widths {self.widths} must be equally many.")
+      raise ValueError(f"strides {self.strides} and widths {self.widths} must have equal lengths.")
     rank = len(self.kernel_size)
     chex.assert_rank(inputs, rank + 2)
     hidden = _mixed(mix, 0, inputs)

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Above this the patches of one layer no longer pay: they are memory that XLA's own convolution,
-# slow as it is in a loop on CPU, does not need.
+# Above this size the patches of one layer cost too much memory. XLA's own convolution, although
+# slow in a loop on CPU, does not need them.
 MAX_PATCH_BYTES = 2**29
 
 
@@ -20,9 +20,9 @@ class Conv(nn.Module):
 
   XLA's CPU convolution is tens of times slower inside `scan`, `map` or `while_loop` than outside,
   and slow under `vmap` over kernels. On CPU this layer is therefore a product of patches and
-  kernel (im2col), on other backends the native convolution; lowering for a backend decides, so
-  one model serves all, and checkpoints are exchangeable. On CPU too, patches of more than
-  `MAX_PATCH_BYTES` go to the native convolution, which is fast outside loops.
+  kernel (im2col), on other backends the native convolution. The choice is made when lowering for a
+  backend, so one model serves all backends, with the same parameters. On CPU too, patches of more
+  than `MAX_PATCH_BYTES` go to the native convolution, which is fast outside loops.
 
   Inputs are `[..., length, channels]` or `[..., height, width, channels]`, with any number of
   batch dimensions; outputs have `features` channels.
@@ -30,10 +30,10 @@ class Conv(nn.Module):
   Attributes:
     features: number of output channels.
     kernel_size: one or two spatial sizes; an int means one dimension.
-    strides: step of the window, for all dimensions or each.
+    strides: step of the window, one for all dimensions or one per dimension.
     padding: "SAME", "VALID", an int, or per dimension an int or a pair (low, high).
-    feature_group_count: groups into which input and output channels are cut.
-    kernel_dilation: distance of neighbouring kernel elements, for all dimensions or each.
+    feature_group_count: groups into which input and output channels are split.
+    kernel_dilation: spacing of kernel elements, one for all dimensions or one per dimension.
     use_bias: whether to add a bias.
 
   Raises:
@@ -67,7 +67,7 @@ class Conv(nn.Module):
       raise ValueError(f"inputs of shape {inputs.shape} lack dimensions for kernel_size {size}")
     if channels % groups or self.features % groups:
       raise ValueError(
-        f"feature_group_count {groups} divides not both {channels} channels and "
+        f"feature_group_count {groups} does not divide both {channels} channels and "
         f"{self.features} features"
       )
     strides = _per_dimension("strides", self.strides, rank)
@@ -106,7 +106,7 @@ def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[in
 
 
 def _explicit_padding(padding, spatial, size, strides, dilation) -> tuple[tuple[int, int], ...]:
-  """Pairs (low, high) per dimension, whatever way the padding was given."""
+  """Pairs (low, high) per dimension, for any form of the padding."""
   if isinstance(padding, str):
     if padding not in ("SAME", "VALID"):
       raise ValueError(f"padding must be 'SAME', 'VALID' or numbers, got {padding!r}")
@@ -149,7 +149,7 @@ def _native(inputs, kernel, strides, padding, dilation, groups) -> jax.Array:
 
 def _im2col(inputs, kernel, strides, padding, dilation, groups) -> jax.Array:
   """The same as a matrix product: every kernel element sees a shifted, strided slice."""
-  # Unlike `jnp.pad` this one also crops, for negative numbers.
+  # Unlike `jnp.pad`, `lax.pad` also crops, for negative numbers.
   borders = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
   inputs = jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), borders)
   batch, channels, features = inputs.shape[0], inputs.shape[-1], kernel.shape[-1]
@@ -162,7 +162,7 @@ def _im2col(inputs, kernel, strides, padding, dilation, groups) -> jax.Array:
     return jax.lax.slice(inputs, (0, *start, 0), (batch, *limit, channels), (1, *strides, 1))
 
   slices = [shifted(offset) for offset in product(*map(range, size))]
-  # Sums in float32 whatever goes in, as the native convolution does.
+  # Accumulates in float32 for any input type, as the native convolution does.
   wide = jnp.promote_types(inputs.dtype, jnp.float32)
   if groups == 1:
     patches = jnp.concatenate(slices, axis=-1)

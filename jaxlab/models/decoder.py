@@ -25,7 +25,7 @@ from jaxlab.models.decoder_blocks import (
 from jaxlab.models.rotary import rotary_frequencies
 
 # Heads and inner units over the mesh axis `model`; the pairs are what `training.shard_params`
-# takes. The embedding is split by width, for vocabularies are often odd numbers.
+# takes. The embedding is split by width, since vocabulary sizes are often odd.
 DECODER_SHARDING_RULES = (
   (r"attention/(q|k|v)/kernel$", PartitionSpec(None, None, "model")),
   (r"attention/(q|k|v)/bias$", PartitionSpec(None, "model")),
@@ -39,7 +39,7 @@ DECODER_SHARDING_RULES = (
 
 
 class DecoderOutput(NamedTuple):
-  """What a call of the model gives.
+  """The output of a call of the model.
 
   Attributes:
     logits: scores of the next token, float32 `[b, t, v]`.
@@ -64,11 +64,11 @@ class DecoderLM(nn.Module):
     config: the architecture.
     dtype: type of the computation; sums, norms and softmax are float32.
     param_dtype: type of the parameters.
-    remat: whether a gradient recomputes each layer in place of keeping its activations.
+    remat: whether a gradient recomputes each layer instead of storing its activations.
     dropout_rate: dropout of the embeddings and of both branches of a block, random stream
       "dropout".
-    unstacked: whether every layer has parameters (and intermediates) of its own, `layers_0`,
-      `layers_1` and so on: what `for_decoding` gives.
+    unstacked: whether every layer has separate parameters (and intermediates), `layers_0`,
+      `layers_1` and so on, as `for_decoding` returns them.
 
   Example::
 
@@ -109,12 +109,12 @@ class DecoderLM(nn.Module):
     """Scores the next token after each token.
 
     With a cache, keys and values are written at `positions` (those out of range are dropped) and a
-    query at position q sees slots 0..q, whatever was written when. There is no counter: rewinding
-    is passing smaller positions.
+    query at position q sees slots 0..q, in whatever order they were written. There is no counter:
+    to rewind, pass smaller positions.
 
     Args:
       tokens: `[b, t]` integers.
-      positions: `[b, t]`; None counts from 0, and anew in each segment.
+      positions: `[b, t]`; None counts from 0, restarting in each segment.
       cache: keys and values of earlier calls; None for training.
       segment_ids: `[b, t]`, equal within each of the sequences packed into a row; tokens see their
         own segment only.
@@ -128,15 +128,15 @@ class DecoderLM(nn.Module):
       A `DecoderOutput`.
 
     Raises:
-      ValueError: if a cache comes with `attention_mask` or `segment_ids`, or there are more tokens
-        than learned positions.
+      ValueError: if a cache is combined with `attention_mask` or `segment_ids`, or there are more
+        tokens than learned positions.
     """
     cfg = self.config
     chex.assert_rank(tokens, 2)
     chex.assert_type(tokens, int)
     length = tokens.shape[1]
     if cache is not None and not (attention_mask is None and segment_ids is None):
-      raise ValueError("attention_mask and segment_ids do not go with a cache.")
+      raise ValueError("attention_mask and segment_ids must be None with a cache.")
     if cache is None and cfg.positions == "learned" and length > cfg.max_positions:
       raise ValueError(f"{length} tokens exceed max_positions {cfg.max_positions}.")
     if positions is None:
@@ -192,17 +192,17 @@ class DecoderLM(nn.Module):
     return DecoderOutput(logits, cache, hidden if return_hidden else None)
 
   def for_decoding(self, params: chex.ArrayTree) -> tuple["DecoderLM", chex.ArrayTree]:
-    """Gives each layer parameters of its own, for loops of calls of few tokens.
+    """Unstacks the layers' parameters, for loops of calls with few tokens.
 
-    A scan over layers copies the parameters of each before use; where a call is of one token, that
-    is most of its time. Here they are copied once.
+    A scan over layers copies the parameters of each layer before use, which takes most of the time
+    of a call with one token. Here they are copied once.
 
     Args:
-      params: parameters with a leading layer axis in `layers`; those of a model whose layers have
-        parameters of their own stay as they are.
+      params: parameters with a leading layer axis in `layers`; parameters that are already
+        unstacked are returned as they are.
 
     Returns:
-      The model and the parameters that compute the same.
+      A model and parameters with the same outputs.
     """
     if self.unstacked:
       return self, params
@@ -218,7 +218,7 @@ class DecoderLM(nn.Module):
 
     Args:
       batch_size: number of rows.
-      max_length: number of slots a row.
+      max_length: number of slots per row.
 
     Returns:
       The cache.
@@ -234,7 +234,7 @@ def init_cache(
   Args:
     config: the architecture.
     batch_size: number of rows.
-    max_length: number of slots a row.
+    max_length: number of slots per row.
     dtype: type of keys and values.
 
   Returns:
@@ -257,7 +257,7 @@ def num_parameters(config: DecoderConfig) -> int:
     config: the architecture.
 
   Returns:
-    Their number; a tied output matrix counts once.
+    The number of parameters; a tied output matrix counts once.
   """
   return sum(_parameter_sizes(config).values())
 
@@ -297,7 +297,7 @@ def _parameter_sizes(config: DecoderConfig) -> dict[str, int]:
 
 
 def _default_positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-  """Counts from 0, anew where the segment changes."""
+  """Counts from 0, restarting where the segment changes."""
   steps = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   if segment_ids is None:
     return steps

@@ -1,4 +1,4 @@
-"""What fixes a decoder language model: its sizes and the choices of its family."""
+"""The architecture of a decoder language model: its sizes and the choices of its family."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ class DecoderConfig:
 
   Raises:
     ValueError: for a size below 1, an unknown choice, heads that do not divide, an odd `head_dim`
-      of rotary heads, or a `rope` that does not go with `positions`.
+      of rotary heads, or a `rope` that is incompatible with `positions`.
   """
 
   vocab_size: int
@@ -73,7 +73,7 @@ class DecoderConfig:
         f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}."
       )
     if (self.rope is None) != (self.positions == "learned"):
-      raise ValueError(f"rope {self.rope} does not go with positions {self.positions!r}.")
+      raise ValueError(f"rope {self.rope} is incompatible with positions {self.positions!r}.")
     if self.rope is not None and self.head_dim % 2:
       raise ValueError(f"head_dim must be even with rotary positions, got {self.head_dim}.")
 
@@ -90,14 +90,14 @@ def decoder_config(
   family: str = "llama",
   tie_embeddings: bool = True,
 ) -> DecoderConfig:
-  """The usual choices of a family around a few sizes, for models trained from scratch.
+  """Fills in the usual choices of a family for given sizes, for models trained from scratch.
 
   Args:
     vocab_size: number of tokens.
     hidden_size: width of the residual stream; `num_heads` divides it.
     num_layers: number of blocks.
     num_heads: query heads.
-    num_kv_heads: heads of keys and values; None for as many.
+    num_kv_heads: heads of keys and values; None for `num_heads`.
     intermediate_size: hidden width of the feed-forward part; None is 4 * hidden_size for gpt2, for
       the others 8/3 * hidden_size rounded up to a multiple of 8.
     max_positions: longest context.
@@ -138,7 +138,7 @@ def decoder_config(
   )
 
 
-# What all models of a family share.
+# Settings that all models of a family share.
 GPT2_CHOICES = {
   "norm": "layer_norm",
   "norm_eps": 1e-5,

@@ -12,7 +12,7 @@ from jaxlab.models.rotary import apply_rotary
 
 
 class KVCache(NamedTuple):
-  """Keys (after rotation) and values of all layers, a slot a position.
+  """Keys (after rotation) and values of all layers, one slot per position.
 
   Attributes:
     keys: `[b, max_length, layers, kv_heads, head_dim]`.
@@ -24,7 +24,7 @@ class KVCache(NamedTuple):
 
 
 class AttentionContext(NamedTuple):
-  """What all layers of one call share.
+  """Inputs that all layers of one call share.
 
   Attributes:
     positions: position of each token, `[b, t]`.
@@ -81,7 +81,7 @@ def product(inputs: chex.Array, kernel: chex.Array, *, transposed: bool = False)
   Args:
     inputs: `[..., in]`.
     kernel: `[in, out]`, or `[out, in]` if transposed.
-    transposed: whether the kernel lies the other way.
+    transposed: whether the kernel is `[out, in]`.
 
   Returns:
     `[..., out]`.
@@ -92,7 +92,7 @@ def product(inputs: chex.Array, kernel: chex.Array, *, transposed: bool = False)
 
 
 class Norm(nn.Module):
-  """Layer normalisation or root-mean-square normalisation, with statistics in float32.
+  """Layer normalization or root-mean-square normalization, with statistics in float32.
 
   Attributes:
     kind: "layer_norm" or "rms_norm".
@@ -106,7 +106,7 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: chex.Array) -> jax.Array:
-    """Normalises the last axis."""
+    """Normalizes the last axis."""
     shape, dtype = inputs.shape[-1:], inputs.dtype
     scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
     x = inputs.astype(jnp.promote_types(dtype, jnp.float32))
@@ -128,7 +128,7 @@ class Block(nn.Module):
     dtype: type of the computation.
     param_dtype: type of the parameters.
     dropout_rate: dropout of both branches.
-    deterministic: whether there is no dropout.
+    deterministic: whether dropout is off.
   """
 
   config: DecoderConfig
@@ -211,7 +211,7 @@ _ACTIVATIONS = {
 
 
 def _branch_scale(config: DecoderConfig) -> float:
-  # The residual stream adds up 2 * num_layers branches, and should start with about their size.
+  # The residual stream sums 2 * num_layers branches; this keeps its initial scale near that of one.
   return (2 * config.num_layers) ** -0.5
 
 
@@ -316,7 +316,7 @@ def write_cache(cache: KVCache, new: KVCache, slots: chex.Array, layer: chex.Num
     The cache after, in its old type.
   """
 
-  # Row by row for the compiler too, which could not else keep a sharded batch apart.
+  # `vmap` over rows, so that the compiler keeps a sharded batch on its devices.
   @jax.vmap
   def write(old, fresh, slots):
     return old.at[slots, layer].set(fresh.astype(old.dtype), mode="drop")

@@ -1,4 +1,4 @@
-"""A network with a classifier after every stage, and gates that read how sure the classifier is."""
+"""A network with a classifier after every stage, and gates that read its confidence."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jaxlab._checks import as_accumulator
 
 
 class EarlyExitOutput(NamedTuple):
-  """What a network with early exits gives.
+  """The output of a network with early exits.
 
   Attributes:
     logits: scores of the classes at each of the L + 1 exits, each `[b, k]`.
@@ -24,16 +24,16 @@ class EarlyExitOutput(NamedTuple):
 
 
 def gate_features(logits: chex.Array) -> jax.Array:
-  """Four numbers that say how sure a classifier is.
+  """Four measures of a classifier's confidence.
 
-  No gradient flows through them: a gate must not change the classifier that it judges.
+  No gradient flows through them: a gate must not change the classifier that it evaluates.
 
   Args:
     logits: scores of at least two classes, `[..., k]`.
 
   Returns:
-    Largest probability, entropy, lead of the largest probability over the second, entropy of the
-    squared and renormalised probabilities (nats), `[..., 4]`.
+    Largest probability, entropy, margin of the largest probability over the second, entropy of the
+    squared and renormalized probabilities (nats), `[..., 4]`.
 
   Raises:
     ValueError: if there is only one class.
@@ -52,22 +52,22 @@ def gate_features(logits: chex.Array) -> jax.Array:
 
 def _entropy(logits: jax.Array) -> jax.Array:
   log_probs = jax.nn.log_softmax(logits)
-  # A probability of 0 has the logarithm -inf if its logit is.
+  # Where the logit is -inf, so is the log-probability, and 0 * -inf would be NaN.
   return -jnp.sum(jnp.exp(log_probs) * jnp.maximum(log_probs, -1e30), axis=-1)
 
 
 class UncertaintyGate(nn.Module):
-  """An affine map from a classifier's `gate_features` to the logit of leaving."""
+  """An affine map from a classifier's `gate_features` to the logit of exiting."""
 
   @nn.compact
   def __call__(self, logits: chex.Array) -> jax.Array:
-    """Judges.
+    """Scores an exit.
 
     Args:
       logits: the exit's scores of the classes, `[..., k]`.
 
     Returns:
-      Logits of leaving, `[...]`.
+      Logits of exiting, `[...]`.
     """
     return nn.Dense(1, name="affine")(gate_features(logits))[..., 0]
 
@@ -79,7 +79,7 @@ class EarlyExitNet(nn.Module):
   `net.apply(variables, inputs, method="features")`.
 
   Attributes:
-    stages: modules from hidden to hidden, `[b, ..., c]`; one exit a stage, no gate at the last.
+    stages: modules from hidden to hidden, `[b, ..., c]`; one exit per stage, no gate at the last.
     num_classes: number k of classes.
 
   Reference: Chataoui et al., ICLR 2024, https://arxiv.org/abs/2310.09163.
@@ -108,7 +108,7 @@ class EarlyExitNet(nn.Module):
   def features(
     self, inputs: chex.Array, *, num_stages: int | None = None, **kwargs: Any
   ) -> list[jax.Array]:
-    """What the heads see.
+    """Computes the inputs of the heads.
 
     Args:
       inputs: `[b, ...]`.
@@ -125,13 +125,13 @@ class EarlyExitNet(nn.Module):
     return pooled
 
   def exits(self, features: Sequence[chex.Array]) -> EarlyExitOutput:
-    """What the exits make of their features.
+    """Applies the exits to their features.
 
     Args:
       features: as `features` gives them, of the first stages or of all.
 
     Returns:
-      An `EarlyExitOutput` of as many exits.
+      An `EarlyExitOutput` with one exit per given stage.
     """
     logits = [head(feature) for head, feature in zip(self.heads, features)]
     gate_logits = [gate(scores) for gate, scores in zip(self.gates, logits)]
@@ -140,10 +140,10 @@ class EarlyExitNet(nn.Module):
 
 
 def stage_costs(model: EarlyExitNet, input_shape: Sequence[int]) -> jax.Array:
-  """Cost of leaving at each exit, relative to running the whole network.
+  """Cost of exiting at each exit, relative to running the whole network.
 
-  Counts the operations of all stages, heads and gates that a sample has passed by then, on shapes
-  alone.
+  Counts the operations of all stages, heads and gates that a sample passes up to each exit, from
+  shapes alone.
 
   Args:
     model: the network.

@@ -1,4 +1,4 @@
-"""Batch normalisation by small chunks of a batch, by stored statistics, or by a mixture of both."""
+"""Batch normalization by small chunks of a batch, by stored statistics, or by a mixture of both."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ from jaxlab._checks import as_accumulator, check_at_least, check_range
 
 
 class NormOutput(NamedTuple):
-  """What a training-mode normalisation gives.
+  """The output of a normalization in training mode.
 
   Attributes:
-    outputs: the normalised inputs, in their shape and dtype.
+    outputs: the normalized inputs, in their shape and dtype.
     mean: running mean after the batch, `[c]`.
     var: running variance after the batch, `[c]`.
   """
@@ -35,19 +35,19 @@ def ghost_batch_norm(
   momentum: float = 0.1,
   epsilon: float = 1e-5,
 ) -> NormOutput:
-  """Normalises every chunk of `ghost_batch_size` rows by the chunk's own statistics.
+  """Normalizes every chunk of `ghost_batch_size` rows by the chunk's own statistics.
 
-  A large batch then keeps the noise of small ones. The running statistics are updated once a
-  chunk, in order, so that the last weighs most; they take no gradient.
+  A large batch then keeps the noise of small ones. The running statistics are updated once per
+  chunk, in order, so the last chunk weighs most; no gradient flows into them.
 
   Args:
     x: inputs, `[b, ..., c]`.
     scale: factor of each channel, `[c]`.
     bias: offset of each channel, `[c]`.
     mean: running mean, `[c]`.
-    var: running variance, `[c]`. The chunks' variances enter it as they are, divided by the
+    var: running variance, `[c]`. It averages the chunks' biased variances, which divide by the
       number of values (PyTorch divides by one less).
-    ghost_batch_size: rows of a chunk; b is ordinary batch normalisation.
+    ghost_batch_size: rows of a chunk; b is ordinary batch normalization.
     momentum: share of a chunk in the running statistics, in [0, 1].
     epsilon: added to variances, at least 0.
 
@@ -74,10 +74,10 @@ def ghost_batch_norm(
   chunks = wide.reshape(-1, ghost_batch_size, *x.shape[1:])
   axes = tuple(range(1, chunks.ndim - 1))
   chunk_mean = chunks.mean(axes)
-  # From differences: the difference of squares loses all digits where the mean is large.
-  centred = chunks - jnp.expand_dims(chunk_mean, axes)
-  chunk_var = jnp.square(centred).mean(axes)
-  normed = centred * jnp.expand_dims(jax.lax.rsqrt(chunk_var + epsilon), axes)
+  # From centered values: E[x^2] - E[x]^2 loses all digits where the mean is large.
+  centered = chunks - jnp.expand_dims(chunk_mean, axes)
+  chunk_var = jnp.square(centered).mean(axes)
+  normed = centered * jnp.expand_dims(jax.lax.rsqrt(chunk_var + epsilon), axes)
   outputs = _affine(normed.reshape(wide.shape), scale, bias).astype(x.dtype)
   # The recursion R <- (1 - momentum) R + momentum m over the chunks, written out.
   num = chunks.shape[0]
@@ -100,9 +100,9 @@ def mixed_batch_norm(
   source_weight: chex.Numeric = 0.0,
   epsilon: float = 1e-5,
 ) -> jax.Array:
-  """Normalises by a mixture of stored statistics and those of the batch.
+  """Normalizes by a mixture of stored statistics and those of the batch.
 
-  At test time the batch knows the shift and the stored statistics know more samples.
+  At test time the batch reflects the shift, and the stored statistics rest on more samples.
 
   Args:
     x: inputs, `[b, ..., c]`.
@@ -115,7 +115,7 @@ def mixed_batch_norm(
     epsilon: added to variances, at least 0.
 
   Returns:
-    The normalised inputs, in the shape and dtype of `x`.
+    The normalized inputs, in the shape and dtype of `x`.
 
   Raises:
     ValueError: if `source_weight` or `epsilon` lies outside its range.
@@ -133,19 +133,19 @@ def mixed_batch_norm(
   batch_var = jnp.square(wide - batch_mean).mean(axes)
   mixed_mean = source_weight * mean + (1 - source_weight) * batch_mean
   mixed_var = source_weight * var + (1 - source_weight) * batch_var
-  return _normalised(x, scale, bias, mixed_mean, mixed_var, epsilon)
+  return _normalized(x, scale, bias, mixed_mean, mixed_var, epsilon)
 
 
 class GhostBatchNorm(nn.Module):
-  """Batch normalisation by the statistics of chunks, as a layer.
+  """Batch normalization by the statistics of chunks, as a layer.
 
   In training mode the running statistics (collection `batch_stats`) are updated if the collection
-  is mutable, and left alone if it is not: a test-time adapter normalises by the batch it sees and
+  is mutable, and left alone if it is not: a test-time adapter normalizes by the batch it sees and
   keeps no state.
 
   Attributes:
-    ghost_batch_size: rows of a chunk; None for the whole batch (ordinary batch normalisation).
-    use_running_average: whether to normalise by the running statistics; here or at the call.
+    ghost_batch_size: rows of a chunk; None for the whole batch (ordinary batch normalization).
+    use_running_average: whether to normalize by the running statistics; set here or at the call.
     momentum: share of a chunk in the running statistics.
     epsilon: added to variances.
 
@@ -159,14 +159,14 @@ class GhostBatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: chex.Array, use_running_average: bool | None = None) -> jax.Array:
-    """Normalises.
+    """Normalizes.
 
     Args:
       x: `[b, ..., c]`.
       use_running_average: as the attribute.
 
     Returns:
-      The normalised inputs, in the shape and dtype of `x`.
+      The normalized inputs, in the shape and dtype of `x`.
 
     Raises:
       ValueError: as `ghost_batch_norm`.
@@ -180,8 +180,8 @@ class GhostBatchNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, channels)
     bias = self.param("bias", nn.initializers.zeros, channels)
     if use_running:
-      # Not by way of the batch's statistics: one bad row must not reach the others.
-      return _normalised(x, scale, bias, mean.value, var.value, self.epsilon)
+      # Does not compute the batch's statistics: a non-finite row must not affect the others.
+      return _normalized(x, scale, bias, mean.value, var.value, self.epsilon)
     normed = ghost_batch_norm(
       x,
       scale,
@@ -198,27 +198,27 @@ class GhostBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-  """Group normalisation that can stand wherever `GhostBatchNorm` does.
+  """Group normalization with the interface of `GhostBatchNorm`.
 
-  It knows no batch and no running statistics, so training and evaluation are the same.
+  It uses neither batch nor running statistics, so training and evaluation are the same.
   """
 
   def __call__(self, x: chex.Array, use_running_average: bool | None = None) -> jax.Array:
-    """Normalises.
+    """Normalizes.
 
     Args:
       x: `[b, ..., c]`.
-      use_running_average: of no consequence.
+      use_running_average: ignored.
 
     Returns:
-      The normalised inputs, in the shape and dtype of `x`.
+      The normalized inputs, in the shape and dtype of `x`.
     """
     del use_running_average
     return super().__call__(x).astype(x.dtype)
 
 
-def _normalised(x, scale, bias, mean, var, epsilon) -> jax.Array:
-  """Normalises by statistics of each channel."""
+def _normalized(x, scale, bias, mean, var, epsilon) -> jax.Array:
+  """Normalizes by statistics of each channel."""
   wide = as_accumulator(x)
   return _affine((wide - mean) * jax.lax.rsqrt(var + epsilon), scale, bias).astype(x.dtype)
 

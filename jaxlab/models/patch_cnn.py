@@ -1,4 +1,4 @@
-"""A two-layer convolution with square activation over patches, small enough to be analysed."""
+"""A two-layer convolution with square activation over patches, small enough for analysis."""
 
 import chex
 import jax
@@ -15,7 +15,7 @@ def init_patch_cnn(
   Args:
     key: random key.
     num_classes: number k of classes.
-    num_filters: number m of filters a class.
+    num_filters: number m of filters per class.
     dim: dimension d of a patch.
     scale: standard deviation of the weights.
 

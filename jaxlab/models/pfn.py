@@ -9,10 +9,10 @@ from jaxlab._checks import check_at_least, check_choice, check_range
 
 
 def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array:
-  """Which point may attend to which: everyone to the context, and each point to itself.
+  """Which point may attend to which: all points to the context, and each point to itself.
 
-  Queries never see one another, so any number of them is answered in one forward pass with the
-  answers each would get alone.
+  Queries never attend to one another, so one forward pass over many queries gives each the output
+  that it would get alone.
 
   Args:
     num_points: number of points T of a data set.
@@ -23,7 +23,7 @@ def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array
     Mask, bool `[T, T]`: entry (i, j) says that point i attends to point j, `j < c or i == j`.
 
   Raises:
-    ValueError: if `num_context` is known and lies outside [0, `num_points`].
+    ValueError: if `num_context` is concrete and lies outside [0, `num_points`].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 3,
   https://arxiv.org/abs/2112.10510.
@@ -39,8 +39,8 @@ class PFN(nn.Module):
   """Transformer encoder from `(x, y)` of a context and `x` of queries to predictions for each.
 
   Without positional encoding the result does not depend on the order of the context. Attention's
-  output projection and the second matrix of each perceptron start at zero, so a new network
-  starts from predictions that ignore the data and training sets in at once.
+  output projection and the second matrix of each perceptron start at zero, so a new network starts
+  from predictions that ignore the data and learns from the first step on.
 
   Attributes:
     num_outputs: outputs K for each point: bars of a density, classes, or one logit.
@@ -49,7 +49,7 @@ class PFN(nn.Module):
     num_heads: attention heads; divides `embed_dim`.
     mlp_dim: hidden width of the perceptrons and of the head; None is `2 * embed_dim`.
     dropout_rate: dropout of attention weights, of both branches and inside the perceptrons.
-    norm: "post" normalises after each residual sum; "pre" before each branch and before the head.
+    norm: "post" normalizes after each residual sum; "pre" before each branch and before the head.
     input_shift: subtracted from x; the default suits inputs uniform on [0, 1].
     input_scale: x is divided by this after the shift.
     target_shift: subtracted from y.
@@ -112,16 +112,16 @@ class PFN(nn.Module):
       num_context: context size c in [0, T], shared by the batch; may be traced.
       deterministic: False applies dropout, with the random stream "dropout".
       max_context: an upper bound of `num_context` that is known when the program is traced, in
-        [1, T]; None is T. Attention then costs `T * max_context` in place of `T * T`, with the
-        same outputs up to rounding, and other draws of dropout. Context points beyond it would go
-        unread, which a `num_context` in a JAX array cannot report.
+        [1, T]; None is T. Attention then costs `T * max_context` instead of `T * T`, with the same
+        outputs up to rounding, and other draws of dropout. Context points beyond it are ignored;
+        this is not checked if `num_context` is a JAX array.
 
     Returns:
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
 
     Raises:
-      ValueError: if `max_context` lies outside [1, T], or `num_context` is known and lies outside
-        [0, T] or above `max_context`.
+      ValueError: if `max_context` lies outside [1, T], or `num_context` is concrete and lies
+        outside [0, T] or above `max_context`.
     """
     chex.assert_rank([x, y], [3, 2])
     chex.assert_equal_shape_prefix([x, y], 2)
@@ -129,9 +129,9 @@ class PFN(nn.Module):
     mask = _attention_mask(num_points, num_context, max_context)
     is_context = jnp.arange(num_points) < num_context
 
-    x = _standardise(x, self.input_shift, self.input_scale)
-    # Masked before any arithmetic: an unknown target may be NaN, and so would its gradient be.
-    y = _standardise(jnp.where(is_context, y, 0), self.target_shift, self.target_scale)
+    x = _standardize(x, self.input_shift, self.input_scale)
+    # Masked before any arithmetic: an unknown target may be NaN, and its gradient would be NaN too.
+    y = _standardize(jnp.where(is_context, y, 0), self.target_shift, self.target_scale)
     pairs = _linear(self.embed_dim, 1, name="embed_y")(y[..., None])
     h = _linear(self.embed_dim, num_features, name="embed_x")(x)
     h = h + jnp.where(is_context[:, None], pairs, 0)
@@ -149,7 +149,7 @@ class PFN(nn.Module):
 
 
 def _attention_mask(num_points, num_context, max_context):
-  """`context_query_mask`, or its first columns and one more for the own key of later points.
+  """`context_query_mask`, or its first columns plus one column for the own key of later points.
 
   With `max_context = T - 1` the two are the same: only the last point is later.
   """
@@ -210,7 +210,7 @@ def _attend(q, k, v, mask, drop):
     own = jnp.einsum("bqhd,bqhd->bhq", q, k, preferred_element_type=wide)
     scores = jnp.concatenate([scores, own[..., None]], axis=-1)
   scores = jnp.where(mask, scores, -jnp.inf)
-  # Dividing after the product with v touches d numbers of a row in place of T.
+  # Dividing after the product with v touches d numbers per row instead of T.
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
   weights = drop(weights).astype(v.dtype)
@@ -222,7 +222,7 @@ def _attend(q, k, v, mask, drop):
   return (mixed / total).astype(v.dtype)
 
 
-def _standardise(values, shift, scale):
+def _standardize(values, shift, scale):
   """`(values - shift) / scale` in float32, returned in the dtype of floating inputs."""
   dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.float32
   return ((values.astype(jnp.float32) - shift) / scale).astype(dtype)
@@ -231,8 +231,8 @@ def _standardise(values, shift, scale):
 def _linear(features, fan_in, *, name):
   """Affine map with kernel and bias uniform on ±1/√fan_in.
 
-  The bias must be random where inputs are few: the normalisation of a token that is a multiple
-  of one vector would keep its sign only.
+  The bias must be random if there are few inputs: layer normalization of a multiple of one vector
+  keeps only the sign.
   """
 
   def init(key, shape, dtype=jnp.float32):
@@ -250,5 +250,5 @@ def _layer_norm(name):
 
 
 def _gelu(h):
-  # jax.nn.gelu takes the slower erfc, for relative precision far out where the value is 0 to us.
+  # jax.nn.gelu uses the slower erfc, for relative precision in the tail, which we do not need.
   return 0.5 * h * (1 + jax.lax.erf(h * 0.5**0.5))

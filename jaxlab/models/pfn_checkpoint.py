@@ -1,4 +1,4 @@
-"""A trained prior-data fitted network on disk, and what it expects of a data set."""
+"""Trained prior-data fitted networks on disk, and the data sets that they expect."""
 
 import dataclasses
 import hashlib
@@ -20,12 +20,12 @@ from jaxlab.models.pfn import PFN
 
 @dataclasses.dataclass(frozen=True)
 class PFNTask:
-  """What a trained network expects of a data set, beside its architecture.
+  """The data sets that a trained network expects.
 
   Attributes:
     num_features: input features; data with fewer are padded with zeros.
-    num_classes: most classes of a classifier, None for regression.
-    max_context: most context points seen in training, None if unknown.
+    num_classes: largest number of classes of a classifier, None for regression.
+    max_context: largest number of context points seen in training, None if unknown.
     input_scaling: how the prior scales a feature: "standard" (mean 0, std 1), "unit" (range
       [0, 1]) or "none".
     target_scaling: the same for the targets of a regression: "standard" or "none".
@@ -53,12 +53,12 @@ class PFNTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedPFN:
-  """A network with its parameters and what it was trained for.
+  """A network with its parameters and its task.
 
   Attributes:
     module: the architecture.
     params: its parameters: `module.apply({"params": params}, x, y, num_context)`.
-    task: what it expects of a data set.
+    task: the data sets that it expects.
     borders: borders of the bars, `[num_outputs + 1]`, if the outputs are a density.
   """
 
@@ -68,7 +68,7 @@ class TrainedPFN:
   borders: chex.Array | None = dataclasses.field(default=None, repr=False)
 
   def __deepcopy__(self, memo):
-    # Nothing in it changes, so the copies that scikit-learn makes may share the parameters.
+    # It is immutable, so the copies that scikit-learn makes may share the parameters.
     return self
 
 
@@ -89,13 +89,13 @@ def save_pfn(
     directory: where to write; made if it does not exist.
     module: the architecture.
     params: its parameters, the tree `module.init(...)["params"]`.
-    task: what the network expects of a data set.
+    task: the data sets that the network expects.
     borders: borders of the bars, `[module.num_outputs + 1]`, if the outputs are a density.
 
   Raises:
     ValueError: if a tensor is missing, unknown or of the wrong shape, or if the borders are not
       finite and increasing; the message names the tensor and both shapes.
-    TypeError: if `module` is not a `PFN` (a subclass would come back as one).
+    TypeError: if `module` is not a `PFN` (a subclass would be loaded as a `PFN`).
   """
   if type(module) is not PFN:
     raise TypeError(f"module must be a PFN, got {type(module).__name__}")
@@ -129,7 +129,7 @@ def save_pfn(
 
 
 def load_pfn(directory: str | os.PathLike) -> TrainedPFN:
-  """Reads what `save_pfn` wrote.
+  """Reads a network that `save_pfn` wrote.
 
   Args:
     directory: the directory of the network.
@@ -173,7 +173,7 @@ _MODULE_FIELDS = tuple(
 
 
 def _check_tensors(tensors, module, task, *, has_borders, source):
-  """Holds the tensors against the shapes that the architecture has."""
+  """Checks the tensors against the shapes of the architecture."""
   x, y = jnp.zeros((1, 1, task.num_features)), jnp.zeros((1, 1))
   tree = jax.eval_shape(lambda key: module.init(key, x, y, 0)["params"], jax.random.key(0))
   expected = {
@@ -197,7 +197,7 @@ def _check_tensors(tensors, module, task, *, has_borders, source):
 
 
 def _replace(path, content):
-  """Puts a file in place in one step, whatever happens to the process meanwhile."""
+  """Replaces a file atomically, even if the process is killed meanwhile."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     with open(temporary, "wb") as file:

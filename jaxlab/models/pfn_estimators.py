@@ -1,4 +1,4 @@
-"""Prior-data fitted networks behind scikit-learn's interface."""
+"""Prior-data fitted networks as scikit-learn estimators."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from jaxlab.uncertainty.bar import bar_mean, bar_quantile, bar_variance
 
 
 class _PFNEstimator(BaseEstimator):
-  """What both estimators share: scaling, padding, and the forward passes."""
+  """The parts that both estimators share: scaling, padding, and the forward passes."""
 
   def __init__(self, pfn, *, max_queries=1024, transductive=False):
     self.pfn = pfn
@@ -48,7 +48,7 @@ class _PFNEstimator(BaseEstimator):
         stacklevel=3,
       )
     self.context_x_ = x
-    # On the device from here on: NumPy parameters would be transferred anew by every prediction.
+    # Moved to the device once: NumPy parameters would be transferred for every prediction.
     self.network_ = dataclasses.replace(
       network,
       params=jax.device_put(network.params),
@@ -60,7 +60,7 @@ class _PFNEstimator(BaseEstimator):
 
     The layout is [context, queries, padding]. Queries never see one another, so padding needs no
     mask, and a chunk's total length is a power of two, as is the part of it that attention takes
-    keys from: data sets of other sizes share a program.
+    keys from, so data sets of similar sizes share a program.
     """
     task = self.network_.task
     reference = np.concatenate([self.context_x_, x]) if self.transductive else self.context_x_
@@ -99,7 +99,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
 
   Args:
     pfn: a `TrainedPFN` with borders, or the directory of one.
-    max_queries: most queries of one forward pass, up to rounding to a power of two; bounds memory.
+    max_queries: most queries per forward pass, up to rounding to a power of two; bounds memory.
     transductive: scale inputs by the statistics of the context and the queries together, as in
       the paper; the prediction of a row then depends on the rows beside it.
 
@@ -107,8 +107,8 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     network_: the `TrainedPFN`.
     context_x_: inputs of the context, `[n, n_features_in_]`.
     context_y_: targets of the context in the unit of the network, `[n]`.
-    target_shift_: the unit's zero.
-    target_scale_: the unit's size.
+    target_shift_: subtracted from targets.
+    target_scale_: targets are divided by this after the shift.
     n_features_in_: number of features.
 
   Example::
@@ -154,7 +154,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     Returns:
       Mean `[m]`, or the pair of mean and standard deviation of y, `[m]` each.
     """
-    moments = self._summarise(X, _mean_and_std, 2)
+    moments = self._summarize(X, _mean_and_std, 2)
     mean = self.target_shift_ + self.target_scale_ * moments[:, 0]
     return (mean, self.target_scale_ * moments[:, 1]) if return_std else mean
 
@@ -174,7 +174,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     quantiles = np.asarray(quantiles, np.float32)
     if quantiles.ndim != 1 or not ((quantiles >= 0) & (quantiles <= 1)).all():
       raise ValueError(f"quantiles must be a vector of numbers in [0, 1], got {quantiles}")
-    values = self._summarise(X, functools.partial(_quantiles, quantiles), quantiles.size)
+    values = self._summarize(X, functools.partial(_quantiles, quantiles), quantiles.size)
     return self.target_shift_ + self.target_scale_ * values
 
   def log_prob(self, X, y):
@@ -198,7 +198,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
       log_prob[rows] = -np.asarray(nll)[own]
     return log_prob - np.log(self.target_scale_)
 
-  def _summarise(self, X, summary_fn, width):
+  def _summarize(self, X, summary_fn, width):
     """Applies `summary_fn(logits, borders, full_support) -> [T, width]` to all queries."""
     check_is_fitted(self)
     X = validate_data(self, X, dtype=np.float64, reset=False)
@@ -213,13 +213,13 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
   """Classification by a prior-data fitted network: `fit` stores the data, `predict` reads them.
 
   Probabilities are those of the approximate posterior predictive under the prior that the network
-  was trained on, restricted to the classes that the context shows. A context of one class gives
-  it probability 1.
+  was trained on, restricted to the classes in the context. If the context has a single class, its
+  probability is 1.
 
   Args:
     pfn: a `TrainedPFN` of a classifier, or the directory of one. It has one output per class, or
       a single one, the logit of the second of two classes.
-    max_queries: most queries of one forward pass, up to rounding to a power of two; bounds memory.
+    max_queries: most queries per forward pass, up to rounding to a power of two; bounds memory.
     transductive: scale inputs by the statistics of the context and the queries together, as in
       the paper; the prediction of a row then depends on the rows beside it.
 
@@ -268,7 +268,7 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
     if classes.size > num_classes:
       kind = "Only binary classification is supported: " if num_classes == 2 else ""
       raise ValueError(
-        f"{kind}the network tells at most {num_classes} classes apart, but y has {classes.size}"
+        f"{kind}the network distinguishes at most {num_classes} classes, but y has {classes.size}"
       )
     self.classes_ = classes
     self.context_y_ = labels.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Decoder language models in the directories of Hugging Face: `config.json` and safetensors."""
+"""Decoder language models in Hugging Face directories: `config.json` and safetensors."""
 
 import json
 import os
@@ -53,10 +53,10 @@ def load_pretrained(
   mesh: Mesh | None = None,
   sharding_rules: Sequence[tuple[str, PartitionSpec]] | None = None,
 ) -> Pretrained:
-  """Reads a GPT-2, Llama or Qwen2 model, a tensor at a time.
+  """Reads a GPT-2, Llama or Qwen2 model, one tensor at a time.
 
-  Little more than the parameters is in memory at any moment; with a mesh each device reads its
-  piece of a tensor and no more.
+  Peak memory is little more than the parameters; with a mesh each device reads only its piece of a
+  tensor.
 
   Args:
     directory: holds `config.json` and `model.safetensors`, or `model.safetensors.index.json` and
@@ -64,8 +64,8 @@ def load_pretrained(
     dtype: type of the parameters and of the computation.
     mesh: where to put the parameters; None is the default device.
     sharding_rules: pairs of a regular expression, searched for in a parameter's path, and its spec;
-      the first that matches wins, no match is replicated. None is `DECODER_SHARDING_RULES` if the
-      mesh has an axis `model`, else all replicated.
+      the first match wins, and a parameter without a match is replicated. None is
+      `DECODER_SHARDING_RULES` if the mesh has an axis `model`, else all replicated.
 
   Returns:
     A `Pretrained`.
@@ -117,20 +117,20 @@ def save_pretrained(
   max_shard_bytes: int = 5_000_000_000,
   tokenizer_from: str | os.PathLike | None = None,
 ) -> None:
-  """Writes a directory that `transformers` reads, in one step.
+  """Writes a directory that `transformers` reads, atomically.
 
   Args:
     directory: where to write; an old directory is replaced as a whole.
     params: parameters of the model, saved in their types.
     config: its architecture.
-    max_shard_bytes: most bytes of tensors in a file (a larger tensor has a file of its own).
+    max_shard_bytes: most bytes of tensors per file (a larger tensor gets its own file).
     tokenizer_from: directory whose tokenizer and generation files are copied as they are.
 
   Raises:
     FileExistsError: if `directory` holds files but no `config.json`.
     FileNotFoundError: if `tokenizer_from` has none of those files.
-    ValueError: if `params` do not fit `config`, the family cannot say what `config` says, or
-      `max_shard_bytes` is below 1.
+    ValueError: if `params` do not fit `config`, the family's `config.json` cannot express `config`,
+      or `max_shard_bytes` is below 1.
   """
   check_at_least(1, max_shard_bytes=max_shard_bytes)
   flat = check_params(params, config)
@@ -176,10 +176,10 @@ def _plan_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
 
 
 def _text_files(directory: pathlib.Path) -> list[pathlib.Path]:
-  found = [directory / name for name in _TEXT_FILES if (directory / name).is_file()]
-  if not found:
+  files = [directory / name for name in _TEXT_FILES if (directory / name).is_file()]
+  if not files:
     raise FileNotFoundError(f"{directory} has no tokenizer or generation files.")
-  return found
+  return files
 
 
 _TEXT_FILES = (
@@ -202,7 +202,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def logits_from_hf(
   hf_config: Mapping[str, Any], tensors: Mapping[str, chex.Array], tokens: chex.Array
 ) -> jax.Array:
-  """Scores tokens with a model that is in memory as Hugging Face names it.
+  """Scores tokens with a model in memory under Hugging Face's tensor names.
 
   Args:
     hf_config: the object in `config.json`.

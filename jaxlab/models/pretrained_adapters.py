@@ -1,4 +1,4 @@
-"""Low-rank adapters in the directories of peft."""
+"""Low-rank adapters in peft directories."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def load_adapter(directory: str | os.PathLike, config: DecoderConfig) -> LoadedA
 
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: if the adapter is none of LoRA or uses what the layers cannot hold (the message
-      names the setting), if weights are pickled, or tensors are missing, unexpected or of the wrong
+    ValueError: if the adapter is not LoRA or uses a setting that the layers do not support (the
+      message names it), if weights are pickled, or tensors are missing, unexpected or of the wrong
       shape; lists all of them.
   """
   directory = pathlib.Path(directory)
@@ -82,11 +82,11 @@ def save_adapter(
   adapter_config: LowRankConfig,
   config: DecoderConfig,
 ) -> None:
-  """Writes adapters as a peft directory, in one step.
+  """Writes adapters as a peft directory, atomically.
 
   Where GPT-2's queries, keys and values have n different A, the file has rank n r: the A side by
   side and the B in blocks, with an alpha that keeps the scale. Adapters of other matrices are then
-  filled up with zeros, for the rank is one for all.
+  padded with zeros, since a file has one rank for all.
 
   Args:
     directory: where to write.
@@ -201,7 +201,7 @@ def _check_adapters(adapters, layout, rank) -> None:
     raise ValueError("adapters must not be empty.")
   for path, adapter in adapters.items():
     if path not in layout or not (path.startswith("layers/") and path.endswith("/kernel")):
-      raise ValueError(f"adapter {path!r} is no kernel of a layer.")
+      raise ValueError(f"adapter {path!r} is not a kernel of a layer.")
     layers, width, features = layout[path].shape
     expected = {"a": (layers, width, rank), "b": (layers, rank, features)}
     for name, shape in expected.items():

@@ -10,8 +10,7 @@ from jaxlab.models.rotary import RotaryConfig
 def config_from_hf(hf_config: Mapping[str, Any]) -> DecoderConfig:
   """Reads an architecture.
 
-  Rotary settings are read under either spelling, `rope_theta` beside `rope_scaling` or
-  `rope_parameters`.
+  Rotary settings are read in either form, `rope_theta` beside `rope_scaling` or `rope_parameters`.
 
   Args:
     hf_config: the object in `config.json`; its `model_type` is gpt2, llama or qwen2.
@@ -20,8 +19,8 @@ def config_from_hf(hf_config: Mapping[str, Any]) -> DecoderConfig:
     The `DecoderConfig`.
 
   Raises:
-    ValueError: if the model type is another, a key is missing, or a setting asks for what the
-      decoder does not do; the message names it.
+    ValueError: if the model type or a setting is not supported, or a key is missing; the message
+      names it.
   """
   model_type = hf_config.get("model_type")
   if model_type == "gpt2":
@@ -42,14 +41,14 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     `architectures`.
 
   Raises:
-    ValueError: if the family has no way to say what `config` says; the message names the fields.
+    ValueError: if the family's `config.json` cannot express `config`; the message names the fields.
   """
   written = _to_gpt2(config) if config.family == "gpt2" else _to_llama(config)
   read = config_from_hf(written)
   lost = [name for name in vars(config) if getattr(read, name) != getattr(config, name)]
   if lost:
     values = ", ".join(f"{name} {getattr(config, name)!r}" for name in lost)
-    raise ValueError(f"a config.json of {config.family} cannot say: {values}.")
+    raise ValueError(f"a config.json of {config.family} cannot express: {values}.")
   return written
 
 

@@ -1,4 +1,4 @@
-"""Directories of safetensors files: opened shard by shard, written in one step."""
+"""Directories of safetensors files: opened shard by shard, written atomically."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import safetensors
 
 
 class TensorFiles(NamedTuple):
-  """Open files of tensors, of which nothing has been read.
+  """Open tensor files, whose tensors are read on request.
 
   Attributes:
     shapes: name -> shape of every tensor.
@@ -38,7 +38,7 @@ def open_tensors(directory: str | os.PathLike, stem: str = "model") -> Iterator[
 
   Raises:
     FileNotFoundError: if there are no weights, or a shard is missing.
-    ValueError: if there are pickled weights alone, which are never read, or a file is malformed.
+    ValueError: if there are only pickled weights, which are never read, or a file is malformed.
   """
   directory = pathlib.Path(directory)
   with contextlib.ExitStack() as stack:
@@ -71,7 +71,7 @@ def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if pathlib.PurePath(name).name != name]
     if outside:
-      raise ValueError(f"{index} points out of its directory: {', '.join(outside)}.")
+      raise ValueError(f"{index} points outside its directory: {', '.join(outside)}.")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
       raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}.")
@@ -113,19 +113,19 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def write_directory(directory: str | os.PathLike, *, marker: str) -> Iterator[pathlib.Path]:
-  """Gives a temporary sibling to write into, which takes the directory's place at the end.
+  """Yields a temporary sibling to write into, which replaces the directory at the end.
 
   A reader finds the old directory or the new one. If the body raises, the old one stays.
 
   Args:
-    directory: the directory; files of an old one that are not written anew are gone.
-    marker: a file that an old directory must have, or else be empty, to be replaced.
+    directory: the directory; files of an old one that are not written again are removed.
+    marker: an existing directory is replaced only if it is empty or has a file of this name.
 
   Yields:
     The temporary directory.
 
   Raises:
-    FileExistsError: if there is something else under that name.
+    FileExistsError: if `directory` is anything else.
   """
   directory = pathlib.Path(directory).absolute()
   if directory.exists() and not (directory / marker).is_file() and _has_content(directory):

@@ -13,13 +13,13 @@ from flax import traverse_util
 from jaxlab.models.decoder import DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 
-# Reads a part of a tensor: its name, and a slice for each dimension.
+# Reads a part of a tensor, given its name and one slice per dimension.
 ReadTensor = Callable[[str, tuple[slice, ...]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class LeafLayout:
-  """Where a parameter lies in a checkpoint.
+  """The place of a parameter in a checkpoint.
 
   Attributes:
     shape: its shape, with the layer axis.
@@ -40,7 +40,7 @@ def params_from_hf(tensors: Mapping[str, chex.Array], config: DecoderConfig) -> 
   """Arranges named tensors as parameters.
 
   Args:
-    tensors: name -> array. GPT-2's may have the prefix `transformer.` or not; buffers that are no
+    tensors: name -> array. GPT-2's may have the prefix `transformer.` or not; buffers that are not
       parameters are skipped, and so is the output matrix of a tied model.
     config: the architecture.
 
@@ -63,7 +63,7 @@ def params_from_hf(tensors: Mapping[str, chex.Array], config: DecoderConfig) -> 
 
 
 def params_to_hf(params: chex.ArrayTree, config: DecoderConfig) -> dict[str, np.ndarray]:
-  """Names parameters as Hugging Face does, the way back.
+  """Names parameters as Hugging Face does; the inverse of `params_from_hf`.
 
   Args:
     params: parameters of the model.
@@ -81,7 +81,7 @@ def params_to_hf(params: chex.ArrayTree, config: DecoderConfig) -> dict[str, np.
 
 @functools.lru_cache(maxsize=8)
 def parameter_layout(config: DecoderConfig) -> dict[str, LeafLayout]:
-  """Where each parameter lies in a checkpoint.
+  """The place of each parameter in a checkpoint.
 
   Args:
     config: the architecture.
@@ -129,11 +129,11 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def match_tensors(found: Mapping[str, Sequence[int]], config: DecoderConfig) -> dict[str, str]:
-  """Holds the tensors of a checkpoint against an architecture.
+def match_tensors(shapes: Mapping[str, Sequence[int]], config: DecoderConfig) -> dict[str, str]:
+  """Matches the tensors of a checkpoint with an architecture.
 
   Args:
-    found: name -> shape of each tensor.
+    shapes: name -> shape of each tensor.
     config: the architecture.
 
   Returns:
@@ -143,14 +143,14 @@ def match_tensors(found: Mapping[str, Sequence[int]], config: DecoderConfig) -> 
     ValueError: if tensors are missing, unexpected or of the wrong shape; lists all of them.
   """
   expected = tensor_shapes(config)
-  names = {_canonical(name, config): name for name in found if not _is_skipped(name, config)}
+  names = {_canonical(name, config): name for name in shapes if not _is_skipped(name, config)}
   problems = []
   for name in sorted(expected.keys() - names.keys()):
     problems.append(f"missing {name} {tuple(expected[name])}")
   for name in sorted(names.keys() - expected.keys()):
-    problems.append(f"unexpected {names[name]} {tuple(found[names[name]])}")
+    problems.append(f"unexpected {names[name]} {tuple(shapes[names[name]])}")
   for name in sorted(expected.keys() & names.keys()):
-    shape = tuple(found[names[name]])
+    shape = tuple(shapes[names[name]])
     if shape != expected[name]:
       problems.append(f"{names[name]} has shape {shape}, expected {expected[name]}")
   if problems:
@@ -164,16 +164,16 @@ def read_leaf(
   dtype: np.dtype,
   index: tuple[slice, ...] | None = None,
 ) -> np.ndarray:
-  """Reads a parameter, or a part of it, a tensor at a time.
+  """Reads a parameter, or a part of it, one tensor at a time.
 
   Args:
     read: reads a part of a tensor under our name of it.
-    leaf: where the parameter lies.
+    leaf: the place of the parameter.
     dtype: type of the result.
     index: a slice for each dimension of the parameter; None is all of it.
 
   Returns:
-    The array, aligned so that a CPU device can take it as it is.
+    The array, aligned so that a CPU device can use it without a copy.
   """
   index = (slice(None),) * len(leaf.shape) if index is None else index
   bounds = [part.indices(size) for part, size in zip(index, leaf.shape)]
@@ -187,7 +187,7 @@ def read_leaf(
 
 
 def check_params(params: chex.ArrayTree, config: DecoderConfig) -> dict[str, chex.Array]:
-  """Holds parameters against an architecture.
+  """Checks parameters against an architecture.
 
   Args:
     params: nested dict of parameters.
@@ -279,7 +279,7 @@ def _is_skipped(name: str, config: DecoderConfig) -> bool:
 
 
 def _read_into(read, leaf, name, index, target) -> None:
-  """Reads one tensor's part; large ones in strips, so that little is held twice."""
+  """Reads one tensor's part; large ones in strips, to bound the temporary memory."""
   index = list(index)
   if leaf.columns is not None:
     start, stop, _ = index[-1].indices(leaf.shape[-1])

@@ -14,7 +14,7 @@ from jaxlab.models.pretrained_tensors import check_params
 def add_tokens(
   params: chex.ArrayTree, config: DecoderConfig, num_tokens: int
 ) -> tuple[chex.ArrayTree, DecoderConfig]:
-  """Adds tokens to the vocabulary, each with the mean of the rows that are there.
+  """Adds tokens to the vocabulary, each with the mean of the existing rows.
 
   The mean keeps a new token's logit near those of the others; logits of old tokens do not change.
 

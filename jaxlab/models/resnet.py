@@ -1,7 +1,7 @@
 """Residual networks for small and large images: ResNet, ResNeXt and WideResNet.
 
 Strides and paddings are those of torchvision (`resnet.ResNet`) and of the common CIFAR WideResNet,
-so that their weights give their logits (`jaxlab.models.load_vision_checkpoint`).
+so that their weights give the same logits (`jaxlab.models.load_vision_checkpoint`).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ class ResNet(nn.Module):
       times the channels).
     width: channels of the stem and of the first stage.
     groups: groups of the 3 x 3 convolutions of a bottleneck.
-    group_width: channels of a group in a stage of 64 channels, in proportion in others; 64 with one
-      group is the plain bottleneck.
+    group_width: channels of a group in a stage of 64 channels, in proportion in other stages; 64
+      with one group is the plain bottleneck.
     stem: "imagenet" (7 x 7 of stride 2 and a max-pooling) or "cifar" (3 x 3 of stride 1).
-    norm: makes the normalisation layers: `GhostBatchNorm`, `GroupNorm` or a partial of one.
+    norm: makes the normalization layers: `GhostBatchNorm`, `GroupNorm` or a partial of one.
 
   Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
   https://arxiv.org/abs/1512.03385; Xie et al., Aggregated Residual Transformations, CVPR 2017,
@@ -57,7 +57,7 @@ class ResNet(nn.Module):
 
     Args:
       inputs: images, `[b, h, w, c]`.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each stage
         (1, 2, ...).
 
@@ -65,7 +65,7 @@ class ResNet(nn.Module):
       A `ModelOutput`; the features are the last stage's channels.
 
     Raises:
-      ValueError: if `block` or `stem` is unknown, or a basic block is to have groups.
+      ValueError: if `block` or `stem` is unknown, or basic blocks are combined with groups.
     """
     check_choice("block", self.block, ("basic", "bottleneck"))
     check_choice("stem", self.stem, ("imagenet", "cifar"))
@@ -96,13 +96,13 @@ class ResNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-  """A wide residual network for small images, normalised before each convolution.
+  """A wide residual network for small images, normalized before each convolution.
 
   Attributes:
     num_classes: number k of classes.
     depth: number of layers, 6 n + 4 for n blocks in each of three stages.
     widen_factor: multiplies the stages' 16, 32 and 64 channels.
-    norm: makes the normalisation layers: `GhostBatchNorm`, `GroupNorm` or a partial of one.
+    norm: makes the normalization layers: `GhostBatchNorm`, `GroupNorm` or a partial of one.
 
   Reference: Zagoruyko & Komodakis, Wide Residual Networks, BMVC 2016,
   https://arxiv.org/abs/1605.07146.
@@ -121,7 +121,7 @@ class WideResNet(nn.Module):
 
     Args:
       inputs: images, `[b, h, w, c]`.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and after each stage
         (1, 2, 3).
 
@@ -203,7 +203,7 @@ def _classified(hidden: jax.Array, num_classes: int) -> ModelOutput:
 
 
 class _Block(nn.Module):
-  """Convolutions with normalisation after each, and a shortcut around them."""
+  """Convolutions with normalization after each, and a shortcut around them."""
 
   kind: str
   width: int
@@ -241,7 +241,7 @@ class _Block(nn.Module):
 
 
 class _PreActivationBlock(nn.Module):
-  """Normalisation, ReLU and convolution, twice, and a shortcut around them."""
+  """Normalization, ReLU and convolution, twice, and a shortcut around them."""
 
   width: int
   stride: int

@@ -21,11 +21,11 @@ class RotaryConfig:
   Attributes:
     theta: base of the wavelengths.
     rope_type: "default", "linear", "dynamic", "llama3" or "yarn".
-    factor: how much longer the context is than the one of training.
+    factor: context length over that of training.
     low_freq_factor: llama3: turns within the original context below which a frequency is divided.
     high_freq_factor: llama3: turns above which it is kept.
     original_max_positions: length of the original context.
-    attention_factor: multiplies cosine and sine; None is what the type asks for.
+    attention_factor: multiplies cosine and sine; None is the default of the type.
     beta_fast: yarn: turns above which a frequency is kept.
     beta_slow: yarn: turns below which it is divided.
 
@@ -48,10 +48,10 @@ class RotaryConfig:
 
 
 class RotaryFrequencies(NamedTuple):
-  """Angles a position, and the length of the rotated vectors.
+  """Angles per position, and the scale of the rotated vectors.
 
   Attributes:
-    inv_freq: radians a position, float32 `[head_dim / 2]`.
+    inv_freq: radians per position, float32 `[head_dim / 2]`.
     attention_factor: multiplies cosine and sine.
   """
 
@@ -77,18 +77,18 @@ def rotary_frequencies(
 
   "linear" divides all by the factor. "dynamic" raises theta once the call is longer than the
   original context. "llama3" and "yarn" divide the slow ones, keep the fast ones and blend between;
-  yarn also sharpens attention. All arguments are static: computed in float64, they are constants
-  of the program.
+  yarn also sharpens attention. All arguments are static: frequencies are computed in float64 and
+  are constants of the program.
 
   Args:
     head_dim: width d of a head, even.
     theta: base, positive.
     rope_type: "default", "linear", "dynamic", "llama3" or "yarn".
-    factor: how much longer the context is than the one of training, positive.
+    factor: context length over that of training, positive.
     low_freq_factor: llama3: original / wavelength below which a frequency is divided.
     high_freq_factor: llama3: original / wavelength above which it is kept.
     original_max_positions: length of the original context.
-    max_positions: longest position + 1 of the call, which "dynamic" looks at; None is within the
+    max_positions: longest position + 1 of the call, which "dynamic" uses; None is within the
       original context.
     attention_factor: multiplies cosine and sine; None is 1, for yarn 0.1 ln(factor) + 1.
     beta_fast: yarn: turns within the original context above which a frequency is kept.
@@ -152,19 +152,19 @@ def apply_rotary(
   *,
   attention_factor: chex.Numeric = 1.0,
 ) -> jax.Array:
-  """Turns queries or keys by their positions, so that products see position differences only.
+  """Rotates queries or keys by position, so that products depend on position differences only.
 
-  Coordinate j of the first half and coordinate j of the second make a pair, which is turned by
+  Coordinate j of the first half and coordinate j of the second make a pair, which is rotated by
   `position * inv_freq[j]`.
 
   Args:
     x: queries or keys, `[..., t, heads, d]`.
     positions: integers, `[..., t]`.
-    inv_freq: radians a position, `[d / 2]`.
+    inv_freq: radians per position, `[d / 2]`.
     attention_factor: multiplies cosine and sine.
 
   Returns:
-    The turned vectors in the dtype of `x`, `[..., t, heads, d]`; angles, cosine, sine and products
+    The rotated vectors in the dtype of `x`, `[..., t, heads, d]`; angles, cosine, sine and products
     are float32.
 
   Reference: Su et al., RoFormer, section 3.2, https://arxiv.org/abs/2104.09864.

@@ -1,4 +1,4 @@
-"""ResNets and WideResNets in the safetensors files of the PyTorch world.
+"""ResNets and WideResNets in safetensors files of PyTorch state dicts.
 
 A `ResNet` has the names of torchvision and timm (`layer1.0.conv1.weight`), a `WideResNet` those of
 the common CIFAR code (`block1.layer.0.conv1.weight`).
@@ -34,12 +34,13 @@ def load_vision_checkpoint(
     num_channels: channels of its images.
 
   Returns:
-    What `module.apply` takes: `params`, and `batch_stats` if its normalisation has them, float32.
+    What `module.apply` takes: `params`, and `batch_stats` if its normalization has them, float32.
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if it is no safetensors file, or a tensor is missing, superfluous or of the wrong
-      shape (as of a head with another number of classes); the message names it and both shapes.
+    ValueError: if it is not a safetensors file, or a tensor is missing, superfluous or of the wrong
+      shape (for example that of a head for another number of classes); the message names it and
+      both shapes.
     TypeError: if `module` is neither a `ResNet` nor a `WideResNet`.
   """
   layout = _layout(module, num_channels)
@@ -59,14 +60,14 @@ def load_vision_checkpoint(
 def save_vision_checkpoint(
   path: str | os.PathLike, module: nn.Module, variables: dict[str, chex.ArrayTree]
 ) -> None:
-  """Writes a residual network as a PyTorch state dict in a safetensors file, the way back.
+  """Writes a residual network as a PyTorch state dict in a safetensors file.
 
-  Loading gives the same numbers, bit for bit. The file is replaced in one step.
+  `load_vision_checkpoint` reads back bitwise the same numbers. The file is replaced atomically.
 
   Args:
     path: the file to write.
     module: the `ResNet` or `WideResNet`.
-    variables: its `params`, and `batch_stats` if its normalisation has them.
+    variables: its `params`, and `batch_stats` if its normalization has them.
 
   Raises:
     ValueError: if an array is missing, superfluous or of the wrong shape; the message names it and
@@ -157,7 +158,7 @@ def _axes(rank: int) -> tuple[int, ...]:
 
 
 def _check(tensors, expected, *, source) -> None:
-  """Holds tensors against the names and shapes of the architecture."""
+  """Checks tensors against the names and shapes of the architecture."""
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   for problem, some, others in (
     ("lacks", expected, shapes),

@@ -10,9 +10,9 @@ from jaxlab.models.convolution import Conv
 
 
 class ViT(nn.Module):
-  """A transformer on patches of an image, with a class token and learnt positions.
+  """A transformer on patches of an image, with a class token and learned positions.
 
-  Layers are normalised before attention and before the feed-forward part. Nothing depends on the
+  Layers are normalized before attention and before the feed-forward part. Nothing depends on the
   batch, so training and evaluation are the same.
 
   Attributes:
@@ -42,15 +42,15 @@ class ViT(nn.Module):
 
     Args:
       inputs: images, `[b, h, w, c]`.
-      train: of no consequence.
+      train: ignored.
       mix: `(layer, hidden) -> hidden`, called with the inputs (layer 0) and with the tokens
         `[b, 1 + patches, d]` after each layer.
 
     Returns:
-      A `ModelOutput`; the features are the normalised class token.
+      A `ModelOutput`; the features are the normalized class token.
 
     Raises:
-      ValueError: if the patches do not fill the images or the heads do not divide `embed_dim`.
+      ValueError: if the patches do not tile the images or the heads do not divide `embed_dim`.
     """
     del train
     chex.assert_rank(inputs, 4)

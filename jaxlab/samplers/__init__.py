@@ -1,4 +1,4 @@
-"""A key in, draws out: prior tasks, context sizes, Markov chains."""
+"""Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
 from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
 from jaxlab.samplers.contexts import context_size_probs, sample_context_size

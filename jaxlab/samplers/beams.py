@@ -52,8 +52,8 @@ def beam_search(
   A step extends every running hypothesis by every token and looks at the 2 num_beams best of these
   candidates ((1 + number of EOS) num_beams with several EOS). Those among the first num_beams that
   end, or that have `max_new_tokens`, compete for the finished pool; the num_beams best that go on
-  are the next frontier. A row stops when its pool is full and no running hypothesis can improve it,
-  as far as its present score tells. These are the rules of transformers since version 4.50.
+  are the next frontier. A row stops when its pool is full and, by its present score, no running
+  hypothesis can improve it. The rules are those of transformers since version 4.50.
 
   Args:
     decode_fns: the model.
@@ -63,18 +63,19 @@ def beam_search(
     max_new_tokens: columns of the output, at least 1.
     eos_token_id: the token that ends a hypothesis, several, or None.
     pad_token_id: what follows the end.
-    length_penalty: exponent of the length that divides the log-probability: above 0 favours long
+    length_penalty: exponent of the length that divides the log-probability: above 0 favors long
       hypotheses, 0 is the log-probability itself.
-    early_stopping: True stops a row as soon as its pool is full; False when the best running score
-      at its present length is no better than the worst of the pool; "never" takes instead, for a
-      positive `length_penalty`, the length at which that score would be best, `max_new_tokens`.
+    early_stopping: True stops a row as soon as its pool is full. False stops it once the best
+      running score, at its present length, is no better than the worst of the pool. "never" does
+      the same, but with a positive `length_penalty` it scores at `max_new_tokens`, the length that
+      gives the best score.
 
   Returns:
     The `BeamSearchOutput`.
 
   Raises:
     ValueError: if `num_beams` < 1, `max_new_tokens` < 1, `early_stopping` is none of the three, or
-      a known prompt length lies outside its range.
+      a concrete prompt length lies outside its range.
 
   Reference: Wolf et al., Transformers, EMNLP 2020, https://arxiv.org/abs/1910.03771;
   length penalty: Wu et al., Google's Neural Machine Translation System, 2016, section 7,
@@ -119,7 +120,7 @@ def beam_search(
     )
 
     scores, chosen = row_top_k(jnp.where(ends, -jnp.inf, totals), num_beams)
-    # What cannot be improved is kept as it is, even if a later hypothesis turns out better.
+    # A row that stops by this bound stays stopped, even if a later hypothesis would score better.
     longest = jnp.where(jnp.asarray(length_penalty) > 0, max_new_tokens, length)
     reach = longest if early_stopping == "never" else length
     bound = scores[:, 0] / jnp.power(reach.astype(totals.dtype), length_penalty)
@@ -145,17 +146,17 @@ def beam_search(
     last=start.tokens.reshape(shape),
     cache=start.cache,
     tokens=blank,
-    # The beams begin alike: only the first is extended, or all would stay copies of it.
+    # All beams start identical: only the first is extended, else all would remain copies of it.
     scores=none.at[:, 0].set(0.0),
     pool=_Pool(blank, none, jnp.zeros(shape, jnp.int32)),
     open_rows=jnp.ones(batch_size, bool),
   )
   pool = jax.lax.while_loop(proceed, advance, state).pool
-  found = pool.scores > -jnp.inf
+  is_filled = pool.scores > -jnp.inf
   return BeamSearchOutput(
-    tokens=jnp.where(found[..., None], pool.tokens, pad_token_id),
+    tokens=jnp.where(is_filled[..., None], pool.tokens, pad_token_id),
     scores=pool.scores,
-    lengths=jnp.where(found, pool.lengths, 0),
+    lengths=jnp.where(is_filled, pool.lengths, 0),
   )
 
 
@@ -175,7 +176,7 @@ def markov_beam_search(
   Args:
     transition_logits: scores of the next token given the last, `[v, v]`.
     start_tokens: prompts of one token, i32 `[b]`.
-    num_beams: as in `beam_search`, like all that follow.
+    num_beams: see `beam_search`.
     max_new_tokens: see `beam_search`.
     eos_token_id: see `beam_search`.
     pad_token_id: see `beam_search`.
@@ -227,13 +228,13 @@ def _best(pool: _Pool, num: int) -> _Pool:
 
 
 def _pick(values: jax.Array, indices: jax.Array) -> jax.Array:
-  """Hypotheses of each row by index: `[b, m, ...]` and `[b, k]` to `[b, k, ...]`."""
-  # Row by row for the compiler too, which could not else keep a sharded batch apart.
+  """Selects hypotheses of each row: `[b, m, ...]` and indices `[b, k]` to `[b, k, ...]`."""
+  # `vmap` over rows, so that the compiler keeps a sharded batch on its devices.
   return jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(values, indices)
 
 
 def _pick_rows(tree: chex.ArrayTree, beams: jax.Array) -> chex.ArrayTree:
-  """Rows of a flat batch of beams by beam: each leaf `[b m, ...]`, `[b, m]` to `[b m, ...]`."""
+  """Selects beams of a flat batch: each leaf `[b m, ...]` and indices `[b, m]` to `[b m, ...]`."""
 
   def pick(leaf):
     return _pick(leaf.reshape(*beams.shape, *leaf.shape[1:]), beams).reshape(leaf.shape)

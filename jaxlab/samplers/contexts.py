@@ -40,13 +40,13 @@ def context_size_probs(max_context: int, *, scheme: str = "weighted") -> chex.Ar
 def sample_context_size(
   key: chex.PRNGKey, max_context: int, *, scheme: str = "weighted", min_context: int = 0
 ) -> chex.Array:
-  """Draws one context size, to be shared by all data sets of a batch.
+  """Draws one context size for all data sets of a batch.
 
   Args:
     key: random key.
     max_context: the size drawn is below it.
     scheme: see `context_size_probs`.
-    min_context: smallest size; the probabilities of the others are renormalised.
+    min_context: smallest size; the probabilities of the others are renormalized.
 
   Returns:
     Size in `[min_context, max_context - 1]`, int32 scalar.

@@ -1,8 +1,8 @@
-"""What a decoder needs of a language model: two functions and a cache without a counter.
+"""The interface of decoders to a language model: two functions, and a cache without a counter.
 
-Prompts are padded on the right, lengths are one a row, and no row's result depends on the others,
-so that the batch may be sharded. Every decoder is one program under `jax.jit`, with the options
-that are no arrays static:
+Prompts are padded on the right, with one length per row. No row's result depends on other rows, so
+the batch may be sharded. Every decoder is one program under `jax.jit`; options that are not arrays
+are static:
 
   fns = samplers.flax_decode_fns(model, params)
   sample = jax.jit(samplers.generate_n, static_argnames=("num_samples", "max_new_tokens"))
@@ -10,9 +10,9 @@ that are no arrays static:
   answers = samplers.majority_vote(parse(output.tokens))
 
 `apply` writes the token at position q into slot q of the cache, and a query at q attends to the
-slots 0 to q and nothing else. So prompts need no mask, for whatever a pad
-token wrote is overwritten before a real query can see it; taking tokens back is lowering a row's
-length; and beams, samples of one prompt and restarts are gathers along the cache's first axis.
+slots 0 to q only. Prompts therefore need no mask: what a pad token wrote is overwritten before a
+real query can see it. Lowering a row's length removes its last tokens. Beams, samples of one prompt
+and restarts are gathers along the cache's first axis.
 """
 
 import dataclasses
@@ -44,12 +44,12 @@ class DecodeFns(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-  """A cache that holds the prompts up to their last tokens, which are to be fed next.
+  """A cache filled with each prompt except its last token, which is the next input.
 
   Attributes:
     cache: the cache, each leaf `[b, ...]`.
     tokens: the last token of each prompt, i32 `[b]`.
-    positions: where it goes, i32 `[b]`.
+    positions: the position of that token, i32 `[b]`.
   """
 
   cache: chex.ArrayTree
@@ -60,8 +60,8 @@ class Prefilled(NamedTuple):
 def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
   """The decode functions of a linen language model.
 
-  They are pytrees whose leaves are the parameters, so they may be closed over, or given to a jitted
-  function as an argument, which then serves every update of the parameters with one program::
+  They are pytrees whose leaves are the parameters. They may be closed over, or passed to a jitted
+  function as an argument, so that one compiled program serves all values of the parameters::
 
     sample = jax.jit(generate, static_argnames=("max_new_tokens", "eos_token_id"))
     fns = flax_decode_fns(model, params)
@@ -70,8 +70,8 @@ def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
   Args:
     model: a module with a method `init_cache(batch_size, max_length)` and a call
       `(tokens, positions, cache=cache)` whose output has `logits` and `cache`, the contract of
-      `DecodeFns`. If it has a method `for_decoding(params)`, this gives the module and the
-      parameters that are used.
+      `DecodeFns`. If it has a method `for_decoding(params)`, the module and parameters that this
+      returns are used instead.
     params: its parameters, what `model.init` gives under "params".
 
   Returns:
@@ -84,10 +84,10 @@ def flax_decode_fns(model: Any, params: chex.ArrayTree) -> DecodeFns:
 
 
 def table_decode_fns(transition_logits: chex.Array) -> DecodeFns:
-  """The first-order Markov model of a table, whose every quantity has a closed form.
+  """The first-order Markov model of a table, all of whose quantities have a closed form.
 
   Args:
-    transition_logits: scores of the next token given the last, `[v, v]`, a row a last token.
+    transition_logits: scores of the next token given the last, `[v, v]`, one row per last token.
 
   Returns:
     The `DecodeFns`, with an empty cache; the table is a leaf of them.
@@ -116,7 +116,7 @@ def score_sequences(
     `[b, t]`.
 
   Raises:
-    ValueError: if a known length lies outside its range.
+    ValueError: if a concrete length lies outside its range.
   """
   chex.assert_rank(tokens, 2)
   batch_size, width = jnp.shape(tokens)
@@ -145,8 +145,8 @@ def prefill(
 ) -> Prefilled:
   """Fills a new cache with prompts, all but the last token of each.
 
-  The last token of a row is left to the first step of decoding: logits are then computed at no
-  other place of the prompt, which with a large vocabulary is most of the work and of the memory.
+  The last token of each row is left to the first decoding step. No logits of the prompt are then
+  computed, which with a large vocabulary would be most of the work and of the memory.
 
   Args:
     decode_fns: the model.
@@ -158,7 +158,7 @@ def prefill(
     The `Prefilled` cache.
 
   Raises:
-    ValueError: if a known length lies outside [1, p].
+    ValueError: if a concrete length lies outside [1, p].
   """
   prompt_tokens = jnp.asarray(prompt_tokens)
   chex.assert_rank(prompt_tokens, 2)
@@ -178,11 +178,11 @@ def prefill(
 
 
 def repeat_rows(tree: chex.ArrayTree, num: int) -> chex.ArrayTree:
-  """Repeats each row of every leaf, the copies side by side.
+  """Repeats each row of every leaf; the copies are adjacent.
 
   Args:
     tree: arrays, each `[b, ...]`.
-    num: copies of a row.
+    num: copies per row.
 
   Returns:
     Arrays, each `[b num, ...]`.
@@ -191,7 +191,7 @@ def repeat_rows(tree: chex.ArrayTree, num: int) -> chex.ArrayTree:
 
 
 def next_token_logits(decode_fns: DecodeFns, start: Prefilled) -> jax.ShapeDtypeStruct:
-  """Shape and accumulation type of the logits after one token, found without computing them.
+  """Shape and accumulation type of the logits after one token, without computing them.
 
   Args:
     decode_fns: the model.
@@ -227,20 +227,20 @@ def is_any_token(tokens: chex.Array, token_ids: tuple[int, ...]) -> jax.Array:
 
   Args:
     tokens: token ids, `[...]`.
-    token_ids: the few, known when the program is built.
+    token_ids: the ids to compare with, static.
 
   Returns:
     Booleans, `[...]`.
   """
-  found = jnp.zeros(jnp.shape(tokens), bool)
+  matches = jnp.zeros(jnp.shape(tokens), bool)
   for token_id in token_ids:
-    found |= tokens == token_id
-  return found
+    matches |= tokens == token_id
+  return matches
 
 
 @dataclasses.dataclass(frozen=True)
 class _LinenInitCache:
-  """Equal for equal modules, so that a new one does not mean a new program."""
+  """Compares equal for equal modules, so that an equal module reuses the compiled program."""
 
   model: Any
 

@@ -29,7 +29,7 @@ from jaxlab.samplers.token_filters import (
 
 
 class GenerateOutput(NamedTuple):
-  """What was generated; `generate_n` has an axis of samples after the batch.
+  """Generated tokens; those of `generate_n` have a sample axis after the batch axis.
 
   Attributes:
     tokens: new tokens, the one that ended the row included, then pad; i32 `[b, t]`.
@@ -38,7 +38,7 @@ class GenerateOutput(NamedTuple):
       `[b, t]`.
     sampling_log_probs: the same under the processed logits that it was drawn from; 0 where nothing
       is drawn, at temperature 0. `[b, t]`.
-    finished: whether the row ended by itself; False where it was cut, `[b]`.
+    finished: whether the row ended by an end token or stop sequence, not by its length, `[b]`.
     logits: the model's own logits at each step, 0 after the end, `[b, t, v]`; None unless asked
       for.
   """
@@ -72,9 +72,9 @@ def generate(
 ) -> GenerateOutput:
   """Continues each prompt until it ends or has `max_new_tokens` more.
 
-  Step t draws all rows, independently, from `fold_in(key, t)`; it stops early only when all rows
-  have ended, which changes no row. The minimum of new tokens and the repetition penalty act before
-  `process_logits`, and at temperature 0 too.
+  Step t draws all rows independently with `fold_in(key, t)`. The loop stops early once all rows
+  have ended, which changes no row. `min_new_tokens` and the repetition penalty act before
+  `process_logits`, also at temperature 0.
 
   Args:
     key: random key; not used at temperature 0.
@@ -82,22 +82,22 @@ def generate(
     prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     max_new_tokens: columns of the output, at least 1.
-    temperature, top_k, top_p, min_p, typical_p: as in `process_logits`; at the exact temperature 0
-      nothing is drawn.
+    temperature, top_k, top_p, min_p, typical_p: as in `process_logits`; a temperature of exactly 0
+      is greedy decoding.
     repetition_penalty: as in `apply_repetition_penalty`, on the tokens of the prompt and those
       generated, or None.
     min_new_tokens: steps in which no EOS can be drawn.
     eos_token_id: the token that ends a row, several, or None.
-    stop_sequences: sequences of new tokens each of which ends a row, or None; they stay in it.
+    stop_sequences: sequences of new tokens, each of which ends a row and stays in it; or None.
     pad_token_id: what follows the end of a row.
-    return_logits: whether to return the logits, which with a large vocabulary are large.
+    return_logits: whether to return the logits, which take much memory with a large vocabulary.
 
   Returns:
     The `GenerateOutput`.
 
   Raises:
-    ValueError: if an option or a known prompt length lies outside its range, or a stop sequence is
-      empty.
+    ValueError: if an option or a concrete prompt length lies outside its range, or a stop sequence
+      is empty.
   """
   output = generate_n(
     key,
@@ -141,7 +141,7 @@ def generate_n(
   pad_token_id: int = 0,
   return_logits: bool = False,
 ) -> GenerateOutput:
-  """Continues each prompt `num_samples` times, the prompt read once.
+  """Continues each prompt `num_samples` times, after a single prefill.
 
   Args:
     key: random key.
@@ -157,8 +157,8 @@ def generate_n(
     The `GenerateOutput`, every leaf `[b, n, ...]`.
 
   Raises:
-    ValueError: if an option or a known prompt length lies outside its range, or a stop sequence is
-      empty.
+    ValueError: if an option or a concrete prompt length lies outside its range, or a stop sequence
+      is empty.
 
   Reference: Brown et al., Large Language Monkeys, 2024, https://arxiv.org/abs/2407.21787.
   """
@@ -274,7 +274,7 @@ def markov_greedy(
 
 
 class _Rules(NamedTuple):
-  """How a token is chosen; all static but numbers that may be traced."""
+  """How a token is chosen; static, except for numbers that may be traced."""
 
   options: SamplingOptions
   repetition_penalty: chex.Numeric | None
@@ -296,7 +296,7 @@ class _Rules(NamedTuple):
 
 
 class _Columns(NamedTuple):
-  """What is written step by step; None where it is not needed."""
+  """Outputs that are written step by step; None if not needed."""
 
   tokens: jax.Array
   log_probs: jax.Array
@@ -343,7 +343,7 @@ def _empty_columns(like, max_new_tokens, pad_token_id, rules: _Rules, with_logit
 
 
 def _write_columns(columns: _Columns, written: _Columns, step, ended) -> _Columns:
-  """Writes column `step` of each buffer, where the row goes on; the buffers are filled already."""
+  """Writes column `step` of each buffer in rows that go on; others keep the initial fill."""
 
   def write(buffer, values):
     keep = ended.reshape(-1, *[1] * (values.ndim - 1))
@@ -365,16 +365,16 @@ def _as_sequences(stop_sequences) -> tuple[tuple[int, ...], ...]:
 
 
 def _ends_with_any(recent: jax.Array, stops: tuple[tuple[int, ...], ...]) -> jax.Array:
-  found = jnp.zeros(recent.shape[:1], bool)
+  matches = jnp.zeros(recent.shape[:1], bool)
   for sequence in stops:
-    found |= jnp.all(recent[:, -len(sequence) :] == jnp.array(sequence), axis=1)
-  return found
+    matches |= jnp.all(recent[:, -len(sequence) :] == jnp.array(sequence), axis=1)
+  return matches
 
 
 def _seen_in(prompt_tokens, prompt_lengths, vocab_size: int) -> jax.Array:
-  """Which tokens occur in the prompts, padding not counted."""
+  """Which tokens occur in the prompts, padding excluded."""
   prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
   real = jnp.arange(prompt_tokens.shape[1]) < prompt_lengths[:, None]
   none = jnp.zeros((prompt_tokens.shape[0], vocab_size), bool)
-  # Row by row for the compiler too, which could not else keep a sharded batch apart.
+  # `vmap` over rows, so that the compiler keeps a sharded batch on its devices.
   return jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(none, prompt_tokens, real)

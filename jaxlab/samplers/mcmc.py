@@ -54,14 +54,14 @@ def initial_walkers(
 ) -> chex.Array:
   """Draws distinct starting points from weighted candidates.
 
-  With draws from the prior as candidates and their log-likelihoods as log-weights the walkers start
-  as an approximate posterior sample. Sampling is without replacement (Gumbel top-k), because
+  With draws from the prior as candidates and their log-likelihoods as log-weights, the walkers
+  start as an approximate posterior sample. Sampling is without replacement (Gumbel top-k), because
   walkers that coincide span no space for the ensemble to move in.
 
   Args:
     key: random key.
     candidates: candidate positions, `[m, d]`.
-    log_weights: unnormalised log-weights, `[m]`; NaN counts as -inf, and candidates of weight zero
+    log_weights: unnormalized log-weights, `[m]`; NaN counts as -inf, and candidates of weight zero
       are drawn only when the others run out.
     num_walkers: number of positions to draw, at most m.
 
@@ -98,8 +98,8 @@ def affine_invariant_mcmc(
 
   One step moves the first half of the walkers, each with a partner drawn with replacement from the
   second half, then the second half with partners from the updated first. It is one `lax.scan` that
-  stores the kept walkers only; many problems at once are a `jax.vmap` over keys, walkers and what
-  `log_prob_fn` closes over::
+  stores the kept walkers only; `jax.vmap` over keys, walkers and what `log_prob_fn` closes over
+  samples many problems at once::
 
     sample = lambda key, walkers, data: affine_invariant_mcmc(
       key, lambda theta: log_density(theta, data), walkers, num_steps=1000, burn_in=500
@@ -108,12 +108,12 @@ def affine_invariant_mcmc(
 
   Args:
     key: random key.
-    log_prob_fn: maps one position `[d]` to its unnormalised log density, a scalar; NaN counts as
-      -inf, which is never moved to (and always left for a finite value).
+    log_prob_fn: maps one position `[d]` to its unnormalized log density, a scalar; NaN counts as
+      -inf. A walker never moves to -inf, and always leaves it for a finite value.
     walkers: starting positions, `[n, d]`, not all in one hyperplane.
     num_steps: number of steps of the whole ensemble, burn-in included.
     burn_in: steps before the first block of `thin` that is kept.
-    thin: of the steps after the burn-in every `thin`-th is kept.
+    thin: every `thin`-th step after the burn-in is kept.
     stretch: the constant a > 1 of `z = ((a - 1) u + 1)^2 / a`, u uniform.
 
   Returns:

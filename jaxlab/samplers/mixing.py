@@ -19,14 +19,14 @@ def label_similarity_probabilities(
   be its own partner.
 
   Args:
-    labels: targets (or whatever shall be near), `[n, d]`.
-    bandwidth: distance of labels, in their units, beyond which partners are rare; 0 is the limit
-      of ordinary training and infinity that of mixing with anyone.
-    kernel: "gaussian", or "tophat": all partners nearer than `bandwidth` alike.
+    labels: targets, or other vectors that should be close, `[n, d]`.
+    bandwidth: distance of labels, in their units, beyond which partners are rare; as it goes to 0
+      an example mixes with itself only, as it goes to infinity with all alike.
+    kernel: "gaussian", or "tophat", equal for all partners nearer than `bandwidth`.
 
   Returns:
-    Rows that sum to 1, float32 or wider, `[n, n]`. A label with a NaN is nobody's partner, and
-    its own row is NaN.
+    Rows that sum to 1, float32 or wider, `[n, n]`. A label with a NaN is never a partner, and its
+    own row is NaN.
 
   Raises:
     ValueError: if `bandwidth` is not positive, `kernel` is unknown or `labels` is not `[n, d]`.
@@ -40,15 +40,15 @@ def label_similarity_probabilities(
 def label_similarity_logits(
   labels: chex.Array, queries: chex.Array, *, bandwidth: chex.Numeric, kernel: str = "gaussian"
 ) -> jax.Array:
-  """Unnormalised log-probabilities of partners, for some rows only.
+  """Unnormalized log-probabilities of partners, for some rows only.
 
-  The n x n table of all examples need not exist: a batch takes its own rows.
+  The n x n table of all examples is not needed: a batch computes its own rows only.
 
   Args:
     labels: targets of the candidates, `[n, d]`.
     queries: targets of the examples that look for a partner, `[q, d]`.
     bandwidth: as in `label_similarity_probabilities`.
-    kernel: as there.
+    kernel: as in `label_similarity_probabilities`.
 
   Returns:
     Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN.
@@ -67,8 +67,8 @@ def label_similarity_logits(
         f"{name} must be [rows, d] with one d for both, got shapes {labels.shape} and "
         f"{queries.shape}."
       )
-  # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows the
-  # rest; differences, because the expanded square loses near labels.
+  # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows.
+  # Explicit differences, because the expanded square loses precision for close labels.
   scaled = (queries[:, None] - labels[None]) / bandwidth
   square = jnp.sum(jnp.square(scaled), axis=-1)
   logits = -square / 2 if kernel == "gaussian" else jnp.where(square < 1, 0.0, -jnp.inf)
@@ -90,13 +90,13 @@ def sample_partners(
     labels: targets of all examples, `[n, d]`.
     indices: rows of the batch in `labels`, int `[b]`.
     bandwidth: as in `label_similarity_probabilities`.
-    kernel: as there.
+    kernel: as in `label_similarity_probabilities`.
 
   Returns:
     Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
 
   Raises:
-    ValueError: as `label_similarity_probabilities`, and if a known index lies outside [0, n).
+    ValueError: as `label_similarity_probabilities`, and if a concrete index lies outside [0, n).
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """

@@ -1,4 +1,4 @@
-"""Priors over whole data sets, to fit a network to: Gaussian processes, lines, random networks.
+"""Priors over whole data sets for prior fitting: Gaussian processes, lines, random networks.
 
 Every prior is one pure program of static shapes, so that a training step can draw its own data
 under `jit`.
@@ -26,8 +26,8 @@ class PriorBatch(NamedTuple):
 
   Attributes:
     x: inputs, `[b, T, f]`.
-    y: what a context shows, `[b, T]`.
-    targets: what a query is scored on, `[b, T]`.
+    y: values that a context shows, `[b, T]`.
+    targets: values that a query is scored on, `[b, T]`.
   """
 
   x: chex.Array
@@ -64,7 +64,7 @@ def gp_prior(
     `PriorBatch` with targets equal to `y`.
 
   Raises:
-    ValueError: if a size is below 1, `kernel` is unknown, or `equidistant` is asked of several
+    ValueError: if a size is below 1, `kernel` is unknown, or `equidistant` is set with several
       features.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.1,
@@ -124,7 +124,7 @@ def gp_hyper_prior(
     `PriorBatch` with targets equal to `y`.
 
   Raises:
-    ValueError: if a size is below 1, or a kernel is unknown or there is none.
+    ValueError: if a size is below 1, or `kernel` is empty or names an unknown kernel.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.2,
   https://arxiv.org/abs/2112.10510.
@@ -210,12 +210,12 @@ def bnn_prior(
   binary: bool = True,
   num_classes: int = 2,
 ) -> PriorBatch:
-  """Tabular data sets labelled by random noisy networks of random size.
+  """Tabular data sets labeled by random noisy networks of random size.
 
   Three linear layers with tanh before the second and third, every weight and bias normal, and
   noise added after the second and third. Number of used features, width, scale of the weights
   and of the noise, and the weights are shared by the data sets of a group; inputs and noise are
-  not. Inputs and outputs are standardised over the points of a data set; unused features are 0.
+  not. Inputs and outputs are standardized over the points of a data set; unused features are 0.
 
   Args:
     key: random key.
@@ -227,9 +227,9 @@ def bnn_prior(
       deviation.
     noise_std_gamma: shape and scale of that of the noise.
     group_size: data sets that share a network; the last group may have fewer.
-    binary: whether `y` is a class index; the standardised output of the network otherwise.
+    binary: whether `y` is a class index; the standardized output of the network otherwise.
     num_classes: with 2 the class is 1 above the (lower) median; with more, the output is cut at
-      equal quantiles and the classes are numbered in a random order of each data set's own.
+      equal quantiles and the classes are numbered in a random order per data set.
 
   Returns:
     `PriorBatch` with targets equal to `y`; class indices are floats.
@@ -258,8 +258,8 @@ def bnn_prior(
   units = jnp.arange(max_hidden) < hidden[:, None]
   network_keys = jax.random.split(network_key, num_groups)
   y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
-  x = _standardise(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
-  y = _standardise(y.reshape(-1, num_points)[:batch_size], axis=1)
+  x = _standardize(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
+  y = _standardize(y.reshape(-1, num_points)[:batch_size], axis=1)
   if binary:
     # By rank: XLA may compute y twice, and the median's own value then exceeds the median.
     ranks = jnp.argsort(jnp.argsort(y, axis=1), axis=1)
@@ -276,7 +276,8 @@ def _network_hyperparameters(
   key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
 ):
   """Used features, used units, scale of the weights and of the noise, `[num_groups]` each."""
-  # One call for all gammas, since each compiles a rejection loop; a pair of them makes a beta.
+  # One call for all gammas, since each compiles a rejection loop; two gamma variables make a beta
+  # variable.
   shapes = jnp.array([1.0, 1.6, 2.0, 4.0, weight_std_gamma[0], noise_std_gamma[0]])
   gammas = jax.random.gamma(key, shapes, (num_groups, len(shapes)))
   beta_features = gammas[:, 0] / (gammas[:, 0] + gammas[:, 1])
@@ -313,7 +314,7 @@ def _random_network(key, x, units, weight_std, noise_std):
   return linear(jnp.tanh(values) * units, third)[..., 0] + noise[..., 0]
 
 
-def _standardise(values, axis):
+def _standardize(values, axis):
   mean = jnp.mean(values, axis=axis, keepdims=True)
   std = jnp.std(values, axis=axis, keepdims=True, ddof=1)
   return (values - mean) / (std + 1e-6)

@@ -1,4 +1,4 @@
-"""Choosing among the samples of a prompt: by vote, or by score."""
+"""Selection among the samples of a prompt, by vote or by score."""
 
 from typing import NamedTuple
 
@@ -26,21 +26,22 @@ class VoteResult(NamedTuple):
 def majority_vote(
   answers: chex.Array, *, weights: chex.Array | None = None, mask: chex.Array | None = None
 ) -> VoteResult:
-  """The answer that most samples give, or that has most weight: self-consistency.
+  """Self-consistency: the answer that most samples give, or that has the most weight.
 
-  Answers are compared with one another, so that they may be any numbers, hashes say.
+  Answers are only compared for equality, so they may be any integers, for example hashes.
 
   Args:
     answers: answers of the samples, int `[..., n]`; negative ones are invalid and do not count.
-    weights: weights of the samples, not negative, `[..., n]` or what broadcasts to it; None for
-      equal ones.
-    mask: 1 or True where a sample counts, `[..., n]` or what broadcasts to it; None for all.
+    weights: weights of the samples, not negative, `[..., n]` or a shape that broadcasts to it; None
+      for equal weights.
+    mask: 1 or True where a sample counts, `[..., n]` or a shape that broadcasts to it; None for
+      all.
 
   Returns:
-    The `VoteResult`; of equal votes the answer that occurs first wins.
+    The `VoteResult`; on ties the answer that occurs first wins.
 
   Raises:
-    ValueError: if a known weight is negative.
+    ValueError: if a concrete weight is negative.
 
   Reference: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models,
   ICLR 2023, section 2,
@@ -74,7 +75,8 @@ def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Arra
 
   Args:
     scores: scores of the samples, `[..., n]`; NaN never wins over a number.
-    mask: 1 or True where a sample may be chosen, `[..., n]` or what broadcasts to it; None for all.
+    mask: 1 or True where a sample may be chosen, `[..., n]` or a shape that broadcasts to it; None
+      for all.
 
   Returns:
     Index of the first maximum, i32 `[...]`; 0 where no sample may be chosen.
@@ -85,7 +87,7 @@ def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Arra
     allowed = jnp.broadcast_to(jnp.asarray(mask) != 0, scores.shape)
   else:
     allowed = jnp.ones(scores.shape, bool)
-  # In turn the largest number, any number, whatever is allowed: -inf is a score as well.
+  # Preference: the largest number, then any number, then any allowed entry; -inf is a number too.
   best = jnp.max(jnp.where(allowed & valid, scores, -jnp.inf), axis=-1, keepdims=True)
   rank = jnp.where(allowed, jnp.where(valid, jnp.where(scores == best, 3, 2), 1), 0)
   return jnp.argmax(rank, axis=-1).astype(jnp.int32)

@@ -1,6 +1,6 @@
 """Speculative decoding: a small model drafts, the large one verifies many tokens in one call.
 
-What comes out is distributed exactly as if the large model had drawn it token by token.
+The output is distributed exactly as if the large model had drawn it token by token.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ from jaxlab.samplers.token_filters import (
 
 
 class SpeculativeVerdict(NamedTuple):
-  """How many draft tokens stand, i32 `[b]`, and what the one after them is drawn from, `[b, v]`."""
+  """Number of accepted draft tokens, i32 `[b]`, and the next token's distribution, `[b, v]`."""
 
   num_accepted: chex.Array
   next_token_probs: chex.Array
 
 
 class SpeculativeOutput(NamedTuple):
-  """What was generated, and what it cost.
+  """Generated tokens, and the number of model calls.
 
   Attributes:
     tokens: new tokens, EOS included, then pad; i32 `[b, t]`.
@@ -44,8 +44,8 @@ class SpeculativeOutput(NamedTuple):
     log_probs: log-probability of each token under the target model itself, in nats, 0 after the
       end; `[b, t]`.
     num_target_calls: rounds that the row took part in, i32 `[b]`.
-    num_accepted: draft tokens that were accepted in them, i32 `[b]`, those beyond the end of the
-      row included; over `num_draft_tokens * num_target_calls` it is the rate of acceptance.
+    num_accepted: draft tokens accepted in those rounds, i32 `[b]`, including those beyond the end
+      of the row; divided by `num_draft_tokens * num_target_calls` it is the acceptance rate.
   """
 
   tokens: chex.Array
@@ -61,10 +61,10 @@ def speculative_verify(
   target_probs: chex.Array,
   uniforms: chex.Array,
 ) -> SpeculativeVerdict:
-  """Accepts draft tokens from the left until one fails, and says what replaces it.
+  """Accepts draft tokens from the left until one fails, and gives the law of its replacement.
 
-  Token x is accepted with probability min(1, p(x) / q(x)); the first that is not is drawn again
-  from max(p - q, 0), normalised, so that it comes out with probability p in total. If all are
+  Token x is accepted with probability min(1, p(x) / q(x)); the first rejected token is drawn again
+  from max(p - q, 0), normalized, so that it comes out with probability p in total. If all are
   accepted the next token is drawn from the target's last row.
 
   Args:
@@ -91,7 +91,7 @@ def speculative_verify(
   drafted = partial(jnp.take_along_axis, indices=draft_tokens[..., None], axis=-1)
   accepted = uniforms * drafted(draft_probs)[..., 0] < drafted(target_probs[:, :-1])[..., 0]
   num_accepted = jnp.sum(jnp.cumprod(accepted, axis=1, dtype=jnp.int32), axis=1)
-  # A draft that has no mass beyond the last token leaves all of the target's there.
+  # After the last draft token the draft's distribution counts as 0: the residual is the target's.
   draft_probs = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
   place = num_accepted[:, None, None]
   target, draft = (
@@ -99,7 +99,7 @@ def speculative_verify(
   )
   rest = jnp.maximum(target - draft, 0.0)
   total = jnp.sum(rest, axis=-1, keepdims=True)
-  # Rounding may leave nothing of two distributions that are all but equal.
+  # Rounding may leave no residual of two distributions that are nearly equal.
   probs = jnp.where(total > 0, rest / jnp.where(total > 0, total, 1.0), target)
   return SpeculativeVerdict(num_accepted, probs)
 
@@ -121,7 +121,7 @@ def speculative_decode(
   eos_token_id: int | Sequence[int] | None = None,
   pad_token_id: int = 0,
 ) -> SpeculativeOutput:
-  """Continues prompts as the target model would, with one call of it for several tokens.
+  """Continues prompts as the target model would, with one target call for several tokens.
 
   A round drafts `num_draft_tokens` one by one, verifies them in one call of the target, and adds
   those accepted and one more; each row goes at its own pace. Both models' logits pass
@@ -133,7 +133,7 @@ def speculative_decode(
     draft_fns: a cheaper model of the same vocabulary.
     prompt_tokens: prompts padded on the right, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
-    num_draft_tokens: draft tokens a round, at least 1.
+    num_draft_tokens: draft tokens per round, at least 1.
     max_new_tokens: columns of the output, at least 1.
     temperature, top_k, top_p, min_p, typical_p: as in `process_logits`.
     eos_token_id: the token that ends a row, several, or None.
@@ -143,7 +143,7 @@ def speculative_decode(
     The `SpeculativeOutput`.
 
   Raises:
-    ValueError: if an option or a known prompt length lies outside its range.
+    ValueError: if an option or a concrete prompt length lies outside its range.
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
@@ -159,7 +159,7 @@ def speculative_decode(
   greedy = is_greedy(temperature)
 
   def places(positions):
-    # No row needs more, and a model may know no position beyond.
+    # No row needs later positions, and the model may not support them.
     return jnp.clip(positions, 0, max_length - 1)
 
   def choose(key, logits):
@@ -270,7 +270,7 @@ def speculative_decode(
 
 
 class _LoopState(NamedTuple):
-  """What the loop carries; `last` is the newest token, that no cache holds yet."""
+  """What the loop carries; `last` is the newest token, which no cache holds yet."""
 
   round: jax.Array
   previous: jax.Array

@@ -1,7 +1,7 @@
-"""Filters of next-token logits: what sampling must not draw becomes -inf.
+"""Filters of next-token logits: tokens that must not be sampled get -inf.
 
-Each maps `[..., v]` to `[..., v]` and they compose; `process_logits` runs them in the order that
-decoders agree on. Reductions are in float32, and a removed entry stays removed.
+Each maps `[..., v]` to `[..., v]` and they compose; `process_logits` runs them in the customary
+order. Reductions are in float32, and a removed entry stays removed.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from jaxlab.uncertainty.temperature import apply_temperature
 
 
 def filter_top_k(logits: chex.Array, *, top_k: int) -> jax.Array:
-  """Keeps the k largest logits and whatever is tied with the smallest of them.
+  """Keeps the k largest logits and all that tie with the smallest of them.
 
   Args:
     logits: scores, `[..., v]`.
@@ -46,8 +46,8 @@ def filter_top_p(
   """Keeps the nucleus: the fewest most probable tokens that hold a mass of at least `top_p`.
 
   Going up from the least probable token, those whose cumulative probability is at most 1 - top_p
-  are removed; of equal ones the lower indices go first. A `top_p` of 1 removes only what has no
-  mass.
+  are removed; on ties the lower indices are removed first. A `top_p` of 1 removes only tokens
+  without mass.
 
   Args:
     logits: scores, `[..., v]`.
@@ -71,7 +71,7 @@ def filter_top_p(
   num_removed = jnp.sum(mass <= 1.0 - top_p, axis=-1, keepdims=True)
   num_removed = jnp.minimum(num_removed, logits.shape[-1] - kept)
   threshold = jnp.take_along_axis(ascending, num_removed, axis=-1)
-  # Ranks among equal logits, so that the values alone need be sorted.
+  # Ranks ties explicitly, so that only the values are sorted.
   tied = logits == threshold
   num_tied_removed = num_removed - jnp.sum(logits < threshold, axis=-1, keepdims=True)
   first_tied = tied & (jnp.cumsum(tied, axis=-1) <= num_tied_removed)
@@ -83,7 +83,8 @@ def filter_min_p(
 ) -> jax.Array:
   """Removes tokens less than `min_p` times as probable as the most probable one.
 
-  The cut follows the model: it is strict where the model is sure and loose where it is not.
+  The threshold adapts to the model: it is strict where the model is confident, loose where it is
+  not.
 
   Args:
     logits: scores, `[..., v]`.
@@ -115,8 +116,8 @@ def filter_typical_p(
 ) -> jax.Array:
   """Keeps the tokens whose information is nearest to the entropy, up to a mass of `typical_p`.
 
-  People write neither the most probable words nor improbable ones, but those that tell about as
-  much as was to be expected.
+  Human text mostly consists of tokens whose information is close to the expected information,
+  neither of the most probable tokens nor of improbable ones.
 
   Args:
     logits: scores, `[..., v]`.
@@ -152,7 +153,7 @@ def filter_typical_p(
 def apply_repetition_penalty(
   logits: chex.Array, seen: chex.Array, *, penalty: chex.Numeric
 ) -> jax.Array:
-  """Makes the tokens that a row has seen less likely, or more with a penalty below 1.
+  """Makes tokens that a row has seen less likely; a penalty below 1 makes them more likely.
 
   Args:
     logits: scores before any temperature, `[..., v]`.
@@ -171,8 +172,8 @@ def apply_repetition_penalty(
   logits, seen = jnp.asarray(logits), jnp.asarray(seen)
   chex.assert_equal_shape([logits, seen])
   chex.assert_type(seen, bool)
-  penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
-  return jnp.where(seen, penalised.astype(logits.dtype), logits)
+  penalized = jnp.where(logits < 0, logits * penalty, logits / penalty)
+  return jnp.where(seen, penalized.astype(logits.dtype), logits)
 
 
 def process_logits(
@@ -184,13 +185,13 @@ def process_logits(
   min_p: chex.Numeric | None = None,
   typical_p: chex.Numeric | None = None,
 ) -> jax.Array:
-  """The logits that are drawn from: temperature, top-k, top-p, min-p, typical-p, in this order.
+  """Applies temperature, top-k, top-p, min-p and typical-p to logits, in this order.
 
-  Each acts on what the one before left, so that top-p sees the softmax over the survivors of top-k.
+  Each acts on what the previous one kept, so top-p uses the softmax over the survivors of top-k.
 
   Args:
     logits: scores, `[..., v]`.
-    temperature: not negative; the exact number 0 leaves the first maximum alone, its limit, and
+    temperature: not negative; exactly 0 keeps only the first maximum, which is the limit, and
       ignores the filters. A traced temperature must be positive.
     top_k, top_p, min_p, typical_p: as in `filter_top_k` and so on; None for no such filter.
 
@@ -236,7 +237,7 @@ class SamplingOptions(NamedTuple):
 
 
 def check_sampling_options(options: SamplingOptions) -> None:
-  """Raises on an option outside its range, also where greedy ignores it.
+  """Raises on an option outside its range, even if greedy decoding ignores it.
 
   Args:
     options: the options.
@@ -252,13 +253,13 @@ def check_sampling_options(options: SamplingOptions) -> None:
 
 
 def is_greedy(temperature: chex.Numeric) -> bool:
-  """Whether a temperature is known to be exactly 0, which makes another program.
+  """Whether a temperature is a concrete 0, which selects the greedy program.
 
   Args:
     temperature: a number or a traced scalar.
 
   Returns:
-    True for a known 0; a traced temperature is not looked at.
+    True for a concrete 0; False for a traced temperature.
   """
   known = not isinstance(temperature, jax.core.Tracer)
   return known and np.ndim(temperature) == 0 and float(temperature) == 0.0
@@ -270,7 +271,7 @@ def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
 
 
 def _is_among_largest(scores: jax.Array, num: int) -> jax.Array:
-  """Marks exactly `num` entries of the last axis, the lower indices first among equals."""
+  """Marks exactly `num` entries of the last axis, lower indices first on ties."""
   threshold = row_top_k(scores, num)[0][..., -1:]
   above, tied = scores > threshold, scores == threshold
   num_tied = num - jnp.sum(above, axis=-1, keepdims=True)

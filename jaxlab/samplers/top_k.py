@@ -12,16 +12,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 def row_top_k(values: chex.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """`jax.lax.top_k` that keeps a batch sharded; no gradient flows through it.
 
-  The compiler gathers all rows on every device for a plain `top_k`, though rows do not depend on
-  one another.
+  For a plain `top_k` the compiler gathers all rows on every device, although rows are independent.
 
   Args:
     values: numbers, `[..., n]`; the last axis is not sharded.
     k: how many, in [1, n].
 
   Returns:
-    The k largest in descending order and their indices, i32, both `[..., k]`; of equal values the
-    lowest index comes first.
+    The k largest in descending order and their indices, i32, both `[..., k]`; on ties the lowest
+    index comes first.
 
   Raises:
     ValueError: if k lies outside [1, n].

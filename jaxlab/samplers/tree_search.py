@@ -12,12 +12,12 @@ from jaxlab.samplers.top_k import row_top_k
 
 
 class TreeSearchResult(NamedTuple):
-  """What a search found.
+  """The result of a search.
 
   Attributes:
-    solved: whether it found a solution, bool scalar.
+    solved: whether the search reached a solution, bool scalar.
     actions: the actions that lead to it, i32 `[max_depth]`, -1 after them and where unsolved.
-    depth: how many they are, i32 scalar; 0 where unsolved.
+    depth: number of these actions, i32 scalar; 0 where unsolved.
     log_prob: their log-probability in nats, scalar; -inf where unsolved.
     num_expansions: nodes that were expanded, i32 scalar.
   """
@@ -51,7 +51,7 @@ def best_first_search(
   branching: int,
   max_depth: int,
 ) -> TreeSearchResult:
-  """Expands again and again the open node of the highest log-probability, until one is a solution.
+  """Repeatedly expands the open node of the highest log-probability, until a solution is reached.
 
   One problem, one `lax.while_loop`; `jax.vmap` over keys and roots searches many::
 
@@ -68,8 +68,8 @@ def best_first_search(
       that is open and -1 for a failure; it is mapped over actions.
     root_state: where to start, a pytree of arrays; the root is open.
     num_expansions: how many nodes may be expanded, at least 1.
-    branching: proposals of an expansion, at least 1.
-    max_depth: actions of a solution at most, at least 1; an unsolved node there is closed.
+    branching: proposals per expansion, at least 1.
+    max_depth: most actions of a solution, at least 1; an unsolved node at this depth is closed.
 
   Returns:
     The `TreeSearchResult`. Of nodes with equal log-probability the oldest is expanded, and of
@@ -155,15 +155,15 @@ def table_best_first_search(
   num_expansions: int,
   max_depth: int,
 ) -> TreeSearchResult:
-  """`best_first_search` over states that are rows of a table, every action proposed.
+  """`best_first_search` over states that are rows of a table; every action is proposed.
 
   Args:
     log_probs: log-probability of each action in each state, `[s, a]`.
     next_state: where it leads, int `[s, a]`; negative where it fails.
-    solved: whether a state is a solution, bool `[s]`; the root counts as open whatever it says.
+    solved: whether a state is a solution, bool `[s]`; the root always counts as open.
     root: the state to start from.
     num_expansions: how many nodes may be expanded, at least 1.
-    max_depth: actions of a solution at most, at least 1.
+    max_depth: most actions of a solution, at least 1.
 
   Returns:
     The `TreeSearchResult`.
@@ -202,7 +202,7 @@ def sample_without_replacement(
 ) -> DistinctDraws:
   """Draws distinct tokens one after the other, each from the softmax over those that are left.
 
-  The largest of logits perturbed with Gumbel noise are such draws, in one pass.
+  The largest of the logits after adding Gumbel noise are such draws, in one pass.
 
   Args:
     key: random key.
@@ -228,10 +228,10 @@ def sample_without_replacement(
 
 
 class _Search(NamedTuple):
-  """The tree, one row a node in the order of creation; row 0 is the root.
+  """The tree, one row per node in the order of creation; row 0 is the root.
 
-  `solution` is 0 until there is one, which the root can never be; `priority` is the log-probability
-  of open nodes and -inf of the others.
+  `solution` is 0 until there is one, since the root is never a solution; `priority` is the
+  log-probability of open nodes and -inf of the others.
   """
 
   num_expansions: jax.Array

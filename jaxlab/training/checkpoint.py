@@ -1,4 +1,4 @@
-"""Checkpoints: written in the background, whole or not at all, and checked on the way back."""
+"""Checkpoints: written atomically in the background, and verified when they are restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CorruptCheckpointError(RuntimeError):
 
 
 class Restored(NamedTuple):
-  """What a checkpoint gives back.
+  """A restored checkpoint.
 
   Attributes:
     state: the state, with the types, shardings and structure of `state_like`.
@@ -42,9 +42,9 @@ class Checkpointer:
   """Saves and restores training states in one directory.
 
   A checkpoint appears by one rename once all of it is on disk, so a kill at any moment leaves the
-  one before whole. Beside the arrays it holds the run's config, what every array should look like
-  and a fingerprint of its bits: storage that silently changes a weight is noticed. Typed and raw
-  random keys are both stored as key data. Use it as a context manager, or call `close`.
+  previous one intact. Besides the arrays it holds the run's config, and the shape, dtype and a
+  fingerprint of the bits of every array, so silent corruption is detected. Typed and raw random
+  keys are both stored as key data. Use it as a context manager, or call `close`.
 
   Several processes call every method together; process 0 owns the directory.
   """
@@ -59,10 +59,10 @@ class Checkpointer:
     """Opens the directory, or makes it.
 
     Args:
-      directory: where the checkpoints lie, one folder a step.
+      directory: where the checkpoints are, one folder per step.
       max_to_keep: number of newest checkpoints that are kept; None keeps all.
-      config: what the run was asked to do: a dataclass or anything JSON can hold. Restoring under
-        another one is an error; None leaves the config out of that comparison.
+      config: settings of the run: a dataclass or anything JSON can hold. Restoring with a different
+        config is an error; None skips this check.
 
     Raises:
       ValueError: if `max_to_keep` is below 1 or `config` is not JSON-able.
@@ -83,14 +83,14 @@ class Checkpointer:
   def save(self, step: int, state: chex.ArrayTree, data_state: Any = None) -> None:
     """Saves `state` as the checkpoint of `step`; returns once the arrays are copied to the host.
 
-    The caller may donate `state` right away; writing goes on in the background. What went wrong
-    there is raised by the next call of `save`, `restore`, `wait` or `close`.
+    The caller may donate `state` right away; writing goes on in the background. An error there is
+    raised by the next call of `save`, `restore`, `wait` or `close`.
 
     Args:
       step: number of updates done; must be past every checkpoint in the directory.
       state: any tree of arrays and random keys.
       data_state: state of the data iterator that belongs to `step` (`get_state()`): bytes, or
-        nested dicts, lists and scalars with bytes in them. Each process's own is kept.
+        nested dicts, lists and scalars with bytes in them. Each process stores its own.
 
     Raises:
       ValueError: if the directory holds a checkpoint of this step or a later one, or `data_state`
@@ -121,24 +121,24 @@ class Checkpointer:
       self._manager.save(step, args=args, force=True)
 
   def restore(self, state_like: chex.ArrayTree, *, step: int | None = None) -> Restored:
-    """Reads a checkpoint back: the newest whole one, or that of `step`.
+    """Reads a checkpoint back: the newest intact one, or that of `step`.
 
     A corrupt newest checkpoint is skipped with a warning that names it, and set aside as
     `<step>.corrupt` by the next `save`.
 
     Args:
       state_like: a state, or one of `jax.ShapeDtypeStruct`, of the wanted structure, shapes and
-        dtypes. Arrays come back with its shardings, whatever mesh they were saved from; leaves
-        that are not bound to devices come back unbound.
-      step: the step wanted; None takes the newest one that can be read.
+        dtypes. Arrays come back with its shardings, whatever mesh they were saved from; leaves that
+        are not bound to devices stay unbound.
+      step: the step to restore; None takes the newest one that can be read.
 
     Returns:
       `(state, data_state)`.
 
     Raises:
       FileNotFoundError: if there is no checkpoint, or none of `step`.
-      ValueError: if the checkpoint was made under another config, or has other shapes or dtypes;
-        names the first path that differs, with both values.
+      ValueError: if the checkpoint has a different config, or other shapes or dtypes; names the
+        first path that differs, with both values.
       CorruptCheckpointError: if the checkpoint of `step`, or every one, is corrupt.
     """
     self.wait()
@@ -159,7 +159,7 @@ class Checkpointer:
     raise CorruptCheckpointError(f"every checkpoint in {directory} is corrupt: {steps[::-1]}")
 
   def latest_step(self) -> int | None:
-    """Returns the newest step that is saved or being saved, unread; None if there is none."""
+    """Returns the newest step that is saved or being saved, without reading it; None if none is."""
     return self._manager.latest_step()
 
   def wait(self) -> None:
@@ -183,11 +183,12 @@ class Checkpointer:
     self.close()
 
   def _prepare(self, step: int) -> None:
-    """Tries the directory, and takes out of the way what killed runs and damage left in it."""
+    """Tests that the directory is writable; moves remains of killed runs and damage aside."""
     directory = self._manager.directory
     if jax.process_index() == 0:
       with _names_directory(directory):
-        # Where this fails, the background threads would wait for each other for minutes.
+        # Tested here, since on failure the background threads would wait for each other for
+        # minutes.
         probe = directory / f"{step}.probe"
         probe.write_text("can this directory be written to?")
         probe.unlink()
@@ -221,8 +222,8 @@ class Checkpointer:
     with _marks_corrupt(name):
       target = ocp.args.StandardRestore(jax.tree.map(_target, state_like))
       stored = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
-      found = _fingerprints(stored)
-      for path, written, read in zip(record["leaves"], record["fingerprints"], found):
+      fingerprints = _fingerprints(stored)
+      for path, written, read in zip(record["leaves"], record["fingerprints"], fingerprints):
         if written != read:
           raise ValueError(f"{path} is not what was written")
     impls = iter(record["key_impls"])
@@ -246,7 +247,7 @@ def _marks_corrupt(name: str) -> Iterator[None]:
     yield
   except Exception as error:
     problem = error
-  # All processes must agree, or some would go on to an older checkpoint than others.
+  # All processes must agree, or some would restore an older checkpoint than others.
   if jax.process_count() > 1 and not multihost_utils.process_allgather(problem is None).all():
     problem = problem or RuntimeError("another process could not read it")
   if problem is not None:
@@ -262,11 +263,11 @@ def _raise_if_different(name: str, saved: Mapping[str, str], given: Mapping[str,
   for path in dict.fromkeys([*given, *saved]):
     there, here = saved.get(path, "absent"), given.get(path, "absent")
     if there != here:
-      raise ValueError(f"{name} is of another run: {path} is {there} there, {here} here")
+      raise ValueError(f"{name} differs: {path} is {there} in the checkpoint, {here} here")
 
 
 def _descriptions(state: chex.ArrayTree) -> dict[str, str]:
-  """Names every leaf by its path and says its dtype and shape, as in `float32[3,4]`."""
+  """Maps the path of every leaf to its dtype and shape, as in `float32[3,4]`."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): (
       f"{_dtype(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
@@ -286,13 +287,13 @@ def _is_key(leaf: Any) -> bool:
 def _storable(leaf: Any) -> jax.Array | np.ndarray:
   if _is_key(leaf):
     leaf = jax.random.key_data(leaf)
-  # An array that one process alone holds is everybody's copy of the same numbers.
+  # An array held by one process alone is its copy of values that are equal in all processes.
   local = jax.process_count() > 1 and getattr(leaf, "is_fully_addressable", True)
   return leaf if isinstance(leaf, jax.Array) and not local else np.asarray(leaf)
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
-  """Says how to restore a leaf: onto its devices, or, if it is bound to none, into host memory."""
+  """How to restore a leaf: onto its devices, or, if it is bound to none, into host memory."""
   sharding = getattr(leaf, "sharding", None)
   bound = sharding is not None and getattr(leaf, "committed", True)
   if jax.process_count() > 1 and bound:
@@ -318,10 +319,10 @@ def _fingerprints(tree: chex.ArrayTree) -> list[int]:
 
 @jax.jit
 def _fingerprint(x: jax.Array) -> jax.Array:
-  """Sums an array's words, each times an odd number of its place, modulo 2^32.
+  """Sums an array's words modulo 2^32, each times an odd factor that depends on its position.
 
-  Any change of one word shows, since an odd factor has an inverse; being a sum of integers, the
-  result does not depend on how the array is sharded, and no device needs more than its part.
+  Any change of one word changes the sum, since odd factors are invertible. An integer sum does not
+  depend on the sharding, and each device needs only its part.
   """
   if jnp.issubdtype(x.dtype, jnp.complexfloating):
     x = jnp.stack([x.real, x.imag], axis=-1)
@@ -398,4 +399,4 @@ def _of_this_process(name: str, states: list[str]) -> str:
     return states[jax.process_index()]
   if len(set(states)) == 1:
     return states[0]
-  raise ValueError(f"{name} is of another run: {len(states)} processes there, {count} here")
+  raise ValueError(f"{name} differs: {len(states)} processes in the checkpoint, {count} here")

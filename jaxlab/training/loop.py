@@ -1,4 +1,4 @@
-"""The training loop: runs to a number of steps, can be killed at any moment, and goes on."""
+"""The training loop: runs to a number of steps, may be killed at any moment, and resumes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import Writer, write_all
 
-# What must be finite for training to go on.
+# Metrics that must be finite for training to continue.
 _WATCHED = ("loss", "grad_norm")
-# How far the host may run ahead: the batches of calls in flight take memory, the device needs few.
+# Calls that the host may queue ahead: their batches take memory, and the device needs few.
 _CALLS_IN_FLIGHT = 32
 
 
@@ -88,26 +88,27 @@ def fit(
 ) -> FitResult:
   """Trains until `state.step` is `num_steps`.
 
-  Metrics stay on the device until something looks at them (a row, an evaluation, a checkpoint), and
-  the host runs ahead in between. A row holds the mean of every metric over the steps since the
-  last one, and evaluations under `eval/<name>`; the last step always gives a row. With several
-  steps a call, what is due within a call happens at its end.
+  Metrics stay on the device until they are read (for a row, an evaluation or a checkpoint), and the
+  host runs ahead in between. A row holds the mean of every metric over the steps since the last
+  row, and evaluations under `eval/<name>`; the last step always writes a row. With several steps
+  per call, what is due within a call happens at its end.
 
-  `fit` saves but does not restore: see `resume`. A resumed run repeats the unbroken one bitwise; so
-  do its rows if `save_every` is a multiple of `log_every`, else the first averages fewer steps.
+  `fit` saves but does not restore: see `resume`. A resumed run is bitwise equal to an uninterrupted
+  one. So are its rows if `save_every` is a multiple of `log_every`; else the first row averages
+  fewer steps.
 
   The first SIGTERM or SIGINT lets the current call finish, saves and raises `Interrupted`; a second
-  one acts as it would have before. Signals reach `fit` in the main thread only. Several processes
-  stop together, at the first row after any of them got the signal.
+  one has its previous effect. Signals reach `fit` in the main thread only. Several processes stop
+  together, at the first row after any of them got the signal.
 
   Args:
     state: where to start; its buffers are donated to `update` if that donates.
     update: `(state, batch) -> (state, metrics)`, each call adding `steps_per_call` to `state.step`.
-    batches: yields one batch a call, with a leading axis `steps_per_call` if that is above 1. If
+    batches: yields one batch per call, with a leading axis `steps_per_call` if that is above 1. If
       its iterator has `get_state`, that is saved with every checkpoint. NumPy arrays must not be
       written to once they are yielded: on CPU the device may read them in place, later.
-    num_steps: total number of updates, those before `state` included; a state that is there
-      already comes back as it is.
+    num_steps: total number of updates, including those before `state`; a state already at
+      `num_steps` is returned unchanged.
     steps_per_call: updates that one call of `update` makes; metrics then have this leading axis.
     log_every: steps between rows.
     eval_every: steps between evaluations; None evaluates at the end only.
@@ -180,20 +181,19 @@ def resume(
   *,
   writers: Sequence[Writer] = (),
 ) -> TrainState:
-  """Puts state, data iterator and writers where the newest checkpoint left them.
+  """Restores state, data iterator and writers from the newest checkpoint.
 
-  Without a checkpoint the state comes back as it is, so a program calls this whether it starts or
-  goes on.
+  Without a checkpoint it returns the state unchanged, so a program can always call it at its start.
 
   Args:
-    checkpointer: where to look.
-    state: a fresh state, which gives structure, shapes and shardings.
+    checkpointer: where checkpoints are.
+    state: an initial state, which gives structure, shapes and shardings.
     batches: the data iterator that `fit` will get; its `set_state` is called with what was saved.
       None leaves the data alone.
-    writers: those that have `truncate` drop what they hold past the state's step.
+    writers: those that have `truncate` drop their rows past the state's step.
 
   Returns:
-    The state to go on with.
+    The state to continue from.
 
   Raises:
     ValueError: if only one of iterator and checkpoint has a data state, and what `restore` raises.
@@ -234,7 +234,7 @@ def _check_arguments(
 
 
 def _save(checkpointer: Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
-  # Finite losses do not promise finite parameters: the last optimizer step may have overflowed.
+  # Finite losses do not imply finite parameters: the last optimizer step may have overflowed.
   if not _all_finite(state.params):
     raise NonFiniteLossError(step - 1, "params", math.nan)
   data_state = iterator.get_state() if hasattr(iterator, "get_state") else None
@@ -268,7 +268,7 @@ class _Window:
       jax.block_until_ready(self._device[-_CALLS_IN_FLIGHT - 1])
 
   def fetch(self, step: int) -> None:
-    """Moves what is new to the host and checks it; `step` is the number of updates done."""
+    """Moves new metrics to the host and checks them; `step` is the number of updates done."""
     if not self._device:
       return
     fetched = jax.device_get(self._device)
@@ -296,7 +296,7 @@ class _Window:
 
 
 class _StopSignals:
-  """Notes the first SIGTERM or SIGINT instead of dying of it."""
+  """Records the first SIGTERM or SIGINT, which then does not end the process."""
 
   def __init__(self):
     self.signum: int | None = None
@@ -313,7 +313,7 @@ class _StopSignals:
     self._restore()
 
   def requested(self, *, agree: bool) -> bool:
-    """Says whether to stop; processes compare notes only where all of them `agree` to."""
+    """Whether to stop; several processes decide together, in calls where all pass `agree`."""
     if jax.process_count() > 1:
       if not agree:
         return False

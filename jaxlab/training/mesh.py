@@ -1,4 +1,4 @@
-"""Device meshes: who holds which piece of parameters and batches."""
+"""Device meshes: which device holds which piece of parameters and batches."""
 
 import math
 import os
@@ -18,12 +18,12 @@ _DATA = "data"
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
   """Arranges the devices of all processes in a named grid.
 
-  All axes are automatic: the compiler moves what a `model` axis shards, and only the code that
-  binds an axis by name (`data` in the update) says what moves over it.
+  All axes are automatic: the compiler inserts the communication over a `model` axis. Only code that
+  binds an axis by name (`data` in the update) communicates over it explicitly.
 
   Args:
-    axes: axis name -> number of devices, in order, for example `{"data": -1, "model": 2}`. One
-      size may be -1: it takes what is left. Without it the first devices are used.
+    axes: axis name -> number of devices, in order, for example `{"data": -1, "model": 2}`. One size
+      may be -1: it takes the remaining devices. Without it the first devices are used.
 
   Returns:
     The mesh.
@@ -39,7 +39,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
   taken = math.prod(size for size in sizes.values() if size != -1)
   if free:
     if len(devices) % taken:
-      raise ValueError(f"axes {sizes} leave no whole number: {len(devices)} devices / {taken}")
+      raise ValueError(f"axes {sizes} do not divide the devices: {len(devices)} devices / {taken}")
     sizes[free[0]] = len(devices) // taken
     taken = len(devices)
   if taken > len(devices):
@@ -61,14 +61,14 @@ def shard_params(
     params: pytree of arrays, the same values in every process.
     mesh: the mesh.
     rules: pairs of a regular expression, searched for in the path (`layer_0/attention/kernel`),
-      and the spec of the leaves it finds. The first that matches wins; no match = replicated.
+      and the spec of the leaves it matches. The first match wins; a leaf without one is replicated.
 
   Returns:
     `params` with every leaf on the mesh.
 
   Raises:
     ValueError: if a spec names an axis the mesh lacks or is longer than a leaf has dimensions,
-      or if a dimension does not divide by its axis.
+      or if a dimension is not divisible by its axis.
   """
   for pattern, spec in rules:
     unknown = [axis for entry in spec for axis in _axes(entry) if axis not in mesh.shape]
@@ -87,7 +87,7 @@ def shard_params(
       pieces = math.prod(mesh.shape[axis] for axis in _axes(entry))
       if size % pieces:
         raise ValueError(
-          f"{name} of shape {shape}: dimension {size} does not divide by axis {entry!r} of size "
+          f"{name} of shape {shape}: dimension {size} is not divisible by axis {entry!r} of size "
           f"{pieces}"
         )
     return _place(leaf, NamedSharding(mesh, spec))
@@ -114,14 +114,14 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def on_mesh(x: Any, mesh: Mesh) -> bool:
-  """Tells whether an array lies on a mesh already.
+  """Whether an array is already on a mesh.
 
   Args:
     x: any value.
     mesh: the mesh.
 
   Returns:
-    True for an array (or `jax.ShapeDtypeStruct`) with a named sharding over this very mesh.
+    True for an array (or `jax.ShapeDtypeStruct`) with a named sharding over exactly this mesh.
   """
   sharding = getattr(x, "sharding", None)
   return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
@@ -166,16 +166,16 @@ def shard_batch(batch: chex.ArrayTree, mesh: Mesh, *, axis: int = 0) -> chex.Arr
   """Spreads a batch over the axis `data`.
 
   Args:
-    batch: pytree of arrays with b rows each: the rows of this process, which need not hold the
-      others. Leaves that lie on the mesh already are returned as they are.
+    batch: pytree of arrays with b rows each: the rows of this process only. Leaves that are already
+      on the mesh are returned as they are.
     mesh: a mesh with an axis `data`.
-    axis: the dimension that counts rows; 1 when a leading one counts steps.
+    axis: the dimension of rows; 1 if the leading dimension counts steps.
 
   Returns:
     Global arrays, sharded over `data` along `axis` and replicated over the other mesh axes.
 
   Raises:
-    ValueError: if the rows of a leaf do not divide by the size of the `data` axis.
+    ValueError: if the rows of a leaf are not divisible by the size of the `data` axis.
   """
   pieces = local_data_size(mesh)
   sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, _DATA))
@@ -185,10 +185,12 @@ def shard_batch(batch: chex.ArrayTree, mesh: Mesh, *, axis: int = 0) -> chex.Arr
       return x
     shape = np.shape(x)
     if len(shape) <= axis:
-      raise ValueError(f"a leaf of the batch has shape {shape} and so no dimension {axis} of rows")
+      raise ValueError(
+        f"a leaf of the batch has shape {shape}, which lacks the row dimension {axis}"
+      )
     if shape[axis] % pieces:
       raise ValueError(
-        f"a batch of {shape[axis]} rows does not divide by the {pieces} devices of axis {_DATA!r}"
+        f"a batch of {shape[axis]} rows is not divisible by the {pieces} devices of axis {_DATA!r}"
       )
     if sharding.is_fully_addressable:
       return jax.device_put(x, sharding)
@@ -216,16 +218,16 @@ def data_parallel(
     mesh: the mesh.
     axis_name: the axis over which leading dimensions are split.
     replicated_argnums: positions of the arguments that every device sees whole.
-    sharded_outputs: False: outputs are the same on all devices, which `fn` must see to by
-      collectives (nothing checks it: the first device's are taken). True: the devices' outputs
-      are concatenated along their leading dimension.
+    sharded_outputs: False: outputs are equal on all devices. `fn` must ensure this by collectives;
+      it is not checked, and the first device's outputs are taken. True: the devices' outputs are
+      concatenated along their leading dimension.
 
   Returns:
     A jitted function of global arguments.
 
   Raises:
-    ValueError: if the mesh lacks `axis_name`; on a call, if a leading dimension does not divide
-      by the axis.
+    ValueError: if the mesh lacks `axis_name`; on a call, if a leading dimension is not divisible by
+      the axis.
   """
   if axis_name not in mesh.shape:
     raise ValueError(f"axis_name {axis_name!r} is not an axis of the mesh {tuple(mesh.shape)}")
@@ -239,7 +241,7 @@ def data_parallel(
       for leaf in () if i in replicated else jax.tree.leaves(arg):
         if leaf.ndim == 0 or leaf.shape[0] % size:
           raise ValueError(
-            f"argument {i}: leading dimension of shape {leaf.shape} does not divide by the {size} "
+            f"argument {i}: leading dimension of shape {leaf.shape} is not divisible by the {size} "
             f"devices of axis {axis_name!r}"
           )
     return jax.shard_map(
@@ -261,8 +263,8 @@ def initialize_multihost(
 ) -> None:
   """Joins the processes of a run on several hosts; call it before anything touches a device.
 
-  What is not given is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-  `JAX_PROCESS_ID`. With nothing given at all JAX asks the cluster (TPU pods, Slurm, MPI).
+  Arguments that are None are read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+  `JAX_PROCESS_ID`. If none of the three is given, JAX queries the cluster (TPU pods, Slurm, MPI).
 
   Args:
     coordinator: `host:port` of process 0.
@@ -270,8 +272,8 @@ def initialize_multihost(
     process_id: index of this process.
 
   Raises:
-    ValueError: if some of the three are known and others not, or if they contradict each other.
-    RuntimeError: if nothing is given and JAX finds no cluster.
+    ValueError: if only some of the three are given, or if they contradict each other.
+    RuntimeError: if none is given and JAX finds no cluster.
   """
   coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
   num_processes = _from_environment(num_processes, "JAX_NUM_PROCESSES")
@@ -289,7 +291,7 @@ def initialize_multihost(
       raise RuntimeError(f"no cluster found; give {', '.join(known)}") from error
     return
   if missing:
-    raise ValueError(f"several hosts need also {' and '.join(missing)}")
+    raise ValueError(f"a run on several hosts also needs {' and '.join(missing)}")
   if not 0 <= process_id < num_processes:
     raise ValueError(f"process_id {process_id} lies outside [0, num_processes {num_processes})")
   jax.distributed.initialize(coordinator, num_processes, process_id)

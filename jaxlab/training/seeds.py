@@ -25,18 +25,18 @@ def over_seeds(
 ) -> chex.ArrayTree:
   """Runs an experiment for many keys: `[run_fn(k) for k in split(key, num_seeds)]`, stacked.
 
-  With `arguments` each run gets its own part of them as well: its data, or a point of a grid.
+  With `arguments` each run also gets its own row of them: its data, or a point of a grid.
 
-  For experiments so small that one seed does not fill the machine. Seeds are spread over devices;
-  those of one device run in sequence, which on CPU beats running them vmapped (one seed's arrays
-  stay in cache, and convolutions with a weight per seed are slow). Where the devices do not divide
-  the seeds, some devices run a seed for nothing.
+  This is for experiments too small for one seed to fill the machine. Seeds are spread over devices;
+  those of one device run in sequence, which on CPU is faster than `vmap` (one seed's arrays stay in
+  cache, and convolutions with one kernel per seed are slow). If the number of seeds is not
+  divisible by the number of devices, some devices run a seed whose result is dropped.
 
   Args:
     key: random key, split into one per seed.
     run_fn: the whole experiment, `key -> pytree of arrays`, or `(key, argument) -> ...`: traceable,
-      and using no mesh of its own (`build_update` without a mesh is fine). Give the same function
-      object again to compile once.
+      and using no mesh of its own (`build_update` without a mesh is fine). Pass the same function
+      object again to avoid recompilation.
     num_seeds: number n of seeds.
     arguments: pytree of arrays `[n, ...]`; run i gets row i of every leaf.
     mesh: mesh whose `data` axis the seeds are spread over. None: all devices of this process, or
@@ -66,7 +66,7 @@ def over_seeds(
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _run(key, arguments, run_fn, num_seeds, mesh, axis):
-  """One program; all but the arrays is static, so that a second call finds it compiled."""
+  """One program; everything but the arrays is static, so a second call does not recompile."""
   per_device = -(-num_seeds // mesh.shape[axis])
   rows = jnp.arange(per_device * mesh.shape[axis]) % num_seeds
   keys = jax.random.split(key, num_seeds)

@@ -10,14 +10,14 @@ import optax
 
 
 class TrainState(NamedTuple):
-  """All that a run needs to go on: what a checkpoint holds, and nothing else.
+  """All that a run needs to resume: exactly what a checkpoint holds.
 
   Attributes:
     step: number of updates done, int32 `[]`.
     params: the parameters.
     opt_state: state of the optimizer.
     model_state: what the model carries besides parameters (batch statistics), or None.
-    key: the run's random key; it never changes, every step derives its own from it.
+    key: the run's random key; it never changes; every step derives its own key from it.
   """
 
   step: jax.Array

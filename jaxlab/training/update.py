@@ -1,4 +1,4 @@
-"""One jitted step: the same numbers for any number of devices, micro-batches and steps a call."""
+"""One jitted step: the same numbers for any number of devices, micro-batches and steps per call."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,8 +27,8 @@ class LossOutput(NamedTuple):
 
   Attributes:
     values: losses of single elements (examples, or tokens), `[...]`.
-    weights: how much each counts, the shape of `values`, or None for ones. They are constants: no
-      gradient flows into them. An element of weight 0 counts for nothing, even if not finite.
+    weights: weight of each element, in the shape of `values`; None for ones. They are constants: no
+      gradient flows into them. An element of weight 0 is ignored, even if it is not finite.
     model_state: the new model state, or None to keep the old one.
     metrics: name -> array of the shape of `values` (averaged with `weights`) or a scalar (plain
       mean over micro-batches and devices).
@@ -54,42 +54,42 @@ def build_update(
   """Builds the training step.
 
   The objective is `sum(values * weights) / sum(weights)` over the global batch: numerators and
-  denominators of micro-batches and devices are summed apart and divided once, so how a batch is
-  cut never changes the gradient, however the weights fall. One all-reduce a step moves the
-  gradient, in float32, and a few scalars. A batch whose weights sum to 0 gives loss 0 and
-  gradient 0, and the optimizer still runs.
+  denominators are summed separately over micro-batches and devices and divided once, so the
+  gradient does not depend on how the batch is split, for any weights. One all-reduce per step
+  communicates the gradient, in float32, and a few scalars. A batch whose weights sum to 0 gives
+  loss 0 and gradient 0, and the optimizer still runs.
 
   The step's key is `fold_in(state.key, state.step)`, that of micro-batch i `fold_in(step_key, i)`,
   and on device d > 0 of the axis `data` once more `fold_in(., d)`, so that devices draw different
-  noise. Randomness in the loss therefore depends on how the batch is cut; nothing else does.
+  noise. Randomness in the loss therefore depends on how the batch is split; nothing else does.
 
   Inside `loss_fn` the axis name "data" is bound: `nn.BatchNorm(axis_name="data")` sees the whole
   micro-batch of all devices. Floating leaves of the model state are averaged over devices at the
-  end of a step; others must be the same on all.
+  end of a step; other leaves must be equal on all devices.
 
   Args:
     loss_fn: `(params, model_state, batch, key) -> LossOutput`.
-    optimizer: the gradient transformation whose state `init_state` made. Gradients reach it in the
-      parameters' dtypes, after accumulation in float32 at least; the loss as `value`, for those
-      that take it (`optax.contrib.reduce_on_plateau`).
+    optimizer: the gradient transformation whose state `init_state` made. It gets gradients in the
+      parameters' dtypes, accumulated in float32 at least, and the loss as `value` if it takes one
+      (`optax.contrib.reduce_on_plateau`).
     mesh: mesh with an axis `data` over which batches are split; parameters keep their sharding
       over the other axes. None: one device, and then the step may itself be transformed (`vmap`
       over seeds, `jit`, `scan`).
-    accumulate: number k of micro-batches; the rows of a device are cut into k pieces, in order.
+    accumulate: number k of micro-batches; the rows of a device are split into k pieces, in order.
     steps_per_call: number s of updates in one program. For s > 1 batches and metrics have a
       leading axis s.
 
   Returns:
     `update(state, batch) -> (state, metrics)`. `state` is donated. Leaves of `batch` have b rows
     and are NumPy arrays (with several processes: this process's rows), which the update spreads
-    over the mesh, or global arrays. `metrics` holds float32 scalars: `loss`, `grad_norm` (global
-    norm before the optimizer), `weight` (sum of weights) and those of `loss_fn`.
-    `update.lower(state, batch)` is that of `jax.jit`; it takes `jax.ShapeDtypeStruct` too.
+    over the mesh, or global arrays. `metrics` are float32 scalars: `loss`, `grad_norm` (global norm
+    before the optimizer), `weight` (sum of weights) and those of `loss_fn`. `update.lower(state,
+    batch)` is that of `jax.jit`; it takes `jax.ShapeDtypeStruct` too.
 
   Raises:
     ValueError: if `accumulate` or `steps_per_call` is not positive or the mesh has no axis `data`;
-      on a call, if b does not divide by devices and micro-batches, if `steps_per_call` is not the
-      leading axis, or if metrics or model state of `loss_fn` do not fit.
+      on a call, if b is not divisible by devices times micro-batches, if `steps_per_call` is not
+      the leading axis, or if metrics or model state of `loss_fn` do not fit.
   """
   check_at_least(1, accumulate=accumulate, steps_per_call=steps_per_call)
   optimizer = optax.with_extra_args_support(optimizer)
@@ -97,7 +97,7 @@ def build_update(
   row_axis = int(steps_per_call > 1)
 
   def numerator(params, model_state, batch, key):
-    """The weighted sum of losses of one micro-batch; besides it all sums and the model state."""
+    """The weighted sum of losses of one micro-batch, with all sums and the model state as aux."""
     output = loss_fn(params, model_state, batch, key)
     sums = _sum(output)
     return sums.weighted["loss"], (sums, _next_model_state(model_state, output))
@@ -175,7 +175,7 @@ class _Sums(NamedTuple):
 
 
 def _sum(output: LossOutput, row_weights: jax.Array | None = None) -> _Sums:
-  """Sums a loss function's output over its elements, rows weighted once more if asked."""
+  """Sums a loss function's output over its elements, with optional extra weights of rows."""
   if not isinstance(output, LossOutput):
     raise TypeError(f"loss_fn must return a LossOutput, got {type(output).__name__}")
   values = jnp.asarray(output.values)
@@ -191,7 +191,7 @@ def _sum(output: LossOutput, row_weights: jax.Array | None = None) -> _Sums:
     weights *= row_weights.reshape(-1, *(1,) * (values.ndim - 1))
 
   def weighted(x):
-    # What a mask hides need not be finite, and 0 * inf is not 0.
+    # Masked values may be non-finite, and 0 * inf is not 0.
     return jnp.sum(jnp.where(weights != 0, _widen(x), 0) * weights)
 
   sums = _Sums(weights.sum(), {"loss": weighted(values)}, {})
@@ -212,7 +212,7 @@ def _sum(output: LossOutput, row_weights: jax.Array | None = None) -> _Sums:
 
 
 def _averages(sums: _Sums, count: int, xp: Any = jnp) -> dict[str, jax.Array]:
-  """Metrics from global sums: one division each, whatever the cuts."""
+  """Metrics from global sums: one division each, however the batch was split."""
   weighted = {name: _divide(x, sums.weight, xp) for name, x in sums.weighted.items()}
   return weighted | {name: x / count for name, x in sums.plain.items()} | {"weight": sums.weight}
 
@@ -240,7 +240,7 @@ def _next_model_state(old: Any, output: LossOutput) -> Any:
 
 
 def _key(key: chex.PRNGKey, index: Any, devices: int) -> chex.PRNGKey:
-  """Key of a micro-batch on a device; device 0 has the key that one device alone would have."""
+  """Key of a micro-batch on a device; device 0 has the key of a run on one device."""
   key = jax.random.fold_in(key, index)
   if devices == 1:
     return key
@@ -262,16 +262,16 @@ def _check_rows(shape: tuple[int, ...], steps: int, devices: int, accumulate: in
     raise ValueError("a leaf of the batch has no axis of rows")
   if shape[0] % (devices * accumulate):
     raise ValueError(
-      f"a batch of {shape[0]} rows does not divide by {devices * accumulate}: {devices} devices x "
+      f"a batch of {shape[0]} rows is not divisible by {devices * accumulate}: {devices} devices x "
       f"accumulate {accumulate}"
     )
 
 
 def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> Callable[..., Any]:
-  """Binds "data" around `fn(whole, rows)`, whose results all devices share."""
+  """Binds the axis "data" around `fn(whole, rows)`; results are equal on all devices."""
   if _data_size(mesh) == 1:
-    # An axis of one, with nothing mapped over it: collectives over it are the identity. On a mesh
-    # the compiler could not reduce over it beside another axis, which stays its own to move.
+    # An axis of size one with nothing mapped over it: collectives over it are the identity. In a
+    # `shard_map` the compiler could not reduce over it beside an automatic axis.
     return jax.vmap(fn, in_axes=None, out_axes=None, axis_name=_DATA, axis_size=1)
   rows = PartitionSpec(*(None,) * row_axis, _DATA)
   return jax.shard_map(
@@ -280,13 +280,13 @@ def _over_data(fn: Callable[..., Any], mesh: Mesh | None, row_axis: int = 0) -> 
     in_specs=(PartitionSpec(), rows),
     out_specs=PartitionSpec(),
     axis_names={_DATA},
-    # With the check on, `grad` would sum over devices by itself, once a micro-batch.
+    # With the check on, `grad` itself would sum over devices, once per micro-batch.
     check_vma=False,
   )
 
 
 def _pinned(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[[TrainState], Any]:
-  """`state -> jitted fn` whose new state lies where that one did, so that it compiles once."""
+  """`state -> jitted fn` whose new state keeps the shardings of `state`, so it compiles once."""
   free = jax.jit(fn, donate_argnums=0)
   if mesh is None:
     return lambda state: free
@@ -308,7 +308,7 @@ def _pinned(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[[TrainState],
 
 
 def _placed(state: TrainState, mesh: Mesh | None) -> TrainState:
-  """Replicates what is not on the mesh yet; a look at one leaf tells that nothing is to do."""
+  """Replicates leaves that are not on the mesh yet; if `state.step` is, all leaves are."""
   if mesh is None or meshes.on_mesh(state.step, mesh):
     return state
   return jax.tree.map(lambda x: x if meshes.on_mesh(x, mesh) else meshes.replicate(x, mesh), state)
@@ -319,10 +319,10 @@ def build_evaluate(
 ) -> Callable[[TrainState, Iterable[chex.ArrayTree]], dict[str, float]]:
   """Builds an evaluation over an epoch with exact weighted means.
 
-  Sums of numerators and denominators are added up over batches in float64 and divided once.
-  Batches shorter than the first, or that do not divide by the `data` axis, are padded with copies
-  of their first row of weight 0, so that one program serves all. The key of batch i depends on
-  the run's key and i alone: the same parameters give the same result at any step.
+  Numerators and denominators are summed over batches in float64 and divided once. Batches that are
+  shorter than the first or not divisible by the `data` axis are padded with copies of their first
+  row at weight 0, so that one program serves all. The key of batch i depends on the run's key and i
+  alone: the same parameters give the same result at any step.
 
   Args:
     loss_fn: as for `build_update`, with `values` whose leading axis is the batch's rows; the model

@@ -1,8 +1,8 @@
 """Metric writers: where the numbers of a run go.
 
 A writer is anything with `write(step, metrics)` and `close()`. One that keeps a record on disk may
-also have `truncate(step)`, which drops what lies past `step`: a resumed run calls it, so that the
-steps it takes again do not stand there twice.
+also have `truncate(step)`, which drops what lies past `step`: a resumed run calls it, so that
+repeated steps are not recorded twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Writer(Protocol):
-  """What the loop asks of a metric writer."""
+  """The interface of a metric writer."""
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Records `metrics` (plain floats) under `step` (updates done so far)."""
@@ -32,12 +32,13 @@ class Writer(Protocol):
 
 
 def write_all(writers: Iterable[Writer], step: int, metrics: Mapping[str, Any]) -> None:
-  """Hands one row to every writer, on process 0 alone.
+  """Passes one row to every writer, on process 0 only.
 
   Args:
     writers: the writers, in the order in which they are called.
     step: number of updates done.
-    metrics: name to scalar; arrays of one element become floats here, so no writer sees a device.
+    metrics: name to scalar; arrays of one element become floats here, so writers see no device
+      arrays.
   """
   if jax.process_index() != 0:
     return
@@ -47,7 +48,7 @@ def write_all(writers: Iterable[Writer], step: int, metrics: Mapping[str, Any]) 
 
 
 class ConsoleWriter:
-  """Shows progress: a bar on a terminal, else one plain line a row.
+  """Shows progress: a bar on a terminal, else one plain line per row.
 
   Rate and time left come from the time since the previous row, so that compilation and evaluation
   before the first one do not count.
@@ -73,7 +74,7 @@ class ConsoleWriter:
       self._task = self._bar.add_task("steps", total=total_steps, text="")
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Prints the row; a terminal's bar holds the loss, and evaluations get a line of their own."""
+    """Prints the row; a terminal's bar holds the loss, and evaluations get a separate line."""
     pace = self._pace(step)
     if self._bar is None:
       print("  ".join([f"step {step}/{self._total}", *_texts(metrics), *pace]), flush=True)
@@ -105,8 +106,8 @@ class ConsoleWriter:
 class JsonlWriter:
   """Appends rows to a JSON-lines file, each `{"step": ..., name: value, ...}`, flushed at once.
 
-  Rows already in the file stay, until `truncate` says from where a resumed run goes on. One file
-  holds one sequence of steps: give every `fit` of a program its own.
+  Existing rows stay until `truncate` drops those past the step of a resumed run. One file holds one
+  sequence of steps: every `fit` of a program needs its own file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -129,7 +130,7 @@ class JsonlWriter:
     self._file.flush()
 
   def truncate(self, step: int) -> None:
-    """Drops the rows past `step`, and a last line that a kill left half-written."""
+    """Drops the rows past `step`, and an incomplete last line left by a kill."""
     self.close()
     if self._path.exists():
       self._rewrite([row for row in read_jsonl(self._path) if row["step"] <= step])
@@ -148,7 +149,7 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Reads a JSON-lines file back, without a last line that a kill left half-written.
+  """Reads a JSON-lines file back, without an incomplete last line left by a kill.
 
   Args:
     path: the file.

@@ -6,7 +6,7 @@ import pytest
 from jaxlab.algorithms.early_exit import alternate_phases
 
 
-def test_gates_begin_and_phases_alternate():
+def test_phases_alternate_and_start_with_the_gates():
   steps = np.arange(12)
   want = [(step // 3) % 2 for step in steps]
   np.testing.assert_array_equal(jax.jit(lambda s: alternate_phases(s, period=3))(steps), want)
@@ -14,6 +14,6 @@ def test_gates_begin_and_phases_alternate():
   assert alternate_phases(jnp.int32(7)).dtype == jnp.int32
 
 
-def test_a_phase_has_a_step():
+def test_period_below_one_raises():
   with pytest.raises(ValueError, match="period.*0"):
     alternate_phases(3, period=0)

@@ -14,7 +14,7 @@ CURVES = np.random.default_rng(0).uniform(0.2, 0.9, (NUM_RUNS, LENGTH)).astype(n
 
 
 def extrapolate(xp, curve, observed, best):
-  """A predictor whose chances differ by step, decision and best value."""
+  """A predictor whose probabilities differ by step, decision and best value."""
   last = curve[observed - 1]
   z = 12 * (last - best) + 1.5 * xp.sin(3.0 * xp.arange(LENGTH) + observed)
   return 1 / (1 + xp.exp(-z))
@@ -69,8 +69,8 @@ def test_first_run_is_never_stopped_and_nan_keeps_going():
     CURVES, lambda curve, observed, best: jnp.zeros(LENGTH), min_steps=2
   )
   np.testing.assert_array_equal(hopeless.steps_used, [LENGTH] + [2] * (NUM_RUNS - 1))
-  unsure = run_with_early_stopping(CURVES, lambda c, o, best: jnp.full(LENGTH, jnp.nan))
-  assert unsure.total_steps == NUM_RUNS * LENGTH
+  never_stopped = run_with_early_stopping(CURVES, lambda c, o, best: jnp.full(LENGTH, jnp.nan))
+  assert never_stopped.total_steps == NUM_RUNS * LENGTH
 
 
 def test_entries_already_observed_are_ignored():
@@ -92,7 +92,7 @@ def test_no_decision_before_the_end():
 @functools.cache
 def oracle_run(horizon):
   def oracle(curve, observed, best):
-    future = jnp.flip(jax.lax.cummax(jnp.flip(curve)))  # what is still to come at most
+    future = jnp.flip(jax.lax.cummax(jnp.flip(curve)))  # largest value still to come
     chance = future if horizon == "any" else jnp.full(LENGTH, curve[-1])
     return (chance > best).astype(jnp.float32)
 

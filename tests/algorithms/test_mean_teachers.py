@@ -17,8 +17,8 @@ class Output(NamedTuple):
 
 def forward(params, inputs):
   hidden = inputs @ params["dense"]
-  centred = hidden - hidden.mean(0)
-  features = jnp.tanh(centred * jax.lax.rsqrt(jnp.square(centred).mean(0) + 1e-5))
+  centered = hidden - hidden.mean(0)
+  features = jnp.tanh(centered * jax.lax.rsqrt(jnp.square(centered).mean(0) + 1e-5))
   return Output(features, features @ params["head"])
 
 
@@ -64,12 +64,12 @@ def rmt(optimizer=SGD, augment=flip, **kwargs):
   )
 
 
-# A teacher unlike the student tells the two apart.
+# A teacher that differs from the student distinguishes the two.
 def apart(state):
   return state._replace(teacher=jax.tree.map(lambda x: 0.5 * x + 0.1, state.student))
 
 
-def test_one_update_written_out(params, projector, batches):
+def test_update_matches_its_formulas(params, projector, batches):
   x = batches[0]
   labels = np.array([0, 1, 2, 0, 1, 2])
   source = (batches[1], labels)
@@ -114,14 +114,14 @@ def _sce(s, t, alpha):
   return -((1 - alpha) * (jnp.exp(lt) * ls).sum(-1) + alpha * (jnp.exp(ls) * lt).sum(-1))
 
 
-def test_without_contrast_the_projector_rests(params, projector, batches):
+def test_projector_is_unchanged_without_the_contrastive_loss(params, projector, batches):
   adapter = rmt(contrastive_weight=0.0)
   state = apart(adapter.init(params, projector))
   new, _ = jax.jit(adapter.update)(jax.random.key(0), state, batches[0])
   np.testing.assert_array_equal(new.projector["w"], projector["w"])
 
 
-def test_a_stream_with_replay_is_a_loop(params, projector, batches):
+def test_stream_with_replay_matches_a_loop(params, projector, batches):
   adapter = rmt(optax.adam(1e-2), augment=noisy, source_weight=1.0)
   key, start = jax.random.key(5), adapter.init(params, projector)
   source = (batches[::-1], np.tile(np.arange(6) % 3, (4, 1)))
@@ -134,7 +134,7 @@ def test_a_stream_with_replay_is_a_loop(params, projector, batches):
 
 
 @pytest.mark.parametrize("where", ["inputs", "source"])
-def test_a_broken_batch_changes_no_model(params, projector, batches, where):
+def test_non_finite_batch_changes_no_model(params, projector, batches, where):
   adapter = rmt(optax.adam(1e-2), source_weight=1.0)
   state = apart(adapter.init(params, projector))
   x, source = batches[0].copy(), batches[1].copy()
@@ -177,14 +177,14 @@ def test_hyper_parameters_may_be_traced(params, projector, batches):
   np.testing.assert_allclose(many[1], jax.jit(loss)(0.5), rtol=1e-5)
 
 
-def test_a_batch_of_one(params, projector, batches):
+def test_batch_of_one(params, projector, batches):
   adapter = rmt()
   start = adapter.init(params, projector)
   _, info = jax.jit(adapter.update)(jax.random.key(0), start, batches[0, :1])
   assert np.isfinite(info.loss) and info.logits.shape == (1, 3)
 
 
-def test_warm_up_is_a_loop_with_its_own_rate(params, projector, batches):
+def test_warm_up_matches_a_loop_with_its_own_rate(params, projector, batches):
   adapter = rmt(optax.adam(1e-3))
   state = apart(adapter.init(params, projector))
   bad = batches.copy()
@@ -195,7 +195,7 @@ def test_warm_up_is_a_loop_with_its_own_rate(params, projector, batches):
   grad = jax.jit(jax.grad(lambda p, x, t: _sce(forward(p, x).logits, t, 0.5).mean()))
   for i, x in enumerate(np.delete(bad, 1, axis=0)):
     grads = grad(student, x, forward(teacher, x).logits)
-    # A batch that is left out does not count as a step either.
+    # A batch that is left out does not count as a step.
     student = jax.tree.map(lambda p, g, i=i: p - 0.1 * (i + 1) / 4 * g, student, grads)
     teacher = jax.tree.map(lambda t, p: 0.8 * t + 0.2 * p, teacher, student)
   for name in params:
@@ -210,7 +210,7 @@ def cotta(optimizer=SGD, augment=noisy, **kwargs):
   return algorithms.continual_mean_teacher(forward, augment, optimizer, **kwargs)
 
 
-def test_the_teacher_averages_augmentations_where_the_source_is_unsure(params, batches):
+def test_teacher_averages_augmentations_if_the_source_is_uncertain(params, batches):
   x, key = batches[0], jax.random.key(1)
   for threshold, expected in (
     (0.0, forward(params, x).logits),
@@ -236,7 +236,7 @@ def _keys(key):
   return jax.random.split(jax.random.split(key)[0], 3)
 
 
-def test_restoring_gives_back_the_source(params, batches):
+def test_restoring_resets_parameters_to_the_source(params, batches):
   def run(restore_prob):
     adapter = cotta(optax.sgd(1.0), restore_prob=restore_prob)
     state, update = adapter.init(params), jax.jit(adapter.update)
@@ -252,7 +252,7 @@ def test_restoring_gives_back_the_source(params, batches):
   assert 0.2 < share < 0.8
 
 
-def test_a_broken_batch_leaves_the_continual_teacher(params, batches):
+def test_non_finite_batch_leaves_the_continual_teacher_unchanged(params, batches):
   adapter = cotta()
   bad = batches.copy()
   bad[1, 0] = np.nan
@@ -261,7 +261,7 @@ def test_a_broken_batch_leaves_the_continual_teacher(params, batches):
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
-def test_continual_refuses():
+def test_continual_mean_teacher_errors():
   with pytest.raises(ValueError, match="num_augmentations"):
     cotta(num_augmentations=0)
   with pytest.raises(ValueError, match="restore_prob"):

@@ -41,7 +41,7 @@ def test_norm_adaptation_predicts_and_changes_nothing(setup):
   assert not np.any(infos.loss) and not np.any(infos.selected) and not np.any(infos.skipped)
 
 
-def test_entropy_minimization_changes_the_affine_leaves_alone(setup):
+def test_entropy_minimization_changes_only_the_affine_leaves(setup):
   forward, params, batches = setup
   adapter = algorithms.entropy_minimization(forward, optax.adam(1e-2))
   state, infos = run(adapter, params, batches)
@@ -55,7 +55,7 @@ def test_entropy_minimization_changes_the_affine_leaves_alone(setup):
   assert again < infos.loss[0]
 
 
-def test_init_again_resets(setup):
+def test_second_init_resets(setup):
   forward, params, batches = setup
   adapter = algorithms.entropy_minimization(forward, optax.adam(1e-2))
   _, first = run(adapter, params, batches)
@@ -81,12 +81,12 @@ def test_filtering_starts_as_entropy_minimization_and_then_selects(setup):
   assert 0 < infos.selected.mean() < 1
 
 
-def test_a_nan_that_the_network_swallows_is_skipped(setup):
+def test_nan_hidden_by_relu_is_skipped(setup):
   forward, params, batches = setup
   bad = batches.copy()
   bad[1, 3, 5] = np.nan
   for make in (algorithms.entropy_minimization, algorithms.filtered_entropy_minimization):
-    # The head alone: its gradient is finite where ReLU has turned NaN into 0.
+    # Trains the head only: its gradient is finite where ReLU has turned NaN into 0.
     adapter = make(forward, optax.adam(1e-2), trainable=lambda path: path[0] == "head")
     state, infos = run(adapter, params, bad)
     np.testing.assert_array_equal(infos.skipped, [0, 1, 0, 0])
@@ -110,6 +110,6 @@ def test_norm_affine_only(path, expected):
   assert algorithms.norm_affine_only(path) is expected
 
 
-def test_diversity_weight_is_not_negative(setup):
+def test_negative_diversity_weight_raises(setup):
   with pytest.raises(ValueError, match="diversity_weight"):
     algorithms.filtered_entropy_minimization(setup[0], optax.sgd(0.1), diversity_weight=-1.0)

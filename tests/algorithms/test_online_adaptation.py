@@ -45,7 +45,7 @@ def adapter(loss_fn=entropy, optimizer=None, trainable=lambda path: "norm" in pa
   return algorithms.loss_adapter(forward, loss_fn, optimizer, trainable=trainable, **kwargs)
 
 
-def test_one_update_is_one_step_of_the_optimizer_after_predicting(params, batches):
+def test_update_predicts_and_then_makes_one_optimizer_step(params, batches):
   made = adapter()
   state = made.init(params)
   new, info = jax.jit(made.update)(jax.random.key(0), state, batches[0])
@@ -63,7 +63,7 @@ def test_one_update_is_one_step_of_the_optimizer_after_predicting(params, batche
     np.testing.assert_allclose(new.params["norm"][name], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_frozen_leaves_are_bitwise_the_same_and_cost_no_optimizer_state(params, batches):
+def test_frozen_leaves_stay_bitwise_equal_and_have_no_optimizer_state(params, batches):
   decaying = optax.adamw(0.1, weight_decay=0.5)
   made = adapter(optimizer=decaying)
   state, _ = algorithms.adapt_stream(jax.random.key(0), made, made.init(params), batches)
@@ -75,7 +75,7 @@ def test_frozen_leaves_are_bitwise_the_same_and_cost_no_optimizer_state(params, 
   assert sum(leaf.size for leaf in moments) == 2 * 8
 
 
-def test_a_stream_is_a_loop_of_updates(params, batches):
+def test_stream_matches_a_loop_of_updates(params, batches):
   def noisy(key, batch):
     noise = jax.random.normal(key, batch.inputs.shape)
     return algorithms.AdaptLoss(losses.softmax_entropy(batch.forward(batch.inputs + noise).logits))
@@ -92,11 +92,11 @@ def test_a_stream_is_a_loop_of_updates(params, batches):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_broken_batch_is_skipped_and_counted(params, batches, broken):
+def test_non_finite_batch_is_skipped_and_counted(params, batches, broken):
   made = adapter()
   bad = batches.copy()
   bad[2, 1, 0] = broken
-  # tanh makes a number of inf: the loss is finite, the inputs are not.
+  # tanh maps inf to a finite number: the loss is finite, the inputs are not.
   run = jax.jit(lambda b: algorithms.adapt_stream(jax.random.key(0), made, made.init(params), b))
   state, infos = run(bad)
   np.testing.assert_array_equal(infos.skipped, [0, 0, 1, 0, 0])
@@ -107,7 +107,7 @@ def test_a_broken_batch_is_skipped_and_counted(params, batches, broken):
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
-def test_a_broken_gradient_of_a_finite_loss_is_skipped(params, batches):
+def test_non_finite_gradient_of_a_finite_loss_is_skipped(params, batches):
   def kinked(key, batch):
     del key
     return algorithms.AdaptLoss(jnp.sqrt(0.0 * batch.outputs.logits[:, 0]))
@@ -119,7 +119,7 @@ def test_a_broken_gradient_of_a_finite_loss_is_skipped(params, batches):
   jax.tree.map(np.testing.assert_array_equal, new, state)
 
 
-def test_losses_stack(params, batches):
+def test_losses_can_be_summed(params, batches):
   def both(key, batch):
     diversity = losses.marginal_entropy(batch.outputs.logits)
     return algorithms.AdaptLoss(entropy(key, batch).values - 0.3 * diversity, jnp.zeros(6))
@@ -132,7 +132,7 @@ def test_losses_stack(params, batches):
   assert not np.any(info.selected)
 
 
-def test_the_source_is_kept_if_asked(params, batches):
+def test_keep_source_stores_the_source_parameters(params, batches):
   def drift(key, batch):
     del key
     gap = batch.outputs.logits - batch.source_outputs.logits + 1.0
@@ -145,7 +145,7 @@ def test_the_source_is_kept_if_asked(params, batches):
   assert adapter().init(params)._fields == ("params", "opt_state")
 
 
-def test_a_batch_of_one_and_bfloat16(params, batches):
+def test_batch_of_one_and_bfloat16(params, batches):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, params)
   made = adapter()
   inputs = batches[:, :1].astype(jnp.bfloat16)
@@ -154,19 +154,19 @@ def test_a_batch_of_one_and_bfloat16(params, batches):
   assert infos.loss.dtype == jnp.float32 and np.all(np.isfinite(infos.loss))
 
 
-def test_nothing_to_train_is_refused(params):
+def test_no_trainable_leaf_raises(params):
   for trainable in (lambda path: False, lambda path: path == ("steps",)):
     with pytest.raises(ValueError, match="head.*norm"):
       adapter(trainable=trainable).init(params)
 
 
-def test_a_loss_must_be_one_value_a_row(params, batches):
+def test_loss_must_have_one_value_per_row(params, batches):
   made = adapter(lambda key, batch: algorithms.AdaptLoss(batch.outputs.logits))
   with pytest.raises(AssertionError):
     made.update(jax.random.key(0), made.init(params), batches[0])
 
 
-def test_paths_are_names_through_any_container():
+def test_paths_are_names_for_any_container():
   class Pair(NamedTuple):
     left: chex.Array
     right: chex.Array

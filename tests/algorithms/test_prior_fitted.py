@@ -107,7 +107,7 @@ def test_update_is_one_gradient_step_on_the_queries():
 
 
 def test_fitting_finds_the_posterior_mean():
-  # Targets are a constant of the data set plus noise; the minimiser shrinks the context's mean.
+  # Targets are a constant of the data set plus noise; the minimizer shrinks the context's mean.
   def prior_fn(key):
     key_mean, key_noise = jax.random.split(key)
     y = jax.random.normal(key_mean, (512, 1)) + jax.random.normal(key_noise, (512, _T))

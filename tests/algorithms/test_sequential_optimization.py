@@ -62,7 +62,7 @@ def test_numpy_arrays():
   np.testing.assert_array_equal(result.indices, expected.indices)
 
 
-def test_many_functions_by_vmap():
+def test_vmap_over_functions():
   keys = jax.random.split(jax.random.key(0), 3)
   values = jnp.stack([_VALUES, -_VALUES, _VALUES[::-1]])
   run = functools.partial(_run, acquisition_fn=_nearest_value_plus_distance)
@@ -78,10 +78,10 @@ def test_observations_fill_a_buffer_of_static_shape():
     assert x.shape == (_INIT + _STEPS, 2) and y.shape == mask.shape == (_INIT + _STEPS,)
     count = mask.sum()
     filled = jnp.all(mask == (jnp.arange(mask.size) < count))
-    # Each observation is the candidate whose value it carries, the rest is zero.
+    # Each observation is the candidate with its value; unfilled rows are zero.
     match = jnp.all(x[:, None] == candidates, axis=-1) & (y[:, None] == _VALUES)
     right = jnp.where(mask, match.any(axis=1), (y == 0) & jnp.all(x == 0, axis=1)).all()
-    # If all is well, the candidate with the number of observations so far as its index wins.
+    # If both checks hold, the winner is the candidate whose index is the number of observations.
     target = jnp.where(filled & right, count, 0)
     return -jnp.abs(jnp.arange(_M) - target).astype(jnp.float32)
 

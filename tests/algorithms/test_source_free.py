@@ -67,41 +67,41 @@ def slow_pseudo_labels(features, probs, num_rounds=2):
 
 @pytest.fixture(scope="module")
 def clusters():
-  """Three clusters in five dimensions, and guesses of five classes of which some are wrong."""
+  """Three clusters in five dimensions, and predictions of five classes, some of them wrong."""
   rng = np.random.default_rng(1)
   truth = np.repeat([0, 2, 3], 20)
-  centres = 4 * np.eye(5)[:3]
-  features = centres[np.repeat([0, 1, 2], 20)] + 0.3 * rng.normal(size=(60, 5))
+  centers = 4 * np.eye(5)[:3]
+  features = centers[np.repeat([0, 1, 2], 20)] + 0.3 * rng.normal(size=(60, 5))
   guesses = truth.copy()
   guesses[[1, 25, 47]] = [3, 0, 2]
   probs = 0.9 * np.eye(5)[guesses] + 0.02
   return features.astype(np.float32), probs.astype(np.float32), truth
 
 
-def test_pseudo_labels_correct_a_few_wrong_guesses(clusters):
+def test_pseudo_labels_correct_a_few_wrong_predictions(clusters):
   features, probs, truth = clusters
-  found = pseudo_labels(features, probs)
-  assert found.dtype == jnp.int32
-  np.testing.assert_array_equal(found, truth)
-  assert not np.isin(found, [1, 4]).any()  # Nobody predicts them.
+  result = pseudo_labels(features, probs)
+  assert result.dtype == jnp.int32
+  np.testing.assert_array_equal(result, truth)
+  assert not np.isin(result, [1, 4]).any()  # No sample is predicted as one of these.
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 3])
-def test_pseudo_labels_equal_loops(num_rounds):
+def test_pseudo_labels_match_a_slow_loop(num_rounds):
   rng = np.random.default_rng(2)
   for _ in range(5):
     features, probs = rng.normal(size=(40, 3)), rng.dirichlet(np.full(6, 0.3), 40)
-    found = pseudo_labels(features, probs, num_rounds=num_rounds)
-    np.testing.assert_array_equal(found, slow_pseudo_labels(features, probs, num_rounds))
+    result = pseudo_labels(features, probs, num_rounds=num_rounds)
+    np.testing.assert_array_equal(result, slow_pseudo_labels(features, probs, num_rounds))
 
 
 def test_scale_of_large_features_does_not_matter(clusters):
   features, probs, _ = clusters
   rng = np.random.default_rng(3)
   features = 1e6 * rng.normal(size=features.shape)
-  found = pseudo_labels(features, probs)
-  np.testing.assert_array_equal(found, pseudo_labels(10 * features, probs))
-  np.testing.assert_array_equal(found, pseudo_labels(1e28 * features, probs))
+  result = pseudo_labels(features, probs)
+  np.testing.assert_array_equal(result, pseudo_labels(10 * features, probs))
+  np.testing.assert_array_equal(result, pseudo_labels(1e28 * features, probs))
 
 
 def test_pseudo_labels_of_one_sample_one_class_and_ties():
@@ -113,7 +113,7 @@ def test_pseudo_labels_of_one_sample_one_class_and_ties():
   np.testing.assert_array_equal(one, 1)
 
 
-def test_pseudo_labels_send_no_gradient(clusters):
+def test_no_gradient_flows_through_pseudo_labels(clusters):
   features, probs, _ = clusters
 
   def loss(features):
@@ -123,7 +123,7 @@ def test_pseudo_labels_send_no_gradient(clusters):
   np.testing.assert_array_equal(jax.jit(jax.grad(loss))(features), 0.0)
 
 
-def test_pseudo_labels_check_their_arguments():
+def test_pseudo_label_errors():
   for shapes in (((3, 2), (4, 2)), ((3, 2), (3,)), ((3,), (3, 2))):
     with pytest.raises(ValueError, match="probs"):
       algorithms.centroid_pseudo_labels(*map(jnp.ones, shapes))
@@ -153,25 +153,25 @@ def tune(sets, optimizer, *, trainable=lambda path: True, train_fn=None, apply_f
   return lambda params, seed=0: run(jax.random.key(seed), params)
 
 
-def test_without_a_learning_rate_the_start_is_the_best(sets):
-  found = tune(sets, optax.sgd(0.0))(PARAMS)
-  assert isinstance(found, algorithms.FineTuned)
-  assert found.best_step == 0
-  jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)
+def test_zero_learning_rate_returns_the_initial_parameters(sets):
+  result = tune(sets, optax.sgd(0.0))(PARAMS)
+  assert isinstance(result, algorithms.FineTuned)
+  assert result.best_step == 0
+  jax.tree.map(np.testing.assert_array_equal, result.params, PARAMS)
   logits = apply_fn(PARAMS, sets[1][0]).logits
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, sets[1][1]).mean()
-  np.testing.assert_allclose(found.best_validation_loss, loss, rtol=1e-6)
+  np.testing.assert_allclose(result.best_validation_loss, loss, rtol=1e-6)
 
 
-def test_frozen_leaves_stay_bitwise(sets):
-  found = tune(sets, optax.adamw(0.1, weight_decay=0.1), trainable=is_head)(PARAMS)
-  jax.tree.map(np.testing.assert_array_equal, found.params["body"], PARAMS["body"])
-  assert np.any(found.params["head"]["kernel"] != PARAMS["head"]["kernel"])
-  assert found.best_step > 0
+def test_frozen_leaves_stay_bitwise_equal(sets):
+  result = tune(sets, optax.adamw(0.1, weight_decay=0.1), trainable=is_head)(PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, result.params["body"], PARAMS["body"])
+  assert np.any(result.params["head"]["kernel"] != PARAMS["head"]["kernel"])
+  assert result.best_step > 0
 
 
 def test_the_best_evaluation_is_kept(sets):
-  """A step this long soon makes things worse: the best of few evaluations, by a Python loop."""
+  """Large steps soon increase the loss: compares with the best evaluation of a Python loop."""
   data, validation = sets
   optimizer = optax.adam(0.8)
 
@@ -179,7 +179,7 @@ def test_the_best_evaluation_is_kept(sets):
     logits = apply_fn(params, inputs).logits
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-  found = tune(sets, optimizer, batch_size=7, num_steps=12, eval_every=2)(PARAMS)
+  result = tune(sets, optimizer, batch_size=7, num_steps=12, eval_every=2)(PARAMS)
   # Batches of the size of the set are whole epochs: their order does not matter.
   step = jax.jit(lambda params: jax.grad(loss)(params, *data))
   params, state, scores, kept = PARAMS, optimizer.init(PARAMS), [], []
@@ -190,11 +190,11 @@ def test_the_best_evaluation_is_kept(sets):
     updates, state = optimizer.update(step(params), state, params)
     params = optax.apply_updates(params, updates)
   best = int(np.argmin(scores))
-  assert found.best_step == 2 * best
-  np.testing.assert_allclose(found.best_validation_loss, scores[best], rtol=1e-4)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found.params, kept[best])
+  assert result.best_step == 2 * best
+  np.testing.assert_allclose(result.best_validation_loss, scores[best], rtol=1e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), result.params, kept[best])
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found.last_params, kept[-1]
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), result.last_params, kept[-1]
   )
 
 
@@ -217,7 +217,7 @@ def test_examples_are_repeated_equally_often(sets):
   def apply(params, inputs):
     return jnp.tile(jnp.array([jnp.sum(params["counts"]), 0.0, 0.0]), (inputs.shape[0], 1))
 
-  found = tune(
+  result = tune(
     marked,
     optax.sgd(0.1),
     apply_fn=apply,
@@ -227,45 +227,45 @@ def test_examples_are_repeated_equally_often(sets):
     batch_size=5,
     eval_every=7,
   )(seen)
-  assert found.best_step == 7
-  np.testing.assert_array_equal(found.params["counts"], 5.0)
+  assert result.best_step == 7
+  np.testing.assert_array_equal(result.params["counts"], 5.0)
 
 
-def test_plain_logits_do_as_well(sets):
+def test_apply_fn_may_return_plain_logits(sets):
   plain = tune(sets, optax.sgd(0.5), apply_fn=lambda p, x: apply_fn(p, x).logits)(PARAMS)
   whole = tune(sets, optax.sgd(0.5))(PARAMS)
   jax.tree.map(np.testing.assert_array_equal, plain, whole)
 
 
-def test_steps_after_the_last_evaluation_are_not_done(sets):
+def test_steps_after_the_last_evaluation_are_skipped(sets):
   some = tune(sets, optax.sgd(0.5), num_steps=5)(PARAMS)
   more = tune(sets, optax.sgd(0.5), num_steps=9)(PARAMS)
   jax.tree.map(np.testing.assert_array_equal, some, more)
   assert tune(sets, optax.sgd(0.5), num_steps=4)(PARAMS).best_step == 0
 
 
-def test_a_loss_that_is_not_finite_is_never_the_best(sets):
+def test_non_finite_loss_is_never_the_best(sets):
   (inputs, labels), validation = sets
-  found = tune(((np.full_like(inputs, np.nan), labels), validation), optax.sgd(0.5))(PARAMS)
-  assert found.best_step == 0 and np.isfinite(found.best_validation_loss)
-  jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)
+  result = tune(((np.full_like(inputs, np.nan), labels), validation), optax.sgd(0.5))(PARAMS)
+  assert result.best_step == 0 and np.isfinite(result.best_validation_loss)
+  jax.tree.map(np.testing.assert_array_equal, result.params, PARAMS)
 
 
-def test_keys_vmap(sets):
+def test_vmap_over_keys(sets):
   run = tune(sets, optax.sgd(0.5))
   many = jax.vmap(lambda seed: run(PARAMS, seed))(jnp.arange(2))
   one = run(PARAMS, 1)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4), many, one)
 
 
-def test_linear_probe_first(sets):
+def test_linear_probe_fine_tune_matches_two_stages(sets):
   data, validation = sets
   optimizers = optax.adam(0.1), optax.adam(0.02)
   settings = {"batch_size": 5, "eval_every": 5}
 
   @jax.jit
   def both(key):
-    found = algorithms.linear_probe_fine_tune(
+    result = algorithms.linear_probe_fine_tune(
       key,
       apply_fn,
       PARAMS,
@@ -300,14 +300,14 @@ def test_linear_probe_first(sets):
       trainable=lambda path: True,
       **settings,
     )
-    return found, second, probed
+    return result, second, probed
 
-  found, second, probed = both(jax.random.key(3))
-  jax.tree.map(np.testing.assert_array_equal, found, second)
-  assert found.best_validation_loss <= probed.best_validation_loss
+  result, second, probed = both(jax.random.key(3))
+  jax.tree.map(np.testing.assert_array_equal, result, second)
+  assert result.best_validation_loss <= probed.best_validation_loss
 
 
-def test_fine_tuning_checks_its_arguments(sets):
+def test_fine_tuning_errors(sets):
   data, validation = sets
   for name in ("num_steps", "batch_size", "eval_every"):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -330,10 +330,10 @@ def test_fine_tuning_checks_its_arguments(sets):
     )
 
 
-# -------------------------------------------------------------------- information maximisation
+# -------------------------------------------------------------------- information maximization
 
 
-def test_one_step_of_information_maximisation(sets):
+def test_information_maximization_step_matches_its_formula(sets):
   inputs, optimizer = sets[1][0][:8], optax.sgd(0.1)
   adapter = algorithms.information_maximization_adaptation(
     apply_fn, optimizer, pseudo_label_weight=0.3, trainable=lambda path: not is_head(path)
@@ -365,7 +365,7 @@ def test_one_step_of_information_maximisation(sets):
   np.testing.assert_allclose(info.loss, loss(PARAMS["body"], given)[0], rtol=1e-5)
 
 
-def test_a_stream_hands_pseudo_labels_on(sets):
+def test_stream_passes_pseudo_labels(sets):
   inputs = sets[1][0][:8].reshape(2, 4, 2)
   labels = jnp.array([[0, 1, 2, 0], [1, 1, 1, 2]])
   adapter = algorithms.information_maximization_adaptation(
@@ -379,7 +379,7 @@ def test_a_stream_hands_pseudo_labels_on(sets):
     np.testing.assert_allclose(infos.loss[i], info.loss, rtol=1e-5)
 
 
-def test_information_maximisation_checks_its_weight():
+def test_negative_pseudo_label_weight_raises():
   with pytest.raises(ValueError, match="pseudo_label_weight"):
     algorithms.information_maximization_adaptation(
       apply_fn, optax.sgd(0.1), pseudo_label_weight=-1.0, trainable=is_head

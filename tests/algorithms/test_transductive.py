@@ -63,7 +63,7 @@ def slow_inference(support, masks, query, valid, *, steps, scale=20.0, lr=0.025,
     return 1 / (1 + np.exp(-(slow_logits(features, w, scale) - beta)))
 
   def chain(features, d_logit):
-    """From the gradient in the logits s - beta to those in w and beta."""
+    """Maps the gradient by the logits s - beta to those by w and beta."""
     norm_f, norm_w = np.linalg.norm(features, axis=-1, keepdims=True), np.linalg.norm(w)
     cosine = (features @ w)[..., None] / (norm_f * norm_w)
     ds_dw = scale * (features / (norm_f * norm_w) - cosine * w / norm_w**2)
@@ -88,7 +88,7 @@ def slow_inference(support, masks, query, valid, *, steps, scale=20.0, lr=0.025,
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50])
-def test_equals_a_slow_loop_with_gradients_by_hand(task, steps):
+def test_matches_a_slow_loop_with_manual_gradients(task, steps):
   got = infer(*task, num_steps=steps)
   for n in range(N):
     want = slow_inference(*(a[n] for a in task), steps=steps)
@@ -114,11 +114,11 @@ def test_estimate_is_the_share_after_nine_steps(task):
   share = (np.asarray(nine.foreground) * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3))
   np.testing.assert_allclose(infer(*task, num_steps=50).proportion, share, rtol=1e-5)
   np.testing.assert_allclose(infer(*task, num_steps=10).proportion, share, rtol=1e-5)
-  # Nine steps have not seen the rise of the KL term.
+  # Nine steps come before the increase of the KL weight.
   np.testing.assert_allclose(infer(*task, num_steps=10).bias, nine.bias)
 
 
-def test_tasks_together_equal_single_runs(task):
+def test_batched_tasks_match_single_runs(task):
   together = infer(*task)
   for n in range(N):
     alone = infer(*(a[n : n + 1] for a in task))

@@ -25,7 +25,7 @@ from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
 
-from benchmarks.rivals import preference as formulas  # noqa: E402
+from benchmarks.peers import preference as formulas  # noqa: E402
 from jaxlab.losses import coverage, policy_gradient, sequence  # noqa: E402
 
 B, T, V = 5, 7, 11

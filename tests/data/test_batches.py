@@ -55,7 +55,7 @@ def test_shares_of_processes_are_disjoint_and_their_union_is_every_epoch(
       assert len(set(seen)) == len(seen)
 
 
-def test_two_processes_see_halves():
+def test_two_processes_see_disjoint_halves():
   halves = [
     sum(
       rows(
@@ -71,7 +71,7 @@ def test_two_processes_see_halves():
   assert not set(halves[0]) & set(halves[1]) and set(halves[0]) | set(halves[1]) == set(range(12))
 
 
-def test_the_seed_alone_decides_the_order_and_every_epoch_has_its_own():
+def test_order_depends_on_the_seed_and_the_epoch_only():
   def order(seed):
     return rows(batch_iterator(numbers(30), batch_size=10, seed=seed, num_epochs=3))
 
@@ -91,7 +91,7 @@ def test_every_position_is_equally_likely():
   assert chi_square < 85  # 49 degrees of freedom: the 0.999 quantile
 
 
-def test_without_shuffling_the_order_is_the_sources_and_the_last_batch_is_short():
+def test_unshuffled_batches_keep_the_order_and_the_last_one_is_short():
   batches = batch_iterator(
     numbers(5), batch_size=2, seed=0, num_epochs=2, shuffle=False, drop_remainder=False
   )
@@ -114,9 +114,9 @@ def test_a_saved_state_resumes_at_the_next_batch(read):
   next(resumed)
   resumed.set_state(state)
   for batch in expected:
-    found = next(resumed)
-    np.testing.assert_array_equal(found["i"], batch["i"])
-    np.testing.assert_array_equal(found["x"], batch["x"])
+    resumed_batch = next(resumed)
+    np.testing.assert_array_equal(resumed_batch["i"], batch["i"])
+    np.testing.assert_array_equal(resumed_batch["x"], batch["x"])
   # Going back on the same iterator drops what it had read ahead.
   unbroken.set_state(state)
   np.testing.assert_array_equal(next(unbroken)["i"], expected[0]["i"])
@@ -137,7 +137,7 @@ def test_transforms_see_single_examples_in_order():
   np.testing.assert_array_equal(batch["y"], np.repeat(2 * np.arange(6)[:, None] + 1, 2, axis=1))
 
 
-def test_a_bulk_request_is_used_where_the_source_has_one():
+def test_getitems_is_used_if_the_source_has_it():
   requests = []
 
   class Bulk(list):
@@ -159,13 +159,13 @@ def test_an_error_in_a_transform_reaches_the_caller():
     next(batches)
 
 
-def test_unequal_shapes_are_an_error_that_names_the_field():
+def test_unequal_shapes_raise_and_name_the_field():
   ragged = [{"x": np.zeros(2)}, {"x": np.zeros(3)}]
   with pytest.raises(ValueError, match=r"'x'.*\(2,\), \(3,\)"):
     next(batch_iterator(ragged, batch_size=2, seed=0))
 
 
-def test_stacked_batches_are_the_single_ones_in_groups():
+def test_stacked_batches_group_single_batches():
   def iterator():
     return batch_iterator(numbers(14), batch_size=2, seed=3, num_epochs=1)
 
@@ -210,6 +210,6 @@ def test_arguments_out_of_range_are_named(options, message):
     batch_iterator(numbers(10), **{"batch_size": 2, "seed": 0, **options})
 
 
-def test_an_empty_source_is_an_error():
+def test_empty_source_raises():
   with pytest.raises(ValueError, match="source is empty"):
     batch_iterator([], batch_size=1, seed=0)

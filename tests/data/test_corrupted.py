@@ -1,4 +1,4 @@
-"""Published corrupted sets, in small."""
+"""Small copies of the published corrupted sets."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_severity_is_checked(directory, severity):
     ("labels", np.zeros(20, np.float32), r"labels.npy .* holds float32"),
   ],
 )
-def test_wrong_files_are_refused(directory, name, array, message):
+def test_malformed_files_raise(directory, name, array, message):
   np.save(directory / f"{name}.npy", array)
   with pytest.raises(ValueError, match=message):
     data.load_corrupted_images(directory, kind="fog", severity=1)
@@ -65,10 +65,10 @@ def test_wrong_files_are_refused(directory, name, array, message):
 
 def test_nothing_is_unpickled(directory):
   np.save(directory / "fog.npy", np.array([{"a": 1}], object), allow_pickle=True)
-  with pytest.raises(ValueError, match=r"fog.npy is no plain array"):
+  with pytest.raises(ValueError, match=r"fog.npy is not a plain array"):
     data.load_corrupted_images(directory, kind="fog", severity=1)
   (directory / "fog.npy").write_bytes(b"")
-  with pytest.raises(ValueError, match=r"fog.npy is no plain array"):
+  with pytest.raises(ValueError, match=r"fog.npy is not a plain array"):
     data.load_corrupted_images(directory, kind="fog", severity=1)
 
 
@@ -77,8 +77,8 @@ def test_folders(tmp_path):
     folder = tmp_path / "fog" / "3" / name
     folder.mkdir(parents=True)
     for i in range(2):
-      colour = np.full((16, 16, 3), 100 * label + 50 * i, np.uint8)
-      Image.fromarray(colour).save(folder / f"val_{i}.JPEG")
+      color = np.full((16, 16, 3), 100 * label + 50 * i, np.uint8)
+      Image.fromarray(color).save(folder / f"val_{i}.JPEG")
   source = data.load_corrupted_folders(tmp_path, kind="fog", severity=3)
   assert len(source) == 4
   examples = data.as_arrays(source)

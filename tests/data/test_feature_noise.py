@@ -30,7 +30,7 @@ def test_every_example_has_its_feature_a_distractor_and_noise():
     assert np.abs(patches[noise]).max() > 0
 
 
-def test_shares_and_noise_are_those_asked_for():
+def test_shares_and_noise_are_as_requested():
   drawn = _sample(num_samples=4000, rare_prob=0.2)
   for share, expected in ((drawn.is_rare.mean(), 0.2), (drawn.labels.mean(), 0.5)):
     assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / 4000)
@@ -54,7 +54,7 @@ def test_stratified_counts_are_exact():
 
 
 @pytest.mark.parametrize("rare", [True, False])
-def test_one_kind_only(rare):
+def test_rare_argument_overrides_rare_prob(rare):
   assert (_sample(num_samples=50, rare=rare).is_rare == rare).all()
 
 

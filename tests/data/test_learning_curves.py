@@ -125,7 +125,7 @@ def test_normalize_matches_loop_inverts_and_is_monotone(bounds):
 def test_denormalize_inverts_normalize(loss, classes, minimize, jit):
   # Losses far above the soft bound map to values that a complement would round to zero.
   bounds = dict(lower=0.0, upper=None, soft_upper=math.log(classes), minimize=minimize)
-  # Further out nothing is left in float32: see the next test.
+  # Beyond this float32 rounds to the bound: see the next test.
   loss = min(loss, (40 if minimize else 2) * math.log(classes))
 
   def there_and_back(v):
@@ -136,7 +136,7 @@ def test_denormalize_inverts_normalize(loss, classes, minimize, jit):
 
 
 @pytest.mark.parametrize("classes", [2, 50])
-def test_a_value_too_far_out_is_rounded_to_the_end(classes):
+def test_extreme_values_are_rounded_to_the_bound(classes):
   bounds = dict(lower=0.0, upper=None, soft_upper=math.log(classes), minimize=True)
   near, far = (jnp.float32(ranges * math.log(classes)) for ranges in (43, 46))
   assert lc.normalize_curve(near, **bounds) > 0 and lc.normalize_curve(far, **bounds) == 0
@@ -204,7 +204,7 @@ def test_accepted_curves_match_slow_rejection(components, distribution):
 
 
 def test_rows_of_small_batches_have_the_same_distribution():
-  # Two rows a batch often need several rounds; under vmap the fast ones wait and must not change.
+  # Batches of two rows often need several rounds; under vmap finished ones must not change.
   sample = functools.partial(lc.sample_accepted_curves, batch_size=2, length=LENGTH)
   keys = jax.random.split(jax.random.key(3), 2000)
   params = np.asarray(jax.jit(jax.vmap(sample))(keys).params)

@@ -23,13 +23,13 @@ def test_any_number_of_samples():
   assert data.generate_mnist1d(13).series.shape == (13, 40, 1)
 
 
-def test_kept_samples_are_not_made_again(tmp_path, monkeypatch):
+def test_stored_samples_are_not_generated_again(tmp_path, monkeypatch):
   made = data.load_mnist1d(20, data_dir=tmp_path, shear_scale=0.1)
   monkeypatch.setattr(mnist1d.data, "make_dataset", None)
   again = data.load_mnist1d(20, data_dir=tmp_path, shear_scale=0.1)
   np.testing.assert_array_equal(made.series, again.series)
   np.testing.assert_array_equal(made.labels, again.labels)
-  with pytest.raises(TypeError):  # Other arguments are another set.
+  with pytest.raises(TypeError):  # Other arguments define another set.
     data.load_mnist1d(20, data_dir=tmp_path, shear_scale=0.2)
 
 
@@ -37,7 +37,7 @@ def test_kept_samples_are_not_made_again(tmp_path, monkeypatch):
   ("arguments", "message"),
   [
     ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-    ({"num_samples": 10, "shear": 1.0}, "shear=1.0 is no argument"),
+    ({"num_samples": 10, "shear": 1.0}, "shear=1.0 is not an argument"),
   ],
 )
 def test_bad_arguments(arguments, message):

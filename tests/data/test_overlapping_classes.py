@@ -22,7 +22,7 @@ def test_flipped_labels_become_the_partner():
 
 
 @pytest.mark.parametrize("noise_rate", [0, 1])
-def test_the_ends_flip_none_and_all(noise_rate):
+def test_noise_rates_zero_and_one_flip_none_and_all(noise_rate):
   noise = noisy(KEY, LABELS, noise_rate=noise_rate)
   assert np.all(noise.is_flipped == noise_rate)
   assert np.all((noise.labels == LABELS) == (not noise_rate))
@@ -64,7 +64,7 @@ def test_gaussians_have_their_means_and_posterior():
   assert abs(hits.mean() - confidence.mean()) < 4 * 0.5 / np.sqrt(4000)
 
 
-def test_wide_and_no_separation():
+def test_large_and_zero_separation():
   draw = functools.partial(data.sample_overlapping_gaussians, num_classes=2, dim=2)
   far = draw(KEY, num_samples=50, separation=1e4)
   assert np.all(np.isfinite(far.posterior))

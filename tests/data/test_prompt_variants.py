@@ -14,7 +14,7 @@ def tasks():
   return jax.tree.map(np.asarray, sample(jax.random.key(3)))
 
 
-def test_labels_follow_the_rule_but_for_noise(tasks):
+def test_labels_follow_the_rule_except_for_noise(tasks):
   assert tasks.sentences.shape == (30, 100, 8) and tasks.rule.shape == (30, 16, 4)
   assert tasks.sentences.dtype == tasks.labels.dtype == np.int32
   vectors = np.asarray(data.word_vectors())
@@ -28,7 +28,7 @@ def test_labels_follow_the_rule_but_for_noise(tasks):
   assert abs(tasks.rule.std() - 1) < 0.1
 
 
-def test_noise_at_its_ends_and_other_sizes():
+def test_extreme_noise_and_other_sizes():
   arguments = {"num_tasks": 2, "vocab_size": 5, "sentence_length": 3, "num_classes": 2}
   draw = jax.jit(
     lambda noise: data.sample_rule_tasks(
@@ -70,7 +70,7 @@ def _render(words, shots, labels, template):
 
 
 @pytest.mark.parametrize("num_shots", [0, 3])
-def test_prompts_are_written_as_their_templates_say(num_shots):
+def test_prompts_match_their_templates(num_shots):
   rng = np.random.default_rng(0)
   templates = np.array([2, 0, 3, 1, 1])
   sentences = rng.integers(0, 64, (2, 8))
@@ -78,19 +78,19 @@ def test_prompts_are_written_as_their_templates_say(num_shots):
   labels = rng.integers(0, 4, (5, 2, num_shots))
   render = jax.jit(lambda *args: data.render_prompts(*args[:3], template_ids=args[3]))
   eager = data.render_prompts(sentences, shots, labels, template_ids=templates)
-  found = jax.device_get(render(sentences, shots, labels, templates))
-  jax.tree.map(np.testing.assert_array_equal, eager, found)
-  assert found.tokens.shape == (5, 2, num_shots * 13 + 10)
+  prompts = jax.device_get(render(sentences, shots, labels, templates))
+  jax.tree.map(np.testing.assert_array_equal, eager, prompts)
+  assert prompts.tokens.shape == (5, 2, num_shots * 13 + 10)
   for i, template in enumerate(templates):
     for j in range(2):
       expected = _render(sentences[j], shots[i, j], labels[i, j], template)
-      length = int(found.lengths[i, j])
-      assert found.tokens[i, j, :length].tolist() == expected
-      assert not np.any(found.tokens[i, j, length:])
-  assert int(found.lengths[0, 0]) == found.tokens.shape[-1]
+      length = int(prompts.lengths[i, j])
+      assert prompts.tokens[i, j, :length].tolist() == expected
+      assert not np.any(prompts.tokens[i, j, length:])
+  assert int(prompts.lengths[0, 0]) == prompts.tokens.shape[-1]
 
 
-def test_label_words_turn_in_the_last_template():
+def test_label_words_are_rotated_in_the_last_template():
   words = data.label_words(np.array([0, 3]))
   assert words.tolist() == [[64, 65, 66, 67], [65, 66, 67, 64]]
 

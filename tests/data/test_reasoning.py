@@ -29,13 +29,13 @@ multiplication_dataset = compiled(
 
 
 def reduced(problem, modulus):
-  """All partial results of a row of problem tokens, slowly."""
+  """All partial results of a row of problem tokens, by a slow loop."""
   numbers, ops = [int(t) - 6 for t in problem[::2]], problem[1::2]
-  value, found = numbers[0], []
+  value, results = numbers[0], []
   for op, number in zip(ops, numbers[1:]):
     value = {3: value + number, 4: value - number, 5: value * number}[int(op)] % modulus
-    found.append(value)
-  return found
+    results.append(value)
+  return results
 
 
 @pytest.fixture(scope="module", params=[VERBOSE, TERSE], ids=["verbose", "terse"])
@@ -47,7 +47,7 @@ def chains(request):
   return config, clean, noisy
 
 
-def test_clean_chains_are_right_and_read_back(chains):
+def test_clean_chains_are_right_and_parse_back(chains):
   config, clean, _ = chains
   assert clean.tokens.shape == (3000, config.prompt_length + config.response_length)
   assert clean.tokens.max() < config.vocab_size and (clean.tokens[:, -1] == 2).all()
@@ -63,7 +63,7 @@ def test_clean_chains_are_right_and_read_back(chains):
   assert np.all(check_steps(config, prompts, parsed.steps))
 
 
-def test_wrong_steps_have_the_shares_of_the_configuration(chains):
+def test_wrong_steps_occur_at_the_configured_rates(chains):
   config, clean, noisy = chains
   np.testing.assert_array_equal(noisy.answers, clean.answers)
   valid = np.asarray(check_steps(config, noisy.tokens[:, : config.prompt_length], noisy.steps))
@@ -72,9 +72,9 @@ def test_wrong_steps_have_the_shares_of_the_configuration(chains):
     met = share if share is not None else noisy.num_misconceptions.mean() / valid.shape[1]
     wrong = met * config.misconception_prob * (1 - config.noise)
     wrong += config.noise * (1 - 1 / config.modulus)
-    found = 1 - (valid[:, 0] if column == 0 else valid).mean()
+    results = 1 - (valid[:, 0] if column == 0 else valid).mean()
     error = np.sqrt(wrong * (1 - wrong) / (len(valid) * (1 if column == 0 else 4)))
-    assert abs(found - wrong) < 4 * error
+    assert abs(results - wrong) < 4 * error
 
 
 def test_verbose_and_terse_chains_carry_the_same_steps():
@@ -108,13 +108,13 @@ def test_misconceptions_are_fixed_by_their_seed():
   np.testing.assert_array_equal(wrong.sum(1), batch.num_misconceptions)
 
 
-def test_malformed_responses_are_told():
+def test_malformed_responses_are_detected():
   good = np.asarray(modular_chain_batch(jax.random.key(0), VERBOSE, 1, clean=True).tokens[0, 10:])
   rows = np.tile(good, (6, 1))
   rows[1, 5] = 3  # An operator for a result.
   rows[2, 3] = 7  # A number for an operator.
   rows[3, -1] = 7  # No end.
-  rows[4, 2] = 2  # Ends early; the rest does not count.
+  rows[4, 2] = 2  # Ends early; the rest is ignored.
   rows[5, 8] = 6 + 11  # A token beyond the numbers.
   parsed = parse_chain(VERBOSE, rows)
   np.testing.assert_array_equal(
@@ -138,11 +138,11 @@ def test_malformed_responses_are_told():
 def test_a_step_after_a_malformed_one_is_not_right():
   batch = modular_chain_batch(jax.random.key(0), VERBOSE, 4, clean=True)
   steps = np.where(np.arange(4) == 1, -1, batch.steps)
-  found = check_steps(VERBOSE, batch.tokens, steps)
-  np.testing.assert_array_equal(found, [[True, False, False, True]] * 4)
+  result = check_steps(VERBOSE, batch.tokens, steps)
+  np.testing.assert_array_equal(result, [[True, False, False, True]] * 4)
 
 
-def test_chains_under_jit_are_the_same():
+def test_jit_does_not_change_chains():
   jitted = modular_chain_batch(jax.random.key(5), TERSE, 8)
   for a, b in zip(jitted, reasoning.modular_chain_batch(jax.random.key(5), TERSE, 8)):
     np.testing.assert_array_equal(a, b)
@@ -152,12 +152,12 @@ def test_chains_under_jit_are_the_same():
   ("name", "value"),
   [("modulus", 1), ("num_terms", 1), ("misconception_rate", 1.5), ("noise", -0.1)],
 )
-def test_bad_chains_are_named(name, value):
+def test_bad_chain_settings_raise(name, value):
   with pytest.raises(ValueError, match=f"{name}.*{value}"):
     ModularChainConfig(**{name: value})
 
 
-def test_bad_batches_are_named():
+def test_bad_batch_arguments_raise():
   with pytest.raises(ValueError, match="batch_size.*0"):
     modular_chain_batch(jax.random.key(0), VERBOSE, 0)
   with pytest.raises(ValueError, match="prompt_tokens.*10.*9"):
@@ -167,9 +167,9 @@ def test_bad_batches_are_named():
 @pytest.mark.parametrize("num_digits", [1, 2])
 def test_products_are_right_and_disjoint(num_digits):
   sizes = {"num_train": 40, "num_test": 30}
-  found = multiplication_dataset(jax.random.key(0), num_digits=num_digits, **sizes)
+  results = multiplication_dataset(jax.random.key(0), num_digits=num_digits, **sizes)
   d, seen = num_digits, set()
-  for batch, size in zip(found, sizes.values()):
+  for batch, size in zip(results, sizes.values()):
     assert batch.tokens.shape == (size, 4 * d + 3)
     for row, mask, length, answer in zip(*map(np.asarray, batch)):
       text = "".join({1: "=", 2: "$", 3: "x"}.get(t, str(t - 4)) for t in row.tolist())
@@ -183,7 +183,7 @@ def test_products_are_right_and_disjoint(num_digits):
   assert len(seen) == 70
 
 
-def test_all_products_can_be_drawn_and_not_more():
+def test_all_products_can_be_drawn_but_no_more():
   whole = multiplication_dataset(jax.random.key(0), num_digits=1, num_train=81, num_test=0)
   assert len(np.unique(whole.train.tokens, axis=0)) == 81 and whole.test.tokens.shape == (0, 7)
   with pytest.raises(ValueError, match="81 pairs.*80 [+] 2"):

@@ -4,7 +4,7 @@ import pytest
 from jaxlab import data
 from jaxlab.data import regression_tables
 
-# Rows, columns, and mean and range of the target, from the tables' descriptions.
+# Rows, columns, and the mean and range of the target, from the tables' descriptions.
 TABLES = {
   "auto": (392, 9, 23.446, (9.0, 46.6)),
   "boston": (506, 13, 22.533, (5.0, 50.0)),
@@ -14,7 +14,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_are_what_is_known_of_them(name):
+def test_tables_match_their_descriptions(name):
   rows, columns, mean, ends = TABLES[name]
   table = data.load_regression_table(name)
   assert table.features.shape == (rows, columns) and table.targets.shape == (rows,)
@@ -25,7 +25,7 @@ def test_tables_are_what_is_known_of_them(name):
   assert np.all(np.isfinite(table.features))
 
 
-def test_levels_have_columns_of_their_own():
+def test_levels_have_separate_columns():
   table = data.load_regression_table("auto")
   levels = [i for i, name in enumerate(table.feature_names) if name.startswith("origin=")]
   assert len(levels) == 3

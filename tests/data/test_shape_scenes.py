@@ -9,13 +9,13 @@ from jaxlab.data.shape_scenes import sample_shape_scenes
 
 @jax.jit
 def pairs(key):
-  """Two families, three shapes a scene."""
+  """Two families, three shapes per scene."""
   return sample_shape_scenes(key, num_samples=40, classes=(2, 7), size=24)
 
 
 @jax.jit
 def singles(key, noise):
-  """All families, one shape a scene."""
+  """All families, one shape per scene."""
   return sample_shape_scenes(
     key, num_samples=128, classes=range(12), size=24, clutter=0, noise=noise
   )
@@ -50,20 +50,20 @@ def test_every_family_has_its_hues_and_form(quiet):
     assert np.any(shows)
     inside = quiet.masks[shows] == family + 1
     shares.append(inside.mean())
-    colours = quiet.images[shows][inside].clip(0, 1)
-    hues = np.array([colorsys.rgb_to_hsv(*colour)[0] for colour in colours[::5]])
+    colors = quiet.images[shows][inside].clip(0, 1)
+    hues = np.array([colorsys.rgb_to_hsv(*color)[0] for color in colors[::5]])
     distance = np.abs((hues - 5 * family / 12 + 0.5) % 1 - 0.5)
     assert distance.max() < 1 / 16 + 1e-3
   assert min(shares) > 0.05 and max(shares) < 0.4
 
 
-def test_a_single_shape_is_all_there_is_and_clutter_covers_more(quiet, scenes):
+def test_no_clutter_draws_one_shape_and_clutter_covers_more(quiet, scenes):
   assert all(len(np.unique(mask)) == 2 for mask in quiet.masks)
   assert np.any([len(np.unique(mask)) == 3 for mask in scenes.masks])
   assert (scenes.masks > 0).mean() > (quiet.masks > 0).mean()
 
 
-def test_noise_is_that_of_the_pixels(quiet):
+def test_noise_has_its_standard_deviation(quiet):
   loud = np.asarray(singles(jax.random.key(1), 0.3).images)
   assert np.std(loud - quiet.images) == pytest.approx(0.3, rel=0.02)
   assert quiet.images.min() >= 0 and quiet.images.max() <= 1

@@ -40,7 +40,7 @@ def load_all(data_dir):
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder):
-  """An image set as tfds has them, with a nested field and a string."""
+  """A tfds image set with a nested field and a string."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -90,7 +90,7 @@ def test_tables_are_those_of_scikit_learn(load_all):
   assert diabetes["target"].dtype == np.float32 and "label" not in diabetes
 
 
-def test_mnist1d_is_the_generators(load_all):
+def test_mnist1d_matches_the_generator(load_all):
   from mnist1d.data import get_dataset_args, make_dataset
 
   mnist1d, expected = load_all("mnist1d"), make_dataset(get_dataset_args())
@@ -143,7 +143,7 @@ def test_keel_tables_hold_numbers_codes_and_nans(load_all, data_dir):
   assert names == ["negative", "positive"]
 
 
-def test_lcdb_has_one_example_a_curve(load_all, data_dir):
+def test_lcdb_has_one_example_per_curve(load_all, data_dir):
   curves = load_all("lcdb")
   assert len(curves["values"]) == 4367
   assert len(np.unique(curves["dataset_id"])) == 248
@@ -255,7 +255,7 @@ print(directory, len(as_arrays(load_source("digits", split="all", data_dir=data_
   assert [path.name for path in (tmp_path / "data/scikit_learn/digits").iterdir()] == ["1.0.0"]
 
 
-def test_leftovers_of_a_killed_process_do_not_matter(tmp_path):
+def test_remains_of_a_killed_process_are_ignored(tmp_path):
   leftover = tmp_path / "scikit_learn" / "iris" / "incomplete.ABCDEF_1.0.0"
   leftover.mkdir(parents=True)
   (leftover / "scikit_learn-train.array_record-00000-of-00001").write_bytes(b"half")
@@ -293,7 +293,7 @@ def test_a_tfds_set_on_disk_loads_by_its_name(data_dir):
   assert "tensorflow" not in sys.modules
 
 
-def test_a_damaged_tfds_set_is_an_error_and_stays(data_dir):
+def test_damaged_tfds_set_raises_and_is_kept(data_dir):
   directory = prepare("tiny_images", data_dir=data_dir)
   (path,) = directory.glob("*test.array_record*")
   whole = path.read_bytes()
@@ -304,7 +304,7 @@ def test_a_damaged_tfds_set_is_an_error_and_stays(data_dir):
   assert len(load_source("tiny_images", data_dir=data_dir)) == 7
 
 
-def test_a_tfds_set_in_another_format_says_how_to_prepare_it_anew(data_dir, tmp_path):
+def test_tfds_set_in_another_format_raises_with_the_command(data_dir, tmp_path):
   info = json.loads((prepare("tiny_images", data_dir=data_dir) / "dataset_info.json").read_text())
   directory = tmp_path / "tiny_images" / "1.0.0"
   directory.mkdir(parents=True)
@@ -315,7 +315,7 @@ def test_a_tfds_set_in_another_format_says_how_to_prepare_it_anew(data_dir, tmp_
     load_source("tiny_images", data_dir=tmp_path)
 
 
-def test_a_tfds_name_that_is_not_on_disk_says_the_command(tmp_path):
+def test_missing_tfds_set_raises_with_the_command(tmp_path):
   command = f"tfds build cifar10 --file_format=array_record --data_dir={tmp_path}"
   with pytest.raises(FileNotFoundError) as error:
     load_source("cifar10", data_dir=tmp_path)
@@ -326,9 +326,9 @@ def test_a_tfds_name_that_is_not_on_disk_says_the_command(tmp_path):
 @pytest.mark.parametrize(
   "name, near",
   [("digit", "digits"), ("gunpoint", "aeon/GunPoint"), ("keel/pimaa", "keel/pima"),
-   ("cifar11", "cifar10"), ("aeon/Airline", "source_names|Near")],
+   ("cifar11", "cifar10"), ("aeon/Airline", "source_names|Similar")],
 )  # fmt: skip
-def test_an_unknown_name_lists_the_near_ones(door, name, near, tmp_path):
+def test_unknown_name_lists_similar_names(door, name, near, tmp_path):
   with pytest.raises(ValueError, match=f"name='{name}' .*({near})"):
     door(name, data_dir=tmp_path)
   assert not list(tmp_path.iterdir())
@@ -367,7 +367,7 @@ def test_classes_are_numbered_in_numerical_or_alphabetical_order():
 
 
 @pytest.mark.processes
-def test_importing_the_door_is_light():
+def test_importing_sources_imports_no_heavy_package():
   script = (
     "import sys, jaxlab.data.sources as s, jaxlab.data.batches; s.source_names();"
     "print([m for m in ('tensorflow_datasets', 'grain', 'sklearn', 'pandas', 'aeon')"

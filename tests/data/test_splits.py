@@ -5,7 +5,7 @@ import pytest
 from jaxlab import data
 
 
-def test_rows_are_disjoint_and_equally_many_of_a_class():
+def test_rows_are_disjoint_and_balanced_per_class():
   labels = np.random.default_rng(0).integers(0, 4, 60)
   split = data.few_shot_split(
     jax.random.key(0), labels, num_classes=4, num_shots=3, num_validation_shots=2
@@ -17,7 +17,7 @@ def test_rows_are_disjoint_and_equally_many_of_a_class():
   np.testing.assert_array_equal(np.sort(rows), np.arange(60))
 
 
-def test_the_key_decides():
+def test_split_depends_on_the_key():
   labels = np.arange(100) % 2
 
   def draw(key):
@@ -27,7 +27,7 @@ def test_the_key_decides():
   assert np.any(draw(jax.random.key(1)) != draw(jax.random.key(2)))
 
 
-def test_every_row_is_drawn_alike():
+def test_every_row_is_equally_likely():
   labels = np.zeros(5, int)
   counts = np.zeros(5)
   for seed in range(500):

@@ -13,47 +13,47 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def found(images):
+def digits(images):
   return data.rotated_digits(jax.random.key(0), images)
 
 
-def test_colours_say_the_angle_as_often_as_asked(found):
-  shares = np.asarray(found.degrees) / 60.0
+def test_colors_encode_the_angle_at_the_requested_rate(digits):
+  shares = np.asarray(digits.degrees) / 60.0
   assert shares.min() >= 0.0 and shares.max() <= 1.0 and 0.45 < shares.mean() < 0.55
-  honest = np.isclose(found.colors, shares, atol=1e-6)
-  np.testing.assert_allclose(np.asarray(found.colors)[~honest], 1 - shares[~honest], atol=1e-6)
+  honest = np.isclose(digits.colors, shares, atol=1e-6)
+  np.testing.assert_allclose(np.asarray(digits.colors)[~honest], 1 - shares[~honest], atol=1e-6)
   assert abs(honest.mean() - 0.8) < 3 * np.sqrt(0.16 / 400)
 
 
-def test_channels_are_tinted(found):
-  image, color = np.asarray(found.images), np.asarray(found.colors)[:, None, None]
+def test_channels_are_tinted(digits):
+  image, color = np.asarray(digits.images), np.asarray(digits.colors)[:, None, None]
   assert image.shape == (400, 16, 16, 3)
-  grey = 2 * image[..., 1]
-  np.testing.assert_allclose(image[..., 0], grey * color, atol=1e-6)
-  np.testing.assert_allclose(image[..., 2], grey * (1 - color), atol=1e-6)
+  gray = 2 * image[..., 1]
+  np.testing.assert_allclose(image[..., 0], gray * color, atol=1e-6)
+  np.testing.assert_allclose(image[..., 2], gray * (1 - color), atol=1e-6)
 
 
-def test_rotation_equals_scipy(images, found):
-  """Of the inner part: at the border SciPy's spline of order 1 counts the outside otherwise."""
+def test_rotation_equals_scipy(images, digits):
+  """Compares the inner part only: SciPy's spline of order 1 treats the border differently."""
   yy, xx = np.mgrid[:16, :16]
   inner = np.hypot(yy - 7.5, xx - 7.5) < 6.5
   for i in range(3):
     large = np.asarray(jax.image.resize(images[i], (16, 16), "bilinear"))
-    turned = scipy.ndimage.rotate(large, float(found.degrees[i]), reshape=False, order=1)
-    np.testing.assert_allclose(2 * found.images[i, ..., 1][inner], turned[inner], atol=1e-4)
+    turned = scipy.ndimage.rotate(large, float(digits.degrees[i]), reshape=False, order=1)
+    np.testing.assert_allclose(2 * digits.images[i, ..., 1][inner], turned[inner], atol=1e-4)
 
 
-def test_corners_turn_to_zero(found):
-  steep = np.asarray(found.degrees) > 40
-  np.testing.assert_array_equal(np.asarray(found.images)[steep, 0, 0], 0.0)
+def test_corners_turn_to_zero(digits):
+  steep = np.asarray(digits.degrees) > 40
+  np.testing.assert_array_equal(np.asarray(digits.images)[steep, 0, 0], 0.0)
 
 
-def test_compiles_and_draws_by_the_key(images, found):
+def test_jit_matches_and_draws_depend_on_the_key(images, digits):
   compiled = jax.jit(data.rotated_digits)(jax.random.key(0), images)
-  np.testing.assert_allclose(compiled.images, found.images, atol=1e-5)
+  np.testing.assert_allclose(compiled.images, digits.images, atol=1e-5)
   other = data.rotated_digits(jax.random.key(1), images[:2], spurious_prob=1.0, max_degrees=90.0)
   np.testing.assert_allclose(other.degrees, 90.0 * other.colors, rtol=1e-5)
-  assert np.any(other.degrees != found.degrees[:2])
+  assert np.any(other.degrees != digits.degrees[:2])
 
 
 def test_bad_arguments(images):

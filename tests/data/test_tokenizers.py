@@ -28,7 +28,7 @@ MESSAGES = [
 
 
 def characters(template=TEMPLATE):
-  """A tokenizer of one token a character, except that "d$" is one token."""
+  """A tokenizer with one token per character, except that "d$" is one token."""
 
   def encode(text, *, add_special_tokens=True):
     return [ord(c) for c in text.replace("d$", "\x01")]
@@ -41,36 +41,36 @@ def characters(template=TEMPLATE):
 
 def test_a_chat_and_its_mask():
   tokenizer = characters()
-  found = encode_chat(tokenizer, MESSAGES)
-  assert tokenizer.decode(found.tokens) == "^<user>ab$<assistant>cd$<user>e$<assistant>f$"
-  assert tokenizer.decode(found.tokens[found.loss_mask]) == "cd$f$"
-  assert (found.tokens.dtype, found.loss_mask.dtype) == (np.int32, bool)
+  result = encode_chat(tokenizer, MESSAGES)
+  assert tokenizer.decode(result.tokens) == "^<user>ab$<assistant>cd$<user>e$<assistant>f$"
+  assert tokenizer.decode(result.tokens[result.loss_mask]) == "cd$f$"
+  assert (result.tokens.dtype, result.loss_mask.dtype) == (np.int32, bool)
   cut = encode_chat(tokenizer, MESSAGES, max_length=12)
-  np.testing.assert_array_equal(cut.tokens, found.tokens[:12])
-  np.testing.assert_array_equal(cut.loss_mask, found.loss_mask[:12])
+  np.testing.assert_array_equal(cut.tokens, result.tokens[:12])
+  np.testing.assert_array_equal(cut.loss_mask, result.loss_mask[:12])
 
 
-def test_a_token_across_a_border_belongs_to_what_comes_after():
+def test_token_across_a_border_belongs_to_the_later_part():
   # The end of the user's turn and the start of the assistant's are one token.
   template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
   chat = [{"role": "user", "content": "abd"}, {"role": "assistant", "content": "$e"}]
-  found = encode_chat(characters(template), chat)
-  np.testing.assert_array_equal(found.tokens, [ord("a"), ord("b"), 1, ord("e")])
-  np.testing.assert_array_equal(found.loss_mask, [False, False, True, True])
+  result = encode_chat(characters(template), chat)
+  np.testing.assert_array_equal(result.tokens, [ord("a"), ord("b"), 1, ord("e")])
+  np.testing.assert_array_equal(result.loss_mask, [False, False, True, True])
 
 
-def test_no_assistant_no_loss():
-  found = encode_chat(characters(), MESSAGES[:1])
-  assert len(found.tokens) and not found.loss_mask.any()
+def test_loss_mask_is_empty_without_an_assistant():
+  result = encode_chat(characters(), MESSAGES[:1])
+  assert len(result.tokens) and not result.loss_mask.any()
 
 
-def test_a_template_that_rewrites_the_past_is_refused():
+def test_template_that_rewrites_earlier_turns_raises():
   template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
   with pytest.raises(ValueError, match=r"messages\[1\].* not a prefix"):
     encode_chat(characters(template), MESSAGES)
 
 
-def test_what_templates_may_use():
+def test_template_features():
   chat = [{"role": "user", "content": "<ü>", "n": [1, 2]}]
   assert render_chat("{{ messages[0] | tojson }}", chat) == (
     '{"role": "user", "content": "<ü>", "n": [1, 2]}'
@@ -93,12 +93,12 @@ def test_what_templates_may_use():
     ("{{ messages.append(1) }}", "template fails"),
   ],
 )
-def test_templates_that_fail(template, words):
+def test_failing_templates_raise(template, words):
   with pytest.raises(ValueError, match=words):
     render_chat(template, list(MESSAGES))
 
 
-def test_what_a_chat_needs():
+def test_encode_chat_errors():
   with pytest.raises(ValueError, match="chat_template, got None"):
     encode_chat(characters(None), MESSAGES)
   with pytest.raises(ValueError, match="max_length .* got 0"):
@@ -134,24 +134,24 @@ def directory(tmp_path):
   return tmp_path
 
 
-def test_a_tokenizer_with_nothing_but_its_file(directory):
-  found = load_tokenizer(directory)
-  assert found.encode("hello world") == [1, 3, 4]
-  assert found.encode("hello world", add_special_tokens=False) == [3, 4]
-  assert found.decode(np.array([1, 3, 4])) == "<s> hello world"
-  assert found.decode([1, 3, 4], skip_special_tokens=True) == "hello world"
-  assert found.vocab_size == 6
-  assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, None, None)
-  assert found.chat_template is None
+def test_tokenizer_file_alone(directory):
+  result = load_tokenizer(directory)
+  assert result.encode("hello world") == [1, 3, 4]
+  assert result.encode("hello world", add_special_tokens=False) == [3, 4]
+  assert result.decode(np.array([1, 3, 4])) == "<s> hello world"
+  assert result.decode([1, 3, 4], skip_special_tokens=True) == "hello world"
+  assert result.vocab_size == 6
+  assert (result.bos_token_id, result.eos_token_id, result.pad_token_id) == (None, None, None)
+  assert result.chat_template is None
 
 
 def test_special_tokens_and_templates(directory):
   write(directory, "tokenizer_config.json", {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
   write(directory, "special_tokens_map.json", {"eos_token": "<s>", "pad_token": "<pad>"})
   (directory / "chat_template.jinja").write_text("file")
-  found = load_tokenizer(directory)
-  assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, 5)
-  assert (found.bos_token, found.eos_token, found.chat_template) == ("<s>", "</s>", "file")
+  result = load_tokenizer(directory)
+  assert (result.bos_token_id, result.eos_token_id, result.pad_token_id) == (1, 2, 5)
+  assert (result.bos_token, result.eos_token, result.chat_template) == ("<s>", "</s>", "file")
   named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
   write(directory, "tokenizer_config.json", {"chat_template": named})
   assert load_tokenizer(directory).chat_template == "b"
@@ -185,7 +185,7 @@ def test_padding_on_the_right(sequences):
     assert row.tolist() == sequence + [0] * (6 - length)
 
 
-def test_the_width_of_padding():
+def test_padding_width():
   assert pad_sequences([[1], [1, 2, 3]], pad_token_id=-7).tokens.tolist() == [
     [1, -7, -7],
     [1, 2, 3],

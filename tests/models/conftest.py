@@ -35,7 +35,7 @@ def _check_classifier(module, inputs, *, num_features, num_layers):
   np.testing.assert_allclose(
     outputs.logits, outputs.features @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5
   )
-  # In evaluation rows do not see each other; in training, running statistics move if there are any.
+  # Rows are independent in evaluation; in training, running statistics change if there are any.
   others = np.concatenate([inputs[:1], 1 - inputs[1:]])
   evaluated, in_training, _ = results(variables, others)
   np.testing.assert_allclose(evaluated.logits[0], outputs.logits[0], rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ GROUPS = partial(GroupNorm, num_groups=2)
     (ConvNet(3, (4, 6), strides=(2, 2)), SIGNALS, 6, 3),
     (ConvNet(3, (4, 6), (3, 3), strides=(1, 1), pool_after=0, norm=GROUPS), IMAGES, 6, 3),
   ],
-  ids=["normalised mlp", "plain mlp", "signals", "images"],
+  ids=["normalized mlp", "plain mlp", "signals", "images"],
 )
 def test_a_classifier(check_classifier, module, inputs, num_features, num_layers):
   check_classifier(module, inputs, num_features=num_features, num_layers=num_layers)

@@ -7,7 +7,8 @@ import pytest
 from jaxlab.models import convolution
 from jaxlab.models.convolution import Conv
 
-# kernel_size, then what else the layer is told; 7 x 6 images, or sequences of 7, of 4 channels.
+# kernel_size and other attributes of the layer; inputs: 7 x 6 images, or sequences of 7, 4
+# channels.
 CASES = [
   ((3, 3), {}),
   ((3, 3), {"strides": 2}),

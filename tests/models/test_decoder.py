@@ -54,7 +54,7 @@ def rms(x, scale, eps=1e-6):
 
 
 def slow_logits(params, tokens, config):
-  """Llama for one row: a token, a layer, a head and a key at a time."""
+  """Llama for one row: one token, layer, head and key at a time."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   d, group = config.head_dim, config.num_heads // config.num_kv_heads
   angle = 10000.0 ** (-2 * np.arange(d // 2) / d)
@@ -89,14 +89,14 @@ def slow_logits(params, tokens, config):
   return np.stack([rms(h, p["final_norm"]["scale"]) @ p["lm_head"]["kernel"] for h in hidden])
 
 
-def test_it_is_the_loop(tokens):
-  found = run("llama", tokens).logits
+def test_logits_match_a_slow_loop(tokens):
+  actual = run("llama", tokens).logits
   expected = slow_logits(random_params("llama"), np.asarray(tokens[0]), CONFIGS["llama"])
-  np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(actual[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_cache_gives_what_one_call_gives(name, tokens):
+def test_cached_calls_match_one_call(name, tokens):
   whole = run(name, tokens).logits
   prompt = 4
   positions = jnp.tile(jnp.arange(prompt), (2, 1))
@@ -110,19 +110,19 @@ def test_the_cache_gives_what_one_call_gives(name, tokens):
       np.testing.assert_allclose(logits, whole[:, t : t + 1], rtol=1e-5, atol=1e-5)
     return cache
 
-  # Rewinding is nothing but smaller positions.
+  # Passing smaller positions rewinds the cache.
   play(play(cache, prompt), 2)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_layers_with_parameters_of_their_own_compute_the_same(name, tokens):
+def test_unstacked_layers_match_stacked_layers(name, tokens):
   model, params = DecoderLM(CONFIGS[name]).for_decoding(random_params(name))
   cache = model.init_cache(2, T)
   apply_own = jax.jit(model.apply, static_argnames="return_hidden")
   cached = apply_own({"params": params}, tokens, cache=cache)
   stacked = run(name, tokens, cache=cache)
-  for found, expected in zip((cached.logits, *cached.cache), (stacked.logits, *stacked.cache)):
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  for actual, expected in zip((cached.logits, *cached.cache), (stacked.logits, *stacked.cache)):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
   again, same = model.for_decoding(params)
   assert again == model and same is params
   plain = apply_own({"params": params}, tokens, return_hidden=True)
@@ -132,12 +132,12 @@ def test_layers_with_parameters_of_their_own_compute_the_same(name, tokens):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_padding_on_the_right_is_never_seen(name, tokens):
+def test_right_padding_has_no_effect(name, tokens):
   whole = run(name, tokens).logits
   lengths = np.array([2, 4])
   padded = jnp.where(jnp.arange(4) < lengths[:, None], tokens[:, :4], 5)
   cache = DecoderLM(CONFIGS[name]).init_cache(2, T + 2)
-  # What was in the slots before must not matter either.
+  # Earlier contents of the slots have no effect either.
   cache = jax.tree.map(lambda x: x + 100.0, cache)
   _, cache = step(name, padded, jnp.tile(jnp.arange(4), (2, 1)), cache)
   for t in range(4):
@@ -157,7 +157,7 @@ def test_positions_out_of_range_are_dropped(tokens):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_later_tokens_are_not_seen(name, tokens):
+def test_later_tokens_have_no_effect(name, tokens):
   changed = tokens.at[:, 5].add(1)
   before, after = run(name, tokens).logits, run(name, changed % V).logits
   np.testing.assert_array_equal(before[:, :5], after[:, :5])
@@ -185,7 +185,7 @@ def test_packed_segments_are_separate_rows(name, tokens):
   np.testing.assert_allclose(packed[1], whole[1], rtol=1e-4, atol=1e-4)
 
 
-def test_an_attention_mask_decides_alone(tokens):
+def test_attention_mask_replaces_the_other_masks(tokens):
   causal = jnp.tril(jnp.ones((2, T, T), bool))
   plain = run("llama", tokens).logits
   np.testing.assert_allclose(run("llama", tokens, attention_mask=causal).logits, plain, atol=1e-5)
@@ -194,7 +194,7 @@ def test_an_attention_mask_decides_alone(tokens):
   before, after = (run("llama", x, attention_mask=everyone).logits for x in (tokens, changed))
   assert not np.allclose(before[:, 0], after[:, 0], atol=1e-3)
 
-  # Segments as a mask; those given beside it restart the positions.
+  # Segments as a mask; `segment_ids` then only restart the positions.
   segment_ids = jnp.array([[1] * 4 + [2] * 5, [3] * 9])
   mask = causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
   packed = run("llama", tokens, segment_ids=segment_ids).logits
@@ -214,8 +214,8 @@ def slopes(params, tokens, mask, *, remat=False):
   return jax.value_and_grad(loss)(params)
 
 
-def test_edges_are_finite(tokens):
-  """Rows that see no key at all, and parameters far beyond any training."""
+def test_extreme_cases_are_finite(tokens):
+  """Rows that see no key, and very large parameters."""
   nobody, causal = jnp.zeros((2, T, T), bool), jnp.tril(jnp.ones((2, T, T), bool))
   params = random_params("llama")
   huge = jax.tree.map(lambda x: 1e3 * x, params)
@@ -269,15 +269,15 @@ def test_dropout_needs_its_key_and_is_off_by_default(tokens):
 def test_half_precision(tokens):
   model = DecoderLM(CONFIGS["qwen2"], dtype=jnp.bfloat16)
   params = jax.tree.map(lambda x: 0.3 * x, random_params("qwen2"))
-  found = jax.jit(lambda: model.apply({"params": params}, tokens, return_hidden=True))()
-  assert (found.logits.dtype, found.hidden.dtype) == (jnp.float32, jnp.bfloat16)
+  actual = jax.jit(lambda: model.apply({"params": params}, tokens, return_hidden=True))()
+  assert (actual.logits.dtype, actual.hidden.dtype) == (jnp.float32, jnp.bfloat16)
   wide = apply("qwen2", params, tokens, {}).logits
-  assert np.abs(found.logits - wide).max() < 0.1
+  assert np.abs(actual.logits - wide).max() < 0.1
   assert model.init_cache(1, 2).keys.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_counts(name):
+def test_parameter_and_flop_counts(name):
   config = CONFIGS[name]
   count = sum(x.size for x in jax.tree.leaves(random_params(name)))
   assert num_parameters(config) == count
@@ -287,7 +287,7 @@ def test_counts(name):
     flops_per_token(config, -1)
 
 
-def test_a_new_model_guesses_evenly(tokens):
+def test_new_model_predicts_nearly_uniformly(tokens):
   model = DecoderLM(decoder_config(**SIZES))
   logits = jax.jit(lambda key: model.init_with_output(key, tokens)[0].logits)(jax.random.key(0))
   assert 0.3 < float(jnp.std(logits)) < 2.0
@@ -302,16 +302,16 @@ def test_sharded_over_heads(name, tokens):
     split = "norm" not in path and not path.endswith(("out/bias", "down/bias"))
     assert ("model" in leaf.sharding.spec) == split, path
   assert flat["layers/attention/q/kernel"].sharding.spec == PartitionSpec(None, None, "model")
-  found = apply(name, params, tokens, {}).logits
-  np.testing.assert_allclose(found, run(name, tokens).logits, rtol=1e-4, atol=1e-4)
+  actual = apply(name, params, tokens, {}).logits
+  np.testing.assert_allclose(actual, run(name, tokens).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_refused(tokens):
+def test_errors(tokens):
   model, params = DecoderLM(CONFIGS["gpt2"]), {"params": random_params("gpt2")}
   mask = jnp.ones((2, T, T), bool)
   cache = model.init_cache(2, T)
   for inputs in ({"attention_mask": mask}, {"segment_ids": tokens}):
-    with pytest.raises(ValueError, match="do not go with a cache"):
+    with pytest.raises(ValueError, match="must be None with a cache"):
       model.apply(params, tokens, cache=cache, **inputs)
   with pytest.raises(ValueError, match="33 tokens exceed max_positions 32"):
     model.apply(params, jnp.zeros((1, 33), jnp.int32))

@@ -7,7 +7,7 @@ from jaxlab.models.decoder_architecture import DecoderConfig, decoder_config
 SIZES = {"vocab_size": 50, "hidden_size": 64, "num_layers": 2, "num_heads": 4}
 
 
-def test_the_choices_of_a_family():
+def test_choices_of_a_family():
   llama = decoder_config(**SIZES)
   assert (llama.norm, llama.activation, llama.positions) == ("rms_norm", "silu", "rotary")
   assert llama.gated_mlp and llama.tie_embeddings and not llama.qkv_bias
@@ -26,7 +26,7 @@ def test_the_choices_of_a_family():
   assert not gpt2.tie_embeddings
 
 
-def test_it_is_a_static_argument():
+def test_config_is_a_static_argument():
   assert hash(decoder_config(**SIZES)) == hash(decoder_config(**SIZES))
   assert decoder_config(**SIZES) != decoder_config(**SIZES, max_positions=32)
 
@@ -46,7 +46,7 @@ def test_it_is_a_static_argument():
     ({"sliding_window": 0}, "sliding_window .* got 0"),
   ],
 )
-def test_what_an_architecture_cannot_be(changed, words):
+def test_invalid_architectures_raise(changed, words):
   fields = {
     field.name: getattr(decoder_config(**SIZES), field.name)
     for field in dataclasses.fields(DecoderConfig)
@@ -64,6 +64,6 @@ def test_what_an_architecture_cannot_be(changed, words):
     ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads .* got 2"),
   ],
 )
-def test_what_sizes_cannot_be(changed, words):
+def test_invalid_sizes_raise(changed, words):
   with pytest.raises(ValueError, match=words):
     decoder_config(**SIZES | changed)

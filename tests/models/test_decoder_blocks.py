@@ -9,10 +9,10 @@ from jaxlab.models.decoder_blocks import KVCache, Linear, Norm, cache_slots, pro
 def test_products_accumulate_in_float32():
   x = jnp.full((1, 4096), 0.1, jnp.bfloat16)
   kernel = jnp.ones((4096, 1), jnp.bfloat16)
-  found = product(x, kernel)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, 4096 * float(x[0, 0]), rtol=1e-5)
-  np.testing.assert_array_equal(product(x, kernel.T, transposed=True), found)
+  actual = product(x, kernel)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, 4096 * float(x[0, 0]), rtol=1e-5)
+  np.testing.assert_array_equal(product(x, kernel.T, transposed=True), actual)
 
 
 def test_linear_is_an_affine_map():
@@ -20,19 +20,19 @@ def test_linear_is_an_affine_map():
   params = {"kernel": rng.normal(size=(3, 5)), "bias": rng.normal(size=5)}
   params = jax.tree.map(np.float32, params)
   x = rng.normal(size=(2, 3)).astype(np.float32)
-  found = Linear(5, use_bias=True).apply({"params": params}, x)
-  np.testing.assert_allclose(found, x @ params["kernel"] + params["bias"], rtol=1e-5)
+  actual = Linear(5, use_bias=True).apply({"params": params}, x)
+  np.testing.assert_allclose(actual, x @ params["kernel"] + params["bias"], rtol=1e-5)
   half = Linear(5, use_bias=True, dtype=jnp.bfloat16)
   assert half.apply({"params": params}, x).dtype == jnp.bfloat16
 
 
-def test_norms_are_their_formulas():
+def test_norms_match_their_formulas():
   rng = np.random.default_rng(0)
   x = rng.normal(3, 2, (2, 8)).astype(np.float32)
   scale, bias = rng.normal(size=(2, 8)).astype(np.float32)
   layer = Norm("layer_norm", 0.1).apply({"params": {"scale": scale, "bias": bias}}, x)
-  centred = x - x.mean(-1, keepdims=True)
-  expected = centred / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + bias
+  centered = x - x.mean(-1, keepdims=True)
+  expected = centered / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + bias
   np.testing.assert_allclose(layer, expected, rtol=1e-5, atol=1e-5)
   rms = Norm("rms_norm", 0.1).apply({"params": {"scale": scale}}, x)
   expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
@@ -56,17 +56,17 @@ def test_the_last_writer_of_a_slot_wins():
   rng = np.random.default_rng(0)
   old = rng.normal(size=(2, 5, 2, 1, 3)).astype(np.float32)
   new = rng.normal(size=(2, 3, 1, 3)).astype(np.float32)
-  found = jax.jit(write_cache)(KVCache(old, -old), KVCache(new, -new), slots, 1)
+  actual = jax.jit(write_cache)(KVCache(old, -old), KVCache(new, -new), slots, 1)
   expected = old.copy()
   for row, column, slot in ((0, 1, 3), (0, 2, 1), (1, 2, 4)):
     expected[row, slot, 1] = new[row, column]
-  np.testing.assert_array_equal(found.keys, expected)
-  np.testing.assert_array_equal(found.values, -expected)
+  np.testing.assert_array_equal(actual.keys, expected)
+  np.testing.assert_array_equal(actual.values, -expected)
 
 
-def test_a_cache_keeps_its_type():
+def test_cache_keeps_its_type():
   old = jnp.zeros((1, 2, 1, 1, 1), jnp.bfloat16)
   new = jnp.ones((1, 1, 1, 1))
-  found = write_cache(KVCache(old, old), KVCache(new, new), jnp.array([[0]]), 0)
-  assert found.keys.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(found.keys[0, :, 0, 0, 0], [1, 0])
+  actual = write_cache(KVCache(old, old), KVCache(new, new), jnp.array([[0]]), 0)
+  assert actual.keys.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(actual.keys[0, :, 0, 0, 0], [1, 0])

@@ -16,7 +16,7 @@ def entropy(p):
   return -sum(x * np.log(x) for x in p if x > 0)
 
 
-def test_features_equal_a_slow_loop():
+def test_features_match_a_slow_loop():
   logits = np.random.default_rng(0).normal(size=(6, K)) * 2
   want = []
   for row in logits:
@@ -28,12 +28,12 @@ def test_features_equal_a_slow_loop():
   assert features(logits.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_features_of_unsure_and_sure_classifiers():
+def test_features_of_uncertain_and_confident_classifiers():
   np.testing.assert_allclose(
     np.asarray(features(np.zeros((1, K))))[0], [1 / K, np.log(K), 0, np.log(K)], atol=1e-6
   )
-  sure = np.array([[1e4, -1e4, 0, 0], [0, -np.inf, -np.inf, -np.inf]], np.float32)
-  np.testing.assert_array_equal(features(sure), [[1, 0, 1, 0]] * 2)
+  confident = np.array([[1e4, -1e4, 0, 0], [0, -np.inf, -np.inf, -np.inf]], np.float32)
+  np.testing.assert_array_equal(features(confident), [[1, 0, 1, 0]] * 2)
 
 
 def test_no_gradient_reaches_the_classifier():
@@ -48,7 +48,7 @@ def test_no_gradient_reaches_the_classifier():
   )
 
 
-def test_one_class_has_nothing_to_be_unsure_about():
+def test_single_class_raises():
   with pytest.raises(ValueError, match="two classes"):
     gate_features(jnp.zeros((2, 1)))
 

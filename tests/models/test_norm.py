@@ -76,7 +76,7 @@ def test_one_chunk_is_flax_batch_norm():
   np.testing.assert_allclose(evaluated, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_each_chunk_is_normalised_alone():
+def test_chunks_are_normalized_independently():
   x = batch(12, C)
   outputs = jitted(x, *SETTINGS, ghost_batch_size=4).outputs
   for j in range(3):
@@ -112,7 +112,7 @@ def test_permutations():
   shuffled = jitted(x[chunks], *SETTINGS, ghost_batch_size=4)
   np.testing.assert_allclose(shuffled.outputs, outputs[chunks], rtol=1e-5, atol=1e-6)
   assert not np.allclose(shuffled.mean, normed.mean, rtol=1e-4)
-  # Without a memory of the past the order is all that counts: the last chunk's share is largest.
+  # With momentum 1 only the last chunk counts.
   recent = jax.jit(functools.partial(ghost_batch_norm, ghost_batch_size=4, momentum=1.0))(
     x, *SETTINGS
   )
@@ -150,12 +150,12 @@ def test_constant_and_extreme_inputs():
     )(x)
     np.testing.assert_allclose(outputs, np.broadcast_to(BIAS, (4, C)), atol=1e-5)
     assert np.isfinite(grad).all()
-  # A mean that is large against the deviation.
+  # A mean that is large relative to the deviation.
   x = 1e4 + batch(8, C)
   np.testing.assert_allclose(
     jitted(x, *SETTINGS, 8).outputs, loop(x, *SETTINGS, 8)[0], rtol=1e-2, atol=1e-2
   )
-  # One row a chunk has no deviation; what is not a number stays in its chunk.
+  # A chunk of one row has no deviation; a NaN stays in its chunk.
   np.testing.assert_allclose(jitted(batch(4, C), *SETTINGS, 1).outputs, np.stack([BIAS] * 4))
   x = batch(4, C)
   x[0] = np.nan
@@ -222,7 +222,7 @@ def test_the_layer_keeps_its_statistics_unless_they_are_mutable():
   jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
 
 
-def test_a_bad_row_reaches_no_other_in_evaluation():
+def test_non_finite_row_does_not_affect_others_in_evaluation():
   layer, x = GhostBatchNorm(), batch(4, C)
   variables = layer.init(jax.random.key(0), x, use_running_average=True)
   good = layer.apply(variables, x, use_running_average=True)
@@ -231,7 +231,7 @@ def test_a_bad_row_reaches_no_other_in_evaluation():
   np.testing.assert_array_equal(np.delete(outputs, 1, 0), np.delete(good, 1, 0))
 
 
-def test_group_norm_stands_in():
+def test_group_norm_has_the_same_interface():
   x = batch(2, 5, 4)
   layer = GroupNorm(num_groups=2)
   init = jax.jit(layer.init, static_argnames="use_running_average")

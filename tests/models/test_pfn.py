@@ -50,8 +50,8 @@ def _erf_gelu(h):
 
 
 def _norm(h, p):
-  centred = h - h.mean()
-  return centred / np.sqrt((centred**2).mean() + 1e-5) * p["scale"] + p["bias"]
+  centered = h - h.mean()
+  return centered / np.sqrt((centered**2).mean() + 1e-5) * p["scale"] + p["bias"]
 
 
 def _affine(h, p):
@@ -127,7 +127,7 @@ def test_network_matches_a_loop(norm):
       np.testing.assert_allclose(outputs[b], expected, rtol=2e-4, atol=2e-4)
 
 
-def test_order_of_the_context_does_not_matter():
+def test_order_of_the_context_has_no_effect():
   _, params, apply = _network()
   x, y = _data()
   order = jnp.array([3, 0, 2, 1, 4, 5, 6])
@@ -136,7 +136,7 @@ def test_order_of_the_context_does_not_matter():
   assert not np.allclose(apply(params, x[:, order], y, 4)[:, 4:], outputs[:, 4:], atol=1e-3)
 
 
-def test_queries_do_not_see_one_another():
+def test_queries_do_not_affect_one_another():
   _, params, apply = _network()
   x, y = _data()
   outputs = np.asarray(apply(params, x, y, 3))
@@ -211,8 +211,8 @@ def test_bound_of_nearly_all_points_is_the_plain_mask(max_context):
     np.testing.assert_array_equal(mask, context_query_mask(_T, num_context))
 
 
-def test_context_beyond_its_bound_is_unread():
-  # A bound that is too small must show: otherwise the keys were not those of the first rows.
+def test_context_beyond_its_bound_is_ignored():
+  # A bound that is too small must change the output, else the keys were not the first rows.
   _, params, apply = _network()
   x, y = _data()
   (_, outputs), _ = _bounded(4)(params, x, y, 6)
@@ -258,7 +258,7 @@ def test_dropout_reaches_shared_and_own_keys_alike():
     assert abs(np.corrcoef(kept_own, kept_first)[0, 1]) < 0.09
 
 
-def test_layers_start_as_normalisations():
+def test_layers_start_as_normalizations():
   module, _, apply = _network()
   x, y = _data()
   params = _init(module, x, y, seed=3)
@@ -293,7 +293,7 @@ def test_initial_loss_is_near_the_prior_marginal():
 
 
 def test_first_targets_already_separate_inputs_of_one_feature():
-  # With one feature and no bias a normalised token would keep the sign of x only.
+  # With one feature and no bias a normalized token would keep the sign of x only.
   x = jnp.array([[[0.6], [0.8], [1.0]]])
   module = PFN(**_SIZES)
   outputs, _ = jax.jit(module.init_with_output)(jax.random.key(0), x, jnp.zeros((1, 3)), 0)

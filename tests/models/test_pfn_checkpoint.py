@@ -69,7 +69,7 @@ def test_numpy_numbers_in_the_configuration(tmp_path):
   _assert_trees_equal(loaded.params, _params())
 
 
-def test_saving_again_replaces_and_leaves_no_litter(tmp_path):
+def test_saving_again_replaces_and_leaves_no_other_files(tmp_path):
   save_pfn(tmp_path, _MODULE, _params(0), task=_TASK, borders=_BORDERS)
   save_pfn(tmp_path, _MODULE, _params(1), task=_TASK, borders=_BORDERS)
   _assert_trees_equal(load_pfn(tmp_path).params, _params(1))
@@ -105,7 +105,7 @@ def test_save_names_the_wrong_tensor(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_subclass_is_refused(tmp_path):
+def test_subclass_raises(tmp_path):
   class Other(PFN):
     pass
 

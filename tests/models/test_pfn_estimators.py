@@ -19,7 +19,7 @@ from jaxlab.uncertainty.bar import bar_mean, bar_quantile, bar_variance
 
 
 class _CountingPFN(PFN):
-  """Notes the number of points of each program that is traced, and the bound of its context."""
+  """Records the number of points of each traced program, and the bound of its context."""
 
   traced = []
 
@@ -163,7 +163,7 @@ def test_single_output_is_the_logit_of_the_second_class():
   np.testing.assert_allclose(probs[:, 1], jax.nn.sigmoid(logits[:, 0]), rtol=1e-4)
 
 
-def test_data_sets_of_other_sizes_share_a_program():
+def test_data_sets_of_similar_sizes_share_a_program():
   _CountingPFN.traced.clear()
   model = PFNRegressor(_network(6, module_class=_CountingPFN))
   traced_before = len(_CountingPFN.traced)
@@ -290,7 +290,7 @@ def test_errors():
     regressor.fit(x, y).predict(x * 1e300)
   with pytest.raises(ValueError, match="quantiles"):
     regressor.predict_quantiles(x, (0.5, 1.5))
-  with pytest.raises(ValueError, match="at most 3 classes apart, but y has 6"):
+  with pytest.raises(ValueError, match="at most 3 classes, but y has 6"):
     classifier.fit(x, np.arange(6))
   with pytest.raises(ValueError, match="needs a network for regression"):
     PFNRegressor(_network(3, num_classes=3)).fit(x, y)

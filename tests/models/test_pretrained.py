@@ -36,10 +36,10 @@ def random_params(name):
 def test_round_trip_is_exact(tmp_path, name, max_shard_bytes):
   params, config = random_params(name), CONFIGS[name]
   save_pretrained(tmp_path / "x", params, config, max_shard_bytes=max_shard_bytes)
-  found = load_pretrained(tmp_path / "x")
-  assert found.config == config and found.model == DecoderLM(config)
-  assert jax.tree.structure(found.params) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, found.params, params)
+  loaded = load_pretrained(tmp_path / "x")
+  assert loaded.config == config and loaded.model == DecoderLM(config)
+  assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
   files = sorted(path.name for path in (tmp_path / "x").glob("*.safetensors"))
   if max_shard_bytes == 10**9:
@@ -58,7 +58,7 @@ def test_round_trip_is_exact(tmp_path, name, max_shard_bytes):
       assert opened.metadata() == {"format": "pt"}
 
 
-def test_what_else_is_written(tmp_path):
+def test_saved_files_and_types(tmp_path):
   source = tmp_path / "source"
   source.mkdir()
   (source / "tokenizer.json").write_bytes(b"\x00bytes")
@@ -75,9 +75,9 @@ def test_what_else_is_written(tmp_path):
   assert (tmp_path / "x" / "tokenizer.json").read_bytes() == b"\x00bytes"
   written = json.loads((tmp_path / "x" / "config.json").read_text())
   assert written["torch_dtype"] == "bfloat16" and written["architectures"] == ["LlamaForCausalLM"]
-  found = load_pretrained(tmp_path / "x", dtype=jnp.bfloat16)
-  assert found.model.dtype == found.model.param_dtype == jnp.bfloat16
-  jax.tree.map(np.testing.assert_array_equal, found.params, half)
+  loaded = load_pretrained(tmp_path / "x", dtype=jnp.bfloat16)
+  assert loaded.model.dtype == loaded.model.param_dtype == jnp.bfloat16
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, half)
   wide = load_pretrained(tmp_path / "x")
   assert {x.dtype for x in jax.tree.leaves(wide.params)} == {jnp.float32.dtype}
   with pytest.raises(FileNotFoundError, match="no tokenizer"):
@@ -85,19 +85,19 @@ def test_what_else_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_straight_to_the_shards(tmp_path, name):
+def test_loading_onto_a_mesh(tmp_path, name):
   save_pretrained(tmp_path, random_params(name), CONFIGS[name])
   mesh = make_mesh({"data": 4, "model": 2})
-  found = load_pretrained(tmp_path, mesh=mesh)
-  jax.tree.map(np.testing.assert_array_equal, found.params, random_params(name))
-  flat = traverse_util.flatten_dict(found.params, sep="/")
+  loaded = load_pretrained(tmp_path, mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, random_params(name))
+  flat = traverse_util.flatten_dict(loaded.params, sep="/")
   spec = flat["layers/mlp/down/kernel"].sharding.spec
   assert spec == PartitionSpec(None, "model", None)
   assert flat["final_norm/scale"].sharding.is_fully_replicated
   rules = ((r"layers/.*/kernel$", PartitionSpec("model")),)
-  found = load_pretrained(tmp_path, mesh=mesh, sharding_rules=rules)
-  jax.tree.map(np.testing.assert_array_equal, found.params, random_params(name))
-  flat = traverse_util.flatten_dict(found.params, sep="/")
+  loaded = load_pretrained(tmp_path, mesh=mesh, sharding_rules=rules)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, random_params(name))
+  flat = traverse_util.flatten_dict(loaded.params, sep="/")
   assert flat["layers/attention/k/kernel"].sharding.spec == PartitionSpec("model")
   assert flat["embed/embedding"].sharding.is_fully_replicated
   other = load_pretrained(tmp_path, mesh=make_mesh({"data": 8}))
@@ -108,9 +108,9 @@ def test_logits_from_memory(tmp_path):
   params, config = random_params("gpt2"), CONFIGS["gpt2"]
   tokens = np.array([[3, 1, 4, 1, 5]])
   tensors = models.params_to_hf(params, config)
-  found = models.logits_from_hf(models.config_to_hf(config), tensors, tokens)
+  loaded = models.logits_from_hf(models.config_to_hf(config), tensors, tokens)
   expected = DecoderLM(config).apply({"params": params}, tokens).logits
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(loaded, expected)
 
 
 def test_malformed_directories(tmp_path):
@@ -131,7 +131,7 @@ def test_malformed_directories(tmp_path):
     load_pretrained(tmp_path)
 
 
-def test_what_is_refused(tmp_path):
+def test_errors(tmp_path):
   params, config = random_params("llama"), CONFIGS["llama"]
   with pytest.raises(ValueError, match="max_shard_bytes .* got 0"):
     save_pretrained(tmp_path / "x", params, config, max_shard_bytes=0)
@@ -142,7 +142,7 @@ def test_what_is_refused(tmp_path):
     load_pretrained(tmp_path, sharding_rules=())
 
 
-def test_loading_holds_little_more_than_the_parameters(tmp_path):
+def test_peak_memory_of_loading_is_little_more_than_the_parameters(tmp_path):
   """Peak resident memory of a fresh process, over what it had before."""
   config = decoder_config(vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8)
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -39,9 +39,9 @@ def test_llama_round_trip(tmp_path, stabilized):
   adapters = random_adapters({"attention/q": 8, "attention/v": 4, "mlp/up": 24})
   config = LowRankConfig(2, 5.0, ("attention/q", "attention/v", "mlp/up"), stabilized)
   save_adapter(tmp_path, adapters, config, LLAMA)
-  found = load_adapter(tmp_path, LLAMA)
-  assert found.config == config
-  jax.tree.map(np.testing.assert_array_equal, found.adapters, adapters)
+  loaded = load_adapter(tmp_path, LLAMA)
+  assert loaded.config == config
+  jax.tree.map(np.testing.assert_array_equal, loaded.adapters, adapters)
   assert settings_of(tmp_path)["target_modules"] == [
     "mlp.up_proj",
     "self_attn.q_proj",
@@ -56,7 +56,7 @@ def test_llama_round_trip(tmp_path, stabilized):
 
 @pytest.mark.parametrize("stabilized", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_gpt2s_one_matrix(tmp_path, shared, stabilized):
+def test_gpt2_fused_matrix(tmp_path, shared, stabilized):
   adapters = random_adapters({"attention/q": 8, "attention/v": 8}, shared=shared)
   adapters |= random_adapters({"mlp/up": 32})
   config = LowRankConfig(2, 5.0, ("attention/q", "attention/v", "mlp/up"), stabilized)
@@ -66,17 +66,17 @@ def test_gpt2s_one_matrix(tmp_path, shared, stabilized):
   assert settings["r"] == (2 if shared else 4)
   if not stabilized:
     assert settings["lora_alpha"] / settings["r"] == 5.0 / 2
-  found = load_adapter(tmp_path, GPT2)
+  loaded = load_adapter(tmp_path, GPT2)
   expected = updates(adapters, config)
-  for path, update in updates(found.adapters, found.config).items():
+  for path, update in updates(loaded.adapters, loaded.config).items():
     np.testing.assert_allclose(update, expected.get(path, 0.0 * update), atol=1e-5, err_msg=path)
-  assert set(found.adapters) == {*expected, "layers/attention/k/kernel"}
-  # What came from one matrix goes back as it was.
-  save_adapter(tmp_path / "again", *found, GPT2)
-  jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "again", GPT2), found)
+  assert set(loaded.adapters) == {*expected, "layers/attention/k/kernel"}
+  # Adapters of one fused matrix are written back unchanged.
+  save_adapter(tmp_path / "again", *loaded, GPT2)
+  jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "again", GPT2), loaded)
 
 
-def test_directories_that_are_refused(tmp_path):
+def test_invalid_directories_raise(tmp_path):
   adapters = random_adapters({"attention/q": 8})
   config = LowRankConfig(2, 5.0, ("attention/q",))
   save_adapter(tmp_path, adapters, config, LLAMA)
@@ -104,11 +104,11 @@ def test_directories_that_are_refused(tmp_path):
     load_adapter(tmp_path, LLAMA)
 
 
-def test_adapters_that_are_refused(tmp_path):
+def test_invalid_adapters_raise(tmp_path):
   config = LowRankConfig(2, 5.0)
   with pytest.raises(ValueError, match="must not be empty"):
     save_adapter(tmp_path / "x", {}, config, LLAMA)
-  with pytest.raises(ValueError, match="'layers/tail/kernel' is no kernel"):
+  with pytest.raises(ValueError, match="'layers/tail/kernel' is not a kernel"):
     save_adapter(tmp_path / "x", random_adapters({"tail": 8}), config, LLAMA)
   with pytest.raises(ValueError, match=r"b has shape \(3, 2, 9\), expected \(3, 2, 8\)"):
     save_adapter(tmp_path / "x", random_adapters({"attention/q": 9}), config, LLAMA)

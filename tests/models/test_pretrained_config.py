@@ -26,7 +26,7 @@ LLAMA = {
 QWEN2 = LLAMA | {"model_type": "qwen2"}
 
 
-def test_what_is_absent():
+def test_defaults_of_absent_keys():
   gpt2 = config_from_hf(GPT2)
   assert (gpt2.intermediate_size, gpt2.norm_eps, gpt2.activation) == (128, 1e-5, "gelu_tanh")
   assert gpt2.tie_embeddings and gpt2.qkv_bias and gpt2.num_kv_heads == 4
@@ -39,7 +39,7 @@ def test_what_is_absent():
   assert qwen.qkv_bias and not qwen.attention_out_bias and qwen.sliding_window is None
 
 
-def test_what_is_given():
+def test_given_keys():
   changed = {
     "n_inner": 40,
     "layer_norm_epsilon": 0.1,
@@ -53,7 +53,7 @@ def test_what_is_given():
   llama = config_from_hf(LLAMA | changed)
   assert (llama.num_kv_heads, llama.head_dim) == (2, 12)
   assert llama.qkv_bias and llama.attention_out_bias and llama.mlp_bias
-  # Qwen2 has its biases whatever the file says.
+  # Qwen2 ignores the file's biases.
   assert not config_from_hf(QWEN2 | changed).mlp_bias
 
 
@@ -62,7 +62,7 @@ def test_what_is_given():
   [
     ({"use_sliding_window": False, "sliding_window": 4}, None, 0),
     ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, 4, 1),
-    # Absent, it is 28.
+    # The default is 28.
     ({"use_sliding_window": True, "sliding_window": 4}, None, 0),
     (
       {
@@ -94,12 +94,12 @@ def test_rotary_settings_under_either_spelling():
     assert config_from_hf(LLAMA | hf).rope == expected
   dynamic = {"rope_type": "dynamic", "factor": 2.0}
   for scaling in (dynamic, dynamic | original):
-    found = config_from_hf(LLAMA | {"rope_scaling": scaling}).rope
-    assert found == RotaryConfig(10000.0, "dynamic", 2.0, original_max_positions=64)
+    rope = config_from_hf(LLAMA | {"rope_scaling": scaling}).rope
+    assert rope == RotaryConfig(10000.0, "dynamic", 2.0, original_max_positions=64)
   yarn = {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "beta_fast": 16}
-  found = config_from_hf(LLAMA | {"rope_scaling": yarn}).rope
-  assert (found.attention_factor, found.beta_fast, found.beta_slow) == (1.5, 16.0, 1.0)
-  # Of the other types nobody reads it.
+  rope = config_from_hf(LLAMA | {"rope_scaling": yarn}).rope
+  assert (rope.attention_factor, rope.beta_fast, rope.beta_slow) == (1.5, 16.0, 1.0)
+  # Other types ignore it.
   linear = {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.5}
   assert config_from_hf(LLAMA | {"rope_scaling": linear}).rope.attention_factor is None
 
@@ -140,9 +140,9 @@ def test_models_trained_from_scratch_can_be_written(family):
     {"rope": RotaryConfig(rope_type="dynamic", factor=2.0, original_max_positions=128)},
   ],
 )
-def test_what_a_family_cannot_say(changed):
+def test_configs_that_a_family_cannot_express_raise(changed):
   config = decoder_config(vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, family="qwen2")
-  with pytest.raises(ValueError, match=f"qwen2 cannot say: {next(iter(changed))}"):
+  with pytest.raises(ValueError, match=f"qwen2 cannot express: {next(iter(changed))}"):
     config_to_hf(dataclasses.replace(config, **changed))
 
 
@@ -171,6 +171,6 @@ def test_what_a_family_cannot_say(changed):
     ),
   ],
 )
-def test_what_is_refused(hf, words):
+def test_errors(hf, words):
   with pytest.raises(ValueError, match=words):
     config_from_hf(hf)

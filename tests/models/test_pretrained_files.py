@@ -35,11 +35,11 @@ def test_one_file_and_shards(tmp_path):
     ({"model.safetensors.index.json": "{}"}, "lacks weight_map"),
     (
       {"model.safetensors.index.json": '{"weight_map": {"a": "../a.safetensors"}}'},
-      "points out of its directory",
+      "points outside its directory",
     ),
   ],
 )
-def test_weights_that_are_refused(tmp_path, files, words):
+def test_invalid_weights_raise(tmp_path, files, words):
   for name, content in files.items():
     (tmp_path / name).write_text(content)
   with pytest.raises(ValueError, match=words), open_tensors(tmp_path):
@@ -76,7 +76,7 @@ def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path):
   assert [path.name for path in directory.parent.iterdir()] == ["model"]
 
 
-def test_directories_of_others_are_left_alone(tmp_path):
+def test_other_directories_are_not_replaced(tmp_path):
   (tmp_path / "thesis.tex").write_text("1")
   for target in (tmp_path, tmp_path / "thesis.tex"):
     with (

@@ -38,9 +38,9 @@ def test_round_trip_is_exact(name):
   tensors = params_to_hf(params, CONFIGS[name])
   assert {x: y.shape for x, y in tensors.items()} == tensor_shapes(CONFIGS[name])
   assert sum(x.size for x in tensors.values()) == sum(x.size for x in jax.tree.leaves(params))
-  found = params_from_hf(tensors, CONFIGS[name])
-  assert jax.tree.structure(found) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  actual = params_from_hf(tensors, CONFIGS[name])
+  assert jax.tree.structure(actual) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, actual, params)
 
 
 def test_names_and_layouts():
@@ -86,11 +86,11 @@ def test_gpt2_without_prefix_and_with_buffers():
   jax.tree.map(np.testing.assert_array_equal, params_from_hf(bare, config), params)
   tensors = params_to_hf(random_params("qwen2"), CONFIGS["qwen2"])
   tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2)
-  found = params_from_hf(tensors, CONFIGS["qwen2"])
-  jax.tree.map(np.testing.assert_array_equal, found, random_params("qwen2"))
+  actual = params_from_hf(tensors, CONFIGS["qwen2"])
+  jax.tree.map(np.testing.assert_array_equal, actual, random_params("qwen2"))
 
 
-def test_all_that_is_wrong_is_listed():
+def test_all_errors_are_listed():
   shapes = tensor_shapes(CONFIGS["llama"])
   del shapes["lm_head.weight"], shapes["model.layers.1.mlp.up_proj.weight"]
   shapes |= {"model.layers.3.mlp.up_proj.weight": (3, 4), "model.norm.weight": (9,)}
@@ -125,9 +125,9 @@ def test_parts_of_a_leaf(name, monkeypatch):
   flat = traverse_util.flatten_dict(random_params(name), sep="/")
   for path, leaf in parameter_layout(CONFIGS[name]).items():
     index = tuple(slice(size // 3, size - size // 4) for size in leaf.shape)
-    found = read_leaf(lambda name, index: tensors[name][index], leaf, np.float32, index)
-    np.testing.assert_array_equal(found, flat[path][index], err_msg=path)
-    assert found.ctypes.data % 64 == 0
+    actual = read_leaf(lambda name, index: tensors[name][index], leaf, np.float32, index)
+    np.testing.assert_array_equal(actual, flat[path][index], err_msg=path)
+    assert actual.ctypes.data % 64 == 0
 
 
 def test_half_precision_is_kept():

@@ -122,7 +122,7 @@ def test_saving_names_the_wrong_array(tmp_path):
   assert not path.exists()
 
 
-def randomised(torch, network):
+def randomized(torch, network):
   generator = torch.Generator().manual_seed(0)
   for module in network.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
@@ -145,7 +145,7 @@ def assert_same_logits(torch, network, module, path, images):
     expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
   logits = jax.jit(module.apply)(variables, images).logits
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-  # The way back is read by PyTorch.
+  # PyTorch reads what we save.
   save_vision_checkpoint(path, module, variables)
   network.load_state_dict(load_file(path), strict=True)
   with torch.no_grad():
@@ -160,7 +160,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 40, 48, 3)).astype(np.float32)
 def test_logits_are_those_of_torchvision(tmp_path, name, make):
   torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
   torch.manual_seed(0)
-  network = randomised(torch, getattr(torchvision.models, name)(num_classes=7))
+  network = randomized(torch, getattr(torchvision.models, name)(num_classes=7))
   assert_same_logits(torch, network, make(7), tmp_path / "model.safetensors", IMAGES)
 
 
@@ -202,6 +202,6 @@ def test_logits_are_those_of_a_wide_resnet_in_pytorch(tmp_path):
       return self.fc(self.bn1(x).relu().mean((2, 3)))
 
   torch.manual_seed(0)
-  network = randomised(torch, Network())
+  network = randomized(torch, Network())
   module = WideResNet(7, depth=16, widen_factor=2)
   assert_same_logits(torch, network, module, tmp_path / "model.safetensors", IMAGES[:, :16, :12])

@@ -13,7 +13,7 @@ def test_a_classifier(check_classifier):
   check_classifier(module, IMAGES, num_features=6, num_layers=3)
 
 
-def test_patches_without_positions_are_a_set():
+def test_patch_order_has_no_effect_without_positions():
   module = ViT(3, patch_size=4, embed_dim=6, num_layers=1, num_heads=2)
   variables = jax.jit(module.init)(jax.random.key(0), IMAGES)
   apply = jax.jit(module.apply)

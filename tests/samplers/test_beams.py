@@ -50,7 +50,7 @@ def slow_beam_search(table, start, *, num_beams, eos, length_penalty, early_stop
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("eos", [(0,), (0, 3)])
-def test_beams_are_the_loop(early_stopping, eos):
+def test_beams_match_a_slow_loop(early_stopping, eos):
   search = jax.jit(
     lambda table, penalty: module.markov_beam_search(
       table,
@@ -65,7 +65,7 @@ def test_beams_are_the_loop(early_stopping, eos):
   )
   early = 0
   for penalty, scale in ((1.0, 1.0), (0.0, 1.0), (2.5, 0.4), (-0.5, 1.0)):
-    found = search(scale * TABLE, penalty)
+    output = search(scale * TABLE, penalty)
     for row, start in enumerate(STARTS):
       pool = slow_beam_search(
         scale * TABLE,
@@ -75,22 +75,22 @@ def test_beams_are_the_loop(early_stopping, eos):
         length_penalty=penalty,
         early_stopping=early_stopping,
       )
-      np.testing.assert_allclose(found.scores[row], [score for score, _ in pool], rtol=1e-4)
+      np.testing.assert_allclose(output.scores[row], [score for score, _ in pool], rtol=1e-4)
       for beam, (_, tokens) in enumerate(pool):
         padded = [*tokens, *[5] * (T - len(tokens))]
-        assert found.tokens[row, beam].tolist() == padded
-        assert int(found.lengths[row, beam]) == len(tokens)
+        assert output.tokens[row, beam].tolist() == padded
+        assert int(output.lengths[row, beam]) == len(tokens)
         early += len(tokens) < T
   assert early > 10
 
 
 def test_one_beam_is_greedy():
-  found = module.markov_beam_search(TABLE, STARTS, num_beams=1, max_new_tokens=T, eos_token_id=0)
+  output = module.markov_beam_search(TABLE, STARTS, num_beams=1, max_new_tokens=T, eos_token_id=0)
   expected = generation.markov_greedy(TABLE, STARTS, max_new_tokens=T, eos_token_id=0)
-  np.testing.assert_array_equal(found.tokens[:, 0], expected.tokens)
-  np.testing.assert_array_equal(found.lengths[:, 0], expected.lengths)
+  np.testing.assert_array_equal(output.tokens[:, 0], expected.tokens)
+  np.testing.assert_array_equal(output.lengths[:, 0], expected.lengths)
   mean = expected.log_probs.sum(-1) / expected.lengths
-  np.testing.assert_allclose(found.scores[:, 0], mean, rtol=1e-5)
+  np.testing.assert_allclose(output.scores[:, 0], mean, rtol=1e-5)
 
 
 def test_enough_beams_find_the_most_probable_sequence():
@@ -104,7 +104,7 @@ def test_enough_beams_find_the_most_probable_sequence():
     length_penalty=0.0,
     early_stopping="never",
   )
-  found = jax.jit(jax.vmap(lambda table: search(table, jnp.array([1]))))(tables)
+  output = jax.jit(jax.vmap(lambda table: search(table, jnp.array([1]))))(tables)
   for row, table in enumerate(tables):
     log_probs, totals = log_softmax(table), {}
     for text in itertools.product(range(size), repeat=length):
@@ -112,32 +112,32 @@ def test_enough_beams_find_the_most_probable_sequence():
       totals[text] = sum(log_probs[a, b] for a, b in zip((1, *text), text))
     ranked = sorted(totals, key=totals.get, reverse=True)
     best = [*ranked[0], *[0] * (length - len(ranked[0]))]
-    assert found.tokens[row, 0, 0].tolist() == best
-    # All there are, in order, and nothing in the places left.
-    scores = np.asarray(found.scores[row, 0])
+    assert output.tokens[row, 0, 0].tolist() == best
+    # All hypotheses in order; the remaining places are empty.
+    scores = np.asarray(output.scores[row, 0])
     np.testing.assert_allclose(scores[: len(ranked)], [totals[t] for t in ranked], rtol=1e-4)
     assert np.isneginf(scores[len(ranked) :]).all() and len(scores) > len(ranked)
-    assert not np.asarray(found.tokens[row, 0, len(ranked) :]).any()
-    assert not np.asarray(found.lengths[row, 0, len(ranked) :]).any()
+    assert not np.asarray(output.tokens[row, 0, len(ranked) :]).any()
+    assert not np.asarray(output.lengths[row, 0, len(ranked) :]).any()
 
 
-def test_impossible_and_sure_tokens():
+def test_tokens_of_probability_zero_and_one():
   table = np.full((3, 3), -np.inf, np.float32)
   table[0, 1], table[1, 2], table[2, 0] = 0.0, 1e4, -1e4
-  found = module.markov_beam_search(
+  output = module.markov_beam_search(
     table, jnp.array([0]), num_beams=2, max_new_tokens=4, eos_token_id=0
   )
-  assert found.tokens[0].tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
-  np.testing.assert_array_equal(found.scores[0], [0.0, -np.inf])
-  assert found.lengths[0].tolist() == [3, 0]
+  assert output.tokens[0].tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(output.scores[0], [0.0, -np.inf])
+  assert output.lengths[0].tolist() == [3, 0]
 
 
 def test_without_eos_all_beams_have_full_length():
-  found = module.markov_beam_search(
+  output = module.markov_beam_search(
     TABLE, STARTS, num_beams=2, max_new_tokens=3, eos_token_id=None, length_penalty=0.0
   )
-  assert (found.lengths == 3).all()
-  assert (found.scores[:, 0] >= found.scores[:, 1]).all()
+  assert (output.lengths == 3).all()
+  assert (output.scores[:, 0] >= output.scores[:, 1]).all()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_uniform():
 
 @pytest.mark.parametrize("scheme", ["weighted", "uniform"])
 @pytest.mark.parametrize("min_context", [0, 3])
-def test_draws_follow_the_renormalised_probabilities(scheme, min_context):
+def test_draws_follow_the_renormalized_probabilities(scheme, min_context):
   keys = jax.random.split(jax.random.key(0), 20_000)
   draw = jax.jit(
     jax.vmap(

@@ -83,7 +83,7 @@ def generated():
   return jax.tree.map(np.asarray, greedy(FNS, PROMPTS, LENGTHS))
 
 
-def test_the_cache_changes_nothing(generated):
+def test_cache_does_not_change_the_output(generated):
   for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS)):
     text = prompt[:length].tolist()
     for step in range(generated.lengths[row]):
@@ -95,21 +95,21 @@ def test_the_cache_changes_nothing(generated):
   assert len(set(map(tuple, generated.tokens.tolist()))) > 2
 
 
-def test_padding_and_neighbours_change_nothing(generated):
+def test_padding_and_other_rows_do_not_change_the_output(generated):
   short = LENGTHS <= 2
   alone = greedy(FNS, PROMPTS[short][:, :2], LENGTHS[short])
   wider = np.concatenate([PROMPTS, RNG.integers(0, V, (5, 3))], axis=1)
   wide = greedy(FNS, wider, LENGTHS)
   other = np.where(np.arange(4) < LENGTHS[:, None], PROMPTS, (PROMPTS + 3) % V)
   refilled = greedy(FNS, other, LENGTHS)
-  for found, rows in ((alone, short), (wide, slice(None)), (refilled, slice(None))):
-    np.testing.assert_array_equal(found.tokens, generated.tokens[rows])
-    np.testing.assert_array_equal(found.lengths, generated.lengths[rows])
-    np.testing.assert_allclose(found.log_probs, generated.log_probs[rows], rtol=1e-4, atol=1e-5)
+  for output, rows in ((alone, short), (wide, slice(None)), (refilled, slice(None))):
+    np.testing.assert_array_equal(output.tokens, generated.tokens[rows])
+    np.testing.assert_array_equal(output.lengths, generated.lengths[rows])
+    np.testing.assert_allclose(output.log_probs, generated.log_probs[rows], rtol=1e-4, atol=1e-5)
 
 
 def texts(output, prompts=PROMPTS, lengths=LENGTHS):
-  """Prompts with what was generated right behind them, and the lengths of both."""
+  """Prompts followed by the generated tokens, and the lengths of both together."""
   whole = np.zeros((len(prompts), prompts.shape[1] + T), np.int32)
   for row, length in enumerate(lengths):
     whole[row, :length] = prompts[row, :length]
@@ -117,14 +117,14 @@ def texts(output, prompts=PROMPTS, lengths=LENGTHS):
   return whole, lengths + output.lengths
 
 
-def test_scores_are_the_log_probs_of_generation(generated):
+def test_scores_match_the_log_probs_of_generation(generated):
   whole, total = texts(generated)
-  found = np.asarray(jax.jit(contract.score_sequences)(FNS, whole, total, LENGTHS))
+  output = np.asarray(jax.jit(contract.score_sequences)(FNS, whole, total, LENGTHS))
   for row, length in enumerate(LENGTHS):
     np.testing.assert_allclose(
-      found[row, length : length + T], generated.log_probs[row], rtol=1e-4, atol=1e-5
+      output[row, length : length + T], generated.log_probs[row], rtol=1e-4, atol=1e-5
     )
-    assert not found[row, :length].any() and not found[row, length + T :].any()
+    assert not output[row, :length].any() and not output[row, length + T :].any()
 
 
 def test_scores_of_a_table_and_their_gradient():
@@ -139,14 +139,14 @@ def test_scores_of_a_table_and_their_gradient():
     scores = contract.score_sequences(fns, PROMPTS, lengths, prompt_lengths)
     return scores.sum(), scores
 
-  (_, found), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(table)
+  (_, output), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(table)
   expected, slopes = np.zeros((5, 4)), np.zeros((V, V))
   for row in range(5):
     for t in range(max(prompt_lengths[row], 1), lengths[row]):
       last, token = PROMPTS[row, t - 1 : t + 1]
       expected[row, t] = log_probs[last, token]
       slopes[last] += np.eye(V)[token] - np.exp(log_probs[last])
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(slope, slopes, rtol=1e-4, atol=1e-5)
   one = contract.score_sequences(
     contract.table_decode_fns(table), PROMPTS[:, :1], lengths * 0, lengths
@@ -156,22 +156,22 @@ def test_scores_of_a_table_and_their_gradient():
 
 def test_beams_reorder_the_cache():
   """Scores of the hypotheses, recomputed without a cache."""
-  found = jax.jit(
+  output = jax.jit(
     lambda fns: samplers.beam_search(
       fns, PROMPTS, LENGTHS, num_beams=3, max_new_tokens=T, eos_token_id=2, length_penalty=0.0
     )
   )(FNS)
   score = jax.jit(contract.score_sequences)
   for beam in range(3):
-    picked = jax.tree.map(lambda leaf, beam=beam: np.asarray(leaf[:, beam]), found)
+    picked = jax.tree.map(lambda leaf, beam=beam: np.asarray(leaf[:, beam]), output)
     whole, total = texts(picked)
     scores = score(FNS, whole, total, LENGTHS).sum(-1)
     np.testing.assert_allclose(picked.scores, scores, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("draft_params", [PARAMS, DRAFT_PARAMS], ids=["same", "other"])
-def test_speculation_keeps_two_caches_in_step(generated, draft_params):
-  found = jax.jit(
+def test_speculation_keeps_two_caches_consistent(generated, draft_params):
+  output = jax.jit(
     lambda target, draft: samplers.speculative_decode(
       jax.random.key(0),
       target,
@@ -184,22 +184,22 @@ def test_speculation_keeps_two_caches_in_step(generated, draft_params):
       eos_token_id=2,
     )
   )(FNS, contract.flax_decode_fns(MODEL, draft_params))
-  np.testing.assert_array_equal(found.tokens, generated.tokens)
-  np.testing.assert_array_equal(found.lengths, generated.lengths)
-  np.testing.assert_allclose(found.log_probs, generated.log_probs, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(output.tokens, generated.tokens)
+  np.testing.assert_array_equal(output.lengths, generated.lengths)
+  np.testing.assert_allclose(output.log_probs, generated.log_probs, rtol=1e-4, atol=1e-5)
   if draft_params is PARAMS:
-    np.testing.assert_array_equal(found.num_accepted, 2 * found.num_target_calls)
+    np.testing.assert_array_equal(output.num_accepted, 2 * output.num_target_calls)
 
 
 def test_equal_models_share_a_program(generated):
   before = greedy._cache_size()
   fns = contract.flax_decode_fns(TinyLM(), DRAFT_PARAMS)
-  found = greedy(fns, PROMPTS, LENGTHS)
+  output = greedy(fns, PROMPTS, LENGTHS)
   assert greedy._cache_size() == before
-  assert np.any(found.tokens != generated.tokens)
+  assert np.any(output.tokens != generated.tokens)
 
 
-def test_prefill_leaves_the_last_tokens():
+def test_prefill_excludes_the_last_tokens():
   start = jax.jit(lambda: contract.prefill(FNS, PROMPTS, LENGTHS, max_length=9))()
   np.testing.assert_array_equal(start.tokens, PROMPTS[np.arange(5), LENGTHS - 1])
   np.testing.assert_array_equal(start.positions, LENGTHS - 1)
@@ -209,11 +209,11 @@ def test_prefill_leaves_the_last_tokens():
     np.testing.assert_allclose(logits[row, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_repeated_side_by_side():
+def test_repeated_rows_are_adjacent():
   tree = {"a": jnp.arange(4).reshape(2, 2), "b": jnp.arange(2)}
-  found = contract.repeat_rows(tree, 2)
-  np.testing.assert_array_equal(found["a"], [[0, 1], [0, 1], [2, 3], [2, 3]])
-  np.testing.assert_array_equal(found["b"], [0, 0, 1, 1])
+  output = contract.repeat_rows(tree, 2)
+  np.testing.assert_array_equal(output["a"], [[0, 1], [0, 1], [2, 3], [2, 3]])
+  np.testing.assert_array_equal(output["b"], [0, 0, 1, 1])
 
 
 def test_token_ids():

@@ -1,4 +1,4 @@
-"""What holds of all decoders: a sharded batch stays where it is."""
+"""A property of all decoders: the rows of a sharded batch stay on their devices."""
 
 import re
 
@@ -60,9 +60,9 @@ def test_rows_never_leave_their_device(decode):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.device_put((PROMPTS, LENGTHS), NamedSharding(mesh, PartitionSpec("data")))
   compiled = jax.jit(decode).lower(*rows).compile()
-  # Whether all have ended is a number; no more may travel.
+  # Only the scalar of whether all rows have ended may cross devices.
   travels = re.findall(r"all-gather|all-to-all|collective-permute", compiled.as_text())
   assert not travels
   expected = jax.jit(decode)(PROMPTS, LENGTHS)
-  for found, leaf in zip(jax.tree.leaves(compiled(*rows)), jax.tree.leaves(expected)):
-    np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-6)
+  for output, leaf in zip(jax.tree.leaves(compiled(*rows)), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(output, leaf, rtol=1e-5, atol=1e-6)

@@ -79,18 +79,18 @@ def slow_generate(
   return generation.GenerateOutput(tokens, lengths, log_probs, sampling, finished, logits)
 
 
-def check(found, expected, *, logits=False):
+def check(output, expected, *, logits=False):
   for name in ("tokens", "lengths", "finished"):
-    np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_array_equal(getattr(output, name), getattr(expected, name), err_msg=name)
   for name in ("log_probs", "sampling_log_probs", *(("logits",) if logits else ())):
     np.testing.assert_allclose(
-      getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5, err_msg=name
+      getattr(output, name), getattr(expected, name), rtol=1e-4, atol=1e-5, err_msg=name
     )
 
 
-def test_greedy_is_the_loop():
+def test_greedy_matches_a_slow_loop():
   options = {"eos_token_id": (4, 2), "stop_sequences": ((3, 1, 0), (2, 1)), "pad_token_id": 5}
-  found = greedy(
+  output = greedy(
     jax.random.key(0),
     FNS,
     PROMPTS,
@@ -105,17 +105,17 @@ def test_greedy_is_the_loop():
   expected = slow_generate(
     None, None, eos=(4, 2), stops=((3, 1, 0), (2, 1)), penalty=1.4, min_new_tokens=2, pad=5
   )
-  check(found, expected, logits=True)
+  check(output, expected, logits=True)
   assert 0 < expected.finished.sum() < len(PROMPTS)
 
 
 def test_markov_greedy_is_greedy():
-  found = jax.jit(functools.partial(generation.markov_greedy, max_new_tokens=T, eos_token_id=0))(
+  output = jax.jit(functools.partial(generation.markov_greedy, max_new_tokens=T, eos_token_id=0))(
     TABLE, PROMPTS[np.arange(7), LENGTHS - 1]
   )
   expected = slow_generate(None, None, eos=(0,))
-  check(found, expected)
-  assert found.logits is None
+  check(output, expected)
+  assert output.logits is None
   assert expected.finished.any() and not expected.finished.all()
 
 
@@ -125,7 +125,7 @@ def filtered():
   key = jax.random.key(4)
   options = {"temperature": 0.8, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.97, "top_k": 4}
   others = {"min_new_tokens": 1, "repetition_penalty": 1.2}
-  found = sample(
+  output = sample(
     key,
     FNS,
     PROMPTS,
@@ -139,69 +139,69 @@ def filtered():
   )
   process = jax.jit(functools.partial(token_filters.process_logits, **options))
   expected = slow_generate(key, process, eos=(0,), stops=((2, 5),), penalty=1.2, min_new_tokens=1)
-  return found, expected
+  return output, expected
 
 
-def test_sampling_is_the_loop(filtered):
+def test_sampling_matches_a_slow_loop(filtered):
   check(*filtered, logits=True)
 
 
-def test_after_the_end_is_padding(filtered):
-  found, _ = jax.tree.map(np.asarray, filtered)
-  after = np.arange(T) >= found.lengths[:, None]
+def test_padding_follows_the_end(filtered):
+  output, _ = jax.tree.map(np.asarray, filtered)
+  after = np.arange(T) >= output.lengths[:, None]
   assert after.any()
-  for leaf in (found.tokens, found.log_probs, found.sampling_log_probs, found.logits):
+  for leaf in (output.tokens, output.log_probs, output.sampling_log_probs, output.logits):
     np.testing.assert_array_equal(leaf[after], 0)
-  assert (found.log_probs[~after] < 0).all()
-  np.testing.assert_array_equal(found.finished, found.lengths < T)
+  assert (output.log_probs[~after] < 0).all()
+  np.testing.assert_array_equal(output.finished, output.lengths < T)
 
 
-def test_plain_samples_of_a_prompt_are_the_loop():
+def test_unfiltered_samples_match_a_slow_loop():
   key = jax.random.key(2)
-  found = jax.jit(
+  output = jax.jit(
     functools.partial(
       generation.generate_n, num_samples=3, max_new_tokens=T, eos_token_id=1, pad_token_id=2
     )
   )(key, FNS, PROMPTS, LENGTHS)
-  assert found.tokens.shape == (7, 3, T) and found.lengths.shape == (7, 3)
+  assert output.tokens.shape == (7, 3, T) and output.lengths.shape == (7, 3)
   expected = slow_generate(key, lambda logits: logits, eos=(1,), pad=2, num_samples=3)
-  check(jax.tree.map(lambda leaf: leaf.reshape(21, *leaf.shape[2:]), found), expected)
-  np.testing.assert_array_equal(found.log_probs, found.sampling_log_probs)
+  check(jax.tree.map(lambda leaf: leaf.reshape(21, *leaf.shape[2:]), output), expected)
+  np.testing.assert_array_equal(output.log_probs, output.sampling_log_probs)
 
 
 def test_frequencies_are_those_of_the_processed_logits():
   num = 20_000
   options = {"temperature": 0.8, "top_k": 5, "top_p": 0.97}
-  found = jax.jit(
+  output = jax.jit(
     functools.partial(generation.generate_n, num_samples=num, max_new_tokens=1, **options)
   )(jax.random.key(0), FNS, PROMPTS[:1], LENGTHS[:1])
-  counts = np.bincount(np.asarray(found.tokens).ravel(), minlength=V)
+  counts = np.bincount(np.asarray(output.tokens).ravel(), minlength=V)
   probs = np.asarray(jax.nn.softmax(token_filters.process_logits(TABLE[PROMPTS[0, 0]], **options)))
   assert counts[probs == 0].sum() == 0 and (probs == 0).any()
   kept = probs > 0
   expected = num * probs[kept] / probs.sum()
   assert scipy.stats.chisquare(counts[kept], expected, sum_check=False).pvalue > 1e-3
   np.testing.assert_allclose(
-    found.sampling_log_probs[0, :, 0], np.log(probs[found.tokens[0, :, 0]]), rtol=1e-4
+    output.sampling_log_probs[0, :, 0], np.log(probs[output.tokens[0, :, 0]]), rtol=1e-4
   )
 
 
 def test_a_row_does_not_depend_on_when_others_end():
-  sure = np.zeros((V, V), np.float32)
-  sure[3, 0] = 1e4  # After a 3 the row ends at once.
-  sure[:3, 0] = -1e4  # Else it never does.
-  sure[1:, 3] = -1e4
-  sure[4:, 0] = -1e4
-  fns = contract.table_decode_fns(sure)
+  deterministic = np.zeros((V, V), np.float32)
+  deterministic[3, 0] = 1e4  # After a 3 the row ends immediately.
+  deterministic[:3, 0] = -1e4  # Else it never does.
+  deterministic[1:, 3] = -1e4
+  deterministic[4:, 0] = -1e4
+  fns = contract.table_decode_fns(deterministic)
   tokens = []
-  for neighbour in (3, 4):
-    prompts = np.array([[1], [neighbour], [neighbour]], np.int32)
-    found = sample(
+  for neighbor in (3, 4):
+    prompts = np.array([[1], [neighbor], [neighbor]], np.int32)
+    output = sample(
       jax.random.key(1), fns, prompts, np.ones(3, int), max_new_tokens=T, eos_token_id=0
     )
-    assert bool(found.finished[1]) == (neighbour == 3) and int(found.lengths[0]) == T
-    assert np.isfinite(found.log_probs).all()
-    tokens.append(np.asarray(found.tokens[0]))
+    assert bool(output.finished[1]) == (neighbor == 3) and int(output.lengths[0]) == T
+    assert np.isfinite(output.log_probs).all()
+    tokens.append(np.asarray(output.tokens[0]))
   np.testing.assert_array_equal(*tokens)
 
 
@@ -232,7 +232,7 @@ def test_one_program_serves_all_parameters_and_temperatures():
   assert sample._cache_size() == before + 1
 
 
-def test_an_eager_call_is_no_loop_in_python():
+def test_eager_call_runs_no_python_loop():
   calls = []
 
   def apply(tokens, cache, positions):
@@ -243,15 +243,15 @@ def test_an_eager_call_is_no_loop_in_python():
   counts = []
   for num in (2, 40):
     calls.clear()
-    found = generation.generate(
+    output = generation.generate(
       jax.random.key(0), fns, PROMPTS, LENGTHS, max_new_tokens=num, temperature=0.0
     )
     counts.append(len(calls))
-    assert found.tokens.shape == (7, num)
+    assert output.tokens.shape == (7, num)
   assert max(counts) <= 3
 
 
-def test_the_prompt_is_read_once():
+def test_prompt_is_prefilled_once():
   shapes = []
 
   def apply(tokens, cache, positions):
@@ -268,12 +268,12 @@ def test_the_prompt_is_read_once():
   assert shapes.count((7, 2)) == 1 and set(shapes) == {(7, 2), (7, 1), (28, 1)}
 
 
-def test_temperatures_may_be_mapped():
+def test_vmap_over_temperatures():
   temperatures = jnp.array([0.5, 1.0, 2.0])
   run = lambda t: sample(jax.random.key(5), FNS, PROMPTS, LENGTHS, max_new_tokens=3, temperature=t)  # noqa: E731
-  found = jax.vmap(run)(temperatures)
+  output = jax.vmap(run)(temperatures)
   for index, temperature in enumerate(temperatures):
-    check(jax.tree.map(lambda leaf, i=index: leaf[i], found), run(float(temperature)))
+    check(jax.tree.map(lambda leaf, i=index: leaf[i], output), run(float(temperature)))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_errors(options, message):
     generation.generate_n(jax.random.key(0), FNS, PROMPTS, LENGTHS, **options)
 
 
-def test_errors_of_prompts():
+def test_prompt_errors():
   run = functools.partial(generation.generate, jax.random.key(0), FNS, max_new_tokens=1)
   for lengths in (LENGTHS - 1, LENGTHS + 1):
     with pytest.raises(ValueError, match="prompt_lengths"):

@@ -51,7 +51,7 @@ def test_stretch_proposal_commutes_with_affine_maps(seed):
 
 @pytest.mark.parametrize("stretch", [2.0, 3.0])
 def test_gaussian_is_invariant(stretch):
-  # Exact draws in, exact draws out: a wrong volume factor or partner shows after a few steps.
+  # Exact draws stay exact; a wrong volume factor or partner changes the law after a few steps.
   num = 100_000
   run = functools.partial(mcmc.affine_invariant_mcmc, log_prob_fn=gaussian, num_steps=4, thin=4)
   result = jax.jit(lambda key, walkers, a: run(key, walkers=walkers, stretch=a))(

@@ -69,27 +69,27 @@ def test_limits_of_the_bandwidth(labels, probabilities):
   np.testing.assert_array_equal(probabilities(tied, 1e-6), narrow)
 
 
-def test_tophat_is_strict_and_holds_the_example_itself():
+def test_tophat_is_strict_and_includes_the_example_itself():
   labels = np.array([[0.0], [1.0], [3.0]], np.float32)
-  found = label_similarity_probabilities(labels, bandwidth=1.0, kernel="tophat")
-  np.testing.assert_array_equal(found, np.eye(3))
-  found = label_similarity_probabilities(labels, bandwidth=1.5, kernel="tophat")
-  np.testing.assert_array_equal(found, [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+  result = label_similarity_probabilities(labels, bandwidth=1.0, kernel="tophat")
+  np.testing.assert_array_equal(result, np.eye(3))
+  result = label_similarity_probabilities(labels, bandwidth=1.5, kernel="tophat")
+  np.testing.assert_array_equal(result, [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
 
 
 def test_far_labels_stay_finite(probabilities):
   labels = np.array([[0.0], [1.0], [1e4], [3e38], [-3e38]], np.float32)
-  found = probabilities(np.tile(labels, (2, 1))[:9], 1.0)
-  assert np.all(np.isfinite(found))
-  np.testing.assert_allclose(np.sum(found, axis=1), 1.0, rtol=1e-6)
+  result = probabilities(np.tile(labels, (2, 1))[:9], 1.0)
+  assert np.all(np.isfinite(result))
+  np.testing.assert_allclose(np.sum(result, axis=1), 1.0, rtol=1e-6)
 
 
 def test_half_precision_is_computed_in_float32(labels):
   half = jnp.asarray(labels, jnp.bfloat16)
-  found = label_similarity_probabilities(half, bandwidth=0.5)
-  assert found.dtype == jnp.float32
+  result = label_similarity_probabilities(half, bandwidth=0.5)
+  assert result.dtype == jnp.float32
   wide = label_similarity_probabilities(np.asarray(half, np.float32), bandwidth=0.5)
-  np.testing.assert_array_equal(found, wide)
+  np.testing.assert_array_equal(result, wide)
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
@@ -136,7 +136,7 @@ def test_partners_over_many_bandwidths_at_once(labels):
   np.testing.assert_array_equal(many[1], jax.jit(draw)(0.5))
 
 
-def test_a_missing_label_is_nobodys_partner(labels):
+def test_nan_label_is_never_a_partner(labels):
   missing = labels.copy()
   missing[2, 1] = np.nan
   probabilities = np.asarray(samplers.label_similarity_probabilities(missing, bandwidth=1.0))
@@ -151,9 +151,11 @@ def test_a_missing_label_is_nobodys_partner(labels):
   assert not np.any(np.delete(np.asarray(partners), np.s_[2::9]) == 2)
 
 
-def test_a_batch_of_one():
-  found = samplers.sample_partners(jax.random.key(0), jnp.ones((1, 1)), jnp.array([0]), bandwidth=1)
-  np.testing.assert_array_equal(found, [0])
+def test_batch_of_one():
+  result = samplers.sample_partners(
+    jax.random.key(0), jnp.ones((1, 1)), jnp.array([0]), bandwidth=1
+  )
+  np.testing.assert_array_equal(result, [0])
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, np.nan])

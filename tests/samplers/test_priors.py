@@ -99,7 +99,7 @@ def test_gp_on_random_points_has_the_covariance_of_its_kernel():
   residual = y[:, 0] * y[:, 1] - np.exp(-(scaled**2).sum(-1) / 2)
   assert_mean(residual, 0.0)
   assert_mean(y[:, 0] ** 2, 1.05)
-  # Not an artefact of a wide tolerance: the exchanged lengthscales do not fit.
+  # Exchanged lengthscales are outside the tolerance.
   wrong = (x[:, 0] - x[:, 1]) / np.array([0.9, 0.2])
   residual = (y[:, 0] * y[:, 1] - np.exp(-(wrong**2).sum(-1) / 2)) * np.sign(
     np.abs(scaled).sum(-1) - np.abs(wrong).sum(-1)
@@ -115,7 +115,7 @@ def test_gp_stays_finite_at_the_published_setting():
 def test_hyper_prior_has_its_moments():
   y = np.asarray(pairs_program("matern52")((3.0, 6.0), (2.0, 0.15), (1.1, 0.05)).y, np.float64)
   assert_mean(y**2, 2 / 0.15 + 1.1 / 0.05)  # E[outputscale] + E[noise]
-  # Hyper-parameters of each data set's own make the marginal heavier than a normal's.
+  # Hyper-parameters per data set give the marginal heavier tails than a normal's.
   assert np.mean(y**4) / np.mean(y**2) ** 2 > 4
 
 
@@ -174,7 +174,7 @@ def tabular():
   }
 
 
-def test_bnn_features_are_standardised_or_unused(tabular):
+def test_bnn_features_are_standardized_or_unused(tabular):
   x = np.asarray(tabular["binary"].x, np.float64)
   used = np.any(x != 0, axis=1)
   np.testing.assert_allclose(x.mean(1), 0, atol=1e-5)
@@ -201,7 +201,7 @@ def test_bnn_classes_are_permuted_quantiles(tabular):
   for row, values in zip(classes, value):
     sorted_classes = row[np.argsort(values)]
     changes = np.flatnonzero(np.diff(sorted_classes))
-    assert len(changes) == 3  # four runs, one a class
+    assert len(changes) == 3  # four runs, one per class
     order = sorted_classes[np.append(changes, -1)].astype(int)
     assert sorted(order) == [0, 1, 2, 3]
     assert set(np.bincount(row.astype(int))) <= {7, 8}
@@ -229,7 +229,7 @@ def test_bnn_sizes_and_scales_follow_their_distributions():
 
 @pytest.fixture(scope="module")
 def small_networks():
-  """Networks of weights near 0.1, given the noise's distribution: two groups of 8."""
+  """Two groups of 8 networks with weights near 0.1, given the distribution of the noise."""
 
   def networks(noise_std_gamma):
     return priors.bnn_prior(

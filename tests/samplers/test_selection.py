@@ -31,32 +31,32 @@ def slow_vote(answers, weights):
   st.lists(st.integers(0, 4), min_size=N, max_size=N),
   st.lists(st.booleans(), min_size=N, max_size=N),
 )
-def test_vote_is_the_loop(answers, weights, mask):
-  found = vote(np.array(answers), weights=np.float32(weights), mask=np.array(mask))
+def test_vote_matches_a_slow_loop(answers, weights, mask):
+  result = vote(np.array(answers), weights=np.float32(weights), mask=np.array(mask))
   expected = slow_vote(answers, [w if m else None for w, m in zip(weights, mask)])
-  np.testing.assert_allclose([float(x) for x in found], expected, rtol=1e-6)
+  np.testing.assert_allclose([float(x) for x in result], expected, rtol=1e-6)
 
 
 def test_votes_of_many_problems():
   answers = np.array([[[5, 7, 7, -1], [-1, -3, -1, -1]], [[3, 2, 2, 3], [10**9, 1, 10**9, 2]]])
-  found = vote(answers)
-  np.testing.assert_array_equal(found.answer, [[7, -1], [3, 10**9]])
-  np.testing.assert_allclose(found.share, [[2 / 3, 0.0], [0.5, 0.5]], rtol=1e-6)
-  np.testing.assert_array_equal(found.index, [[1, 0], [0, 0]])
+  result = vote(answers)
+  np.testing.assert_array_equal(result.answer, [[7, -1], [3, 10**9]])
+  np.testing.assert_allclose(result.share, [[2 / 3, 0.0], [0.5, 0.5]], rtol=1e-6)
+  np.testing.assert_array_equal(result.index, [[1, 0], [0, 0]])
   mapped = jax.vmap(jax.vmap(selection.majority_vote))(answers)
-  jax.tree.map(np.testing.assert_array_equal, mapped, found)
+  jax.tree.map(np.testing.assert_array_equal, mapped, result)
 
 
-def test_weights_turn_a_vote_and_broadcast():
+def test_weights_change_the_winner_and_broadcast():
   answers = jnp.array([[1, 2, 2], [2, 1, 1]])
-  found = vote(answers, weights=jnp.array([0.8, 0.3, 0.3]), mask=jnp.array([1, 1, 0]))
-  np.testing.assert_array_equal(found.answer, [1, 2])
-  np.testing.assert_allclose(found.share, 0.8 / 1.1, rtol=1e-6)
+  result = vote(answers, weights=jnp.array([0.8, 0.3, 0.3]), mask=jnp.array([1, 1, 0]))
+  np.testing.assert_array_equal(result.answer, [1, 2])
+  np.testing.assert_allclose(result.share, 0.8 / 1.1, rtol=1e-6)
 
 
 def test_valid_answers_without_weight():
-  found = vote(jnp.array([-1, 4, 2]), weights=jnp.zeros(3))
-  assert (int(found.answer), float(found.share), int(found.index)) == (4, 0.0, 1)
+  result = vote(jnp.array([-1, 4, 2]), weights=jnp.zeros(3))
+  assert (int(result.answer), float(result.share), int(result.index)) == (4, 0.0, 1)
 
 
 def test_best_of_n():

@@ -30,8 +30,8 @@ def random_probs(*shape):
   return probs.astype(np.float32)
 
 
-def test_accepted_and_residual_mass_make_the_target():
-  """For every draft token, the verdict just on both sides of its threshold."""
+def test_accepted_plus_residual_mass_equals_the_target():
+  """For every draft token, evaluates the verdict on both sides of its threshold."""
   draft, target = random_probs(40), random_probs(40, 2)
   p, q = target[:, 0].astype(np.float64), draft.astype(np.float64)
   accept = np.minimum(1.0, p / q)
@@ -51,12 +51,12 @@ def test_accepted_and_residual_mass_make_the_target():
   np.testing.assert_allclose(mass, p, atol=1e-5)
 
 
-def test_verdict_is_the_loop():
+def test_verdict_matches_a_slow_loop():
   num_drafts = 3
   draft, target = random_probs(30, num_drafts), random_probs(30, num_drafts + 1)
   tokens = RNG.integers(0, V, (30, num_drafts))
   uniforms = RNG.random((30, num_drafts)).astype(np.float32)
-  found = verify(tokens, draft, target, uniforms)
+  output = verify(tokens, draft, target, uniforms)
   for row in range(30):
     accepted = 0
     while accepted < num_drafts:
@@ -69,29 +69,29 @@ def test_verdict_is_the_loop():
     probs = target[row, accepted]
     if accepted < num_drafts:
       probs = np.maximum(probs - draft[row, accepted], 0)
-    assert int(found.num_accepted[row]) == accepted
-    np.testing.assert_allclose(found.next_token_probs[row], probs / probs.sum(), rtol=1e-5)
-  assert len(set(found.num_accepted.tolist())) == num_drafts + 1
+    assert int(output.num_accepted[row]) == accepted
+    np.testing.assert_allclose(output.next_token_probs[row], probs / probs.sum(), rtol=1e-5)
+  assert len(set(output.num_accepted.tolist())) == num_drafts + 1
 
 
-def test_a_draft_equal_to_the_target_always_stands():
+def test_draft_equal_to_the_target_is_always_accepted():
   probs = random_probs(4, 2)
   bonus = np.concatenate([probs, probs[:, :1]], axis=1)
   tokens = np.argmax(probs, -1)
-  found = verify(tokens, probs, bonus, np.full((4, 2), np.nextafter(1, 0, dtype=np.float32)))
-  np.testing.assert_array_equal(found.num_accepted, 2)
-  # A rejection that rounding alone can make leaves nothing of the difference: the target itself.
+  output = verify(tokens, probs, bonus, np.full((4, 2), np.nextafter(1, 0, dtype=np.float32)))
+  np.testing.assert_array_equal(output.num_accepted, 2)
+  # After a rejection by rounding the difference is 0 everywhere: the target itself is drawn from.
   rejected = verify(tokens, probs, bonus, np.ones((4, 2), np.float32))
   np.testing.assert_array_equal(rejected.num_accepted, 0)
   np.testing.assert_allclose(rejected.next_token_probs, probs[:, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3])
-def test_greedy_is_greedy_whatever_the_draft(num_draft_tokens):
+def test_greedy_output_does_not_depend_on_the_draft(num_draft_tokens):
   options = {"max_new_tokens": 8, "eos_token_id": (0, 2), "pad_token_id": 4}
   expected = generation.generate(None, TARGET_FNS, PROMPTS, LENGTHS, temperature=0.0, **options)
   for draft in (DRAFT, TABLE, -TABLE):
-    found = greedy(
+    output = greedy(
       jax.random.key(0),
       TARGET_FNS,
       contract.table_decode_fns(draft),
@@ -100,18 +100,18 @@ def test_greedy_is_greedy_whatever_the_draft(num_draft_tokens):
       num_draft_tokens=num_draft_tokens,
       **options,
     )
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.lengths, expected.lengths)
-    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-6)
-    calls = np.asarray(found.num_target_calls)
-    assert (calls >= np.ceil(np.asarray(found.lengths) / (num_draft_tokens + 1))).all()
-    assert (calls <= found.lengths).all()
+    np.testing.assert_array_equal(output.tokens, expected.tokens)
+    np.testing.assert_array_equal(output.lengths, expected.lengths)
+    np.testing.assert_allclose(output.log_probs, expected.log_probs, rtol=1e-4, atol=1e-6)
+    calls = np.asarray(output.num_target_calls)
+    assert (calls >= np.ceil(np.asarray(output.lengths) / (num_draft_tokens + 1))).all()
+    assert (calls <= output.lengths).all()
   assert expected.finished.sum() > 0
 
 
-def test_an_equal_draft_needs_the_fewest_calls():
+def test_equal_draft_needs_the_fewest_calls():
   gamma, length = 3, 10
-  found = decode(
+  output = decode(
     jax.random.key(3),
     TARGET_FNS,
     TARGET_FNS,
@@ -123,15 +123,15 @@ def test_an_equal_draft_needs_the_fewest_calls():
     top_p=0.95,
   )
   calls = math.ceil(length / (gamma + 1))
-  np.testing.assert_array_equal(found.num_target_calls, calls)
-  np.testing.assert_array_equal(found.num_accepted, gamma * calls)
-  np.testing.assert_array_equal(found.lengths, length)
+  np.testing.assert_array_equal(output.num_target_calls, calls)
+  np.testing.assert_array_equal(output.num_accepted, gamma * calls)
+  np.testing.assert_array_equal(output.lengths, length)
 
 
 @pytest.fixture(scope="module")
 def many():
   num, options = 20_000, {"temperature": 0.9, "top_k": 4}
-  found = decode(
+  output = decode(
     jax.random.key(0),
     TARGET_FNS,
     DRAFT_FNS,
@@ -142,37 +142,37 @@ def many():
     **options,
   )
   probs = jax.nn.softmax(token_filters.process_logits(TABLE, **options), axis=-1)
-  return jax.tree.map(np.asarray, found), np.asarray(probs, np.float64)
+  return jax.tree.map(np.asarray, output), np.asarray(probs, np.float64)
 
 
-def test_each_token_is_distributed_as_the_targets(many):
-  found, probs = many
+def test_each_token_has_the_target_distribution(many):
+  output, probs = many
   law = np.eye(V)[1]
   for column in range(4):
     law = law @ probs
-    counts = np.bincount(found.tokens[:, column], minlength=V)
+    counts = np.bincount(output.tokens[:, column], minlength=V)
     kept = law > 0
     assert counts[~kept].sum() == 0
-    result = scipy.stats.chisquare(counts[kept], len(found.tokens) * law[kept], sum_check=False)
+    result = scipy.stats.chisquare(counts[kept], len(output.tokens) * law[kept], sum_check=False)
     assert result.pvalue > 1e-3, column
-  assert 0 < found.num_accepted.mean() / (2 * found.num_target_calls.mean()) < 0.95
+  assert 0 < output.num_accepted.mean() / (2 * output.num_target_calls.mean()) < 0.95
 
 
-def test_pairs_of_tokens_are_distributed_as_the_targets(many):
-  found, probs = many
+def test_pairs_of_tokens_have_the_target_distribution(many):
+  output, probs = many
   counts = np.zeros((V, V))
-  np.add.at(counts, (found.tokens[:, 0], found.tokens[:, 1]), 1)
+  np.add.at(counts, (output.tokens[:, 0], output.tokens[:, 1]), 1)
   law = probs[1][:, None] * probs
   kept = law > 1e-4
-  result = scipy.stats.chisquare(counts[kept], law[kept] * len(found.tokens), sum_check=False)
+  result = scipy.stats.chisquare(counts[kept], law[kept] * len(output.tokens), sum_check=False)
   assert result.pvalue > 1e-3
 
 
-def test_log_probs_are_the_targets_own(many):
-  found, _ = many
-  tokens = np.concatenate([np.ones((len(found.tokens), 1), int), found.tokens], axis=1)
+def test_log_probs_are_those_of_the_target(many):
+  output, _ = many
+  tokens = np.concatenate([np.ones((len(output.tokens), 1), int), output.tokens], axis=1)
   log_probs = np.asarray(jax.nn.log_softmax(TABLE))
-  np.testing.assert_allclose(found.log_probs, log_probs[tokens[:, :-1], tokens[:, 1:]], rtol=1e-4)
+  np.testing.assert_allclose(output.log_probs, log_probs[tokens[:, :-1], tokens[:, 1:]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_errors(options, message):
     )
 
 
-def test_shapes_must_fit():
+def test_mismatched_shapes_raise():
   with pytest.raises(AssertionError):
     verify(np.zeros((2, 3), int), random_probs(2, 3), random_probs(2, 3), np.zeros((2, 3)))
   wide = contract.table_decode_fns(np.zeros((V + 1, V + 1), np.float32))

@@ -72,20 +72,20 @@ def slow_typical_p(row, *, typical_p, min_tokens_to_keep=1):
 
 
 def check_kept(filtered, logits, kept_sets):
-  for found, row, kept in zip(np.asarray(filtered), logits, kept_sets):
+  for filtered_row, row, kept in zip(np.asarray(filtered), logits, kept_sets):
     expected = [x if i in kept else -np.inf for i, x in enumerate(row)]
-    np.testing.assert_array_equal(found, np.float32(expected))
+    np.testing.assert_array_equal(filtered_row, np.float32(expected))
 
 
 @pytest.mark.parametrize("top_k", [1, 3, V, 50])
-def test_top_k_is_the_loop(top_k):
-  found = JITTED["filter_top_k"](ROWS, top_k=top_k)
-  check_kept(found, ROWS, [slow_top_k(row, top_k=top_k) for row in ROWS])
+def test_top_k_matches_a_slow_loop(top_k):
+  filtered = JITTED["filter_top_k"](ROWS, top_k=top_k)
+  check_kept(filtered, ROWS, [slow_top_k(row, top_k=top_k) for row in ROWS])
 
 
 def test_ties_with_the_smallest_survive_top_k():
-  found = token_filters.filter_top_k(jnp.array([3.0, 1.0, 1.0, 1.0, 0.0]), top_k=2)
-  np.testing.assert_array_equal(np.isfinite(found), [1, 1, 1, 1, 0])
+  filtered = token_filters.filter_top_k(jnp.array([3.0, 1.0, 1.0, 1.0, 0.0]), top_k=2)
+  np.testing.assert_array_equal(np.isfinite(filtered), [1, 1, 1, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_ties_with_the_smallest_survive_top_k():
   ],
 )
 @pytest.mark.parametrize("keep", [1, 3, 20])
-def test_mass_filters_are_the_loops(name, option, values, slow, keep):
+def test_mass_filters_match_slow_loops(name, option, values, slow, keep):
   for value in values:
-    found = JITTED[name](ROWS, **{option: value}, min_tokens_to_keep=keep)
+    filtered = JITTED[name](ROWS, **{option: value}, min_tokens_to_keep=keep)
     kept = [slow(row, **{option: value}, min_tokens_to_keep=min(keep, V)) for row in ROWS]
-    check_kept(found, ROWS, kept)
+    check_kept(filtered, ROWS, kept)
 
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.lists(st.floats(-8, 8, width=32), min_size=V, max_size=V), st.floats(0.05, 1))
-def test_a_nucleus_is_the_smallest_that_holds_the_mass(row, top_p):
+def test_nucleus_is_the_smallest_set_with_the_mass(row, top_p):
   kept = np.isfinite(JITTED["filter_top_p"](np.float32([row]), top_p=top_p)[0])
   probs = softmax(row)
   assert probs[kept].sum() >= top_p - 1e-5
@@ -116,9 +116,9 @@ def test_a_nucleus_is_the_smallest_that_holds_the_mass(row, top_p):
 
 def test_repetition_penalty():
   seen = np.arange(V) % 2 == 0
-  found = jax.jit(token_filters.apply_repetition_penalty)(ROWS[0], seen, penalty=1.5)
+  filtered = jax.jit(token_filters.apply_repetition_penalty)(ROWS[0], seen, penalty=1.5)
   expected = [(x * 1.5 if x < 0 else x / 1.5) if s else x for x, s in zip(ROWS[0], seen)]
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(filtered, expected, rtol=1e-6)
   np.testing.assert_array_equal(
     token_filters.apply_repetition_penalty(ROWS[0], seen, penalty=1.0), ROWS[0]
   )
@@ -126,7 +126,9 @@ def test_repetition_penalty():
 
 def test_process_logits_composes_in_order():
   options = {"top_k": 5, "top_p": 0.85, "min_p": 0.15, "typical_p": 0.9}
-  found = jax.jit(functools.partial(token_filters.process_logits, **options))(ROWS, temperature=0.7)
+  filtered = jax.jit(functools.partial(token_filters.process_logits, **options))(
+    ROWS, temperature=0.7
+  )
   expected = []
   for row in ROWS:
     row = row.astype(np.float64) / np.float64(np.float32(0.7))
@@ -136,12 +138,12 @@ def test_process_logits_composes_in_order():
       kept = slow(row, **{option: value})
       row = np.array([x if i in kept else -np.inf for i, x in enumerate(row)])
     expected.append(row)
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(filtered, expected, rtol=1e-6)
 
 
-def test_top_p_sees_what_top_k_left():
+def test_top_p_acts_on_the_survivors_of_top_k():
   logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
-  # Over the two survivors the first holds .57, alone enough for .5; over all four it holds .4.
+  # Of the two survivors the first has mass 0.57, enough for 0.5; of all four it has 0.4.
   both = token_filters.process_logits(logits, top_k=2, top_p=0.5)
   np.testing.assert_array_equal(np.isfinite(both), [1, 0, 0, 0])
   alone = token_filters.filter_top_p(logits, top_p=0.5)
@@ -149,22 +151,22 @@ def test_top_p_sees_what_top_k_left():
 
 
 def test_temperature_zero_is_its_limit():
-  found = token_filters.process_logits(ROWS, temperature=0.0, top_k=3)
-  np.testing.assert_array_equal(np.isfinite(found).sum(-1), 1)
-  np.testing.assert_array_equal(np.argmax(found, -1), np.argmax(ROWS, -1))
+  filtered = token_filters.process_logits(ROWS, temperature=0.0, top_k=3)
+  np.testing.assert_array_equal(np.isfinite(filtered).sum(-1), 1)
+  np.testing.assert_array_equal(np.argmax(filtered, -1), np.argmax(ROWS, -1))
   cold = jax.nn.softmax(token_filters.process_logits(ROWS[:1], temperature=0.01))
-  np.testing.assert_allclose(cold, jax.nn.softmax(found[:1]), atol=1e-6)
+  np.testing.assert_allclose(cold, jax.nn.softmax(filtered[:1]), atol=1e-6)
 
 
 def test_options_may_be_traced_and_mapped():
   temperatures = jnp.array([0.5, 1.0, 2.0])
   process = lambda t: token_filters.process_logits(ROWS, temperature=t, top_p=t / 4, top_k=4)  # noqa: E731
-  found = jax.jit(jax.vmap(process))(temperatures)
-  for temperature, row in zip(temperatures, found):
+  filtered = jax.jit(jax.vmap(process))(temperatures)
+  for temperature, row in zip(temperatures, filtered):
     np.testing.assert_allclose(row, process(float(temperature)), rtol=1e-6)
 
 
-def test_gradients_are_finite_and_none_reach_what_is_removed():
+def test_gradients_are_finite_and_zero_at_removed_tokens():
   def entropy_like(logits):
     logits = token_filters.process_logits(
       logits, temperature=0.9, top_k=4, top_p=0.9, min_p=0.01, typical_p=0.95
@@ -185,10 +187,10 @@ def test_half_precision_is_filtered_as_in_single():
     ("filter_min_p", {"min_p": 0.2}),
     ("filter_typical_p", {"typical_p": 0.8}),
   ):
-    found = JITTED[name](half, **options)
-    assert found.dtype == jnp.bfloat16
+    filtered = JITTED[name](half, **options)
+    assert filtered.dtype == jnp.bfloat16
     single = JITTED[name](half.astype(jnp.float32), **options)
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(single))
+    np.testing.assert_array_equal(np.isfinite(filtered), np.isfinite(single))
   assert token_filters.process_logits(half).dtype == jnp.float32
 
 

@@ -28,18 +28,18 @@ def slow_search(log_probs, next_state, solved, root, num_expansions, max_depth):
   while heap and len(expanded) < num_expansions:
     cost, _, state, actions = heapq.heappop(heap)
     expanded.append(-cost)
-    found = None
+    result = None
     for action in range(log_probs.shape[1]):
       order = next(counter)
       child, total = next_state[state, action], -cost + log_probs[state, action]
       if child < 0:
         continue
       if solved[child]:
-        found = found or (actions + (action,), total)
+        result = result or (actions + (action,), total)
       elif len(actions) + 1 < max_depth:
         heapq.heappush(heap, (-total, order, child, actions + (action,)))
-    if found:
-      return True, *found, expanded
+    if result:
+      return True, *result, expanded
   return False, (), -np.inf, expanded
 
 
@@ -64,26 +64,26 @@ def results():
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_search_is_the_heap(results, budget):
+def test_search_matches_a_heap(results, budget):
   for row, table in enumerate(TABLES):
-    found = jax.tree.map(lambda leaf, row=row: leaf[row], results[budget])
+    result = jax.tree.map(lambda leaf, row=row: leaf[row], results[budget])
     solved, actions, log_prob, expanded = slow_search(*table, 0, budget, DEPTH)
-    assert found.solved == solved and found.num_expansions == len(expanded)
+    assert result.solved == solved and result.num_expansions == len(expanded)
     padded = list(actions) + [-1] * (DEPTH - len(actions))
-    assert found.actions.tolist() == padded and found.depth == len(actions)
-    np.testing.assert_allclose(found.log_prob, log_prob, rtol=1e-5)
+    assert result.actions.tolist() == padded and result.depth == len(actions)
+    np.testing.assert_allclose(result.log_prob, log_prob, rtol=1e-5)
     if solved:  # The best unexpanded node was never better than what was expanded before it.
-      assert found.log_prob <= min(expanded) + 1e-5
+      assert result.log_prob <= min(expanded) + 1e-5
 
 
-def test_a_full_budget_finds_any_solution_there_is(results):
-  for (_, next_state, solved), found in zip(TABLES, results[BUDGETS[-1]].solved):
+def test_full_budget_finds_every_reachable_solution(results):
+  for (_, next_state, solved), result in zip(TABLES, results[BUDGETS[-1]].solved):
     reached, frontier = set(), {0}
     for _ in range(DEPTH):
       frontier = {int(c) for s in frontier for c in next_state[s] if c >= 0}
       reached |= {c for c in frontier if solved[c]}
       frontier -= reached
-    assert found == bool(reached)
+    assert result == bool(reached)
   assert 0 < results[BUDGETS[-1]].solved.sum() < len(TABLES)
 
 
@@ -109,7 +109,7 @@ def test_branching_one_is_greedy():
     at = jnp.asarray(next_state)[state["at"], action]
     return {"at": at, "steps": steps}, jnp.where(steps == 3, 1, 0)
 
-  found = jax.jit(
+  result = jax.jit(
     lambda root: tree_search.best_first_search(
       jax.random.key(0), propose, move, root, num_expansions=8, branching=1, max_depth=5
     )
@@ -119,9 +119,9 @@ def test_branching_one_is_greedy():
     actions.append(int(best[state]))
     total += log_probs[state, best[state]]
     state = next_state[state, best[state]]
-  assert found.actions.tolist() == [*actions, -1, -1] and int(found.depth) == 3
-  assert int(found.num_expansions) == 3 and bool(found.solved)
-  np.testing.assert_allclose(found.log_prob, total, rtol=1e-5)
+  assert result.actions.tolist() == [*actions, -1, -1] and int(result.depth) == 3
+  assert int(result.num_expansions) == 3 and bool(result.solved)
+  np.testing.assert_allclose(result.log_prob, total, rtol=1e-5)
 
 
 def test_ties_impossible_actions_and_the_root():
@@ -131,22 +131,22 @@ def test_ties_impossible_actions_and_the_root():
   search = jax.jit(
     tree_search.table_best_first_search, static_argnames=("num_expansions", "max_depth")
   )
-  found = search(log_probs, next_state, solved, num_expansions=9, max_depth=3)
+  result = search(log_probs, next_state, solved, num_expansions=9, max_depth=3)
   # The solved root is open, the action without probability is none, of two equal children the
   # older is expanded.
-  assert found.actions.tolist() == [0, 2, -1] and int(found.num_expansions) == 2
+  assert result.actions.tolist() == [0, 2, -1] and int(result.num_expansions) == 2
   shallow = search(log_probs, next_state, solved, num_expansions=9, max_depth=1)
   assert not bool(shallow.solved) and int(shallow.num_expansions) == 1
   assert shallow.actions.tolist() == [-1] and int(shallow.depth) == 0
   assert float(shallow.log_prob) == -np.inf
 
 
-def test_proposals_are_drawn_anew_in_each_expansion():
+def test_each_expansion_draws_new_proposals():
   def propose(key, state):
     del state
     return jax.random.randint(key, (2,), 0, 1000), jnp.zeros(2)
 
-  found = tree_search.best_first_search(
+  result = tree_search.best_first_search(
     jax.random.key(3),
     propose,
     lambda state, action: (state + 1, jnp.where(state == 2, 1, 0)),
@@ -155,24 +155,24 @@ def test_proposals_are_drawn_anew_in_each_expansion():
     branching=2,
     max_depth=4,
   )
-  # Children of equal score are expanded in the order of creation: a level at a time.
+  # Children of equal score are expanded in the order of creation, level by level.
   drawn = [int(propose(jax.random.fold_in(jax.random.key(3), i), None)[0][0]) for i in (0, 1, 3)]
-  assert found.actions.tolist() == [*drawn, -1]
+  assert result.actions.tolist() == [*drawn, -1]
 
 
 def test_draws_without_replacement():
   logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])) + 5.0
   num = 20_000
   draw = jax.jit(tree_search.sample_without_replacement, static_argnames="num_samples")
-  found = draw(jax.random.key(0), jnp.broadcast_to(logits, (num, 4)), num_samples=2)
-  first, second = np.asarray(found.tokens).T
+  result = draw(jax.random.key(0), jnp.broadcast_to(logits, (num, 4)), num_samples=2)
+  first, second = np.asarray(result.tokens).T
   probs = np.array([0.4, 0.3, 0.2, 0.1])
   pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
   counts = [np.sum((first == i) & (second == j)) for i, j in pairs]
   expected = [num * probs[i] * probs[j] / (1 - probs[i]) for i, j in pairs]
   assert sum(counts) == num
   assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
-  np.testing.assert_allclose(found.log_probs, np.log(probs)[found.tokens], rtol=1e-4)
+  np.testing.assert_allclose(result.log_probs, np.log(probs)[result.tokens], rtol=1e-4)
   everything = draw(jax.random.key(1), jnp.array([0.0, -jnp.inf, 1e4, -1e4]), num_samples=4)
   assert sorted(everything.tokens.tolist()) == [0, 1, 2, 3]
   assert not np.isnan(everything.log_probs).any()

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, and what happens when it cannot."""
+"""Checkpoints: round trips, and errors of corrupt or mismatched ones."""
 
 import dataclasses
 import resource
@@ -62,7 +62,7 @@ def _saved(directory, *steps, **kwargs):
 
 
 def _damage(directory, how):
-  """Harms the file that holds most of a checkpoint's weights."""
+  """Damages the file that holds most of a checkpoint's weights."""
   path = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
   data = bytearray(path.read_bytes())
   if how == "flip":
@@ -102,7 +102,7 @@ def test_data_states(tmp_path, data_state):
 
 
 @pytest.mark.parametrize("data_state", [{"seen": {3: 1}}, {"seen": np.ones(2)}])
-def test_data_states_that_would_come_back_changed(tmp_path, data_state):
+def test_data_states_that_json_would_change_raise(tmp_path, data_state):
   with Checkpointer(tmp_path) as checkpointer:
     with pytest.raises(ValueError, match=r"data_state must be JSON-able: .*(key 3|ndarray)"):
       checkpointer.save(1, {"w": jnp.ones(2)}, data_state)
@@ -172,7 +172,7 @@ def test_restoring_on_another_mesh_reshards(tmp_path):
   for state in (restored, from_shapes):
     assert state.params["table"].sharding == like.params["table"].sharding
     assert state.key.sharding.is_equivalent_to(like.key.sharding, 0)
-  # What is not bound to a device must stay so, or it could not meet arrays on a mesh.
+  # A leaf that is not bound to a device must stay so, to combine with arrays on a mesh.
   assert not restored.step.committed and restored.params["table"].committed
 
 
@@ -181,24 +181,27 @@ def test_restoring_on_another_mesh_reshards(tmp_path):
   [
     (
       _state(table=jnp.zeros((50, 41))),
-      r"params/table is float32\[50,40\] there, float32\[50,41\]",
+      r"params/table is float32\[50,40\] in the checkpoint, float32\[50,41\]",
     ),
     (
       _state(table=jnp.zeros((50, 40), jnp.bfloat16)),
-      r"params/table is float32\[50,40\] there, bf",
+      r"params/table is float32\[50,40\] in the checkpoint, bf",
     ),
-    (_state(extra=jnp.zeros(2)), r"params/extra is absent there, float32\[2\] here"),
-    (_state(jax.random.PRNGKey(0)), r"key is key<fry>\[\] there, uint32\[2\] here"),
-    (_state()._replace(model_state=None), r"model_state/mask is bool\[2\] there, absent here"),
+    (_state(extra=jnp.zeros(2)), r"params/extra is absent in the checkpoint, float32\[2\] here"),
+    (_state(jax.random.PRNGKey(0)), r"key is key<fry>\[\] in the checkpoint, uint32\[2\] here"),
+    (
+      _state()._replace(model_state=None),
+      r"model_state/mask is bool\[2\] in the checkpoint, absent here",
+    ),
   ],
 )
-def test_another_shape_or_dtype_is_named(tmp_path, like, message):
+def test_mismatched_shape_or_dtype_is_named(tmp_path, like, message):
   _saved(tmp_path, 1)
   with Checkpointer(tmp_path) as checkpointer, pytest.raises(ValueError, match=message):
     checkpointer.restore(like)
 
 
-def test_another_config_is_named(tmp_path):
+def test_mismatched_config_is_named(tmp_path):
   _saved(tmp_path, 1, config=_Config())
 
   def restore(config):
@@ -207,11 +210,11 @@ def test_another_config_is_named(tmp_path):
 
   for same in (_Config(), dataclasses.asdict(_Config()), None):
     assert restore(same).data_state == {"next": 1}
-  with pytest.raises(ValueError, match=r"config/model/widths/1 is 8 there, 9 here"):
+  with pytest.raises(ValueError, match=r"config/model/widths/1 is 8 in the checkpoint, 9 here"):
     restore(_Config(model=_Model(widths=(8, 9))))
-  with pytest.raises(ValueError, match=r"config/model/rate is null there, 0\.5 here"):
+  with pytest.raises(ValueError, match=r"config/model/rate is null in the checkpoint, 0\.5 here"):
     restore(_Config(steps=10, model=_Model(rate=0.5)))
-  with pytest.raises(ValueError, match=r"config/model/widths/2 is absent there, 8 here"):
+  with pytest.raises(ValueError, match=r"model/widths/2 is absent in the checkpoint, 8 here"):
     restore(_Config(model=_Model(widths=(8, 8, 8))))
   with pytest.raises(ValueError, match=r"config must be JSON-able: .*function"):
     Checkpointer(tmp_path, config={"loss": _state})
@@ -228,7 +231,7 @@ def test_a_corrupt_newest_checkpoint_is_skipped_with_a_warning(tmp_path, how):
       state, data_state = checkpointer.restore(_state())
     _same(state, _state(step=2, scale=2.0))
     assert data_state == {"next": 2}
-    # The run goes on, and writes the step again.
+    # The run resumes and writes the step again.
     checkpointer.save(3, _state(step=3, scale=33.0))
     _same(checkpointer.restore(_state()).state, _state(step=3, scale=33.0))
   assert (tmp_path / "3.corrupt").is_dir()
@@ -245,7 +248,7 @@ def test_a_corrupt_record_is_noticed(tmp_path):
     assert checkpointer.restore(_state()).data_state == {"next": 1}
 
 
-def test_nothing_whole_to_restore(tmp_path):
+def test_restore_without_an_intact_checkpoint_raises(tmp_path):
   with Checkpointer(tmp_path / "runs" / "a") as checkpointer:
     assert checkpointer.latest_step() is None
     with pytest.raises(FileNotFoundError, match=r"runs/a has no checkpoint"):
@@ -265,7 +268,7 @@ def test_nothing_whole_to_restore(tmp_path):
       checkpointer.restore(_state())
 
 
-def test_keeps_the_newest_and_restores_the_step_asked_for(tmp_path):
+def test_keeps_the_newest_and_restores_the_given_step(tmp_path):
   _saved(tmp_path, 1, 2, 3, 4, max_to_keep=2)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
   with Checkpointer(tmp_path) as checkpointer:
@@ -301,7 +304,7 @@ def test_a_directory_that_became_unwritable_is_named(tmp_path):
     checkpointer.wait()
 
 
-def test_a_full_disk_is_an_error_that_names_the_directory_and_spares_the_last_checkpoint(tmp_path):
+def test_full_disk_raises_and_keeps_the_last_checkpoint(tmp_path):
   large = {"w": jax.random.normal(jax.random.key(0), (300, 300))}
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   checkpointer = Checkpointer(tmp_path, max_to_keep=1)

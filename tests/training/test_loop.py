@@ -1,4 +1,4 @@
-"""The loop: rows, evaluation, checkpoints, and every way to be cut short."""
+"""The loop: rows, evaluation, checkpoints, and all kinds of interruption."""
 
 import functools
 import os
@@ -29,7 +29,7 @@ _STEPS = 24
 
 
 class Batches:
-  """An endless stream of random batches that knows its place; `hook(index)` runs before each."""
+  """An endless, resumable stream of random batches; `hook(index)` runs before each."""
 
   def __init__(self, hook=lambda index: None):
     self.index = 0
@@ -80,7 +80,7 @@ def make_run():
 
 
 def run_to_the_end(directory, hook=lambda index: None):
-  """What a program does that may have been killed before."""
+  """A program that resumes if it was killed before."""
   state, update = make_run()
   batches = Batches(hook)
   with Checkpointer(directory) as checkpointer:
@@ -110,7 +110,7 @@ def counting_state(step=0):
 
 
 def counting_update(state, batch):
-  """Adds the batch to the parameter; the loss is the batch, of one step or of several."""
+  """Adds the batch to the parameter; the loss is the batch, for one step or several."""
   batch = jnp.asarray(batch, jnp.float32)
   params = {"w": state.params["w"] + jnp.sum(batch)}
   state = state._replace(step=state.step + batch.size, params=params)
@@ -171,7 +171,7 @@ def test_num_steps_is_a_total_and_a_finished_run_does_nothing():
     assert done.state is state and done.history == []
 
 
-def test_several_steps_a_call(tmp_path):
+def test_several_steps_per_call(tmp_path):
   batches = np.arange(12.0).reshape(4, 3)
   with Checkpointer(tmp_path) as checkpointer:
     result = fit(
@@ -207,7 +207,7 @@ def test_every_checkpoint_holds_the_data_state_of_its_step(tmp_path):
       assert (int(restored.step), data_state) == (step, {"index": step})
 
 
-def test_host_keeps_metrics_on_the_device_between_rows(monkeypatch):
+def test_metrics_stay_on_the_device_between_rows(monkeypatch):
   fetches = []
   real = jax.device_get
   monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(len(x)) or real(x))
@@ -237,7 +237,7 @@ def test_errors_name_what_is_wrong(changes, message):
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_non_finite_loss_is_found_at_its_exact_step(tmp_path, steps_per_call, value):
+def test_non_finite_loss_raises_with_its_exact_step(tmp_path, steps_per_call, value):
   losses = np.ones(100, np.float32)
   losses[37] = value
   batches = losses if steps_per_call == 1 else losses.reshape(25, 4)
@@ -259,7 +259,7 @@ def test_a_non_finite_loss_is_found_at_its_exact_step(tmp_path, steps_per_call, 
     assert float(checkpointer.restore(counting_state()).state.params["w"]) == 36.0
 
 
-def test_a_non_finite_gradient_norm_is_found(tmp_path):
+def test_non_finite_gradient_norm_raises(tmp_path):
   def update(state, batch):
     state, metrics = counting_update(state, batch)
     return state, metrics | {"grad_norm": jnp.where(batch == 3, -jnp.inf, 1.0)}
@@ -295,7 +295,7 @@ def test_a_signal_saves_and_raises_and_the_run_goes_on_bitwise(tmp_path, unbroke
   _assert_same_run(run_to_the_end(tmp_path), unbroken)
 
 
-def test_a_signal_between_checkpoints_saves_the_step_it_met(tmp_path):
+def test_signal_between_checkpoints_saves_the_current_step(tmp_path):
   state, update = make_run()
   batches = Batches(lambda index: index == 4 and os.kill(os.getpid(), signal.SIGTERM))
   with Checkpointer(tmp_path) as checkpointer:
@@ -305,10 +305,10 @@ def test_a_signal_between_checkpoints_saves_the_step_it_met(tmp_path):
   assert (int(restored.step), data_state) == (5, {"index": 5})
 
 
-def test_a_second_signal_acts_as_before():
+def test_second_signal_has_its_previous_effect():
   def batches():
     yield 1.0
-    # Two that are sent to the process may arrive as one.
+    # Two signals sent to the process may arrive as one.
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
     yield 2.0
@@ -394,7 +394,7 @@ def test_resume_needs_the_data_state_that_was_saved(tmp_path):
     assert int(resume(without_data, counting_state(), range(3)).step) == 3
 
 
-def test_a_grain_pipeline_goes_on_at_the_next_batch(tmp_path):
+def test_grain_pipeline_resumes_at_the_next_batch(tmp_path):
   grain = pytest.importorskip("grain")
 
   def batches():
@@ -416,7 +416,7 @@ def test_a_grain_pipeline_goes_on_at_the_next_batch(tmp_path):
   np.testing.assert_array_equal(next(again), next(unbroken))
 
 
-def test_rows_of_a_resumed_run_are_those_of_the_unbroken_one(tmp_path):
+def test_resumed_run_writes_the_rows_of_an_uninterrupted_one(tmp_path):
   def run(name, stop_at=None):
     def hook(index):
       if index == stop_at:

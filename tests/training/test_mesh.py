@@ -56,7 +56,7 @@ def test_make_mesh(axes, shape):
     ({"data": 4, "model": 4}, "need 16 devices, there are 8"),
   ],
 )
-def test_sizes_that_do_not_fit(axes, words):
+def test_invalid_sizes_raise(axes, words):
   with pytest.raises(ValueError, match=words):
     make_mesh(axes)
 
@@ -80,13 +80,13 @@ def test_the_first_rule_that_matches_wins(grid):
 @pytest.mark.parametrize(
   ("spec", "words"),
   [
-    (P(None, "model"), r"a/kernel of shape (8, 6): dimension 6 does not divide by axis 'model'"),
+    (P(None, "model"), r"a/kernel of shape (8, 6): dimension 6 is not divisible by axis 'model'"),
     (P("expert"), r"names axis 'expert'; the mesh has ('data', 'model')"),
     (P(None, None, "model"), r"a/kernel of shape (8, 6) has fewer dimensions"),
     (P(None, ("data", "model")), r"('data', 'model') of size 8"),
   ],
 )
-def test_rules_that_do_not_fit(grid, spec, words):
+def test_invalid_rules_raise(grid, spec, words):
   with pytest.raises(ValueError, match=re.escape(words)):
     shard_params({"a": {"kernel": np.ones((8, 6))}}, grid, [("kernel", spec)])
 
@@ -112,7 +112,7 @@ def test_batches_are_split_along_their_rows(grid):
   assert steps.addressable_shards[0].data.shape == (3, 3, 2)
 
 
-def test_batches_that_do_not_divide(grid):
+def test_indivisible_batches_raise(grid):
   with pytest.raises(ValueError, match="7 rows .* 2 devices"):
     shard_batch(np.ones((7, 2)), grid)
   with pytest.raises(ValueError, match=r"shape \(\)"):

@@ -33,7 +33,7 @@ PARAMS = {
 
 
 def batch_of(step):
-  """A batch whose rows have ever more valid tokens, the first ones none."""
+  """A batch whose rows have increasing numbers of valid tokens, the first ones none."""
   rng = random(100 + step)
   return {
     "x": rng.normal(size=(ROWS, 3)).astype(np.float32),
@@ -55,7 +55,7 @@ def stack(trees):
 
 
 def train(loss_fn=token_loss, params=PARAMS, optimizer=OPTIMIZER, steps=STEPS, **options):
-  """Trains on the same batches however they are cut; the metrics of all steps, and the state."""
+  """Trains on the same batches for any split; returns the metrics of all steps, and the state."""
   update = build_update(loss_fn, optimizer, **options)
   state, rows = init_state(jax.random.key(0), params, optimizer), []
   per_call = options.get("steps_per_call", 1)
@@ -99,7 +99,7 @@ def plain():
     ({"data": 2, "model": 4}, {"accumulate": 2, "steps_per_call": 3}),
   ],
 )
-def test_the_cut_of_the_batch_changes_nothing(axes, options, plain):
+def test_splitting_the_batch_does_not_change_the_result(axes, options, plain):
   mesh = axes and make_mesh(axes)
   params = shard_params(PARAMS, mesh, RULES) if axes and "model" in axes else PARAMS
   state, metrics = train(params=params, mesh=mesh, **options)
@@ -142,7 +142,7 @@ def test_equals_gradient_descent_by_hand():
   assert_close(state.params, {"w": slope, "b": offset})
 
 
-def test_scalar_metrics_are_plain_means_over_cuts():
+def test_scalar_metrics_are_plain_means_over_pieces():
   def loss_fn(params, model_state, batch, key):
     return LossOutput(params * batch["y"], batch["weights"], metrics={"top": batch["y"].max()})
 
@@ -154,9 +154,9 @@ def test_scalar_metrics_are_plain_means_over_cuts():
 
 
 @pytest.mark.parametrize("axes", [None, {"data": 2}])
-def test_no_weight_gives_no_loss_and_no_gradient_but_the_optimizer_runs(axes):
+def test_zero_weight_gives_zero_loss_and_gradient_but_the_optimizer_runs(axes):
   def loss_fn(params, model_state, batch, key):
-    # Not finite, and neither is the gradient: what has no weight must not be seen.
+    # Values and gradients are non-finite: elements of weight 0 must be ignored.
     return LossOutput(jnp.log(params * 0) * jnp.ones(4), jnp.zeros(4), metrics={"m": jnp.ones(4)})
 
   optimizer = optax.chain(optax.sgd(0.1), optax.add_decayed_weights(-0.5), optax.scale(1.0))
@@ -167,7 +167,7 @@ def test_no_weight_gives_no_loss_and_no_gradient_but_the_optimizer_runs(axes):
   assert_close(metrics, {"loss": 0, "grad_norm": 0, "weight": 0, "m": 0})
 
 
-def test_hidden_values_need_not_be_finite():
+def test_masked_values_may_be_non_finite():
   def loss_fn(params, model_state, batch, key):
     values = params * jnp.array([1.0, 5, 3, 5]) + jnp.array([0, jnp.inf, 0, jnp.nan])
     metrics = {"metric": jnp.array([1.0, jnp.nan, 2, -jnp.inf])}
@@ -186,8 +186,8 @@ def test_no_gradient_flows_into_weights():
 
 
 def test_bfloat16_parameters_accumulate_in_float32():
-  # One gradient of 1, then fifteen too small for a bfloat16 sum of micro-batches to notice. The
-  # first micro-batch of two rows is rounded, before we see it.
+  # One gradient of 1, then fifteen that a bfloat16 sum over micro-batches would round away. The
+  # first micro-batch of two rows is rounded before the sum.
   slopes = np.array([1.0] + [1 / 512] * 15, np.float32)
 
   def loss_fn(params, model_state, batch, key):
@@ -204,7 +204,7 @@ def test_bfloat16_parameters_accumulate_in_float32():
 
 
 def noise_of(batch, **options):
-  """The random number that every row of a batch saw."""
+  """The random number that every row of a batch gets."""
 
   def loss_fn(params, model_state, batch, key):
     rows = jnp.arange(ROWS) == batch[:, None]
@@ -248,7 +248,7 @@ def test_raw_keys_give_the_same_numbers():
   assert raw.key.tolist() == jax.random.PRNGKey(4).tolist()
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
   @nn.compact
   def __call__(self, inputs):
     hidden = nn.BatchNorm(use_running_average=False, momentum=0.5, axis_name="data")(inputs)
@@ -257,7 +257,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batch_statistics_see_all_devices_and_flow_through_micro_batches(accumulate):
-  model, optimizer = Normalised(), optax.sgd(0.1)
+  model, optimizer = Normalized(), optax.sgd(0.1)
   inputs = random(4).normal(size=(ROWS, 3)).astype(np.float32) * np.arange(1, ROWS + 1)[:, None]
   inputs = inputs.astype(np.float32)
 
@@ -268,7 +268,7 @@ def test_batch_statistics_see_all_devices_and_flow_through_micro_batches(accumul
     new = {"stats": new["batch_stats"], "count": model_state["count"] + 1}
     return LossOutput((outputs - 1) ** 2, model_state=new)
 
-  variables = Normalised().init(jax.random.key(0), inputs)
+  variables = Normalized().init(jax.random.key(0), inputs)
 
   def run(mesh, batch):
     model_state = {"stats": variables["batch_stats"], "count": jnp.int32(0)}
@@ -289,7 +289,7 @@ def test_batch_statistics_see_all_devices_and_flow_through_micro_batches(accumul
 
 
 def all_reduced_bytes(text):
-  """Bytes that the all-reduces of a compiled program move; inside a loop there must be none."""
+  """Bytes that the all-reduces of a compiled program move; asserts that none is in a loop."""
   widths = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
   total = 0
   for line in text.splitlines():
@@ -330,7 +330,7 @@ def test_the_state_is_donated_and_what_made_it_is_not(axes):
 def test_a_hundred_steps_compile_once(axes):
   mesh = axes and make_mesh(axes)
   params = shard_params(PARAMS, mesh, RULES) if axes else PARAMS
-  # Factored moments are shaped unlike the parameters: left alone, their sharding would drift.
+  # Factored moments differ in shape from the parameters: unpinned, their sharding would drift.
   optimizer = optax.chain(
     optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
@@ -355,7 +355,7 @@ def test_a_hundred_steps_compile_once(axes):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_one_update_serves_states_that_lie_differently(plain):
+def test_one_update_serves_states_with_different_shardings(plain):
   mesh = make_mesh({"data": 2, "model": 4})
   update = build_update(token_loss, OPTIMIZER, mesh=mesh)
   for rules, spec in (([], P()), (RULES, P(None, "model")), ([], P())):
@@ -377,7 +377,7 @@ def test_global_batches_and_updates_inside_transformations(plain):
   assert_close(loss, plain[1]["loss"][-1])
 
 
-def test_the_optimizer_may_ask_for_the_loss():
+def test_optimizer_may_use_the_loss():
   optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1))
   state, metrics = train(optimizer=optimizer, steps=2)
   assert_close(state.opt_state[1].best_value, metrics["loss"].min())
@@ -397,13 +397,13 @@ def bad(output):
     (bad(lambda x: LossOutput(x, model_state={"n": x})), ValueError, "model_state of structure"),
   ],
 )
-def test_loss_functions_that_break_the_contract(loss_fn, error, words):
+def test_invalid_loss_functions_raise(loss_fn, error, words):
   update = build_update(loss_fn, OPTIMIZER)
   with pytest.raises(error, match=words):
     update(init_state(jax.random.key(0), np.float32(1), OPTIMIZER), np.ones(4, np.float32))
 
 
-def test_batches_that_do_not_divide():
+def test_indivisible_batches_raise():
   state = init_state(jax.random.key(0), np.float32(1), OPTIMIZER)
   loss_fn = bad(LossOutput)
   with pytest.raises(ValueError, match="6 rows .* 4 devices"):
@@ -416,7 +416,7 @@ def test_batches_that_do_not_divide():
     build_update(loss_fn, OPTIMIZER, steps_per_call=3)(state, np.ones((2, 4)))
 
 
-def test_settings_that_make_no_sense():
+def test_invalid_settings_raise():
   with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
     build_update(token_loss, OPTIMIZER, accumulate=0)
   with pytest.raises(ValueError, match="steps_per_call must be at least 1, got -1"):

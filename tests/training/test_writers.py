@@ -1,4 +1,4 @@
-"""Metric writers: what reaches the console, the file and the event log."""
+"""Metric writers: the console, the file and the event log."""
 
 import io
 import json

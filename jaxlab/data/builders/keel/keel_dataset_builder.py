@@ -10,7 +10,7 @@ from jaxlab.data.builders.columns import Columns, ColumnsBuilder, encode_classes
 class Builder(ColumnsBuilder, skip_registration=True):
   """`features` f32[d] and `label`.
 
-  The raw tables are read (the package's folds are discretised): numbers as they are, nominal
+  The raw tables are read (the package's folds are discretized): numbers as they are, nominal
   columns as codes in alphabetical order, missing entries as NaN.
   """
 

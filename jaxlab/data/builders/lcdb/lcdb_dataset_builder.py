@@ -8,10 +8,10 @@ from jaxlab.data.learning_curves import load_lcdb
 
 
 class Builder(ColumnsBuilder, skip_registration=True):
-  """One example a curve, short ones included.
+  """One example per curve, short ones included.
 
-  `values` f32[L] (mean test score at each anchor, NaN behind the end), `anchors` i32[L] (training
-  set sizes, 0 behind the end), `length`, `dataset_id` (OpenML), `learner`.
+  `values` f32[L] (mean test score at each anchor, NaN after the end), `anchors` i32[L] (training
+  set sizes, 0 after the end), `length`, `dataset_id` (OpenML), `learner`.
   """
 
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=metric) for metric in LCDB_METRICS]

@@ -7,7 +7,7 @@ from jaxlab.data.mnist1d import generate_mnist1d
 
 
 class Builder(ColumnsBuilder, skip_registration=True):
-  """`series` f32[40, 1], standardised over the whole set, and `label`, the digit.
+  """`series` f32[40, 1], standardized over the whole set, and `label`, the digit.
 
   The generator's default arguments and seed; its 4,000 training rows come first, but the splits
   are ours.

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 
 def dpo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, smoothing=0.0):
-  """Direct preference optimisation."""
+  """Direct preference optimization."""
   margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
   return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
@@ -18,7 +18,7 @@ def robust_dpo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, smoothing=0
 
 
 def ipo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
-  """Identity preference optimisation, by sums."""
+  """Identity preference optimization, by sums."""
   return ((chosen - ref_chosen) - (rejected - ref_rejected) - 1 / (2 * beta)) ** 2
 
 
@@ -69,7 +69,7 @@ def plackett_luce(scores):
 
 
 def bradley_terry(chosen, rejected, coefficient=0.01):
-  """Reward model's loss with centring."""
+  """Reward model's loss with centering."""
   return -F.logsigmoid(chosen - rejected) + coefficient * (chosen + rejected) ** 2
 
 
@@ -89,9 +89,9 @@ def clipped_policy(log_probs, old, reference, advantages, mask, level="token", c
 
 
 def group_advantages(rewards):
-  """Rewards standardised in their group."""
-  centred = rewards - rewards.mean(-1, keepdim=True)
-  return centred / (rewards.std(-1, keepdim=True) + 1e-4)
+  """Rewards standardized in their group."""
+  centered = rewards - rewards.mean(-1, keepdim=True)
+  return centered / (rewards.std(-1, keepdim=True) + 1e-4)
 
 
 def leave_one_out_advantages(rewards):

@@ -11,7 +11,7 @@ _BLUR_RADIUS = 6
 
 
 class TorchAdapters:
-  """A signal network, and one step of each adapter on it; every one keeps a copy of its own."""
+  """A signal network, and one step of each adapter on it; every adapter keeps its own copy."""
 
   def __init__(self, params, prototypes, projector, *, learning_rate, decay, num_augmentations):
     network = _Network(params)
@@ -33,17 +33,17 @@ class TorchAdapters:
 
   @torch.no_grad()
   def norm(self, x):
-    """Predicts by the batch's statistics."""
+    """Predicts with the batch's statistics."""
     return self._source(x)[1]
 
   def tent(self, x):
-    """Entropy minimisation."""
+    """Entropy minimization."""
     logits = self._models["tent"](x)[1]
     self._step("tent", _entropy(logits).mean())
     return logits
 
   def filtered(self, x):
-    """Entropy minimisation of the rows that gained confidence, with the marginal entropy."""
+    """Entropy minimization of the rows that gained confidence, with the marginal entropy."""
     with torch.no_grad():
       source = self._source(x)[1].log_softmax(1)
     logits = self._models["filtered"](x)[1]
@@ -70,11 +70,11 @@ class TorchAdapters:
     return logits.detach() + teacher
 
   def cotta(self, x):
-    """Continual mean teacher, unsure of every batch."""
+    """Continual mean teacher, uncertain about every batch."""
     student, teacher = self._models["cotta"], self._models["cotta teacher"]
     with torch.no_grad():
-      sure = self._models["anchor"](x)[1].softmax(1).amax(1).mean()
-      if sure < 1.0:
+      confidence = self._models["anchor"](x)[1].softmax(1).amax(1).mean()
+      if confidence < 1.0:
         target = sum(teacher(_jitter(x))[1] for _ in range(self._num_augmentations))
         target = target / self._num_augmentations
       else:
@@ -118,7 +118,7 @@ class _Network(nn.Module):
     self.head = _linear(params["head"])
 
   def affine(self):
-    """Scales and biases of the normalisation layers; the rest gets no gradient."""
+    """Scales and biases of the normalization layers; the rest gets no gradient."""
     self.requires_grad_(False)
     return list(self.norms.requires_grad_(True).parameters())
 

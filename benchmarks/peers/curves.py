@@ -36,7 +36,7 @@ def last_step_by_emcee(
 
 
 def log_density(params: np.ndarray, seen: np.ndarray, length: int) -> np.ndarray:
-  """`uncertainty.learning_curve_log_density` of many walkers `[w, 13]`, as emcee wants it."""
+  """`uncertainty.learning_curve_log_density` of many walkers `[w, 13]`, as emcee expects it."""
   log_std = params[:, -1]
   with np.errstate(all="ignore"):
     curves = _curves(params, length)

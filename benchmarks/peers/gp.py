@@ -26,7 +26,7 @@ class DataSet(NamedTuple):
 
 
 def padded(values: np.ndarray, length: int) -> np.ndarray:
-  """Zeros behind the rows, up to a length."""
+  """Pads rows with zeros up to a length."""
   return np.pad(values, [(0, length - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
@@ -38,7 +38,7 @@ def nuts(
   Args:
     gammas: shape and rate of the gamma priors of lengthscale, outputscale and noise.
     num_steps: steps of the warm-up of every chain, and kept steps after it.
-    max_points: all data sets of up to so many points share a compiled program.
+    max_points: all data sets of up to this many points share a compiled program.
 
   Returns:
     `data set -> log density of its queries` under the mixture of all kept steps.
@@ -119,6 +119,6 @@ def maximum_likelihood(data: DataSet) -> np.ndarray:
   )
   model = gaussian_process.GaussianProcessRegressor(kernel, n_restarts_optimizer=5, random_state=0)
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # That an optimum lies on a bound.
+    warnings.simplefilter("ignore")  # Warnings that an optimum lies on a bound.
     mean, std = model.fit(data.x, data.y).predict(data.x_query, return_std=True)
   return stats.norm.logpdf(data.y_query, mean, std)

@@ -12,7 +12,7 @@ class TRLSteps:
 
   Attributes:
     tokens: the batch, chosen texts first, `[2 pairs, T]`.
-    mask: which tokens are of the response, `[2 pairs, T]`.
+    mask: which tokens belong to the response, `[2 pairs, T]`.
   """
 
   def __init__(
@@ -50,7 +50,7 @@ class TRLSteps:
       train_dataset=datasets.Dataset.from_dict(columns),
       processing_class=_word_tokenizer(vocab_size),
     )
-    # What its training loop sets before it makes steps.
+    # Set as in its training loop before the first step.
     self._trainer.create_optimizer()
     self._trainer.current_gradient_accumulation_steps = 1
     self._inputs = next(iter(self._trainer.get_train_dataloader()))

@@ -123,12 +123,12 @@ def _from_flax(params) -> dict:
     "norm_attention": "norm1",
     "norm_mlp": "norm2",
   }
-  found = {}
+  tensors = {}
 
   def add(name, module):
     weight = module["kernel"].T if "kernel" in module else module["scale"]
-    found[f"{name}.weight"] = torch.tensor(np.array(weight))
-    found[f"{name}.bias"] = torch.tensor(np.array(module["bias"]))
+    tensors[f"{name}.weight"] = torch.tensor(np.array(weight))
+    tensors[f"{name}.bias"] = torch.tensor(np.array(module["bias"]))
 
   for ours, theirs in names.items():
     add(theirs, params[ours])
@@ -136,6 +136,6 @@ def _from_flax(params) -> dict:
     layer, prefix = params[f"layer_{i}"], f"encoder.layers.{i}"
     for ours, theirs in inner.items():
       add(f"{prefix}.{theirs}", layer[ours])
-    found[f"{prefix}.self_attn.in_proj_weight"] = torch.tensor(np.array(layer["qkv"]["kernel"].T))
-    found[f"{prefix}.self_attn.in_proj_bias"] = torch.tensor(np.array(layer["qkv"]["bias"]))
-  return found
+    tensors[f"{prefix}.self_attn.in_proj_weight"] = torch.tensor(np.array(layer["qkv"]["kernel"].T))
+    tensors[f"{prefix}.self_attn.in_proj_bias"] = torch.tensor(np.array(layer["qkv"]["bias"]))
+  return tensors

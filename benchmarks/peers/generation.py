@@ -10,7 +10,7 @@ class TransformersGreedy:
 
   def __init__(self, directory: str, prompts: np.ndarray, new_tokens: int):
     self._model = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
-    # Without an end both sides write the same number of tokens.
+    # Without an end token both sides generate the same number of tokens.
     self._model.generation_config.eos_token_id = None
     self._inputs = torch.tensor(prompts, dtype=torch.long)
     self._options = {
