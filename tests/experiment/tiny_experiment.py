@@ -24,7 +24,7 @@ class Config:
   """Sizes."""
 
   features: int = 4  # Inputs of the line.
-  steps: int = 40  # Updates a seed.
+  steps: int = 40  # Updates per seed.
   rate: float = 0.1  # Learning rate.
   # Where the weights begin:
   # at zero, or at one.
