@@ -1,6 +1,6 @@
 """Command-line flags made from the fields of a frozen dataclass.
 
-A field's annotation says which values are allowed, its comment is the flag's help:
+A field's annotation says which values are allowed, its comment is the flag's help::
 
   @dataclasses.dataclass(frozen=True)
   class Config:

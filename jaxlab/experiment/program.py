@@ -1,11 +1,11 @@
 """Makes a module a program: flags, a directory, stages that survive a kill, a report.
 
-An experiment is a module with
+An experiment is a module with::
 
   Config      a frozen dataclass; each field becomes a flag, its comment the flag's help
   run         (config, context) -> Results
 
-and, where it wants them,
+and, where it wants them::
 
   PAPER       its name; the module's name otherwise
   PRESETS     {"smoke": Config(...), "laptop": Config(...), "paper": Config(...)}

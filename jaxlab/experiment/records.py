@@ -34,11 +34,11 @@ class Record(NamedTuple):
 class Results:
   """The measurements of one experiment, as records.
 
-  ```
-  results = Results()
-  results.add({"mixup": {"test/accuracy": [0.81, 0.83]}}, dataset="digits")
-  results.select("test/accuracy", method="mixup", dataset="digits")  # [0.81, 0.83]
-  ```
+  Example::
+
+      results = Results()
+      results.add({"mixup": {"test/accuracy": [0.81, 0.83]}}, dataset="digits")
+      results.select("test/accuracy", method="mixup", dataset="digits")  # [0.81, 0.83]
 
   Attributes:
     records: all records, in the order in which they were added.

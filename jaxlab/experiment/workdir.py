@@ -1,7 +1,9 @@
 """The directory of one run: who may write to it, what it holds, how it stays whole.
 
+The files::
+
   config.json     what was asked for; written first
-  metrics.jsonl   one row a line: stage, step, metrics
+  metrics.jsonl   one row per line: stage, step, metrics
   stages/         results of finished stages
   checkpoints/    training states
   tensorboard/    events, where tensorboardX is installed
