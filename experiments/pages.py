@@ -19,12 +19,13 @@ _COLORS = {
   "no test": "tab:orange",
 }
 _MADE = "<!-- Made by `python -m experiments.catalogue --write`; edit papers.toml instead. -->"
-_RULE = """Every number comes from one unbroken run of the printed command; its `results.json` is
-committed in `experiments/results`. A claim compares a method with a baseline by the 95% t-interval
-of the paired differences over seeds, against a margin fixed in advance: it is **shown** if the
-whole interval lies beyond the margin, **refuted** if all of it lies on the other side, and
-**unresolved** if the interval holds the margin. It is **no test** where a precondition failed, for
-example where the baseline did not fail and there was nothing to cure.
+_RULE = """Every number comes from a run of the printed command; its `results.json` is committed in
+`experiments/results`, and a page says so if the run was interrupted. A claim compares a method
+with a baseline by the 95% t-interval of the paired differences over seeds, against a margin fixed
+in advance: it is **shown** if the whole interval lies beyond the margin, **refuted** if all of it
+lies on the other side, and **unresolved** if the interval holds the margin. It is **no test**
+where a precondition failed, for example where the baseline did not fail and there was nothing to
+cure.
 """
 
 
@@ -136,7 +137,7 @@ def _page(paper: Paper, stored: Mapping[str, Any] | None, has_figure: bool) -> s
 def _measured(stored: Mapping[str, Any]) -> list[str]:
   claims = catalogue.claims_of(stored)
   unbroken = stored["wall_seconds"]
-  took = f"{unbroken / 60:.0f} minutes" if unbroken else "more than one run"
+  took = f"{unbroken / 60:.0f} minutes" if unbroken else "an interrupted run"
   lines = [
     f"Preset {stored['preset']}, {stored['seeds']} seeds, {took} on {stored['device']}, "
     f"JAX {stored['versions']['jax']}.",

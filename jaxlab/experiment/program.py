@@ -10,7 +10,7 @@ and, where it wants them::
   PAPER       its name; the module's name otherwise
   PRESETS     {"smoke": Config(...), "laptop": Config(...), "paper": Config(...)}
   SEEDS       {"laptop": 8}: number of seeds by preset; 1 for smoke and 5 for others otherwise
-  claims      (config, results) -> list of Claim, made by `compare`
+  claims      (config, results) -> list of Claim, made by compare
   figure      (results) -> matplotlib Figure
   abstract    (config, mesh) -> (update, state, batch) as shapes, for --dry_run
 
