@@ -1,9 +1,7 @@
 """What early exits are worth: accuracy for cost, confidence against accuracy, prediction sets."""
 
-import functools
-from typing import NamedTuple
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.mixing_adaptation.jei_dnn.exits import MAIN, METHODS, UNWEIGHTED
@@ -13,46 +11,41 @@ THRESHOLDS, ORACLE = "thresholds, more training", "oracle exit"
 AREA, SIZE = "accuracy over common costs", "labels per prediction set"
 BIAS = "|confidence - accuracy| at exits 0 and 1"
 COSTS = tuple(i / 20 for i in range(2, 21))  # Where the curves of accuracy are recorded.
+_ALPHA = 0.05  # Miscoverage of the prediction sets.
 _MIN_EXITED = 20  # With fewer samples an exit is not evaluated.
 
-_exited = jax.jit(metrics.exited_values)
-_quantile = jax.jit(uncertainty.conformal_quantile, static_argnames="alpha")
-_thresholds = jax.jit(uncertainty.exit_conformal_thresholds, static_argnames="alpha")
 
+def evaluate_seed(outputs, labels, costs, key, own) -> dict:
+  """Method -> quantity -> a number, or values at every cost ("accuracy") or exit, of one seed.
 
-class Point(NamedTuple):
-  """One setting of one method: what its exits say, and where samples leave."""
-
-  validation_probs: np.ndarray
-  validation_levels: np.ndarray | None
-  probs: np.ndarray
-  levels: np.ndarray
-
-
-def evaluate_seed(outputs, config, labels, costs, key, own) -> dict:
-  """Of one seed, `numbers` and curves along `cost` and `exit`: method -> quantity -> values.
-
+  A setting of a method is a pair for validation and test rows: (probabilities, exits taken).
   `outputs` is `train_exits`, compiled; `labels` are those of training, validation and test rows.
   """
   warm, joint = jax.device_get(outputs(key, own, labels, costs))
+  labels, num_weights = labels[1:], len(jax.tree.leaves(joint)[0][0])
   curves = {
-    method: [Point(*parts) for parts in zip(*(part[i] for pair in joint for part in pair))]
+    method: [jax.tree.map(lambda x, at=(i, j): x[at], joint) for j in range(num_weights)]
     for i, method in enumerate(METHODS)
   }
-  # Classifiers that are not weighted do not depend on the gates: any cost weight will do.
-  longer = curves[UNWEIGHTED][0]
-  warm_up = warm[0][0], warm[1][0]
-  for suffix, both in (("", warm_up), (", more training", (longer.validation_probs, longer.probs))):
-    confidences = [probs[:, :-1].max(-1) for probs in both]
+  first, *_ = curves[UNWEIGHTED]  # Unweighted classifiers depend on no gate, hence on no cost.
+  for suffix, ((held_out, _), (test, _)) in (("", warm), (", more training", first)):
     for rule, sweep in (("thresholds", one_threshold), ("thresholds by share", by_share)):
-      curves[rule + suffix] = []
-      for thresholds in sweep(confidences[0]):
-        leave = functools.partial(jax.jit(metrics.threshold_exits), thresholds=thresholds)
-        levels = [np.asarray(leave(confidence)) for confidence in confidences]
-        curves[rule + suffix].append(Point(both[0], levels[0], both[1], levels[1]))
-  known = oracle(warm_up[1], labels[2], costs)
-  curves[ORACLE] = [Point(warm_up[0], None, warm_up[1], levels) for levels in known]
-  return _summary(config, curves, labels, costs)
+      curves[rule + suffix] = [
+        [(probs, _leave(probs, thresholds)) for probs in (held_out, test)]
+        for thresholds in sweep(held_out[:, :-1].max(-1))
+      ]
+  curves[ORACLE] = [
+    [(probs, oracle(probs, own, costs, weight)) for (probs, _), own in zip(warm, labels)]
+    for weight in np.geomspace(1e-3, 10.0, 30)
+  ]
+  measured = {
+    method: jax.tree.map(
+      lambda *values: np.array(values, np.float64),
+      *jax.device_get([_measure(setting, labels, costs) for setting in settings]),
+    )
+    for method, settings in curves.items()
+  }
+  return {method: _summary(method, measured) for method in measured}
 
 
 def one_threshold(confidence):
@@ -76,85 +69,62 @@ def by_share(confidence):
     yield np.array(thresholds)
 
 
-def oracle(probs, labels, costs):
+@jax.jit
+def oracle(probs, labels, costs, cost_weight):
   """Exits chosen knowing the labels: a bound on what any gate can do for these classifiers."""
-  cross_entropies = -np.log(np.maximum(_true(probs, labels), 1e-12))
-  for weight in np.geomspace(1e-3, 10.0, 30):
-    yield np.asarray(jax.jit(losses.optimal_exit)(cross_entropies, costs, cost_weight=weight))
+  cross_entropies = -jnp.log(jnp.maximum(_true(probs, labels), 1e-12))
+  return losses.optimal_exit(cross_entropies, costs, cost_weight=cost_weight)
+
+
+@jax.jit
+def _leave(probs, thresholds):
+  return metrics.threshold_exits(probs[:, :-1].max(-1), thresholds=thresholds)
 
 
 def _true(probs, labels):
   """Probability of the true label at each exit."""
-  return np.take_along_axis(probs, np.asarray(labels)[:, None, None], axis=-1)[..., 0]
+  return jnp.take_along_axis(probs, labels[:, None, None], axis=-1)[..., 0]
 
 
-def _summary(config, curves: dict[str, list[Point]], labels, costs) -> dict:
+@jax.jit
+def _measure(setting, labels, costs) -> dict:
+  """Cost, accuracy, confidence and prediction sets of one setting of a method."""
+  (held_out, held_out_levels), (probs, levels) = setting
+  correct = probs.argmax(-1) == labels[1][:, None]
+  cost, accuracy, share = metrics.cost_accuracy(levels, correct, costs)
+  probs, correct = (metrics.exited_values(values, levels) for values in (probs, correct))
+  left = jax.nn.one_hot(levels, len(costs))
+  count, bias = jnp.sum(left, axis=0), (probs.max(-1) - correct) @ left
+  bias = jnp.where(count < _MIN_EXITED, jnp.nan, bias / jnp.maximum(count, 1))
+  scores = 1 - _true(held_out, labels[0])
+  thresholds = uncertainty.exit_conformal_thresholds(scores, held_out_levels, alpha=_ALPHA)
+  sets = uncertainty.prediction_sets(1 - probs, thresholds[levels, None])
+  coverage, size, _ = uncertainty.set_statistics(sets, labels[1])
+  return {
+    "mean cost": cost,
+    "accuracy": accuracy,
+    "share of samples": share,
+    "confidence minus accuracy": bias,
+    BIAS: jnp.abs(bias[:2]),
+    "coverage": coverage,
+    "coverage error": jnp.abs(coverage - (1 - _ALPHA)),
+    SIZE: size,
+  }
+
+
+def _summary(method: str, measured) -> dict:
   """Accuracy over the costs that all methods reach, and the rest where they cost the same."""
-
-  def cost_and_accuracy(curve):
-    point = jax.jit(metrics.cost_accuracy)
-    pairs = [point(p.levels, _correct(p, labels[2]), costs)[:2] for p in curve]
-    return np.array(pairs, np.float64).T
-
-  measured = {method: cost_and_accuracy(curve) for method, curve in curves.items()}
-  costs_of = [cost for cost, _ in measured.values()]
-  grid = np.linspace(max(map(np.min, costs_of)), min(map(np.max, costs_of)), 50)
-  numbers, by_cost, by_exit = {}, {}, {}
-  for method, (cost, accuracy) in measured.items():
-    curve = np.stack([cost, accuracy])[:, np.argsort(cost, kind="stable")]
-    area = jax.jit(metrics.area_under_cost_curve)(grid, np.interp(grid, *curve))
-    numbers[method] = {AREA: float(area)}
-    by_cost[method] = {"accuracy": np.interp(COSTS, *curve, left=np.nan, right=np.nan)}
-    if method == ORACLE:
-      continue
-    # All are evaluated where they cost what the main method costs.
-    chosen = np.abs(cost - measured[MAIN][0][:, None]).argmin(1)
-    points = [_evaluate_point(config, curves[method][i], labels, len(costs)) for i in chosen]
-    at = {name: np.stack([point[name] for point in points]) for name in points[0]}
-    along = ("share of samples", "confidence minus accuracy")
-    by_exit[method] = {name: np.array([_mean(v) for v in at.pop(name).T]) for name in along}
-    numbers[method] |= {name: _mean(values) for name, values in at.items()}
-    numbers[method]["mean cost"] = np.mean(cost[chosen])
-  return {"numbers": numbers, "cost": by_cost, "exit": by_exit}
-
-
-def _correct(point: Point, labels):
-  return point.probs.argmax(-1) == np.asarray(labels)[:, None]
-
-
-def _mean(values):
-  """Mean over what could be evaluated, NaN if nothing could."""
-  return np.nanmean(values) if np.isfinite(values).any() else np.nan
-
-
-def _evaluate_point(config, point: Point, labels, num_exits: int) -> dict[str, np.ndarray]:
-  """Confidence and prediction sets of one setting."""
-  _, validation_labels, test_labels = labels
-  count = np.bincount(point.levels, minlength=num_exits)
-  evaluated = count >= _MIN_EXITED
-
-  def by_exit(values):
-    sums = np.bincount(point.levels, weights=values, minlength=num_exits)
-    return np.where(evaluated, sums / np.maximum(count, 1), np.nan)
-
-  probs = np.asarray(_exited(point.probs, point.levels))
-  right = np.asarray(_exited(_correct(point, test_labels), point.levels))
-  scores = 1 - _true(point.validation_probs, validation_labels)
-  levels, alpha = point.validation_levels, config.alpha
-  by_level = np.asarray(_thresholds(scores, levels, alpha=alpha))[point.levels]
-  one = _quantile(_exited(scores, levels), alpha=alpha)
-  bias = by_exit(probs.max(-1) - right)
-  row = {"share of samples": count / count.sum(), "confidence minus accuracy": bias}
-  row[BIAS] = np.abs(bias[:2])
-  for suffix, threshold in (("", by_level[:, None]), (", one threshold", one)):
-    sets = jax.jit(uncertainty.prediction_sets)(1 - probs, threshold)
-    statistics = jax.device_get(jax.jit(uncertainty.set_statistics)(sets, test_labels))
-    covered = np.take_along_axis(np.asarray(sets), np.asarray(test_labels)[:, None], axis=1)
-    off = np.abs(by_exit(covered[:, 0]) - (1 - alpha))
-    row |= {
-      f"coverage{suffix}": statistics.coverage,
-      f"coverage error{suffix}": np.abs(statistics.coverage - (1 - alpha)),
-      f"{SIZE}{suffix}": statistics.size,
-      f"coverage error by exit{suffix}": np.nansum(off * count) / max(count[evaluated].sum(), 1),
-    }
-  return row
+  costs = {name: rows["mean cost"] for name, rows in measured.items()}
+  order = np.argsort(costs[method], kind="stable")
+  curve = costs[method][order], measured[method]["accuracy"][order]
+  grid = np.linspace(max(map(np.min, costs.values())), min(map(np.max, costs.values())), 50)
+  area = jax.jit(metrics.area_under_cost_curve)(grid, np.interp(grid, *curve))
+  accuracy = np.interp(COSTS, *curve, left=np.nan, right=np.nan)
+  summary = {AREA: float(area), "accuracy": accuracy}
+  if method == ORACLE:
+    return summary
+  near = np.abs(costs[method] - costs[MAIN][:, None]).argmin(1)
+  for name in measured[method].keys() - {"accuracy"}:
+    values = np.ma.masked_invalid(measured[method][name][near])
+    summary[name] = np.ma.filled(values.mean(None if name == BIAS else 0), np.nan)
+  return summary

@@ -1,94 +1,73 @@
 """Training of early exits and their gates on the features of a frozen backbone."""
 
-import functools
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from experiments.kit.train import Trained, epoch_rows, sgd_cosine, train
-from jaxlab import algorithms, losses, metrics, training
-
-
-class Method(NamedTuple):
-  """How gates and classifiers are trained; numbers, so that all methods are one program."""
-
-  weighting: int  # Of classifiers: 0 expected loss, 1 with the scale of the mean, 2 mean.
-  by_confidence: bool  # Whether the best exit has most confidence in the truth, not least loss.
-
+from jaxlab import losses, metrics, training
 
 MAIN, UNWEIGHTED = "JEI-DNN", "gates alone, classifiers unweighted"
+# The classifiers' loss: 0 expected, 1 with the scale of the mean, 2 mean. Whether the best exit has
+# most confidence in the truth, not least loss. Numbers, so that all methods are one program.
 METHODS = {
-  MAIN: Method(0, False),
-  "JEI-DNN, scale preserved": Method(1, False),
-  "JEI-DNN, gates by confidence": Method(0, True),
-  UNWEIGHTED: Method(2, False),
+  MAIN: (0, False),
+  "JEI-DNN, scale preserved": (1, False),
+  "JEI-DNN, gates by confidence": (0, True),
+  UNWEIGHTED: (2, False),
 }
 
 
-class Exits(NamedTuple):
-  """Parameters of the exits: what each phase trains, and what it leaves alone."""
-
-  heads: dict
-  gates: dict
-  final: dict
-
-
-def split_exits(params: dict) -> Exits:
-  """Sorts the parameters of the exits; the last head belongs to the frozen backbone."""
-  heads = {name: value for name, value in params.items() if name.startswith("heads")}
-  last = max(heads, key=lambda name: int(name.rpartition("_")[2]))
-  gates = {name: value for name, value in params.items() if name.startswith("gates")}
-  return Exits(heads, gates, final={last: heads.pop(last)})
-
-
-def exit_outputs(net, exits: Exits, features):
+def exit_outputs(net, exits, features):
   """Logits `[b, L + 1, k]` and gate logits `[b, L]` from features `[b, L + 1, d]`."""
-  params = {**exits.heads, **exits.gates, **exits.final}
-  output = net.apply({"params": params}, list(jnp.moveaxis(features, 1, 0)), method="exits")
+  output = net.apply({"params": exits}, list(jnp.moveaxis(features, 1, 0)), method="exits")
   return jnp.stack(output.logits, axis=1), output.gate_logits
 
 
-def _cross_entropies(logits, labels):
+def cross_entropies(logits, labels):
+  """Of every exit, `[b, L + 1]`."""
   labels = jnp.broadcast_to(labels[:, None], logits.shape[:-1])
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def warm_up(key, exits: Exits, rows, *, config, net) -> Exits:
+def trainable(net, exits, kind: str) -> dict:
+  """The parameters of all `gates` or `heads`, but the last head, which the backbone has trained."""
+  last = f"heads_{len(net.stages) - 1}"
+  return {name: p for name, p in exits.items() if name.startswith(kind) and name != last}
+
+
+def warm_up(key, exits, rows, *, config, net) -> dict:
   """Trains all classifiers, early ones with more weight."""
 
   def loss(heads, model_state, batch, key):
     del model_state, key
-    logits, _ = exit_outputs(net, exits._replace(heads=heads), batch[0])
-    return training.LossOutput(losses.exit_warmup_loss(_cross_entropies(logits, batch[1])))
+    logits, _ = exit_outputs(net, exits | heads, batch[0])
+    return training.LossOutput(losses.exit_warmup_loss(cross_entropies(logits, batch[1])))
 
-  steps, size, start = config.warmup_steps, config.batch_size, Trained(exits.heads, {})
+  steps, size = config.warmup_steps, config.batch_size
   optimizer = sgd_cosine(config.learning_rate, steps, weight_decay=config.weight_decay)
+  start = Trained(trainable(net, exits, "heads"), {})
   trained = train(key, net, loss, optimizer, rows, num_steps=steps, batch_size=size, start=start)
-  return exits._replace(heads=trained.params)
+  return exits | trained.params
 
 
-def train_jointly(
-  key, method: Method, cost_weight, exits: Exits, rows, validation, costs, *, config, net
-) -> Exits:
+def train_jointly(key, method, cost_weight, exits, rows, validation, costs, *, config, net) -> dict:
   """Gates and classifiers in turns; one pair of turns ends with a look at the validation set.
 
   A loop of its own: two optimizers take turns, and the targets' weights change between turns.
   """
+  weighting, by_confidence = method
   optimizers = [
     sgd_cosine(rate, config.joint_steps // 2, weight_decay=config.weight_decay)
     for rate in (config.gate_learning_rate, config.learning_rate)
   ]
 
   def look(gates, heads, features, labels):
-    logits, gate_logits = exit_outputs(net, Exits(heads, gates, exits.final), features)
-    cross_entropies = _cross_entropies(logits, labels)
+    logits, gate_logits = exit_outputs(net, exits | gates | heads, features)
+    ces, right = cross_entropies(logits, labels), jnp.argmax(logits, axis=-1) == labels[:, None]
     confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    right = jnp.argmax(logits, axis=-1) == labels[:, None]
-    terms = jnp.where(method.by_confidence, -confidence * right, cross_entropies)
-    best = losses.optimal_exit(terms, costs, cost_weight=cost_weight)
-    return cross_entropies, gate_logits, best
+    terms = jnp.where(by_confidence, -confidence * right, ces)
+    return ces, gate_logits, losses.optimal_exit(terms, costs, cost_weight=cost_weight)
 
   def gate_loss(gates, heads, batch, pos_weights):
     _, gate_logits, best = look(gates, heads, *batch)
@@ -96,46 +75,37 @@ def train_jointly(
 
   def classifier_loss(heads, gates, batch, pos_weights):
     del pos_weights
-    cross_entropies, gate_logits, _ = look(gates, heads, *batch)
-    early = cross_entropies[:, :-1]
-    probs = losses.exit_distribution(jax.nn.sigmoid(gate_logits))[:, :-1]
-    plain, scaled = (
-      losses.exit_weighted_loss(early, probs, preserve_scale=scale) for scale in (False, True)
-    )
-    return jnp.mean(jnp.stack([plain, scaled, jnp.mean(early, axis=-1)])[method.weighting])
+    ces, gate_logits, _ = look(gates, heads, *batch)
+    early, probs = ces[:, :-1], losses.exit_distribution(jax.nn.sigmoid(gate_logits))[:, :-1]
+    weighted = [losses.exit_weighted_loss(early, probs, preserve_scale=s) for s in (False, True)]
+    return jnp.mean(jnp.stack([*weighted, jnp.mean(early, axis=-1)])[weighting])
 
-  def turn(i, loss):
-    """A step of the gates (0) or of the classifiers (1), the others fixed."""
+  def descend(i, loss, state, others, pos_weights, order):
+    """A turn of the gates (0) or of the classifiers (1), the others fixed."""
 
-    def descend(params, states, *arguments):
-      params, states = list(params), list(states)
-      grads = jax.grad(loss)(params[i], params[1 - i], *arguments)
-      updates, states[i] = optimizers[i].update(grads, states[i], params[i])
-      params[i] = optax.apply_updates(params[i], updates)
-      return params, states
+    def step(state, chosen):
+      batch = jax.tree.map(lambda array: array[chosen], rows)
+      grads = jax.grad(loss)(state[0], others, batch, pos_weights)
+      updates, opt_state = optimizers[i].update(grads, state[1], state[0])
+      return (optax.apply_updates(state[0], updates), opt_state), None
 
-    return descend
+    return jax.lax.scan(step, state, order)[0]
 
-  def step(carry, inputs):
-    (state, pos_weights), (number, chosen) = carry, inputs
-    batch = jax.tree.map(lambda array: array[chosen], rows)
-    phase = algorithms.alternate_phases(number, period=config.period)
-    descend = [turn(0, gate_loss), turn(1, classifier_loss)]
-    return (jax.lax.switch(phase, descend, *state, batch, pos_weights), pos_weights), None
+  def turns(carry, order):
+    gates, heads, pos_weights = carry
+    gates = descend(0, gate_loss, gates, heads[0], pos_weights, order[0])
+    heads = descend(1, classifier_loss, heads, gates[0], pos_weights, order[1])
+    best, most = look(gates[0], heads[0], *validation)[2], config.max_pos_weight
+    pos_weights = losses.gate_pos_weights(best, num_gates=len(pos_weights), max_weight=most)
+    return (gates, heads, pos_weights), None
 
-  def turns(carry, inputs):
-    (state, _), _ = jax.lax.scan(step, carry, inputs)
-    best = look(*state[0], *validation)[2]
-    weights = functools.partial(losses.gate_pos_weights, max_weight=config.max_pos_weight)
-    return (state, weights(best, num_gates=len(costs) - 1)), None
-
-  steps, params = config.joint_steps, [exits.gates, exits.heads]
-  order = epoch_rows(key, len(rows[1]), num_steps=steps, batch_size=config.batch_size)
-  inputs = jnp.arange(steps), order
-  inputs = jax.tree.map(lambda a: a.reshape(-1, 2 * config.period, *a.shape[1:]), inputs)
-  start = params, [optimizer.init(p) for optimizer, p in zip(optimizers, params)]
-  (((gates, heads), _), _), _ = jax.lax.scan(turns, (start, jnp.ones(len(costs) - 1)), inputs)
-  return Exits(heads, gates, exits.final)
+  steps, size = config.joint_steps, config.batch_size
+  order = epoch_rows(key, len(rows[1]), num_steps=steps, batch_size=size)
+  params = [trainable(net, exits, kind) for kind in ("gates", "heads")]
+  start = [(own, optimizer.init(own)) for own, optimizer in zip(params, optimizers)]
+  start = *start, jnp.ones(len(costs) - 1)
+  (gates, heads, _), _ = jax.lax.scan(turns, start, order.reshape(-1, 2, config.period, size))
+  return exits | gates[0] | heads[0]
 
 
 def train_exits(key, own, labels, costs, *, config, net):
@@ -145,17 +115,16 @@ def train_exits(key, own, labels, costs, *, config, net):
   """
   rows, validation, test = zip(own["features"], map(jnp.asarray, labels))
   warm_key, joint_key = jax.random.split(key)
-  warm = warm_up(warm_key, split_exits(own["exits"]), rows, config=config, net=net)
+  warm = warm_up(warm_key, own["exits"], rows, config=config, net=net)
 
   def outputs(exits):
     both = [exit_outputs(net, exits, features) for features, _ in (validation, test)]
     shares = [losses.exit_distribution(jax.nn.sigmoid(gate_logits)) for _, gate_logits in both]
     return [(jax.nn.softmax(own[0]), metrics.exit_levels(p)) for own, p in zip(both, shares)]
 
-  joint = functools.partial(train_jointly, config=config, net=net)
-
   def one(method, cost_weight):
-    return outputs(joint(joint_key, method, cost_weight, warm, rows, validation, costs))
+    arguments = method, cost_weight, warm, rows, validation, costs
+    return outputs(train_jointly(joint_key, *arguments, config=config, net=net))
 
   methods = jax.tree.map(lambda *numbers: jnp.array(numbers), *METHODS.values())
   sweep = jax.vmap(one, in_axes=(None, 0))

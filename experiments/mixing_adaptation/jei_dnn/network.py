@@ -6,12 +6,13 @@ import jax
 from experiments.kit.datasets import Dataset
 from jaxlab import models
 
+_IMAGE_SIZE, _PATCH_SIZE, _NUM_HEADS = 224, 16, 4
+
 
 def network(config, dataset: Dataset) -> models.EarlyExitNet:
   """Signals: blocks of which every other one halves the length. Images: a transformer."""
   if dataset.is_image:
-    encoder = EncoderStage(config.width, config.num_heads, config.image_size, config.patch_size)
-    stages = [encoder.clone() for _ in range(config.num_blocks)]
+    stages = [EncoderStage(config.width) for _ in range(config.num_blocks)]
   else:
     stages = [ConvolutionStage(config.width, 2 - i % 2) for i in range(config.num_blocks)]
   return models.EarlyExitNet(tuple(stages), dataset.num_classes)
@@ -34,20 +35,17 @@ class EncoderStage(nn.Module):
   """A transformer block: attention and a two-layer network, normalized first."""
 
   width: int
-  num_heads: int
-  image_size: int
-  patch_size: int
 
   @nn.compact
   def __call__(self, tokens, *, train=False):
     """Runs the stage on tokens `[b, n, width]`, or on the patches of images `[b, h, w, c]`."""
     if tokens.ndim == 4:
-      size, images = self.image_size, tokens
-      images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "bilinear")
-      patches = models.Conv(self.width, (self.patch_size,) * 2, self.patch_size)(images)
+      shape = len(tokens), _IMAGE_SIZE, _IMAGE_SIZE, tokens.shape[-1]
+      images = jax.image.resize(tokens, shape, "bilinear")
+      patches = models.Conv(self.width, (_PATCH_SIZE, _PATCH_SIZE), _PATCH_SIZE)(images)
       tokens = patches.reshape(len(images), -1, self.width)
       tokens += self.param("places", nn.initializers.normal(0.02), tokens.shape[1:])
     normed = nn.LayerNorm()(tokens)
-    tokens += nn.MultiHeadDotProductAttention(self.num_heads)(normed, normed)
+    tokens += nn.MultiHeadDotProductAttention(_NUM_HEADS)(normed, normed)
     hidden = nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(tokens)))
     return tokens + nn.Dense(self.width)(hidden)

@@ -10,6 +10,8 @@ from experiments.kit.train import Trained, accuracy, classification_loss, epoch_
 from experiments.mixing_adaptation.overlap_calibration.problems import Problem
 from jaxlab import metrics, training
 
+LEARNING_RATE = 1e-3  # Of Adam.
+
 
 class Fit(NamedTuple):
   """Variables at the end and where the held-out loss was least, and how training went."""
@@ -30,7 +32,7 @@ def fit(config, module, loss_fn, problem: Problem, key, *, rounds=None) -> Fit:
   init_key, order_key, state_key = jax.random.split(key, 3)
   rows, num_rows = problem.train, len(problem.train.labels)
   variables = dict(module.init(init_key, rows.inputs[:1]))
-  optimizer = optax.adam(config.learning_rate)
+  optimizer = optax.adam(LEARNING_RATE)
   update = training.build_update(classification_loss(module, loss_fn), optimizer)
   state = training.init_state(state_key, variables.pop("params"), optimizer, model_state=variables)
 
@@ -39,12 +41,8 @@ def fit(config, module, loss_fn, problem: Problem, key, *, rounds=None) -> Fit:
 
   def one_round(carry):
     state, result = carry
-    batches = epoch_rows(
-      jax.random.fold_in(order_key, result.rounds),
-      num_rows,
-      num_steps=config.eval_every,
-      batch_size=min(config.batch_size, num_rows),
-    )
+    key, size = jax.random.fold_in(order_key, result.rounds), min(config.batch_size, num_rows)
+    batches = epoch_rows(key, num_rows, num_steps=config.eval_every, batch_size=size)
 
     def step(state, batch):
       return update(state, jax.tree.map(lambda x: x[batch], rows))[0], None

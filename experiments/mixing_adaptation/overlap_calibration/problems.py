@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,56 +14,40 @@ from experiments.kit import datasets
 from experiments.kit.datasets import Split
 from jaxlab import data
 
+# Of the Gaussians: training rows of each, further dimensions, distance of their means from 0.
+_ROWS_PER_CLASS, _EXTRA_DIMS, _SEPARATION = 100, 5, 2.0
+
 
 class Problem(NamedTuple):
-  """Examples of one law, and the loss of its posterior on the test examples.
-
-  `clean_labels` are the test labels before any noise.
-  """
+  """Examples of one law, the test labels before any noise, and the loss of the law's posterior."""
 
   train: Split
   held_out: Split
   test: Split
-  clean_labels: Any
+  clean_labels: Any  # None where there is no noise.
   bayes_nll: Any
 
 
-class Family(NamedTuple):
-  """Overlaps that one program measures.
+def families(config, num_seeds: int) -> Iterator[tuple]:
+  """All overlaps of all sets, those in one tuple that one program measures.
 
-  Attributes:
-    where: what the records say of all of them.
-    num_classes: number of classes.
-    settings: what tells them apart: keyword arguments of `draw`, which it takes as traced numbers.
-    splits: data of all seeds, stacked, or ().
-    draw: `(key, splits, **setting) -> Problem`.
+  Yields:
+    What the records say of all of them, the number of classes, what tells them apart (keyword
+    arguments of `draw`), the data of all seeds, and `draw(key, splits, **setting) -> Problem`.
   """
-
-  where: Mapping[str, str | int]
-  num_classes: int
-  settings: list[Mapping[str, float]]
-  splits: Any
-  draw: Callable[..., Problem]
-
-
-def families(config, num_seeds: int) -> Iterator[Family]:
-  """All overlaps of all sets: the rates of noise of one set, or a number of Gaussians."""
   sizes = zip(config.num_train, config.num_held_out, config.num_test, strict=True)
   for name, (num_train, num_held_out, num_test) in zip(config.datasets, sizes, strict=True):
     if name == "gaussians":
       for k in config.class_counts:
-        rows = k * config.rows_per_class, num_held_out, num_test
-        draw = functools.partial(gaussians, k, k + config.extra_dims, rows, config.separation)
-        yield Family({"dataset": name, "num_classes": k}, k, [{}], (), draw)
+        draw = functools.partial(gaussians, k, (k * _ROWS_PER_CLASS, num_held_out, num_test))
+        yield {"dataset": name, "num_classes": k}, k, [{}], (), draw
       continue
-    dataset = datasets.describe(name)
-    splits = datasets.stack_seeds(
-      lambda seed: dataset.splits(num_train + num_held_out, num_test, seed=seed),  # noqa: B023
-      num_seeds,
-    )
+    dataset, pool = datasets.describe(name), num_train + num_held_out
+    draw = functools.partial(dataset.splits, pool, num_test)
+    splits = datasets.stack_seeds(lambda seed, draw=draw: draw(seed=seed), num_seeds)
     noise = [{"noise": rate} for rate in config.noise_rates]
     draw = functools.partial(noisy, num_train, dataset.num_classes)
-    yield Family({"dataset": name}, dataset.num_classes, noise, splits, draw)
+    yield {"dataset": name}, dataset.num_classes, noise, splits, draw
 
 
 def noisy(num_train: int, num_classes: int, key, splits: tuple[Split, Split], *, noise) -> Problem:
@@ -83,19 +67,19 @@ def noisy(num_train: int, num_classes: int, key, splits: tuple[Split, Split], *,
   return Problem(train, held_out, Split(test.inputs, labels), test.labels, bayes_nll)
 
 
-def gaussians(num_classes: int, dim: int, num_rows, separation: float, key, splits) -> Problem:
+def gaussians(num_classes: int, num_rows, key, splits) -> Problem:
   """Fresh samples for every part."""
   del splits  # Drawn here.
-  sample = data.sample_overlapping_gaussians(
-    key, num_samples=sum(num_rows), num_classes=num_classes, dim=dim, separation=separation
-  )
+  sizes = {"num_samples": sum(num_rows), "num_classes": num_classes}
+  dims = num_classes + _EXTRA_DIMS
+  sample = data.sample_overlapping_gaussians(key, **sizes, dim=dims, separation=_SEPARATION)
   ends = np.cumsum(num_rows)
   train, held_out, test = (
     Split(sample.inputs[end - num : end], sample.labels[end - num : end])
     for end, num in zip(ends, num_rows)
   )
   true_probs = jnp.take_along_axis(sample.posterior[ends[1] :], test.labels[:, None], axis=1)
-  return Problem(train, held_out, test, test.labels, -jnp.mean(jnp.log(true_probs)))
+  return Problem(train, held_out, test, None, -jnp.mean(jnp.log(true_probs)))
 
 
 def uniform_miss_nll(error: np.ndarray, num_classes: int) -> np.ndarray:

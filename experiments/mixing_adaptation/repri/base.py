@@ -15,6 +15,7 @@ from jaxlab import data, models, training
 from jaxlab.experiment import Context
 
 _NUM_TEST = 96  # Scenes that the base network is tested on.
+_PARTS = slice(_NUM_TEST), slice(_NUM_TEST, None)
 
 
 class SegmentationNet(nn.Module):
@@ -22,15 +23,14 @@ class SegmentationNet(nn.Module):
 
   num_classes: int
   widths: tuple[int, ...]
-  strides: tuple[int, ...]
 
   @nn.compact
   def __call__(self, images, *, train=False):
-    """Features and logits of every position, as a `models.ModelOutput`."""
+    """Features and logits at half the resolution, as a `models.ModelOutput`."""
     hidden = images
-    for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
+    for i, width in enumerate(self.widths):
       hidden = nn.relu(hidden) if i else hidden
-      hidden = models.Conv(width, (3, 3), strides=stride)(hidden)
+      hidden = models.Conv(width, (3, 3), strides=2 if i == 1 else 1)(hidden)
       hidden = models.GhostBatchNorm()(hidden, use_running_average=not train)
     # Features are signed: the cosines of what is only positive lie close together.
     return models.ModelOutput(hidden, nn.Dense(self.num_classes, name="head")(nn.relu(hidden)))
@@ -41,7 +41,7 @@ def network(config) -> nn.Module:
   num_classes = len(config.base_classes) + 1
   if config.dataset == "coco":
     return coco.PSPNet(num_classes)
-  return SegmentationNet(num_classes, config.widths, config.strides)
+  return SegmentationNet(num_classes, config.widths)
 
 
 def optimizer(config) -> optax.GradientTransformation:
@@ -50,17 +50,18 @@ def optimizer(config) -> optax.GradientTransformation:
   return build(config.learning_rate, config.num_steps, weight_decay=1e-4)
 
 
-def base_batch(images, masks, config) -> dict:
+@functools.partial(jax.jit, static_argnames="config")
+def base_batch(images, masks, config) -> Split:
   """Scenes with masks at the resolution of the features: 0, or 1 + the number of the class."""
   numbers = np.zeros(256, np.int32)
   numbers[np.array(config.base_classes) + 1] = np.arange(1, len(config.base_classes) + 1)
   numbers[coco.IGNORE] = coco.IGNORE
-  return {"inputs": images, "labels": jnp.asarray(numbers)[coarse(masks, config)]}
+  return Split(images, jnp.asarray(numbers)[coarse(masks, config)])
 
 
 def coarse(masks, config):
   """Nearest-neighbor masks at the resolution of the features."""
-  step = 8 if config.dataset == "coco" else int(np.prod(config.strides))
+  step = 8 if config.dataset == "coco" else 2
   return masks[:, ::step, ::step]
 
 
@@ -69,9 +70,9 @@ def base_loss(config):
 
   def pixel_loss(apply, key, batch):
     del key
-    logits = apply(batch["inputs"]).logits
-    counts = batch["labels"] != coco.IGNORE
-    labels = jax.nn.one_hot(jnp.where(counts, batch["labels"], 0), logits.shape[-1])
+    logits = apply(batch.inputs).logits
+    counts = batch.labels != coco.IGNORE
+    labels = jax.nn.one_hot(jnp.where(counts, batch.labels, 0), logits.shape[-1])
     labels = optax.smooth_labels(labels, config.label_smoothing)
     values = optax.softmax_cross_entropy(logits, labels)
     return jnp.sum(values * counts, (1, 2)) / jnp.maximum(jnp.sum(counts, (1, 2)), 1)
@@ -82,49 +83,28 @@ def base_loss(config):
 def train_base(key, *, config) -> dict:
   """Trains one seed's network on the base families."""
   scenes_key, key = jax.random.split(key)
-  scenes = data.sample_shape_scenes(
-    scenes_key,
-    num_samples=config.num_train + _NUM_TEST,
-    classes=config.base_classes,
-    size=config.size,
-    clutter=config.clutter,
-    noise=config.noise,
-  )
-  test, rows = (
-    base_batch(scenes.images[part], scenes.masks[part], config)
-    for part in (slice(_NUM_TEST), slice(_NUM_TEST, None))
-  )
-  net = network(config)
-  trained = train.train(
-    key,
-    net,
-    base_loss(config),
-    optimizer(config),
-    rows,
-    num_steps=config.num_steps,
-    batch_size=config.batch_size,
-  )
-  right = train.accuracy(net, trained.variables, Split(**test))
-  return {"variables": trained.variables, "accuracy": right}
+  num, classes, steps = config.num_train + _NUM_TEST, config.base_classes, config.num_steps
+  scenes = data.sample_shape_scenes(scenes_key, num_samples=num, classes=classes, size=config.size)
+  scenes = base_batch(scenes.images, scenes.masks, config)
+  test, rows = (Split(*(x[part] for x in scenes)) for part in _PARTS)
+  net, loss, own = network(config), base_loss(config), optimizer(config)
+  trained = train.train(key, net, loss, own, rows, num_steps=steps, batch_size=config.batch_size)
+  return {"variables": trained.variables, "accuracy": train.accuracy(net, trained.variables, test)}
 
 
 def train_on_coco(config, context: Context) -> dict:
   """Trains every seed's network on batches from disk."""
   update = training.build_update(base_loss(config), optimizer(config), mesh=context.mesh)
-  variables = []
+  trained = []
   for seed in range(context.seeds):
     key = context.seed_key(seed)
     start = dict(network(config).init(key, jnp.zeros((1, config.size, config.size, 3))))
     params = start.pop("params")
-    result = context.fit(
-      f"base/seed{seed}",
-      training.init_state(key, params, optimizer(config), model_state=start),
-      update,
-      coco_batches(config, seed=seed),
-      num_steps=config.num_steps,
-    )
-    variables.append({"params": result.state.params, **result.state.model_state})
-  return {"variables": jax.tree.map(lambda *leaves: np.stack(leaves), *variables)}
+    state = training.init_state(key, params, optimizer(config), model_state=start)
+    batches, steps = coco_batches(config, seed=seed), config.num_steps
+    state = context.fit(f"base/seed{seed}", state, update, batches, num_steps=steps).state
+    trained.append({"params": state.params, **state.model_state})
+  return {"variables": jax.tree.map(lambda *leaves: np.stack(leaves), *trained)}
 
 
 def coco_batches(config, *, seed: int) -> data.BatchIterator:
@@ -132,10 +112,10 @@ def coco_batches(config, *, seed: int) -> data.BatchIterator:
 
   def to_base(scene):
     batch = base_batch(scene["image"][None], scene["mask"][None], config)
-    return {name: np.asarray(array)[0] for name, array in batch.items()}
+    return jax.tree.map(lambda array: np.asarray(array)[0], batch)
 
-  size = config.batch_size, config.size
-  return coco.scene_batches("train", *size, seed=seed, transforms=[to_base])
+  options = {"batch_size": config.batch_size, "seed": seed}
+  return coco.scene_batches("train", config.size, to_base, **options)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,7 +1,6 @@
 """The paper's scale: COCO-20i, and a PSPNet on a dilated ResNet-50."""
 
 import itertools
-from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -27,10 +26,9 @@ class PSPNet(nn.Module):
     """Features and logits of every position, as a `models.ModelOutput`."""
 
     def unit(hidden, width, size=3, stride=1, dilation=1):
-      conv = models.Conv(
-        width, (size, size), strides=stride, kernel_dilation=dilation, use_bias=False
-      )
-      return models.GhostBatchNorm()(conv(hidden), use_running_average=not train)
+      options = {"strides": stride, "kernel_dilation": dilation, "use_bias": False}
+      hidden = models.Conv(width, (size, size), **options)(hidden)
+      return models.GhostBatchNorm()(hidden, use_running_average=not train)
 
     hidden = images
     for width, stride in ((64, 2), (64, 1), (128, 1)):
@@ -54,23 +52,11 @@ class PSPNet(nn.Module):
     return models.ModelOutput(features, nn.Dense(self.num_classes, name="head")(features))
 
 
-def scene_batches(
-  split: str,
-  batch_size: int,
-  size: int,
-  *,
-  seed: int = 0,
-  num_epochs: int | None = None,
-  transforms: Sequence[Callable[[dict], dict]] = (),
-) -> data.BatchIterator:
-  """Batches of scenes, as of `to_scene` and then the `transforms`."""
-  return data.batch_iterator(
-    data.load_source("coco/2017_panoptic", split=split),
-    batch_size=batch_size,
-    seed=seed,
-    num_epochs=num_epochs,
-    transforms=[lambda example: to_scene(example, size), *transforms],
-  )
+def scene_batches(split: str, size: int, *transforms, **options) -> data.BatchIterator:
+  """Batches of scenes, as of `to_scene` and then `transforms`; `options` of the iterator."""
+  source = data.load_source("coco/2017_panoptic", split=split)
+  steps = [lambda example: to_scene(example, size), *transforms]
+  return data.batch_iterator(source, transforms=steps, **options)
 
 
 def to_scene(example: dict, size: int) -> dict[str, np.ndarray]:
@@ -85,8 +71,6 @@ def to_scene(example: dict, size: int) -> dict[str, np.ndarray]:
   for number, label, crowd in zip(objects["id"], objects["label"], objects["is_crowd"]):
     if label < NUM_THINGS:
       mask[segments == number] = IGNORE if crowd else label + 1
-  image = jax.image.resize(
-    np.float32(example["image"]) / 255, (size, size, 3), "bilinear", antialias=True
-  )
+  image = jax.image.resize(np.float32(example["image"]) / 255, (size, size, 3), "bilinear")
   rows, columns = (np.arange(size) * length // size for length in mask.shape)
   return {"image": np.asarray(image), "mask": mask[np.ix_(rows, columns)]}

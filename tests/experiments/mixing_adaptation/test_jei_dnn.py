@@ -38,7 +38,7 @@ def test_shares_are_met_on_the_samples_they_are_set_on(probs):
 
 def test_the_oracle_knows_the_labels(probs):
   labels = probs[:, 0].argmax(-1)
-  *_, levels = evaluation.oracle(probs, labels, np.array([0.1, 0.4, 0.7, 1.0]))
+  levels = evaluation.oracle(probs, labels, np.array([0.1, 0.4, 0.7, 1.0]), 10.0)
   assert np.all(levels == 0)
   right = metrics.exited_values(probs.argmax(-1) == labels[:, None], levels)
   assert np.all(right)

@@ -31,7 +31,7 @@ def test_training_ends_when_the_labels_are_fitted():
 
   @jax.jit
   def train(key):
-    problem = problems.gaussians(3, 8, (60, 40, 40), 2.0, key, ())
+    problem = problems.gaussians(3, (60, 40, 40), key, ())
     at_once, never = (
       fitting.fit(dataclasses.replace(config, fitted=fitted), module, None, problem, key)
       for fitted in (0.01, 2.0)
@@ -50,7 +50,7 @@ def test_an_uninformed_miss_is_the_scaled_interpolators():
   overlap = np.linspace(0, 1, 5)
   np.testing.assert_allclose(
     problems.uniform_miss_nll(overlap / 2, 7),
-    metrics.interpolator_temperature_scaled_nll(overlap, 7),
+    jax.jit(metrics.interpolator_temperature_scaled_nll)(overlap, 7),
     rtol=1e-5,
   )
 
