@@ -107,22 +107,20 @@ def run(config: Config, context: Context) -> Results:
   settings = [{"learning_rate": rate} for rate in config.learning_rates]
   results = Results()
   results.add({SOURCE: {"error of clean rows": sources["clean error"]}})
-  evaluate = functools.partial(long_stream, config)
-  streams = context.cached("stream", grid, context, evaluate, data, settings)
+  stream, step = (functools.partial(fn, config) for fn in (long_stream, one_step))
+  streams = context.cached("stream", grid, context, stream, data, settings)
   for m, method in enumerate(METHODS):
     learns = method not in (SOURCE, NORM)
     scores = {name: values[:, :, m] for name, values in streams.items()}
     kept = {rows: scores.pop(rows) for rows in ("right", "wrong", "unknown")}
     for i, setting in enumerate(settings if learns else settings[:1]):
-      where = setting if learns else {}
       for r in range(config.rounds):
+        where = {"round": r + 1, **(setting if learns else {})}
         row = {name: values[:, i, r] for name, values in scores.items()}
-        results.add({method: row}, round=r + 1, **where)
-        if method in (FILTERED, MAIN, ORACLE):
-          for rows, share in kept.items():
-            results.add({method: {KEPT: share[:, i, r]}}, rows=rows, round=r + 1, **where)
-  evaluate = functools.partial(one_step, config)
-  areas = context.cached("one step", grid, context, evaluate, data, settings)
+        results.add({method: row}, **where)
+        for rows, share in kept.items() if method in (FILTERED, MAIN, ORACLE) else ():
+          results.add({method: {KEPT: share[:, i, r]}}, rows=rows, **where)
+  areas = context.cached("one step", grid, context, step, data, settings)
   for j, against in enumerate(AGAINST):
     results.add({CONFIDENCE: {AUROC: areas[CONFIDENCE][:, 0, j]}}, against=against)
     for i, setting in enumerate(settings):
@@ -144,8 +142,8 @@ def long_stream(config: Config, key, data, *, setting) -> dict[str, jax.Array]:
     stream = task.open_set_stream(key, config, known, unknown)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
     new_states, seen = {}, []
-    for method, adapter in methods.items():
-      new_states[method], info = algorithms.adapt_stream(key, adapter, states[method], flat)
+    for method in METHODS:
+      new_states[method], info = algorithms.adapt_stream(key, methods[method], states[method], flat)
       seen.append((info.logits, info.selected))
     seen = jax.tree.map(lambda *arrays: jnp.stack(arrays), *seen)
     return new_states, jax.lax.map(lambda rows: scores_of(*rows, stream.labels), seen)
