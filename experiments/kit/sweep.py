@@ -74,23 +74,27 @@ def grid(
   Returns:
     quantity -> `[seeds, settings, ...]`.
   """
-
-  def one(key, argument):
-    splits, setting = argument
-    return evaluate(key, splits, setting=setting)
-
   scores = []
   for setting in settings:
     repeated = {name: np.full(context.seeds, value) for name, value in setting.items()}
     result = training.over_seeds(
       context.key,
-      one,
+      _at_setting(evaluate),
       num_seeds=context.seeds,
       arguments=(splits, repeated),
       mesh=context.mesh,
     )
     scores.append({name: np.asarray(values) for name, values in result.items()})
   return {name: np.stack([score[name] for score in scores], axis=1) for name in scores[0]}
+
+
+@functools.cache  # Grids of one function are one program.
+def _at_setting(evaluate):
+  def one(key, argument):
+    splits, setting = argument
+    return evaluate(key, splits, setting=setting)
+
+  return one
 
 
 def choose(

@@ -23,14 +23,12 @@ def decoder(config, chains: data.ModularChainConfig) -> models.DecoderLM:
 
 
 def problems(config, chains: data.ModularChainConfig, key) -> tuple[data.ChainBatch, ...]:
-  """Training texts that are used again and again, and fresh validation and test problems."""
-  train_key, validation_key, test_key = jax.random.split(key, 3)
+  """Training texts that are used again and again; fresh problems, `[(validation, test), n]`."""
+  train_key, fresh_key = jax.random.split(key)
   draw = functools.partial(data.modular_chain_batch, config=chains)
-  return (
-    draw(train_key, batch_size=config.num_problems),
-    draw(validation_key, batch_size=config.num_judged, clean=True),
-    draw(test_key, batch_size=config.num_judged, clean=True),
-  )
+  fresh = draw(fresh_key, batch_size=2 * config.num_judged, clean=True)
+  fresh = jax.tree.map(lambda array: array.reshape(2, -1, *array.shape[1:]), fresh)
+  return draw(train_key, batch_size=config.num_problems), fresh
 
 
 def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
@@ -41,8 +39,7 @@ def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
   chains = data.ModularChainConfig(config.modulus, config.num_terms)
   model = decoder(config, chains)
   data_key, state_key, phase_key = jax.random.split(key, 3)
-  train_rows, *others = problems(config, chains, data_key)
-  others = jax.tree.map(lambda *arrays: jnp.stack(arrays), *others)
+  train_rows, fresh = problems(config, chains, data_key)
   adamw = optimizer(config, config.chain_steps)
 
   def loss(params, model_state, batch, key):
@@ -78,7 +75,7 @@ def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
     # For several samples batches are full of what is rarely reached.
     rare = rare_rows(rare_key, success, config.success_threshold, rows.shape)
     state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare, rows))
-    return state, jax.lax.map(functools.partial(passes, state.params), (others, keys[3:]))
+    return state, jax.lax.map(functools.partial(passes, state.params), (fresh, keys[3:]))
 
   params = model.init(state_key, train_rows.tokens[:1])["params"]
   state = training.init_state(state_key, params, adamw)
@@ -143,7 +140,7 @@ def train_on_steps(config, key, num_samples) -> jax.Array:
   chains = data.ModularChainConfig(config.modulus, config.num_terms, verbose=False)
   model = decoder(config, chains)
   data_key, train_key, search_key = jax.random.split(key, 3)
-  train_rows, _, test = problems(config, chains, data_key)
+  train_rows, fresh = problems(config, chains, data_key)
   num_steps = config.num_terms - 1
   places = jnp.arange(train_rows.tokens.shape[1]) - chains.prompt_length
   step_ids = jnp.where((places >= 0) & (places < num_steps), places, -1)
@@ -160,7 +157,7 @@ def train_on_steps(config, key, num_samples) -> jax.Array:
   adamw = optimizer(config, config.search_steps)
   trained = train(train_key, model, loss, adamw, train_rows, **sizes)
   solve = functools.partial(search, config, chains, model, trained.params)
-  return jax.vmap(solve)(jax.random.split(search_key, config.num_judged), test.tokens)
+  return jax.vmap(solve)(jax.random.split(search_key, config.num_judged), fresh.tokens[1])
 
 
 def search(config, chains, model, params, key, tokens) -> jax.Array:

@@ -87,12 +87,15 @@ def train_and_evaluate(config, key, num_samples) -> dict[str, jax.Array]:
 
     return jax.lax.map(at, jnp.array(config.temperatures))
 
+  judged = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), validation, test)
+
   def evaluate(trained):
-    def passes(rows):
-      values = log_probs(trained.params, rows)
+    def passes(values):
       return jnp.stack([exact_pass_at_n(values, float(n)) for n in config.test_samples], axis=-1)
 
-    return {"validation": passes(validation), "test": passes(test)}
+    parts = jnp.split(log_probs(trained.params, judged), [config.num_validation], axis=1)
+    checked = parts[1][config.temperatures.index(1.0), : config.num_checked]
+    return {"validation": passes(parts[0]), "test": passes(parts[1]), "checked": checked}
 
   trained = train(
     train_key,
@@ -123,12 +126,12 @@ def train_and_evaluate(config, key, num_samples) -> dict[str, jax.Array]:
   rows = jax.tree.map(lambda x: x[:num], (prompts, test.prompt_lengths, responses))
   sampled = jax.lax.map(sample, (jax.random.split(sample_key, num), *rows))
   sampled = metrics.coverage_curve(sampled, ks=(n,))[0]
-  exact = exact_pass_at_n(log_probs(trained.params, test)[:, :num], float(n))
+  exact = exact_pass_at_n(trained.scores.pop("checked")[-1], float(n))
   return trained.scores | {
     "greedy accuracy": calibration.accuracy,
     "greedy confidence": calibration.mean_confidence,
     "overconfidence": calibration.overconfidence,
-    "sampled less exact pass@N": sampled - exact[config.temperatures.index(1.0)],
+    "sampled less exact pass@N": sampled - exact,
   }
 
 

@@ -120,7 +120,9 @@ def label_errors(config: Config, context: Context) -> np.ndarray:
       truth = friedman(augment.all_pairs_mix(inputs, ratio=ratio))
       return jnp.abs(mixed - (truth - values.mean()) / values.std())
 
-    errors = jax.lax.map(of_pairs, jax.random.beta(ratio_key, 2.0, 2.0, (32,))).mean(0)
+    # The median of three uniform numbers is Beta(2, 2).
+    ratios = jnp.median(jax.random.uniform(ratio_key, (32, 3)), axis=1)
+    errors = jax.lax.map(of_pairs, ratios).mean(0)
     near = jax.vmap(lambda b: samplers.label_similarity_probabilities(targets, bandwidth=b))
     return jnp.mean(jnp.sum(near(jnp.array([*config.bandwidths, np.inf])) * errors, -1), -1)
 
@@ -209,7 +211,8 @@ def abstract(config: Config, mesh):
 
   def draw(key, batch):
     near, rows = mixing.similarity_features(*batch[:2], setting), jnp.arange(batch[0].shape[0])
-    return rows, samplers.sample_partners(key, near, rows, bandwidth=1.0), None
+    ratio = mixing.mixing_ratios(key, setting, 1)[0]
+    return rows, samplers.sample_partners(key, near, rows, bandwidth=1.0), ratio
 
   return abstract_step(
     module,

@@ -1,5 +1,6 @@
 """C-Mixup on rotated digits whose color misleads: the training of one network, the search."""
 
+import functools
 import itertools
 
 import jax
@@ -20,7 +21,7 @@ def image_settings(config) -> dict[str, list[Setting]]:
   num = len(config.image_bandwidths)
   alphas = [Setting(alpha=alpha) for alpha in config.mixup_alphas]
   plain = itertools.product(config.dropouts[:2], config.weight_decays[-2:])
-  decays = [Setting(dropout=dropout, weight_decay=decay) for dropout, decay in plain]
+  decays = [Setting(mixes=0.0, dropout=dropout, weight_decay=decay) for dropout, decay in plain]
   return {
     mixing.PLAIN: decays[:num],
     mixing.MIXUP: alphas[:num],
@@ -46,6 +47,7 @@ def measure_digits(config, context: Context, results: Results) -> None:
     del key
     return train_on_images(*drawn, config, layer, Setting(**setting))
 
+  evaluate = {layer: functools.partial(evaluate, layer) for layer in (0, 1)}
   for method, scores in mixing.search(context, "digits", evaluate, drawn, settings).items():
     results.add({method: mixing.best(scores, settings[method])}, dataset="rotated digits")
 
@@ -72,7 +74,7 @@ def draw_sets(key, images):
   ]
 
 
-def train_on_images(key, sets, config, layer: int | None, setting: Setting) -> dict:
+def train_on_images(key, sets, config, layer: int, setting: Setting) -> dict:
   """Trains one network and scores it at its best validation step."""
   training, validation, test = sets
   mean, scale = training.degrees.mean(), training.degrees.std()
@@ -82,8 +84,8 @@ def train_on_images(key, sets, config, layer: int | None, setting: Setting) -> d
   module = network(config)
 
   def draw(key, batch):
-    rows = batch[-1]
-    return rows, samplers.sample_partners(key, near, rows, bandwidth=1.0), None
+    (_, _, rows), ratio = batch
+    return rows, samplers.sample_partners(key, near, rows, bandwidth=1.0), ratio[0]
 
   def evaluate(trained):
     predictions = [
@@ -101,6 +103,7 @@ def train_on_images(key, sets, config, layer: int | None, setting: Setting) -> d
     (training.images, targets, jnp.arange(len(targets))),
     num_steps=config.image_steps,
     batch_size=config.image_batch_size,
+    schedule=mixing.mixing_ratios(jax.random.fold_in(key, 1), setting, config.image_steps),
     evaluate=evaluate,
     eval_every=config.eval_every,
   ).scores

@@ -1,6 +1,5 @@
 """The methods: where each mixes pairs and whom, as one loss for tables and images; their search."""
 
-from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -16,8 +15,8 @@ from jaxlab.experiment import Context
 
 PLAIN, MIXUP, MANIFOLD = "no mixing", "mixup", "manifold mixup"
 INPUTS, MAIN = "near inputs", "C-Mixup"
-# Where a method mixes pairs; None drops hidden units instead. Methods of one layer are one program.
-LAYERS = {PLAIN: None, MIXUP: 0, MANIFOLD: 1, INPUTS: 0, MAIN: 0}
+# Where a method mixes pairs. Methods of one layer are one program: without mixing the ratio is 1.
+LAYERS = {PLAIN: 0, MIXUP: 0, MANIFOLD: 1, INPUTS: 0, MAIN: 0}
 
 
 class Setting(NamedTuple):
@@ -25,7 +24,8 @@ class Setting(NamedTuple):
 
   learning_rate: chex.Numeric = 1e-3
   weight_decay: chex.Numeric = 0.0
-  dropout: chex.Numeric = 0.0
+  dropout: chex.Numeric = 0.0  # Of methods that mix inputs.
+  mixes: chex.Numeric = 1.0  # 1, or 0: the ratio of all pairs is 1.
   alpha: chex.Numeric = 1.0
   bandwidth: chex.Numeric = np.inf  # Of targets.
   feature_bandwidth: chex.Numeric = np.inf  # Of inputs.
@@ -49,28 +49,27 @@ def dropout(key: chex.PRNGKey, hidden: chex.Array, rate: chex.Numeric) -> jax.Ar
   return jnp.where(noise[..., : hidden.shape[-1]] >= cut, hidden * 256 / (256 - cut), 0.0)
 
 
-def mixing_loss(module: nn.Module, layer: int | None, setting: Setting, draw, pool=None):
-  """The engine's loss: squared errors of mixed pairs, or with dropout where nothing is mixed.
+def mixing_ratios(key: chex.PRNGKey, setting: Setting, num_steps: int) -> jax.Array:
+  """Ratios of all steps at once: drawn in every step they would take as long as the step."""
+  ratios = jax.random.dirichlet(key, jnp.full(2, setting.alpha), (num_steps,))[:, 0]
+  return jnp.where(setting.mixes, ratios, 1.0)
+
+
+def mixing_loss(module: nn.Module, layer: int, setting: Setting, draw, pool=None):
+  """The engine's loss: squared errors of pairs that are mixed at a layer.
 
   `draw(key, batch) -> (rows, partners, ratio)`, as `mix_regression_pairs` takes them, of the pool's
   inputs and targets, or without a pool of those with which the batch begins.
   """
 
   def loss(apply, key, batch):
-    draw_key, mix_key, drop_key = jax.random.split(key, 3)
+    draw_key, drop_key = jax.random.split(key)
     inputs, targets = pool or batch[:2]
     rows, partners, ratio = draw(draw_key, batch)
+    mixed = augment.mix_regression_pairs(key, inputs, targets, rows, partners, ratio=ratio)
 
     def thinned(at, hidden):
       return dropout(jax.random.fold_in(drop_key, at), hidden, setting.dropout) if at else hidden
-
-    if layer is None:
-      return jnp.square(apply(inputs[rows], mix=thinned).logits - targets[rows])[:, 0]
-    mixed = augment.mix_regression_pairs(
-      mix_key, inputs, targets, rows, partners, alpha=setting.alpha, ratio=ratio
-    )
-    if layer == 0:
-      return jnp.square(apply(mixed.inputs).logits - mixed.targets)[:, 0]
 
     def at_layer(at, hidden):
       if at != layer:
@@ -79,23 +78,26 @@ def mixing_loss(module: nn.Module, layer: int | None, setting: Setting, draw, po
       first, second = jnp.split(hidden, 2)
       return mixed.ratio * first + (1 - mixed.ratio) * second
 
-    outputs = apply(inputs[jnp.concatenate([rows, partners])], mix=at_layer)
+    if layer == 0:
+      outputs = apply(mixed.inputs, mix=thinned)
+    else:
+      outputs = apply(inputs[jnp.concatenate([rows, partners])], mix=at_layer)
     return jnp.square(outputs.logits - mixed.targets)[:, 0]
 
   return classification_loss(module, loss)
 
 
-def search(context: Context, stage: str, evaluate, splits, settings: dict) -> dict[str, dict]:
+def search(context: Context, stage: str, evaluate: dict, splits, settings: dict) -> dict[str, dict]:
   """Scores of every method and setting: method -> quantity -> `[seeds, settings]`.
 
-  `evaluate(layer, key, splits, setting) -> {quantity: value}` is traceable.
+  `evaluate[layer](key, splits, setting) -> {quantity: value}` is traceable.
   """
   scores = {}
   for layer in dict.fromkeys(LAYERS[method] for method in settings):
     methods = [method for method in settings if LAYERS[method] == layer]
     grouped = [setting._asdict() for method in methods for setting in settings[method]]
-    name, of_layer = f"{stage}/{', '.join(methods)}", partial(evaluate, layer)
-    values = context.cached(name, grid, context, of_layer, splits, grouped)
+    name = f"{stage}/{', '.join(methods)}"
+    values = context.cached(name, grid, context, evaluate[layer], splits, grouped)
     for method in methods:
       num = len(settings[method])
       scores[method] = {name: array[:, :num] for name, array in values.items()}

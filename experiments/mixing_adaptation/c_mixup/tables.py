@@ -38,7 +38,7 @@ def table_settings(config) -> dict[str, list[Setting]]:
     raise ValueError(f"searches of {len(near)}, {len(far)} and {len(plain)} settings are unequal.")
   mixup = [Setting(alpha=alpha, weight_decay=decay) for alpha, decay in far]
   return {
-    PLAIN: [Setting(dropout=dropout, weight_decay=decay) for dropout, decay in plain],
+    PLAIN: [Setting(mixes=0.0, dropout=dropout, weight_decay=decay) for dropout, decay in plain],
     mixing.MIXUP: mixup,
     mixing.MANIFOLD: mixup,
     mixing.INPUTS: [Setting(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
@@ -66,19 +66,19 @@ def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:
   return stack_seeds(task, len(seeds))
 
 
-def train_mlp(key, task: Task, setting: Setting, *, config, layer: int | None) -> dict:
+def train_mlp(key, task: Task, setting: Setting, *, config, layer: int) -> dict:
   """Trains one network and scores it at its best validation epoch; the setting may be traced."""
   module = models.MLP(1, config.widths, activation=partial(nn.leaky_relu, negative_slope=0.1))
   num_rows = task.train.inputs.shape[0]
   per_epoch = num_rows // config.batch_size
   num_steps = config.num_epochs * per_epoch
   key, partner_key, ratio_key = jax.random.split(key, 3)
-  # For all steps at once: draws in every step would take as long as the step.
+  # For all epochs at once, as the ratios.
   near = mixing.similarity_features(*task.train, setting)
   partners = samplers.sample_partner_table(
     partner_key, near, num_draws=config.num_epochs, bandwidth=1.0
   )
-  ratios = jax.random.dirichlet(ratio_key, jnp.full(2, setting.alpha), (num_steps,))[:, 0]
+  ratios = mixing.mixing_ratios(ratio_key, setting, num_steps)
 
   def draw(key, batch):
     del key
@@ -123,6 +123,8 @@ def measure_table(config, context: Context, table: str, results: Results) -> Non
 
     keys = jax.random.split(key, config.splits)
     return jax.tree.map(lambda values: values.mean(0), jax.lax.map(one, (keys, tasks)))
+
+  evaluate = {layer: partial(evaluate, layer) for layer in (0, 1)}
 
   def at(rate):
     return {m: [s._replace(learning_rate=rate) for s in own] for m, own in settings.items()}

@@ -1,8 +1,7 @@
 """Domains with the source's classes, with unknown ones or with reversed counts; source models."""
 
-from typing import NamedTuple
+import functools
 
-import chex
 import jax
 import numpy as np
 from flax import linen as nn
@@ -13,14 +12,6 @@ from experiments.kit.train import adamw_cosine, train
 from jaxlab import augment, data, models
 
 SCENARIOS = ("closed", "open set", "label shift")
-
-
-class Domains(NamedTuple):
-  """Labeled source rows, and targets: inputs `[targets, n, ...]` and labels `[targets, n]`."""
-
-  source: Split
-  inputs: chex.Array
-  labels: chex.Array
 
 
 def num_known(config, scenario: str) -> int:
@@ -49,8 +40,11 @@ def _rounded(shares: np.ndarray, total: int) -> np.ndarray:
   return counts
 
 
-def make_domains(config, scenario: str, seed: int) -> Domains:
-  """Source and target rows of one seed; on signals, the targets are shifts of the same rows."""
+def make_domains(config, scenario: str, seed: int) -> tuple[Split, Split]:
+  """Source rows `[n, ...]` and rows of all targets `[targets, n, ...]` of one seed.
+
+  On signals, the targets are shifts of the same rows.
+  """
   rng = np.random.default_rng([seed, SCENARIOS.index(scenario)])
   source_counts, target_counts = class_counts(config, scenario)
   if config.dataset == "domainnet":
@@ -59,7 +53,7 @@ def make_domains(config, scenario: str, seed: int) -> Domains:
       Split(*(array[draw_rows(rng, pool.labels, counts)] for array in pool))
       for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
     ]
-    return Domains(drawn[0], *(np.stack(arrays) for arrays in zip(*drawn[1:])))
+    return drawn[0], Split(*map(np.stack, zip(*drawn[1:])))
   pool = data.load_mnist1d(config.pool_size)
   rows = draw_rows(rng, pool.labels, source_counts)
   others = np.setdiff1d(np.arange(config.pool_size), rows)
@@ -75,7 +69,7 @@ def make_domains(config, scenario: str, seed: int) -> Domains:
       shifted = augment.corrupt_signals(key, shifted, kind=kind, severity=int(severity))
     inputs.append(np.asarray(shifted))
   labels = np.tile(pool.labels[others], (len(config.targets), 1))
-  return Domains(Split(signals[rows], pool.labels[rows]), np.stack(inputs), labels)
+  return Split(signals[rows], pool.labels[rows]), Split(np.stack(inputs), labels)
 
 
 def draw_rows(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -92,8 +86,7 @@ def _images(config, domain: str) -> Split:
   """All images of a domain, resized and in [0, 1]."""
   source = data.load_source(f"domainnet/{domain}", split="train")
   size = config.image_size, config.image_size, 3
-  images = np.empty((len(source), *size), np.float32)
-  labels = np.empty(len(source), np.int32)
+  images, labels = np.empty((len(source), *size), np.float32), np.empty(len(source), np.int32)
   for i in range(len(source)):
     example = source[i]
     images[i] = jax.image.resize(example["image"] / np.float32(255), size, "bilinear")
@@ -115,13 +108,9 @@ def source_training(config, module: nn.Module):
   return loss, adamw_cosine(config.source_learning_rate, config.source_steps)
 
 
-def train_source(key: chex.PRNGKey, source: Split, *, config, module: nn.Module) -> dict:
-  """Variables of the source model of a seed."""
-  return train(
-    key,
-    module,
-    *source_training(config, module),
-    source,
-    num_steps=config.source_steps,
-    batch_size=config.source_batch_size,
-  ).variables
+@functools.cache  # The scenarios of one network are one program.
+def train_source(config, module: nn.Module):
+  """Builds `(key, source) -> variables`, the training of a source model."""
+  steps = {"num_steps": config.source_steps, "batch_size": config.source_batch_size}
+  loss_and_optimizer = source_training(config, module)
+  return lambda key, source: train(key, module, *loss_and_optimizer, source, **steps).variables

@@ -107,22 +107,20 @@ def run(config: Config, context: Context) -> Results:
   settings = [{"learning_rate": rate} for rate in config.learning_rates]
   results = Results()
   results.add({SOURCE: {"error of clean rows": sources["clean error"]}})
-  for method in METHODS:
+  stream, step = (functools.partial(fn, config) for fn in (long_stream, one_step))
+  streams = context.cached("stream", grid, context, stream, data, settings)
+  for m, method in enumerate(METHODS):
     learns = method not in (SOURCE, NORM)
-    evaluate = functools.partial(long_stream, config, method)
-    tried = settings if learns else settings[:1]
-    scores = context.cached(f"stream/{method}", grid, context, evaluate, data, tried)
+    scores = {name: values[:, :, m] for name, values in streams.items()}
     kept = {rows: scores.pop(rows) for rows in ("right", "wrong", "unknown")}
-    for i, setting in enumerate(tried):
-      where = setting if learns else {}
+    for i, setting in enumerate(settings if learns else settings[:1]):
       for r in range(config.rounds):
+        where = {"round": r + 1, **(setting if learns else {})}
         row = {name: values[:, i, r] for name, values in scores.items()}
-        results.add({method: row}, round=r + 1, **where)
-        if method in (FILTERED, MAIN, ORACLE):
-          for rows, share in kept.items():
-            results.add({method: {KEPT: share[:, i, r]}}, rows=rows, round=r + 1, **where)
-  evaluate = functools.partial(one_step, config)
-  areas = context.cached("one step", grid, context, evaluate, data, settings)
+        results.add({method: row}, **where)
+        for rows, share in kept.items() if method in (FILTERED, MAIN, ORACLE) else ():
+          results.add({method: {KEPT: share[:, i, r]}}, rows=rows, **where)
+  areas = context.cached("one step", grid, context, step, data, settings)
   for j, against in enumerate(AGAINST):
     results.add({CONFIDENCE: {AUROC: areas[CONFIDENCE][:, 0, j]}}, against=against)
     for i, setting in enumerate(settings):
@@ -130,24 +128,29 @@ def run(config: Config, context: Context) -> Results:
   return results
 
 
-def long_stream(config: Config, method: str, key, data, *, setting) -> dict[str, jax.Array]:
-  """Scores in every round, means over corruptions: name -> `[rounds]`."""
+def long_stream(config: Config, key, data, *, setting) -> dict[str, jax.Array]:
+  """Scores of all methods in every round, means over corruptions: name -> `[methods, rounds]`."""
   source, known, unknown = data
-  adapter = adapters(config, source["model_state"], setting["learning_rate"])[method]
+  methods = adapters(config, source["model_state"], setting["learning_rate"])
   key = jax.random.fold_in(key, 1)
 
-  def one_round(state, key):
+  def scores_of(logits, kept, labels):
+    logits, kept = (x.reshape(*labels.shape, *x.shape[2:]) for x in (logits, kept))
+    return jax.tree.map(jnp.mean, jax.vmap(stream_scores)(logits, kept, labels))
+
+  def one_round(states, key):
     stream = task.open_set_stream(key, config, known, unknown)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
-    state, info = algorithms.adapt_stream(key, adapter, state, flat)
-    logits, kept = (
-      x.reshape(*stream.labels.shape, *x.shape[2:]) for x in (info.logits, info.selected)
-    )
-    return state, jax.tree.map(jnp.mean, jax.vmap(stream_scores)(logits, kept, stream.labels))
+    new_states, seen = {}, []
+    for method in METHODS:
+      new_states[method], info = algorithms.adapt_stream(key, methods[method], states[method], flat)
+      seen.append((info.logits, info.selected))
+    seen = jax.tree.map(lambda *arrays: jnp.stack(arrays), *seen)
+    return new_states, jax.lax.map(lambda rows: scores_of(*rows, stream.labels), seen)
 
-  start = adapter.init(source["params"])
-  _, scores = jax.lax.scan(one_round, start, jax.random.split(key, config.rounds))
-  return scores
+  states = {method: adapter.init(source["params"]) for method, adapter in methods.items()}
+  _, scores = jax.lax.scan(one_round, states, jax.random.split(key, config.rounds))
+  return jax.tree.map(jnp.transpose, scores)
 
 
 def stream_scores(logits, kept, labels):

@@ -7,6 +7,7 @@ and all run through the same two functions, `init` and `update`.
 
 import dataclasses
 import functools
+import itertools
 import sys
 from typing import Literal
 
@@ -111,12 +112,13 @@ def run(config: Config, context: Context) -> Results:
   data = sources, splits[0], datasets.stack_seeds(draw, context.seeds)
   results = Results()
   results.add({SOURCE: {CLEAN_ERROR: 100 * sources["clean error"]}})
-  for method in methods.METHODS:
-    rates = config.tent_learning_rates if method == TENT else (config.learning_rate,)
-    evaluate = functools.partial(methods.online_errors, config, method)
-    settings = [{"learning_rate": rate} for rate in rates]
-    scores = context.cached(f"method/{method}", grid, context, evaluate, data, settings)
-    for i, rate in enumerate(rates):
+  for adapter, variants in methods.METHODS.items():
+    rates = config.tent_learning_rates if adapter == TENT else (config.learning_rate,)
+    tried = list(itertools.product(variants, rates))
+    settings = [{"learning_rate": rate, **variants[method]} for method, rate in tried]
+    evaluate = functools.partial(methods.online_errors, config, adapter)
+    scores = context.cached(f"adapter/{adapter}", grid, context, evaluate, data, settings)
+    for i, (method, rate) in enumerate(tried):
       where = {"learning_rate": rate} if method == TENT else {}
       add_scores(results, config, method, {k: v[:, i] for k, v in scores.items()}, **where)
   return results
@@ -259,8 +261,9 @@ def abstract(config: Config, mesh):
   }
 
   def adapter(source):
-    problem = methods.Problem(config, source, None, config.learning_rate, None)
-    return methods.METHODS[RMT](problem).adapter
+    setting = {"learning_rate": config.learning_rate, **methods.METHODS["mean teacher"][RMT]}
+    problem = methods.Problem(config, source, None, setting, None)
+    return methods.ADAPTERS["mean teacher"](problem).adapter
 
   def init(key, source):
     return adapter(source).init(

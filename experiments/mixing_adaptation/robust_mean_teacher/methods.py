@@ -28,14 +28,14 @@ class Problem(NamedTuple):
     config: the experiment's.
     source: what `train_source` gave.
     train: source data.
-    learning_rate: of the adaptation.
+    setting: its learning rate, and what tells mean teachers apart; may be traced.
     key: of what the method draws before the stream.
   """
 
   config: Any
   source: Mapping[str, Any]
   train: Split
-  learning_rate: chex.Numeric
+  setting: Mapping[str, chex.Numeric]
   key: chex.PRNGKey
 
   @property
@@ -116,7 +116,7 @@ def _norm_adaptation(problem: Problem) -> Method:
 
 
 def _tent(problem: Problem) -> Method:
-  optimizer = optax.adam(problem.learning_rate)
+  optimizer = optax.adam(problem.setting["learning_rate"])
   return _plain(problem, algorithms.entropy_minimization(problem.forward, optimizer))
 
 
@@ -125,7 +125,7 @@ def _cotta(problem: Problem) -> Method:
   adapter = algorithms.continual_mean_teacher(
     problem.forward,
     jitter(config),
-    optax.adam(problem.learning_rate),
+    optax.adam(problem.setting["learning_rate"]),
     decay=config.decay,
     num_augmentations=config.num_augmentations,
     confidence_threshold=config.confidence_threshold,
@@ -134,18 +134,18 @@ def _cotta(problem: Problem) -> Method:
   return Method(adapter, lambda: _warmed(problem, adapter.init(problem.source["params"]), 0.0))
 
 
-def _mean_teacher(problem: Problem, *, alpha=0.5, contrastive_weight=1.0, source_weight=0.0):
+def _mean_teacher(problem: Problem, *, source_weight: float = 0.0) -> Method:
   config, project = problem.config, projector(problem.config)
-  prototypes = problem.source["prototypes"]
+  prototypes, alpha = problem.source["prototypes"], problem.setting["alpha"]
   adapter = algorithms.robust_mean_teacher(
     problem.forward,
     jitter(config),
-    optax.adam(problem.learning_rate),
+    optax.adam(problem.setting["learning_rate"]),
     prototypes=prototypes,
     project_fn=project.apply,
     alpha=alpha,
     decay=config.decay,
-    contrastive_weight=contrastive_weight,
+    contrastive_weight=problem.setting["contrastive_weight"],
     source_weight=source_weight,
   )
 
@@ -172,7 +172,7 @@ def _warmed(problem: Problem, state, alpha: float):
   )
   return algorithms.mean_teacher_warm_up(
     problem.forward,
-    optax.adam(lambda step: problem.learning_rate * (step + 1) / config.warm_up_steps),
+    optax.adam(lambda step: problem.setting["learning_rate"] * (step + 1) / config.warm_up_steps),
     state,
     problem.train.inputs[rows],
     alpha=alpha,
@@ -180,19 +180,30 @@ def _warmed(problem: Problem, state, alpha: float):
   )
 
 
-METHODS: dict[str, Callable[[Problem], Method]] = {
+# How adapters are made. What differs within one is traced, so that it is one program.
+ADAPTERS: dict[str, Callable[[Problem], Method]] = {
   SOURCE: _source,
   NORM: _norm_adaptation,
   TENT: _tent,
   COTTA: _cotta,
-  PLAIN: functools.partial(_mean_teacher, alpha=0.0, contrastive_weight=0.0),
-  SYMMETRIC: functools.partial(_mean_teacher, contrastive_weight=0.0),
-  RMT: _mean_teacher,
-  REPLAY: functools.partial(_mean_teacher, source_weight=1.0),
+  "mean teacher": _mean_teacher,
+  "mean teacher with replay": functools.partial(_mean_teacher, source_weight=1.0),
+}
+
+_FULL = {"alpha": 0.5, "contrastive_weight": 1.0}
+# Adapter -> its methods -> what they set.
+METHODS: dict[str, dict[str, dict[str, float]]] = {
+  **{method: {method: {}} for method in (SOURCE, NORM, TENT, COTTA)},
+  "mean teacher": {
+    PLAIN: {"alpha": 0.0, "contrastive_weight": 0.0},
+    SYMMETRIC: {"alpha": 0.5, "contrastive_weight": 0.0},
+    RMT: _FULL,
+  },
+  "mean teacher with replay": {REPLAY: _FULL},
 }
 
 
-def online_errors(config, method: str, key, data, *, setting) -> dict[str, jax.Array]:
+def online_errors(config, adapter: str, key, data, *, setting) -> dict[str, jax.Array]:
   """Share of wrong predictions in each batch of each stream, `[m]`, and the size of the state.
 
   All streams run in one scan, in which the state begins anew where a stream says so.
@@ -200,8 +211,8 @@ def online_errors(config, method: str, key, data, *, setting) -> dict[str, jax.A
   source, train, streams = data
   method_key, adapt_key, replay_key = jax.random.split(key, 3)
   stream = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *streams.values())
-  problem = Problem(config, source, train, setting["learning_rate"], method_key)
-  adapter, start, replays = METHODS[method](problem)
+  problem = Problem(config, source, train, setting, method_key)
+  adapter, start, replays = ADAPTERS[adapter](problem)
   first = start()
 
   def update(key, state, row, *extra):

@@ -93,9 +93,14 @@ def run(config: Config, context: Context) -> Results:
   measure_all = jax.jit(jax.vmap(functools.partial(measure, config)))
   for method in METHODS:
     logits = answers[method]
-    rows = jax.device_get(measure_all(logits, answers["labels"]))
-    for (pooling, over), row in zip(variants(logits.shape[1]), rows):
-      results.add({method: row}, pooling=pooling, **({"over": over} if over else {}))
+    num_draws = logits.shape[1]
+    # FT is shown nothing and has one draw; repeated, it is measured by the program of the others.
+    repeated = np.repeat(logits, config.num_draws // num_draws, axis=1)
+    rows = jax.device_get(measure_all(repeated, answers["labels"]))
+    rows = dict(zip(variants(config.num_draws), rows))
+    for pooling, over in variants(num_draws):
+      where = {"pooling": pooling, **({"over": over} if over else {})}
+      results.add({method: rows[pooling, over]}, **where)
   others = {"linear model on word vectors": answers["linear"], "chance": 1 / NUM_CLASSES}
   results.add({method: {"accuracy": values} for method, values in others.items()})
   for step, loss in zip(steps, losses.T):

@@ -170,17 +170,19 @@ def measure(config, logits, labels) -> list[dict[str, jax.Array]]:
     kinds = {"demonstrations": demonstrations, "templates": probs, "both": both}
     return kinds.get(over, both[0][:, None])
 
-  def one(pooling, over):
+  def pool(pooling, over):
     scores = over_batch(logits) if pooling == "batch calibration" else logits
     rule = RULES.get(pooling, RULES["mean"])  # Of a single run: its own probabilities.
+    members = groups(jax.nn.softmax(scores), over)
+    return jax.vmap(rule)(members.reshape(*members.shape[:2], -1, NUM_CLASSES))
 
-    def one_group(members):
-      return _scores(config, rule(members.reshape(len(members), -1, NUM_CLASSES)), labels)
-
-    rows = jax.vmap(one_group)(groups(jax.nn.softmax(scores), over))
-    return jax.tree.map(lambda values: values.mean(0), rows)
-
-  return [one(*variant) for variant in variants(logits.shape[0])]
+  pooled = [pool(*variant) for variant in variants(logits.shape[0])]
+  # All groups of all variants at once: their scores are the larger part of the program.
+  rows = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *pooled)
+  scores = jax.lax.map(lambda row: _scores(config, row, labels), rows)
+  ends = np.cumsum([len(group.predictions) for group in pooled])
+  means = [[x.mean(0) for x in jnp.split(values, ends[:-1])] for values in scores.values()]
+  return [dict(zip(scores, row)) for row in zip(*means)]
 
 
 def _scores(config, pooled: uncertainty.EnsemblePrediction, labels):
