@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -13,6 +14,7 @@ import jaxlab
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = [name for name in jaxlab.__all__ if not name.startswith("__")]
+PAPERS = tomllib.loads((ROOT / "experiments" / "papers.toml").read_text())
 PACKAGES = [f"jaxlab.{room}" for room in ROOMS]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "orbax", "sklearn", "matplotlib", "pandas")
 
@@ -159,3 +161,14 @@ def test_every_argument_is_documented(path):
     named = {arg.arg for arg in every if arg is not None and not arg.arg.startswith("_")}
     missing = named - described - {"self", "cls"}
     assert not missing, f"{path.name}: {node.name} does not document {missing}"
+
+
+@pytest.mark.parametrize("slug", PAPERS)
+def test_a_paper_is_one_short_file_or_a_short_package(slug):
+  paths = [*ROOT.glob(f"experiments/*/{slug}.py"), *ROOT.glob(f"experiments/*/{slug}/__main__.py")]
+  assert len(paths) == 1, f"{slug} is {[str(path.relative_to(ROOT)) for path in paths]}"
+  files = paths if paths[0].stem == slug else [*paths[0].parent.rglob("*.py")]
+  lines = {path.name: len(path.read_text().splitlines()) for path in files}
+  assert max(lines.values()) <= 300 and sum(lines.values()) <= 600, lines
+  beside = {path.stem for path in ROOT.glob(f"experiments/*/{slug}_*.py")} - set(PAPERS)
+  assert not beside, f"{slug} has siblings {beside}: make it a package"
