@@ -116,6 +116,9 @@ def train(
   num_rows = jax.tree.leaves(batch)[0].shape[0]
   if not 1 <= batch_size <= num_rows:
     raise ValueError(f"batch_size must lie in [1, {num_rows}], got {batch_size}.")
+  eval_every = num_steps if evaluate is None else eval_every
+  if num_steps % eval_every:
+    raise ValueError(f"eval_every={eval_every} does not divide num_steps={num_steps}.")
   if start is None:
     variables = dict(module.init(init_key, jax.tree.leaves(batch)[0][:batch_size]))
     start = Trained(variables.pop("params"), variables)
@@ -135,9 +138,6 @@ def train(
     state, _ = jax.lax.scan(step, state, inputs)
     return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
 
-  eval_every = num_steps if evaluate is None else eval_every
-  if num_steps % eval_every:
-    raise ValueError(f"eval_every={eval_every} does not divide num_steps={num_steps}.")
   rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
   state, scores = jax.lax.scan(phase, state, inputs)

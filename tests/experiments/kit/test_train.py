@@ -1,7 +1,8 @@
 """Training of small networks as one program."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -35,12 +36,17 @@ def _train(split, optimizer=None, **options):
 
 def test_equals_a_loop_of_single_steps(split):
   trained = jax.jit(lambda: _train(split))()
-  init_key, order_key, _ = jax.random.split(jax.random.key(0), 3)
-  variables = _MODULE.init(init_key, split.inputs[:10])
+
+  @jax.jit
+  def begin():
+    init_key, order_key, _ = jax.random.split(jax.random.key(0), 3)
+    rows = kit.epoch_rows(order_key, 40, num_steps=6, batch_size=10)
+    return _MODULE.init(init_key, split.inputs[:10]), rows
+
+  variables, order = begin()
   params, stats = variables["params"], variables["batch_stats"]
   rates = optax.cosine_decay_schedule(0.3, 6)
   optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rates, momentum=0.9))
-  opt_state = optimizer.init(params)
 
   def loss(params, stats, inputs, labels):
     output, state = _MODULE.apply(
@@ -49,11 +55,16 @@ def test_equals_a_loop_of_single_steps(split):
     values = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
     return values.mean(), state["batch_stats"]
 
-  grad = jax.jit(jax.grad(loss, has_aux=True))
-  for rows in kit.epoch_rows(order_key, 40, num_steps=6, batch_size=10):
-    grads, stats = grad(params, stats, split.inputs[rows], split.labels[rows])
+  @jax.jit
+  def step(params, stats, opt_state, inputs, labels):
+    grads, stats = jax.grad(loss, has_aux=True)(params, stats, inputs, labels)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), stats, opt_state
+
+  opt_state = jax.jit(optimizer.init)(params)
+  for rows in np.asarray(order):
+    batch = split.inputs[rows], split.labels[rows]
+    params, stats, opt_state = step(params, stats, opt_state, *batch)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), trained.params, params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -63,24 +74,19 @@ def test_equals_a_loop_of_single_steps(split):
 
 
 def test_learns_and_is_evaluated_on_the_way(split):
-  trained = jax.jit(
-    lambda: _train(
-      split,
-      optax.sgd(0.3, momentum=0.9),
-      num_steps=60,
-      eval_every=20,
-      evaluate=lambda t: kit.accuracy(_MODULE, t.variables, split),
-    )
-  )()
-  assert trained.scores.shape == (3,)
-  assert trained.scores[-1] > 0.9
-  assert trained.scores[-1] == kit.accuracy(_MODULE, trained.variables, split)
+  evaluate = lambda trained: kit.accuracy(_MODULE, trained.variables, split)  # noqa: E731
+  options = {"num_steps": 60, "eval_every": 20, "evaluate": evaluate}
+  trained = jax.jit(lambda: _train(split, optax.sgd(0.3, momentum=0.9), **options))()
+  scores = np.asarray(trained.scores)
+  assert scores.shape == (3,) and scores[-1] > 0.9
+  assert scores[-1] == jax.jit(evaluate)(trained)
 
 
 def test_goes_on_from_a_start(split):
-  trained = _train(split)
-  again = _train(split, num_steps=1, start=trained)
-  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), trained.params, again.params)
+  trained = jax.jit(lambda: _train(split))()
+  again = jax.jit(lambda start: _train(split, num_steps=1, start=start))(trained)
+  pairs = jax.device_get((trained.params, again.params))
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *pairs)
   assert 0 < max(jax.tree.leaves(moved)) < 1.0
 
 
@@ -90,20 +96,20 @@ def test_a_schedule_reaches_the_loss_of_its_step(split):
   )
   settings = {"num_steps": 3, "batch_size": 10}
 
+  @jax.jit
   def run(schedule):
     return kit.train(
       jax.random.key(0), _MODULE, seen, optax.sgd(0.1), split, schedule=schedule, **settings
     ).params
 
-  start, still = run(jnp.zeros(3)), run(jnp.zeros(3))
-  jax.tree.map(np.testing.assert_array_equal, start, still)
-  late, early = run(jnp.array([0.0, 0.0, 1.0])), run(jnp.array([1.0, 0.0, 0.0]))
+  start, late, early = (run(np.float32(s)) for s in ((0, 0, 0), (0, 0, 1), (1, 0, 0)))
   kernels = [np.asarray(params["head"]["kernel"]) for params in (start, late, early)]
   assert not np.allclose(kernels[0], kernels[1]) and not np.allclose(kernels[1], kernels[2])
 
 
 def test_every_epoch_sees_every_row_once():
-  rows = kit.epoch_rows(jax.random.key(1), 10, num_steps=7, batch_size=3)
+  draw = jax.jit(lambda key: kit.epoch_rows(key, 10, num_steps=7, batch_size=3))
+  rows = np.asarray(draw(jax.random.key(1)))
   assert rows.shape == (7, 3)
   for epoch in (rows[:3], rows[3:6]):
     assert len(np.unique(epoch)) == 9
@@ -111,11 +117,11 @@ def test_every_epoch_sees_every_row_once():
 
 
 def test_predict_is_evaluation_mode_in_any_batch_size(split):
-  trained = _train(split)
-  inputs = jnp.asarray(split.inputs)
-  whole = _MODULE.apply(trained.variables, inputs)
+  variables = jax.jit(lambda: _train(split))().variables
+  whole = jax.jit(_MODULE.apply)(variables, split.inputs)
   for batch_size in (7, 40):
-    output = kit.predict(_MODULE, trained.variables, inputs, batch_size=batch_size)
+    predict = functools.partial(kit.predict, _MODULE, batch_size=batch_size)
+    output = jax.jit(predict)(variables, split.inputs)
     np.testing.assert_allclose(output.logits, whole.logits, atol=1e-5)
     assert output.features.shape == (40, 4)
 
