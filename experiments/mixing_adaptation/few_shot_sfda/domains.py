@@ -12,6 +12,7 @@ from experiments.kit.train import adamw_cosine, train
 from jaxlab import augment, data, models
 
 SCENARIOS = ("closed", "open set", "label shift")
+IMAGE_SHAPE = (224, 224, 3)
 
 
 def num_known(config, scenario: str) -> int:
@@ -48,7 +49,7 @@ def make_domains(config, scenario: str, seed: int) -> tuple[Split, Split]:
   rng = np.random.default_rng([seed, SCENARIOS.index(scenario)])
   source_counts, target_counts = class_counts(config, scenario)
   if config.dataset == "domainnet":
-    pools = [_images(config, domain) for domain in (config.source, *config.targets)]
+    pools = [_images(config, domain) for domain in ("real", *config.targets)]
     drawn = [
       Split(*(array[draw_rows(rng, pool.labels, counts)] for array in pool))
       for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
@@ -85,11 +86,11 @@ def draw_rows(rng: np.random.Generator, labels: np.ndarray, counts: np.ndarray) 
 def _images(config, domain: str) -> Split:
   """All images of a domain, resized and in [0, 1]."""
   source = data.load_source(f"domainnet/{domain}", split="train")
-  size = config.image_size, config.image_size, 3
-  images, labels = np.empty((len(source), *size), np.float32), np.empty(len(source), np.int32)
+  images = np.empty((len(source), *IMAGE_SHAPE), np.float32)
+  labels = np.empty(len(source), np.int32)
   for i in range(len(source)):
     example = source[i]
-    images[i] = jax.image.resize(example["image"] / np.float32(255), size, "bilinear")
+    images[i] = jax.image.resize(example["image"] / np.float32(255), IMAGE_SHAPE, "bilinear")
     labels[i] = example["label"]
   return Split(images, labels)
 
@@ -104,7 +105,7 @@ def network(config, scenario: str) -> nn.Module:
 
 def source_training(config, module: nn.Module):
   """The engine's loss and the optimizer of a source model."""
-  loss = smoothed_loss(module, label_smoothing=config.label_smoothing)
+  loss = smoothed_loss(module, label_smoothing=0.1)
   return loss, adamw_cosine(config.source_learning_rate, config.source_steps)
 
 

@@ -12,7 +12,6 @@ import sys
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import catalogue
@@ -25,7 +24,8 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "robust_mean_teacher"
 CLEAN_ERROR, ERROR = "error of clean rows", "online error"
-ROUND_ERROR, KIND_ERROR = "online error in a round", "online error under a corruption"
+ROUND_ERROR = "online error in a round"
+LEARNING_RATE = 1e-3  # Of Adam, for all that adapt but Tent.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,6 @@ class Config:
   num_train: int = 4000  # Source samples.
   num_test: int = 2000  # Test samples under each corruption.
   widths: tuple[int, ...] = (32, 64, 64)  # Channels of the signal network.
-  depth: int = 28  # Layers of the image network.
-  widen_factor: int = 10  # Its width.
   checkpoint: str = ""  # Safetensors file of a trained image network; empty: train it.
   train_steps: int = 2000  # Updates of the source network.
   train_learning_rate: float = 2e-3  # Of AdamW.
@@ -47,14 +45,11 @@ class Config:
   rounds: int = 3  # How often the continual stream comes.
   num_gradual: int = 300  # Test samples at each step of the gradual stream.
   settings: tuple[str, ...] = ("continual", "episodic", "gradual", "mixed")  # Streams.
-  learning_rate: float = 1e-3  # Of Adam, for all that adapt.
   tent_learning_rates: tuple[float, ...] = (1e-3, 1e-4)  # Tent has a choice; the better counts.
   decay: float = 0.99  # Of the teachers.
   warm_up_steps: int = 100  # Source batches before the stream, for the mean teachers.
   projector_width: int = 128  # Width of the contrastive projector.
   num_augmentations: int = 16  # Augmentations that CoTTA averages; the paper has 32.
-  confidence_threshold: float = 0.92  # Below this confidence it does.
-  restore_prob: float = 0.01  # Chance that CoTTA restores a weight.
 
 
 PRESETS = {
@@ -95,15 +90,8 @@ def run(config: Config, context: Context) -> Results:
   """Trains the sources and lets every method meet the same streams."""
   splits = datasets.stack_seeds(functools.partial(streams.load, config), context.seeds)
   train = functools.partial(methods.train_source, config=config)
-  sources = context.cached(
-    "source",
-    training.over_seeds,
-    context.key,
-    train,
-    num_seeds=context.seeds,
-    arguments=splits,
-    mesh=context.mesh,
-  )
+  options = {"num_seeds": context.seeds, "arguments": splits, "mesh": context.mesh}
+  sources = context.cached("source", training.over_seeds, context.key, train, **options)
 
   def draw(seed):
     test = jax.tree.map(lambda array: array[seed], splits[1])
@@ -113,7 +101,7 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   results.add({SOURCE: {CLEAN_ERROR: 100 * sources["clean error"]}})
   for adapter, variants in methods.METHODS.items():
-    rates = config.tent_learning_rates if adapter == TENT else (config.learning_rate,)
+    rates = config.tent_learning_rates if adapter == TENT else (LEARNING_RATE,)
     tried = list(itertools.product(variants, rates))
     settings = [{"learning_rate": rate, **variants[method]} for method, rate in tried]
     evaluate = functools.partial(methods.online_errors, config, adapter)
@@ -125,28 +113,12 @@ def run(config: Config, context: Context) -> Results:
 
 
 def add_scores(results: Results, config: Config, method: str, scores: dict, **where) -> None:
-  """Adds percentages of wrong predictions: of streams, of rounds, under each corruption.
-
-  Args:
-    results: the records.
-    config: the configuration.
-    method: its name.
-    scores: stream -> share of wrong predictions by batch, `[seeds, m]`, and `state bytes`.
-    **where: settings of the method.
-  """
-  results.add({method: {"state bytes": scores.pop("state bytes")[0]}}, **where)
+  """Adds percentages, of streams and rounds, from shares of wrong predictions `[seeds, m]`."""
   for stream, wrong in scores.items():
     wrong = 100 * wrong
     results.add({method: {ERROR: wrong.mean(1)}}, stream=stream, **where)
-    if stream not in ("continual", "gradual"):
-      continue
-    rounds = config.rounds if stream == "continual" else 1
-    blocks = wrong.reshape(len(wrong), rounds, len(config.kinds), -1)
-    for i, kind in enumerate(config.kinds):
-      errors = blocks[:, :, i].mean((1, 2))
-      results.add({method: {KIND_ERROR: errors}}, stream=stream, kind=kind, **where)
     if stream == "continual":
-      for i, errors in enumerate(wrong.reshape(len(wrong), rounds, -1).mean(2).T):
+      for i, errors in enumerate(wrong.reshape(len(wrong), config.rounds, -1).mean(2).T):
         results.add({method: {ROUND_ERROR: errors}}, stream=stream, round=i + 1, **where)
 
 
@@ -166,8 +138,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
   def better_tent(stream="continual"):
     return min((error(TENT, stream, learning_rate=rate) for rate in rates), key=np.mean)
 
-  def lower(text, method, baseline, **options):
-    return compare(text, method, baseline, better="lower", **options)
+  def lower(text, method, baseline, margin=1, **options):
+    return compare(text, method, baseline, better="lower", margin=margin, **options)
 
   clean, norm, ours = results.select(CLEAN_ERROR), error(NORM), error(RMT)
   helped = error(SOURCE) - norm
@@ -185,7 +157,6 @@ def claims(config: Config, results: Results) -> list[Claim]:
     lower(
       "continual stream: RMT's error is lower than that of TENT at its better rate",
       *(ours, better_tent()),
-      margin=1,
       headline=True,
       requires=requires + drifts,
       paper="17.0 against 20.0 (CIFAR10-C), 30.2 against 62.2 (CIFAR100-C)",
@@ -193,21 +164,18 @@ def claims(config: Config, results: Results) -> list[Claim]:
     lower(
       "continual stream: RMT's error is lower than that of norm adaptation",
       *(ours, norm),
-      margin=1,
       requires=requires,
       paper="17.0 against 20.4 (CIFAR10-C), 30.2 against 35.4 (CIFAR100-C)",
     ),
     lower(
       "continual stream: RMT's error is lower than CoTTA's",
-      *(ours, error(methods.COTTA)),
-      margin=0.5,
+      *(ours, error(methods.COTTA), 0.5),
       requires=requires,
       paper="17.0 against 16.5 (CIFAR10-C), 30.2 against 32.8 (CIFAR100-C)",
     ),
     lower(
       "continual stream: source replay lowers RMT's error",
-      *(error(methods.REPLAY), ours),
-      margin=0.5,
+      *(error(methods.REPLAY), ours, 0.5),
       paper="14.5 against 17.0 (CIFAR10-C)",
     ),
     lower(
@@ -218,27 +186,24 @@ def claims(config: Config, results: Results) -> list[Claim]:
   ]
   if "gradual" in config.settings:
     text = "gradual stream: RMT's error is lower than that of TENT at its better rate"
-    statements.append(lower(text, error(RMT, "gradual"), better_tent("gradual"), margin=1))
+    statements.append(lower(text, error(RMT, "gradual"), better_tent("gradual")))
   return statements
 
 
 def figure(results: Results):
-  """What is gained over norm adaptation, by stream, round and corruption; TENT at one rate."""
+  """What is gained over norm adaptation, by stream and round; TENT at one rate."""
   rate, *_ = results.distinct("learning_rate", method=TENT)
   gains = Results()
-  for method, quantity, setting, values in results:
-    where = {name: value for name, value in setting.items() if name != "learning_rate"}
-    norm = results.matching(method=NORM, quantity=quantity, **where)
-    if norm and "stream" in where and method != NORM and setting.get("learning_rate", rate) == rate:
-      gains.add({method: {quantity: norm[0].values - values}}, **where)
-  adapted = Results(record for record in gains if record.method != SOURCE)
-  kinds = adapted.distinct("kind")
-  figure, axes = plots.panels(3 if kinds else 2, width=5.5)
-  plots.intervals(axes[0], adapted, ERROR, by="stream")
-  plots.curves(axes[1], adapted, ROUND_ERROR, x="round")
+  for quantity in (ERROR, ROUND_ERROR):
+    for method, _, setting, values in results.matching(quantity=quantity):
+      where = {name: value for name, value in setting.items() if name != "learning_rate"}
+      norm = results.matching(quantity=quantity, method=NORM, **where)
+      if norm and method not in (SOURCE, NORM) and setting.get("learning_rate", rate) == rate:
+        gains.add({method: {quantity: norm[0].values - values}}, **where)
+  figure, axes = plots.panels(2, width=5.5)
+  plots.intervals(axes[0], gains, ERROR, by="stream")
+  plots.curves(axes[1], gains, ROUND_ERROR, x="round")
   axes[1].xaxis.get_major_locator().set_params(integer=True)
-  if kinds:
-    plots.intervals(axes[2], adapted, KIND_ERROR, by="kind", stream="continual")
   for ax in axes:
     ax.axhline(0, color="gray", linewidth=1)
     ax.set_title("points below norm adaptation's", fontsize=10)
@@ -249,31 +214,22 @@ def figure(results: Results):
 def abstract(config: Config, mesh):
   """One update of the robust mean teacher, for a dry run."""
   del mesh
-  module = methods.network(config)
-  key = jax.eval_shape(jax.random.key, 0)
-  inputs, _ = datasets.describe(config.dataset).batch(config.batch_size)
-  variables = dict(jax.eval_shape(module.init, key, inputs))
-  features = jax.eval_shape(module.apply, variables, inputs).features
-  source = {
-    "params": variables.pop("params"),
-    "model_state": variables,
-    "prototypes": jax.ShapeDtypeStruct((10, features.shape[-1]), jnp.float32),
-  }
+  key, dataset = jax.eval_shape(jax.random.key, 0), datasets.describe(config.dataset)
+  rows, test = dataset.batch(config.num_train), dataset.batch(config.num_test)
+  train = functools.partial(methods.train_source, config=config)
+  source = jax.eval_shape(train, key, (rows, test))
+  setting = {"learning_rate": LEARNING_RATE, **methods.FULL}
 
-  def adapter(source):
-    setting = {"learning_rate": config.learning_rate, **methods.METHODS["mean teacher"][RMT]}
-    problem = methods.Problem(config, source, None, setting, None)
-    return methods.ADAPTERS["mean teacher"](problem).adapter
-
-  def init(key, source):
-    return adapter(source).init(
-      source["params"], methods.projector(config).init(key, source["prototypes"])
-    )
+  def init(key, source, rows):
+    problem = methods.Problem(config, source, setting)
+    return methods.first_state(key, problem, methods.mean_teacher(problem), rows)
 
   def update(state, source, key, inputs):
-    return adapter(source).update(key, state, inputs)
+    problem = methods.Problem(config, source, setting)
+    return methods.mean_teacher(problem).update(key, state, inputs)
 
-  return update, jax.eval_shape(init, key, source), source, key, inputs
+  state = jax.eval_shape(init, key, source, rows)
+  return update, state, source, key, dataset.batch(config.batch_size).inputs
 
 
 if __name__ == "__main__":

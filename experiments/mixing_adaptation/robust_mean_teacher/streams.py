@@ -21,7 +21,7 @@ class Stream(NamedTuple):
 
 
 def load(config, seed: int) -> tuple[Split, Split]:
-  """Source rows and clean test rows of a seed; images in [0, 1], the same for every seed."""
+  """Source rows and clean test rows per seed; images in [0, 1], the same for every seed."""
   sizes = {"train": config.num_train, "test": config.num_test}
   if config.dataset == "mnist1d":
     return datasets.describe("mnist1d").splits(*sizes.values(), seed=seed)
@@ -54,7 +54,7 @@ def corrupted(
 
 
 def make_streams(key: chex.PRNGKey, config, test: Split) -> dict[str, Stream]:
-  """The streams of a seed by the order in which corruptions come.
+  """The streams per seed by the order in which corruptions come.
 
   - continual: one corruption after the other, `rounds` times over, never told apart;
   - episodic: one round, in which the adapter starts anew at each corruption;
@@ -63,20 +63,19 @@ def make_streams(key: chex.PRNGKey, config, test: Split) -> dict[str, Stream]:
   """
   keys = dict(zip(("continual", "episodic", "gradual", "mixed"), jax.random.split(key, 4)))
   up = range(1, config.severity + 1)
-  severities, num_samples = (config.severity,), config.num_test
+  whole, swelling = (config.severity,), (*up, *reversed(up[:-1]))
   streams = {}
   for name in config.settings:
+    key, draws = keys[name], (whole, config.num_test)
+    round_keys = [key]
     if name == "continual":
-      round_keys = [jax.random.fold_in(keys[name], i) for i in range(config.rounds)]
-      rounds = [corrupted(k, config, test, severities, num_samples) for k in round_keys]
-      inputs, labels = map(np.concatenate, zip(*rounds))
-    elif name == "gradual":
-      swelling = (*up, *reversed(up[:-1]))
-      inputs, labels = corrupted(keys[name], config, test, swelling, config.num_gradual)
-    else:
-      inputs, labels = corrupted(keys[name], config, test, severities, num_samples)
+      round_keys = [jax.random.fold_in(key, i) for i in range(config.rounds)]
+    if name == "gradual":
+      draws = swelling, config.num_gradual
+    rounds = [corrupted(round_key, config, test, *draws) for round_key in round_keys]
+    inputs, labels = map(np.concatenate, zip(*rounds))
     if name == "mixed":
-      order = np.asarray(jax.random.permutation(jax.random.fold_in(keys[name], 1), len(labels)))
+      order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), len(labels)))
       inputs, labels = inputs[order], labels[order]
     every = len(labels) // len(config.kinds) if name == "episodic" else len(labels)
     streams[name] = Stream(inputs, labels, np.arange(len(labels)) % every == 0)

@@ -8,7 +8,6 @@ does this with Flan-T5 on text; here the language is synthetic, at every size.
 """
 
 import dataclasses
-import functools
 import sys
 
 import jax
@@ -18,8 +17,6 @@ from experiments import catalogue
 from experiments.kit import plots
 from experiments.mixing_adaptation.self_ensembled_icl import pretraining
 from experiments.mixing_adaptation.self_ensembled_icl.answers import all_answers, measure, variants
-from experiments.mixing_adaptation.self_ensembled_icl.pretraining import NUM_CLASSES
-from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "self_ensembled_icl"
@@ -47,7 +44,6 @@ class Config:
   adaptation_steps: int = 150  # AdamW steps of FT and SupICL.
   adaptation_batch: int = 8  # Examples a step.
   adaptation_rate: float = 1e-3  # Of FT and SupICL, constant.
-  num_bins: int = 10  # Bins of the calibration error.
 
 
 PRESETS = {
@@ -87,24 +83,19 @@ PRESETS = {
 
 def run(config: Config, context: Context) -> Results:
   """Answers of all methods under all variations, then single runs and ensembles of them."""
-  params, losses, steps = pretraining.pretrain(config, context)
+  params = pretraining.pretrain(config, context)
   answers = context.cached("answers", all_answers, config, context, params)
   results = Results()
-  measure_all = jax.jit(jax.vmap(functools.partial(measure, config)))
   for method in METHODS:
     logits = answers[method]
     num_draws = logits.shape[1]
     # FT is shown nothing and has one draw; repeated, it is measured by the program of the others.
     repeated = np.repeat(logits, config.num_draws // num_draws, axis=1)
-    rows = jax.device_get(measure_all(repeated, answers["labels"]))
+    rows = jax.device_get(measure(repeated, answers["labels"]))
     rows = dict(zip(variants(config.num_draws), rows))
     for pooling, over in variants(num_draws):
       where = {"pooling": pooling, **({"over": over} if over else {})}
       results.add({method: rows[pooling, over]}, **where)
-  others = {"linear model on word vectors": answers["linear"], "chance": 1 / NUM_CLASSES}
-  results.add({method: {"accuracy": values} for method, values in others.items()})
-  for step, loss in zip(steps, losses.T):
-    results.add({"pretraining": {"loss (nats)": loss}}, step=int(step))
   return results
 
 
@@ -155,8 +146,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 
 def figure(results: Results):
-  """Accuracy against calibration, single runs and ensembles; the pretraining's loss."""
-  figure, axes = plots.panels(3)
+  """Accuracy against calibration, single runs and ensembles."""
+  figure, axes = plots.panels(2)
   marks = {"single run": "o", "batch calibration": "x", "mean": "*", "vote": "^", "maximum": "s"}
   for ax, error in zip(axes, ("ECE", "NLL")):
     for i, method in enumerate(METHODS):
@@ -166,24 +157,18 @@ def figure(results: Results):
           ax.plot(accuracy.mean(), record.values.mean(), mark, color=f"C{i}", alpha=0.8)
     ax.set(xlabel="accuracy", ylabel=error)
   for pooling, mark in marks.items():
-    axes[1].plot([], [], mark, color="gray", label=pooling)
+    ax.plot([], [], mark, color="gray", label=pooling)
   for i, method in enumerate(METHODS):
-    axes[1].plot([], [], "-", color=f"C{i}", label=method)
-  plots.curves(axes[2], results, "loss (nats)", x="step")
-  axes[2].axhline(np.log(NUM_CLASSES), color="gray", linestyle=":", label="chance")
-  for ax in axes[1:]:
-    ax.legend(fontsize=7)
+    ax.plot([], [], "-", color=f"C{i}", label=method)
+  ax.legend(fontsize=7)
   return figure
 
 
 def abstract(config: Config, mesh):
   """The pretraining step, for a dry run."""
-  optimizer = pretraining.pretraining_optimizer(config)
-  update = training.build_update(pretraining.pretraining_loss(config), optimizer, mesh=mesh)
-  init = functools.partial(pretraining.initial_state, config)
-  state = jax.eval_shape(init, jax.random.key(0))
+  init, update = pretraining.pretraining_step(config, mesh)
   batch = {"key": jax.ShapeDtypeStruct((config.pretraining_batch, 2), np.uint32)}
-  return update, state, batch
+  return update, jax.eval_shape(init, jax.random.key(0)), batch
 
 
 if __name__ == "__main__":

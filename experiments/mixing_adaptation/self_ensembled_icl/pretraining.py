@@ -1,14 +1,14 @@
 """The decoder of the few-shot language: its prompts, its loss, its pretraining on random tasks."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.mixing_adaptation.self_ensembled_icl.decoder import Decoder
 from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
 from jaxlab.experiment import Context
@@ -18,15 +18,39 @@ NUM_CLASSES = 4
 _STEPS_PER_CALL = 10
 
 
-class Batch(NamedTuple):
-  """Prompts and the answers asked for.
+class Decoder(nn.Module):
+  """Pre-norm transformer decoder with linear position biases, read at the answers' positions only.
 
-  Attributes:
-    tokens: `[b, L]`.
-    positions: where answers are read, `[b, a]`.
-    answers: label words, `[b, a]`.
-    weights: how much each counts, `[b, a]`.
+  Head i of n subtracts 2^(-8 i / n) a token of distance from its scores (Press et al., Train Short,
+  Test Long, ICLR 2022, https://arxiv.org/abs/2108.12409): the first heads see a sentence, the last
+  ones the prompt, from the start of training.
   """
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """Scores `[b, a, vocabulary]` of what follows positions `[b, a]` of tokens `[b, L]`."""
+    width, num_heads = self.config.embed_dim, self.config.num_heads
+    init = nn.initializers.normal(0.5)
+    h = nn.Embed(PROMPT_VOCAB_SIZE, width, embedding_init=init, name="tokens")(tokens)
+    slopes = 2.0 ** (-8 / num_heads * jnp.arange(1, num_heads + 1))
+    places = jnp.arange(tokens.shape[1])
+    bias = -slopes[:, None, None] * jnp.abs(places[:, None] - places)
+    for _ in range(self.config.num_layers):
+      normed = nn.LayerNorm()(h)
+      heads = num_heads, width // num_heads
+      query, key, value = (nn.DenseGeneral(heads)(normed) for _ in range(3))
+      attended = jax.nn.dot_product_attention(query, key, value, bias[None], is_causal=True)
+      h += nn.DenseGeneral(width, axis=(-2, -1))(attended)
+      hidden = jax.nn.gelu(nn.Dense(self.config.mlp_ratio * width)(nn.LayerNorm()(h)))
+      h += nn.Dense(width)(hidden)
+    h = jnp.take_along_axis(h, positions[..., None], axis=1)
+    return nn.Dense(PROMPT_VOCAB_SIZE, name="head")(nn.LayerNorm()(h))
+
+
+class Batch(NamedTuple):
+  """Prompts `[b, L]`; where answers are read, the label words, and what each counts, `[b, a]`."""
 
   tokens: jax.Array
   positions: jax.Array
@@ -34,88 +58,60 @@ class Batch(NamedTuple):
   weights: jax.Array
 
 
-def make_decoder(config) -> Decoder:
-  """The decoder, without weights."""
-  return Decoder(
-    PROMPT_VOCAB_SIZE,
-    embed_dim=config.embed_dim,
-    num_layers=config.num_layers,
-    num_heads=config.num_heads,
-    mlp_ratio=config.mlp_ratio,
-  )
-
-
-def initial_state(config, key) -> training.TrainState:
-  """Random weights, and the state of the pretraining."""
-  init_key, state_key = jax.random.split(key)
-  tokens = jnp.zeros((1, NUM_WORDS + 2), jnp.int32)
-  params = make_decoder(config).init(init_key, tokens, tokens[:, :1])["params"]
-  return training.init_state(state_key, params, pretraining_optimizer(config))
-
-
 def answer_loss(config):
   """The engine's loss on a `Batch`: cross-entropy of label words over the whole vocabulary."""
 
   def loss(params, model_state, batch, key):
     del model_state, key
-    logits = make_decoder(config).apply({"params": params}, batch.tokens, batch.positions)
+    logits = Decoder(config).apply({"params": params}, batch.tokens, batch.positions)
     values = optax.softmax_cross_entropy_with_integer_labels(logits, batch.answers)
     return training.LossOutput(values, batch.weights)
 
   return loss
 
 
-# ------------------------------------------------------------------------------------ pretraining
-
-
 def pretrain(config, context: Context):
-  """Weights of all seeds, stacked, and their losses `[seeds, rows]` with the steps `[rows]`."""
-  optimizer = pretraining_optimizer(config)
+  """Weights of all seeds, stacked."""
   per_call = min(_STEPS_PER_CALL, config.pretraining_steps)
-  update = training.build_update(
-    pretraining_loss(config), optimizer, mesh=context.mesh, steps_per_call=per_call
-  )
-  init = jax.jit(functools.partial(initial_state, config))
-  params, losses = [], []
+  init, update = pretraining_step(config, context.mesh, steps_per_call=per_call)
+  init = jax.jit(init)
+  shape = per_call, config.pretraining_batch
+  params = []
   for seed in range(context.seeds):
     result = context.fit(
       f"pretraining/seed{seed}",
       init(context.seed_key(seed)),
       update,
-      prompt_keys(config, seed=seed, steps_per_call=per_call),
+      data.SeededBatches(lambda rng: {"key": data.draw_key_data(rng, shape)}, seed=seed),
       num_steps=config.pretraining_steps,
       steps_per_call=per_call,
     )
     params.append(jax.tree.map(np.asarray, result.state.params))
-    losses.append([row["loss"] for row in result.history])
-  steps = np.array([row["step"] for row in result.history])
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *params), np.array(losses), steps
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *params)
 
 
-def prompt_keys(config, *, seed: int, steps_per_call: int) -> data.SeededBatches:
-  """Batches of raw keys, one per prompt."""
-  steps = (steps_per_call,) if steps_per_call > 1 else ()
-  shape = *steps, config.pretraining_batch
-  return data.SeededBatches(lambda rng: {"key": data.draw_key_data(rng, shape)}, seed=seed)
+def pretraining_step(config, mesh, **options):
+  """The first state of a key, and the update: each device draws prompts from a batch of raw keys.
 
-
-def pretraining_optimizer(config) -> optax.GradientTransformation:
-  """AdamW under clipping, warmed up over a twentieth, then a cosine to a tenth."""
+  AdamW under clipping, warmed up over a twentieth, then a cosine to a tenth.
+  """
   steps, peak = config.pretraining_steps, config.pretraining_rate
   schedule = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps, peak / 10)
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
-
-
-def pretraining_loss(config):
-  """The engine's loss on what `prompt_keys` gives: each device draws its own prompts."""
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
   on_prompts = answer_loss(config)
+
+  def init(key):
+    init_key, state_key = jax.random.split(key)
+    tokens = jnp.zeros((1, NUM_WORDS + 2), jnp.int32)
+    params = Decoder(config).init(init_key, tokens, tokens[:, :1])["params"]
+    return training.init_state(state_key, params, optimizer)
 
   def loss(params, model_state, batch, key):
     draw = jax.vmap(functools.partial(pretraining_prompt, config))
     prompts = draw(jax.random.wrap_key_data(batch["key"]))
     return on_prompts(params, model_state, prompts, key)
 
-  return loss
+  return init, training.build_update(loss, optimizer, mesh=mesh, **options)
 
 
 def pretraining_prompt(config, key) -> Batch:

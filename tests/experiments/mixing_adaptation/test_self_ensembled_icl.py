@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import numpy as np
 
@@ -12,7 +10,7 @@ def test_single_runs_are_averaged_and_ensembles_pool_them():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(2, 4, 2, 6, 4)).astype(np.float32)
   labels = rng.integers(0, 4, (2, 6))
-  rows = jax.jit(functools.partial(answers.measure, PRESETS["smoke"]))(logits, labels)
+  rows = jax.device_get(answers.measure(logits[None], labels[None]))
   row = dict(zip(answers.variants(2), rows))
   np.testing.assert_allclose(
     row["single run", None]["accuracy"], np.mean(logits.argmax(-1) == labels), rtol=1e-6
@@ -26,7 +24,7 @@ def test_single_runs_are_averaged_and_ensembles_pool_them():
 def test_a_prompt_asks_for_every_answer_behind_its_sentence():
   config = PRESETS["smoke"]
   keys = jax.random.split(jax.random.key(2), 12)
-  draw = jax.vmap(lambda key: pretraining.pretraining_prompt(config, key))
+  draw = jax.jit(jax.vmap(lambda key: pretraining.pretraining_prompt(config, key)))
   batch = jax.tree.map(np.asarray, draw(keys))
   np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
   for tokens, positions, labels, weights in zip(*batch):
@@ -38,20 +36,17 @@ def test_a_prompt_asks_for_every_answer_behind_its_sentence():
 
 def test_rules_read_the_first_dimensions_and_keep_the_noise():
   sizes = {"num_tasks": 50, "num_examples": 20}
-  drawn = data.sample_rule_tasks(jax.random.key(0), **sizes)
-  clean = data.sample_rule_tasks(jax.random.key(0), label_noise=0.0, **sizes)
-  whole = pretraining.sample_tasks(Config(rule_dims=16), jax.random.key(0), **sizes)
+
+  @jax.jit
+  def draws(key):
+    drawn = data.sample_rule_tasks(key, **sizes)
+    clean = data.sample_rule_tasks(key, label_noise=0.0, **sizes)
+    tasks = [pretraining.sample_tasks(Config(rule_dims=n), key, **sizes) for n in (16, 1)]
+    return drawn, clean, *tasks, data.word_vectors()
+
+  drawn, clean, whole, narrow, vectors = jax.device_get(draws(jax.random.key(0)))
   np.testing.assert_array_equal(whole.labels, drawn.labels)
-  narrow = pretraining.sample_tasks(Config(rule_dims=1), jax.random.key(0), **sizes)
-  scores = np.asarray(data.word_vectors())[drawn.sentences].mean(-2)[..., :1]
-  truth = np.argmax(scores * np.asarray(drawn.rule)[:, None, 0], -1)
+  scores = vectors[drawn.sentences].mean(-2)[..., :1]
+  truth = np.argmax(scores * drawn.rule[:, None, 0], -1)
   np.testing.assert_array_equal(narrow.labels != truth, drawn.labels != clean.labels)
   assert not np.any(narrow.rule[:, 1:])
-
-
-def test_every_prompt_has_a_key():
-  config = PRESETS["smoke"]
-  several = next(pretraining.prompt_keys(config, seed=1, steps_per_call=2))["key"]
-  assert several.shape == (2, config.pretraining_batch, 2)
-  single = next(pretraining.prompt_keys(config, seed=1, steps_per_call=1))["key"]
-  np.testing.assert_array_equal(single, several[0])
