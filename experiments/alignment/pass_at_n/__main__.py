@@ -59,6 +59,8 @@ class Config:
   def __post_init__(self):
     if not {1, self.judged_samples} <= set(self.samples):
       raise ValueError(f"samples must hold 1 and {self.judged_samples}, got {self.samples}.")
+    if 1.0 not in self.temperatures:
+      raise ValueError(f"temperatures must hold 1.0, got {self.temperatures}.")
 
 
 PRESETS = {

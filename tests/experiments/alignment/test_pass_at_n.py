@@ -124,6 +124,13 @@ def test_batches_are_full_of_what_is_rarely_reached(success, expected):
   assert rows.shape == (4, 25) and set(np.unique(rows).tolist()) == expected
 
 
-def test_the_judged_number_is_one_of_the_samples():
-  with pytest.raises(ValueError, match="samples must hold 1 and 3"):
-    Config(judged_samples=3)
+@pytest.mark.parametrize(
+  ("changed", "words"),
+  [
+    ({"judged_samples": 3}, "samples must hold 1 and 3"),
+    ({"temperatures": (0.5,)}, "temperatures must hold 1.0"),
+  ],
+)
+def test_settings_that_do_not_go_together(changed, words):
+  with pytest.raises(ValueError, match=words):
+    Config(**changed)
