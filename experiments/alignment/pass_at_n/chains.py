@@ -7,19 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.alignment.pass_at_n import products
-from experiments.alignment.pass_at_n.products import METHODS, optimizer, token_log_probs
+from experiments.alignment.pass_at_n.products import METHODS, objective, optimizer
 from experiments.kit.train import epoch_rows, train
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 
 ANSWERS, PROOFS = "answers of chains", "proofs of chains"
+# Chains that rollouts reach more often are left out, for several samples.
+SUCCESS_THRESHOLD = 0.1
 
 
 def decoder(config, chains: data.ModularChainConfig) -> models.DecoderLM:
   """The decoder of chains."""
   length = chains.prompt_length + chains.response_length
-  sizes = config.chain_hidden_size, config.chain_layers
-  return products.make_decoder(config, chains.vocab_size, length, *sizes)
+  sizes = {"vocab_size": chains.vocab_size, "length": length}
+  return products.decoder(config, config.chain_decoder, **sizes)
 
 
 def problems(config, chains: data.ModularChainConfig, key) -> tuple[data.ChainBatch, ...]:
@@ -27,34 +29,30 @@ def problems(config, chains: data.ModularChainConfig, key) -> tuple[data.ChainBa
   train_key, fresh_key = jax.random.split(key)
   draw = functools.partial(data.modular_chain_batch, config=chains)
   fresh = draw(fresh_key, batch_size=2 * config.num_judged, clean=True)
-  fresh = jax.tree.map(lambda array: array.reshape(2, -1, *array.shape[1:]), fresh)
-  return draw(train_key, batch_size=config.num_problems), fresh
+  return draw(train_key, batch_size=config.num_problems), products.halves(fresh)
 
 
 def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
   """Phases of steps; before each, rollouts say how often the model reaches each answer.
 
-  Gives pass@N of answers and of proofs, `[phases, (validation, test), chain_test_samples]`.
+  Gives pass@N of answers and of proofs, `[phases, (validation, test), chain_samples]`.
   """
   chains = data.ModularChainConfig(config.modulus, config.num_terms)
   model = decoder(config, chains)
   data_key, state_key, phase_key = jax.random.split(key, 3)
   train_rows, fresh = problems(config, chains, data_key)
-  adamw = optimizer(config, config.chain_steps)
+  adamw = optimizer(config, config.num_phases * config.refresh_steps)
 
-  def loss(params, model_state, batch, key):
-    del key
-    rows, success = batch
-    scores = token_log_probs(model, params, rows.tokens), rows.loss_mask, success
-    values = losses.estimated_coverage_nll(*scores, num_samples=num_samples)
-    return training.LossOutput(values, model_state=model_state)
+  def values(log_probs, rows, success):
+    scores = log_probs, rows.loss_mask, success
+    return losses.estimated_coverage_nll(*scores, num_samples=num_samples)
 
-  update = training.build_update(loss, adamw)
+  update = training.build_update(objective(model, values), adamw)
   sample = functools.partial(sample_right, config, chains, model)
 
   def passes(params, split_and_key):
-    right = sample(params, *split_and_key, num_samples=config.num_chain_draws)
-    return jax.tree.map(lambda x: metrics.coverage_curve(x, ks=config.chain_test_samples), right)
+    right = sample(params, *split_and_key, num_samples=max(config.chain_samples))
+    return jax.tree.map(lambda x: metrics.coverage_curve(x, ks=config.chain_samples), right)
 
   # Not kit.train.train: which rows a phase takes depends on rollouts of the model so far.
   def phase(state, key):
@@ -73,14 +71,13 @@ def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
       row_key, config.num_problems, num_steps=config.refresh_steps, batch_size=config.batch_size
     )
     # For several samples batches are full of what is rarely reached.
-    rare = rare_rows(rare_key, success, config.success_threshold, rows.shape)
+    rare = rare_rows(rare_key, success, SUCCESS_THRESHOLD, rows.shape)
     state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare, rows))
     return state, jax.lax.map(functools.partial(passes, state.params), (fresh, keys[3:]))
 
   params = model.init(state_key, train_rows.tokens[:1])["params"]
   state = training.init_state(state_key, params, adamw)
-  num_phases = config.chain_steps // config.refresh_steps
-  return jax.lax.scan(phase, state, jax.random.split(phase_key, num_phases))[1]
+  return jax.lax.scan(phase, state, jax.random.split(phase_key, config.num_phases))[1]
 
 
 def rare_rows(key, success, threshold: float, shape: tuple[int, ...]) -> jax.Array:
@@ -90,48 +87,42 @@ def rare_rows(key, success, threshold: float, shape: tuple[int, ...]) -> jax.Arr
   return jax.random.choice(key, len(success), shape, p=rare / rare.sum())
 
 
-def sample_right(
-  config, chains, model, params, problems, key, *, num_samples: int
-) -> dict[str, jax.Array]:
+def sample_right(config, chains, model, params, problems, key, *, num_samples: int) -> dict:
   """Which sampled chains end in the answer, and which do so by valid steps alone: a proof.
 
   A guess is the answer once in `modulus` times, so that many samples of guesses hold it.
   """
   fns = samplers.flax_decode_fns(model, params)
-  chunk, options = config.rollout_chunk, {"max_new_tokens": chains.response_length}
+  options = {"max_new_tokens": chains.response_length, "eos_token_id": EOS_TOKEN}
 
   def some(inputs):
     key, tokens, lengths, answers = inputs
-    drawn = samplers.generate_n(
-      key, fns, tokens, lengths, num_samples=num_samples, eos_token_id=EOS_TOKEN, **options
-    )
+    drawn = samplers.generate_n(key, fns, tokens, lengths, num_samples=num_samples, **options)
     parsed = data.parse_chain(chains, drawn.tokens.reshape(-1, chains.response_length))
     prompts = jnp.repeat(tokens, num_samples, axis=0)
     valid = jnp.all(data.check_steps(chains, prompts, parsed.steps), axis=-1)
     right = parsed.answer == jnp.repeat(answers, num_samples)
-    hits = {ANSWERS: right, PROOFS: right & valid}
-    return jax.tree.map(lambda x: x.reshape(chunk, num_samples), hits)
+    return {ANSWERS: right, PROOFS: right & valid}
 
-  count = len(problems.answers) // chunk
+  count = len(problems.answers) // config.rollout_chunk
   rows = (problems.tokens[:, : chains.prompt_length], problems.prompt_lengths, problems.answers)
-  rows = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), rows)
+  rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
   right = jax.lax.map(some, (jax.random.split(key, count), *rows))
-  return jax.tree.map(lambda x: x.reshape(count * chunk, num_samples), right)
+  return jax.tree.map(lambda x: x.reshape(-1, num_samples), right)
 
 
 def add_chain_records(config, results, measured: dict[int, dict[str, np.ndarray]]) -> None:
   """Adds what `train_on_chains` gave by training N, `[seeds, ...]`, in percent."""
-  steps = range(config.refresh_steps, config.chain_steps + 1, config.refresh_steps)
-  settings = [{"step": step} for step in steps]
+  settings = [{"step": config.refresh_steps * (i + 1)} for i in range(config.num_phases)]
   for m, passes in measured.items():
     for problem, values in passes.items():
-      for i, n in enumerate(config.chain_test_samples):
+      splits = np.moveaxis(100 * values, -2, 0)
+      for i, n in enumerate(config.chain_samples):
         where = {"problem": problem, "train_samples": m, "test_samples": n}
-        validation, test = np.moveaxis(100 * values[..., i], -1, 0)
-        results.add({METHODS[m > 1]: {"sampled pass@N": test[:, -1]}}, **where, chosen="nothing")
-        products.add_chosen(
-          results, "sampled pass@N", validation, test, settings, **where, chosen="step"
-        )
+        last = {METHODS[m > 1]: {"sampled pass@N": splits[1, :, -1, i]}}
+        results.add(last, **where, chosen="nothing")
+        options = {"settings": settings, "chosen": "step", **where}
+        products.add_chosen(results, "sampled pass@N", splits[..., i], **options)
 
 
 def train_on_steps(config, key, num_samples) -> jax.Array:
@@ -145,17 +136,15 @@ def train_on_steps(config, key, num_samples) -> jax.Array:
   places = jnp.arange(train_rows.tokens.shape[1]) - chains.prompt_length
   step_ids = jnp.where((places >= 0) & (places < num_steps), places, -1)
 
-  def loss(params, model_state, batch, key):
-    del key
-    scores = token_log_probs(model, params, batch.tokens)
-    ids = jnp.broadcast_to(step_ids, scores.shape)
+  def values(log_probs, rows):
+    del rows
+    ids = jnp.broadcast_to(step_ids, log_probs.shape)
     counts = {"num_samples": num_samples, "num_steps": num_steps}
-    values = losses.stepwise_coverage_loss(scores, ids, **counts)
-    return training.LossOutput(values.sum(-1), model_state=model_state)
+    return losses.stepwise_coverage_loss(log_probs, ids, **counts).sum(-1)
 
   sizes = {"num_steps": config.search_steps, "batch_size": config.batch_size}
   adamw = optimizer(config, config.search_steps)
-  trained = train(train_key, model, loss, adamw, train_rows, **sizes)
+  trained = train(train_key, model, objective(model, values), adamw, (train_rows,), **sizes)
   solve = functools.partial(search, config, chains, model, trained.params)
   return jax.vmap(solve)(jax.random.split(search_key, config.num_judged), fresh.tokens[1])
 

@@ -1,4 +1,4 @@
-"""The methods: where each mixes pairs and whom, as one loss for tables and images; their search."""
+"""The methods: where each mixes pairs and whom, the training of one network, the search."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
+from experiments.kit.datasets import Split
 from experiments.kit.sweep import choose, grid
-from experiments.kit.train import classification_loss
+from experiments.kit.train import classification_loss, predict, train
 from jaxlab import augment
 from jaxlab.experiment import Context
 
@@ -29,6 +31,16 @@ class Setting(NamedTuple):
   alpha: chex.Numeric = 1.0
   bandwidth: chex.Numeric = np.inf  # Of targets.
   feature_bandwidth: chex.Numeric = np.inf  # Of inputs.
+
+
+class Task(NamedTuple):
+  """Splits with standardized targets `[n, 1]`; `mean` and `scale` undo that."""
+
+  train: Split
+  validation: Split
+  test: Split
+  mean: chex.Array
+  scale: chex.Array
 
 
 def similarity_features(inputs: chex.Array, targets: chex.Array, setting: Setting) -> jax.Array:
@@ -55,18 +67,16 @@ def mixing_ratios(key: chex.PRNGKey, setting: Setting, num_steps: int) -> jax.Ar
   return jnp.where(setting.mixes, ratios, 1.0)
 
 
-def mixing_loss(module: nn.Module, layer: int, setting: Setting, draw, pool=None):
-  """The engine's loss: squared errors of pairs that are mixed at a layer.
+def mixing_loss(module: nn.Module, layer: int, setting: Setting, pool: Split, draw):
+  """The engine's loss: squared errors of pairs of the pool that are mixed at a layer.
 
-  `draw(key, batch) -> (rows, partners, ratio)`, as `mix_regression_pairs` takes them, of the pool's
-  inputs and targets, or without a pool of those with which the batch begins.
+  `draw(key, batch) -> (rows, partners, ratio)`, as `mix_regression_pairs` takes them.
   """
 
   def loss(apply, key, batch):
     draw_key, drop_key = jax.random.split(key)
-    inputs, targets = pool or batch[:2]
     rows, partners, ratio = draw(draw_key, batch)
-    mixed = augment.mix_regression_pairs(key, inputs, targets, rows, partners, ratio=ratio)
+    mixed = augment.mix_regression_pairs(key, *pool, rows, partners, ratio=ratio)
 
     def thinned(at, hidden):
       return dropout(jax.random.fold_in(drop_key, at), hidden, setting.dropout) if at else hidden
@@ -81,10 +91,35 @@ def mixing_loss(module: nn.Module, layer: int, setting: Setting, draw, pool=None
     if layer == 0:
       outputs = apply(mixed.inputs, mix=thinned)
     else:
-      outputs = apply(inputs[jnp.concatenate([rows, partners])], mix=at_layer)
+      outputs = apply(pool.inputs[jnp.concatenate([rows, partners])], mix=at_layer)
     return jnp.square(outputs.logits - mixed.targets)[:, 0]
 
   return classification_loss(module, loss)
+
+
+def fit(key, module: nn.Module, layer: int, setting: Setting, task: Task, draw, *columns, **sizes):
+  """Trains one network; the setting may be traced.
+
+  `draw` takes batches of (inputs, targets, row numbers, *columns), the sizes are those of the
+  kit's `train`. Gives the least validation error, and its test predictions and targets `[n]`.
+  """
+
+  def evaluate(trained):
+    outputs = [predict(module, trained.variables, part.inputs).logits for part in task[1:3]]
+    return jnp.mean(jnp.square(outputs[0] - task.validation.labels)), outputs[1]
+
+  errors, outputs = train(
+    key,
+    module,
+    mixing_loss(module, layer, setting, task.train, draw),
+    optax.adamw(setting.learning_rate, weight_decay=setting.weight_decay),
+    (*task.train, jnp.arange(len(task.train.labels)), *columns),
+    evaluate=evaluate,
+    **sizes,
+  ).scores
+  last = jnp.argmin(errors)
+  pair = (task.mean + task.scale * array[:, 0] for array in (outputs[last], task.test.labels))
+  return errors[last], *pair
 
 
 def search(context: Context, stage: str, evaluate: dict, splits, settings: dict) -> dict[str, dict]:
@@ -93,15 +128,9 @@ def search(context: Context, stage: str, evaluate: dict, splits, settings: dict)
   `evaluate[layer](key, splits, setting) -> {quantity: value}` is traceable.
   """
   scores = {}
-  for layer in dict.fromkeys(LAYERS[method] for method in settings):
-    methods = [method for method in settings if LAYERS[method] == layer]
-    grouped = [setting._asdict() for method in methods for setting in settings[method]]
-    name = f"{stage}/{', '.join(methods)}"
-    values = context.cached(name, grid, context, evaluate[layer], splits, grouped)
-    for method in methods:
-      num = len(settings[method])
-      scores[method] = {name: array[:, :num] for name, array in values.items()}
-      values = {name: array[:, num:] for name, array in values.items()}
+  for method, own in settings.items():
+    arguments = context, evaluate[LAYERS[method]], splits, [setting._asdict() for setting in own]
+    scores[method] = context.cached(f"{stage}/{method}", grid, *arguments)
   return scores
 
 

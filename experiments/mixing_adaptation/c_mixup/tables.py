@@ -1,48 +1,37 @@
-"""C-Mixup on tables: their splits, the training of one network, the search of every method."""
+"""C-Mixup on tables: their splits, the search of every method."""
 
 import itertools
 from functools import partial
-from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
 from experiments.kit.datasets import Split, stack_seeds
-from experiments.kit.train import train
 from experiments.mixing_adaptation.c_mixup import mixing
-from experiments.mixing_adaptation.c_mixup.mixing import MAIN, PLAIN, Setting, best, search
+from experiments.mixing_adaptation.c_mixup.mixing import MAIN, PLAIN, Setting, Task, best, search
 from jaxlab import data, metrics, models, samplers
 from jaxlab.experiment import Context, Results
 
-
-class Task(NamedTuple):
-  """One split of a table, standardized by its training rows; `scale` undoes that of the target."""
-
-  train: Split
-  validation: Split
-  test: Split
-  mean: chex.Array
-  scale: chex.Array
+BATCH_SIZE = 16  # Rows an update.
 
 
-def table_settings(config) -> dict[str, list[Setting]]:
+def table_settings(config, learning_rate: float) -> dict[str, list[Setting]]:
   """Equally many settings of each method."""
+  at = partial(Setting, learning_rate=learning_rate)
   near = list(itertools.product(config.bandwidths, config.alphas))
   far = list(itertools.product(config.mixup_alphas, config.weight_decays))
   plain = list(itertools.product(config.dropouts, config.weight_decays))
   if not len(near) == len(far) == len(plain):
     raise ValueError(f"searches of {len(near)}, {len(far)} and {len(plain)} settings are unequal.")
-  mixup = [Setting(alpha=alpha, weight_decay=decay) for alpha, decay in far]
+  mixup = [at(alpha=alpha, weight_decay=decay) for alpha, decay in far]
   return {
-    PLAIN: [Setting(mixes=0.0, dropout=dropout, weight_decay=decay) for dropout, decay in plain],
+    PLAIN: [at(mixes=0.0, dropout=dropout, weight_decay=decay) for dropout, decay in plain],
     mixing.MIXUP: mixup,
     mixing.MANIFOLD: mixup,
-    mixing.INPUTS: [Setting(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
-    MAIN: [Setting(bandwidth=width, alpha=alpha) for width, alpha in near],
+    mixing.INPUTS: [at(feature_bandwidth=width, alpha=alpha) for width, alpha in near],
+    MAIN: [at(bandwidth=width, alpha=alpha) for width, alpha in near],
   }
 
 
@@ -67,17 +56,13 @@ def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:
 
 
 def train_mlp(key, task: Task, setting: Setting, *, config, layer: int) -> dict:
-  """Trains one network and scores it at its best validation epoch; the setting may be traced."""
-  module = models.MLP(1, config.widths, activation=partial(nn.leaky_relu, negative_slope=0.1))
-  num_rows = task.train.inputs.shape[0]
-  per_epoch = num_rows // config.batch_size
-  num_steps = config.num_epochs * per_epoch
+  """Trains one network and scores it at its best validation epoch."""
+  num_epochs, per_epoch = config.num_epochs, len(task.train.labels) // BATCH_SIZE
+  num_steps = num_epochs * per_epoch
   key, partner_key, ratio_key = jax.random.split(key, 3)
   # For all epochs at once, as the ratios.
   near = mixing.similarity_features(*task.train, setting)
-  partners = samplers.sample_partner_table(
-    partner_key, near, num_draws=config.num_epochs, bandwidth=1.0
-  )
+  partners = samplers.sample_partner_table(partner_key, near, num_draws=num_epochs, bandwidth=1.0)
   ratios = mixing.mixing_ratios(ratio_key, setting, num_steps)
 
   def draw(key, batch):
@@ -85,26 +70,12 @@ def train_mlp(key, task: Task, setting: Setting, *, config, layer: int) -> dict:
     (_, _, rows, partners), (epoch, ratio) = batch
     return rows, jnp.take_along_axis(partners, epoch[:, None], axis=1)[:, 0], ratio[0]
 
-  def evaluate(trained):
-    outputs = [module.apply(trained.variables, part.inputs).logits for part in task[1:3]]
-    return jnp.mean(jnp.square(outputs[0] - task.validation.labels)), outputs[1]
-
-  validation, predictions = train(
-    key,
-    module,
-    mixing.mixing_loss(module, layer, setting, draw, task.train),
-    optax.adamw(setting.learning_rate, weight_decay=setting.weight_decay),
-    (*task.train, jnp.arange(num_rows), partners),
-    num_steps=num_steps,
-    batch_size=config.batch_size,
-    schedule=(jnp.arange(num_steps) // per_epoch, ratios),
-    evaluate=evaluate,
-    eval_every=per_epoch,
-  ).scores
-  last = jnp.argmin(validation)
-  pair = [task.mean + task.scale * array for array in (predictions[last], task.test.labels)]
+  module = models.MLP(1, config.widths, activation=partial(nn.leaky_relu, negative_slope=0.1))
+  sizes = {"num_steps": num_steps, "batch_size": BATCH_SIZE, "eval_every": per_epoch}
+  sizes["schedule"] = jnp.arange(num_steps) // per_epoch, ratios
+  error, *pair = mixing.fit(key, module, layer, setting, task, draw, partners, **sizes)
   return {
-    "validation error": validation[last],
+    "validation error": error,
     "RMSE": metrics.root_mean_squared_error(*pair),
     "MAPE (%)": metrics.mean_absolute_percentage_error(*pair),
     "correlation": metrics.pearson_correlation(*pair),
@@ -115,7 +86,6 @@ def measure_table(config, context: Context, table: str, results: Results) -> Non
   """Adds the errors of every method at its best setting, and C-Mixup's by bandwidth."""
   tasks = load_tasks(table, range(context.seeds * config.splits), max_rows=config.max_rows)
   tasks = jax.tree.map(lambda x: x.reshape(context.seeds, config.splits, *x.shape[1:]), tasks)
-  settings = table_settings(config)
 
   def evaluate(layer, key, tasks, setting):
     def one(split):
@@ -125,21 +95,16 @@ def measure_table(config, context: Context, table: str, results: Results) -> Non
     return jax.tree.map(lambda values: values.mean(0), jax.lax.map(one, (keys, tasks)))
 
   evaluate = {layer: partial(evaluate, layer) for layer in (0, 1)}
-
-  def at(rate):
-    return {m: [s._replace(learning_rate=rate) for s in own] for m, own in settings.items()}
-
   # The learning rate of the least validation error without mixing is that of all methods.
-  stage, rates = f"tables/{table}", config.learning_rates
-  rated = list(itertools.chain(*(at(rate)[PLAIN] for rate in rates)))
-  scores = search(context, stage, evaluate, tasks, {PLAIN: rated})[PLAIN]
-  scores = {name: np.stack(np.split(values, len(rates), axis=1)) for name, values in scores.items()}
-  rate = scores["validation error"].mean(1).min(1).argmin()
-  scores = {PLAIN: {name: values[rate] for name, values in scores.items()}}
-  settings = at(rates[rate])
-  scores |= search(
-    context, stage, evaluate, tasks, {m: settings[m] for m in settings if m != PLAIN}
-  )
+  settings = {rate: table_settings(config, rate) for rate in config.learning_rates}
+  rated = {
+    rate: search(context, f"{table}/{rate}", evaluate, tasks, {PLAIN: own[PLAIN]})
+    for rate, own in settings.items()
+  }
+  rate = min(rated, key=lambda rate: rated[rate][PLAIN]["validation error"].mean(0).min())
+  settings, scores = settings[rate], rated[rate]
+  others = {method: own for method, own in settings.items() if method != PLAIN}
+  scores |= search(context, table, evaluate, tasks, others)
   plain = best(scores[PLAIN], settings[PLAIN])["RMSE"]
   for method, own in scores.items():
     chosen = best(own, settings[method])

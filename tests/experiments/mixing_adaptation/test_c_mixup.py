@@ -11,11 +11,11 @@ from experiments.mixing_adaptation.c_mixup.digits import image_settings
 
 def test_searches_are_of_equal_size():
   for config in PRESETS.values():
-    for settings in (tables.table_settings(config), image_settings(config)):
+    for settings in (tables.table_settings(config, 0.1), image_settings(config)):
       assert set(settings) == set(mixing.LAYERS)
       assert len({len(grid) for grid in settings.values()}) == 1
   with pytest.raises(ValueError, match="unequal"):
-    tables.table_settings(dataclasses.replace(Config(), alphas=(1.0,)))
+    tables.table_settings(dataclasses.replace(Config(), alphas=(1.0,)), 0.1)
 
 
 def test_splits_are_standardized_by_training_rows():
