@@ -112,6 +112,12 @@ def histograms(ax, values: Mapping[str, Any], bins: Sequence[float] | int = 30):
   ax.set_ylabel("density")
 
 
+def prediction(ax, x, low, median, high, *, color: str, label: str):
+  """A median and the interval around it, along x."""
+  ax.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+  ax.plot(x, median, color=color, label=label)
+
+
 def _labels(results: Results, color: str, quantity: str, where: Mapping[str, Any]) -> list[Any]:
   """The values that colors tell apart, or the one that `where` names."""
   return [where[color]] if color in where else results.distinct(color, quantity=quantity, **where)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -86,10 +86,18 @@ class PriorTrainer:
 
   def init(self, key) -> training.TrainState:
     """A fresh state; `key` fixes the initial parameters and the dropout masks."""
-    init_key, state_key = jax.random.split(key)
-    x, y = (jnp.zeros((1, *drawn.shape[1:])) for drawn in (self._drawn.x, self._drawn.y))
-    params = jax.jit(self.module.init)(init_key, x, y, 1)["params"]
-    return training.init_state(state_key, params, self._optimizer)
+    return self._init(key)
+
+  @functools.cached_property
+  def _init(self):
+    @jax.jit  # As one program; otherwise every array would be made by one of its own.
+    def init(key):
+      init_key, state_key = jax.random.split(key)
+      x, y = (jnp.zeros((1, *drawn.shape[1:])) for drawn in (self._drawn.x, self._drawn.y))
+      params = self.module.init(init_key, x, y, 1)["params"]
+      return training.init_state(state_key, params, self._optimizer)
+
+    return init
 
   def batches(self, seed: int) -> data.SeededBatches:
     """What the update consumes."""
@@ -126,6 +134,24 @@ class PriorTrainer:
     state = jax.eval_shape(single.init, jax.random.key(0))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(single.batches(0)))
     return single.update, state, batch
+
+
+class Fitted(NamedTuple):
+  """A network of bars that was fitted to a prior.
+
+  Attributes:
+    module: the network.
+    params: the parameters of every seed.
+    borders: of the bars.
+  """
+
+  module: nn.Module
+  params: list[chex.ArrayTree]
+  borders: chex.Array
+
+  def of(self, seed: int) -> tuple[nn.Module, chex.Array, chex.ArrayTree]:
+    """The module, the borders and the parameters of a seed."""
+    return self.module, self.borders, self.params[seed]
 
 
 def score_seeds(

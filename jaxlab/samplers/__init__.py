@@ -36,6 +36,7 @@ from jaxlab.samplers.priors import (
   gp_hyper_prior,
   gp_prior,
   ridge_prior,
+  standardized_gp_prior,
 )
 from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
 from jaxlab.samplers.speculative import (
@@ -103,6 +104,7 @@ __all__ = [
   "speculative_verify",
   "SpeculativeOutput",
   "SpeculativeVerdict",
+  "standardized_gp_prior",
   "stretch_proposal",
   "StretchProposal",
   "table_best_first_search",

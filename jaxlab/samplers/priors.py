@@ -160,6 +160,43 @@ def gp_hyper_prior(
   return PriorBatch(x, y, y)
 
 
+def standardized_gp_prior(
+  key: chex.PRNGKey, *, num_points: int, num_features: int, kernel: str = "matern52"
+) -> PriorBatch:
+  """A smooth function of some of its inputs, noisy by any share, standardized as real targets are.
+
+  One to f inputs are used, the others constant: a network learns data sets of few inputs first, and
+  with them to read a context at all. Lengthscales are gamma distributed of mean 2, the outputscale
+  of mean 10 and the noise variance of mean 1.
+
+  Args:
+    key: random key.
+    num_points: points T, uniform on the unit cube.
+    num_features: features f of each point.
+    kernel: see `jaxlab.uncertainty.kernel_matrix`.
+
+  Returns:
+    `PriorBatch` of one data set, with targets equal to `y`, of mean 0 and standard deviation 1.
+
+  Raises:
+    ValueError: if a size is below 1 or `kernel` is unknown.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.2,
+  https://arxiv.org/abs/2112.10510; the distributions are ours.
+  """
+  check_at_least(1, num_points=num_points, num_features=num_features)
+  used_key, x_key, scale_key, hyper_key, y_key = jax.random.split(key, 5)
+  used = jnp.arange(num_features) < jax.random.randint(used_key, (), 1, num_features + 1)
+  x = jnp.where(used, jax.random.uniform(x_key, (num_points, num_features)), 0.5)
+  lengthscales = jax.random.gamma(scale_key, 3.0, (num_features,)) / 1.5
+  outputscale, noise = jax.random.gamma(hyper_key, 2.0, (2,)) / jnp.array([0.2, 2.0])
+  covariance = kernel_matrix(x, x, lengthscale=lengthscales, outputscale=outputscale, kernel=kernel)
+  root = jnp.linalg.cholesky(covariance + (noise + 1e-3) * jnp.eye(num_points))
+  y = root @ jax.random.normal(y_key, (num_points,))
+  y = (y - y.mean()) / (y.std() + 1e-6)
+  return PriorBatch(x[None], y[None], y[None])
+
+
 def ridge_prior(
   key: chex.PRNGKey,
   *,

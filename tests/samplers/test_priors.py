@@ -138,6 +138,24 @@ def test_hyper_prior_mixes_kernels():
   assert np.mean(np.abs(rbf - matern)) / 2 > 5 * residual.std() / np.sqrt(len(residual))
 
 
+def test_standardized_gp_has_unit_targets_of_the_inputs_it_uses():
+  prior = functools.partial(priors.standardized_gp_prior, num_points=40, num_features=4)
+  many = jax.jit(lambda key: priors.draw_data_sets(jax.random.split(key, 200), prior))
+  x, y, targets = jax.device_get(many(KEY))
+  np.testing.assert_array_equal(targets, y)
+  np.testing.assert_allclose(y.mean(1), 0.0, atol=1e-4)
+  np.testing.assert_allclose(y.std(1), 1.0, atol=1e-4)
+  used = x.std(1) > 0
+  assert (np.diff(used.astype(int), axis=1) <= 0).all()  # The first ones.
+  np.testing.assert_allclose(np.bincount(used.sum(1), minlength=5)[1:] / 200, 0.25, atol=0.1)
+  # Squared steps between neighbors along a single input: 2 for noise, near 0 for its function.
+  rows = np.flatnonzero(used.sum(1) == 1)
+  order = np.argsort(x[rows, :, 0], axis=1)
+  steps = np.diff(np.take_along_axis(y[rows], order, 1), axis=1)
+  low, high = np.quantile((steps**2).mean(1), [0.05, 0.95])
+  assert low < 0.6 and high > 1.8
+
+
 def test_ridge_prior():
   batch = draw(
     priors.ridge_prior,

@@ -8,247 +8,177 @@ evaluated on real classification tables), `regression` (a GP prior in ten dimens
 """
 
 import dataclasses
+import functools
 import sys
+import typing
 from typing import Literal
 
-import jax.numpy as jnp
+import numpy as np
 
 from experiments import catalogue
-from experiments.bayes.pfn import gaussian, hyper
-from experiments.bayes.pfn.gaussian import EXACT, RANDOM
-from experiments.bayes.pfn.networks import PFN, bar_nll, network, trainer
-from experiments.bayes.pfn.pictures import draw_figure
+from experiments.bayes.pfn import gaussian
+from experiments.bayes.pfn.gaussian import EXACT, PFN, RANDOM
+from experiments.kit import plots
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "pfn"
-TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
+Task = Literal["gp", "series", "optimize", "gp_hyper", "tabular", "regression"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """What is trained, for how long, and on how much it is evaluated."""
 
-  task: Literal["all", "gp", "series", "optimize", "gp_hyper", "tabular", "regression"] = (
-    "all"  # Which part.
-  )
-  embed_dim: int = 64  # Width of the network.
+  task: tuple[Task, ...] = typing.get_args(Task)  # Parts.
+  embed_dim: int = 64  # Width of the networks.
   num_layers: int = 3  # Encoder layers.
-  num_heads: int = 4  # Attention heads.
-  small_embed_dim: int = 32  # Width of the second network of the task gp.
-  small_num_layers: int = 2  # Layers of the second network.
   num_bars: int = 100  # Bars of the predictive distribution.
   batch_size: int = 64  # Data sets an update.
   accumulate: int = 1  # Micro-batches an update.
   learning_rate: float = 1e-3  # Peak of the schedule.
   warmup_fraction: float = 0.1  # Share of the steps that the learning rate rises.
-  steps_per_call: int = 100  # Updates in one compiled program.
   num_points: int = 40  # Points of a data set of the GP priors.
   num_features: int = 1  # Inputs of the GP priors.
-  max_context: int = 40  # Context sizes are drawn below this.
+  max_context: int | None = None  # Context sizes are drawn below this; None for num_points.
   scheme: Literal["uniform", "weighted"] = "uniform"  # How context sizes are drawn.
   lengthscale: float = 0.2  # Of the RBF prior.
   noise: float = 0.01  # Variance of the RBF prior's noise.
-  num_steps: int = 8000  # Updates of both networks of the task gp.
-  num_test: int = 1000  # Fresh data sets of the task gp.
+  num_steps: int = 8000  # Updates for the tasks gp, series and optimize.
+  num_test: int = 1000  # Fresh data sets of the task gp; the task gp_hyper draws a fifth.
   context_sizes: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 30, 39)  # Where the task gp is evaluated.
-  series_contexts: tuple[int, ...] = (2, 5, 10, 20)  # Seen moments in the task series.
   num_functions: int = 64  # Functions that the task optimize maximizes.
-  num_evaluations: int = 16  # Evaluations per function, the random first one counted.
   hyper_steps: int = 4000  # Updates of the task gp_hyper.
-  num_hyper_test: int = 200  # Fresh data sets of the task gp_hyper.
   hyper_context_sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 30)  # Where it is evaluated.
-  lengthscale_gamma: tuple[float, float] = (3.0, 12.0)  # Shape and rate of the hyper-prior.
-  outputscale_gamma: tuple[float, float] = (3.0, 3.0)  # Likewise.
-  noise_gamma: tuple[float, float] = (1.1, 20.0)  # Likewise.
   tabular_steps: int = 2000  # Updates of the task tabular.
-  tabular_points: int = 60  # Points of its data sets.
   tabular_features: int = 16  # Most features that its network takes.
   tabular_dropout: float = 0.0  # Dropout of its network.
-  tables: tuple[str, ...] = TABLES  # Real tables.
-  num_train: int = 30  # Training points per real table, half of them of either class.
-  num_splits: int = 10  # Splits per real table and seed.
+  num_splits: int = 10  # Splits per real table and seed; the task regression makes half as many.
   regression_steps: int = 3000  # Updates of the task regression.
-  regression_points: int = 110  # Points of its data sets.
-  regression_train: int = 100  # Training points of `diabetes`.
-  regression_splits: int = 5  # Splits per seed.
 
 
-_SMOKE = Config(
-  embed_dim=16,
-  num_layers=1,
-  num_heads=2,
-  small_embed_dim=8,
-  small_num_layers=1,
-  num_bars=10,
-  batch_size=16,
-  steps_per_call=2,
-  num_points=12,
-  max_context=12,
-  num_steps=4,
-  num_test=8,
-  context_sizes=(0, 5, 10),
-  series_contexts=(2, 8),
-  num_functions=2,
-  num_evaluations=3,
-  hyper_steps=4,
-  num_hyper_test=2,
-  hyper_context_sizes=(5,),
-  tabular_steps=4,
-  tabular_points=40,
-  tables=("iris",),
-  num_splits=1,
-  regression_steps=4,
-  regression_points=40,
-  regression_train=30,
-  regression_splits=1,
-)
+_SMALL = dict(embed_dim=16, num_layers=1, num_bars=10, batch_size=32, num_points=24, num_steps=4)
+_LARGE = dict(embed_dim=512, num_layers=6, num_bars=1000, batch_size=100, accumulate=25)
+_PRIOR = dict(num_points=2010, num_features=5, max_context=2000, lengthscale=0.6, noise=1e-4)
+_TABULAR = dict(tabular_steps=10_000, tabular_features=60, tabular_dropout=0.5)
 PRESETS = {
-  "smoke": _SMOKE,
+  "smoke": Config(
+    task=("gp", "series", "optimize"),  # The others need a network of another prior each.
+    num_test=150,  # As many as series, so that both run the same compiled evaluation.
+    context_sizes=(0, 5, 10, 20),
+    num_functions=2,
+    **_SMALL,
+  ),
   "laptop": Config(),
-  "demo": Config(task="series", num_steps=2500),
+  "demo": Config(task=("series",), num_steps=2500),
   "paper": Config(
-    task="gp",
-    embed_dim=512,
-    num_layers=6,
-    num_bars=1000,
-    batch_size=100,
-    accumulate=25,
+    task=("gp",),
     learning_rate=3e-4,
     warmup_fraction=0.25,
-    num_points=2010,
-    num_features=5,
-    max_context=2000,
     scheme="weighted",
-    lengthscale=0.6,
-    noise=1e-4,
     num_steps=1_000_000,
-    small_embed_dim=512,
-    small_num_layers=3,
     context_sizes=(0, 1, 5, 10, 50, 100, 500, 1000, 1999),
-    tabular_steps=10_000,
-    tabular_features=60,
-    tabular_dropout=0.5,
+    **_LARGE,
+    **_PRIOR,
+    **_TABULAR,
   ),
-}
-
-
-GP_TASKS = {
-  "gp": gaussian.run_gp,
-  "series": gaussian.run_series,
-  "optimize": gaussian.run_optimize,
 }
 
 
 def run(config: Config, context: Context) -> Results:
   """Trains the networks of the chosen tasks and evaluates each beside its baselines."""
-  results = Results()
-  wanted = {*GP_TASKS, "gp_hyper", "tabular", "regression"}
-  if config.task != "all":
-    wanted = {config.task}
-  if wanted & set(GP_TASKS):
-    networks = gaussian.train(config, context, both="gp" in wanted)
-    for task, run_task in GP_TASKS.items():
-      if task in wanted:
-        run_task(config, context, networks, results)
-  if "gp_hyper" in wanted:
-    hyper.run_gp_hyper(config, context, results)
-  if wanted & {"tabular", "regression"}:
+  results, runs = Results(), {"gp_hyper": gaussian.run_gp_hyper}
+  if {"gp", "series", "optimize"} & {*config.task}:
+    network = gaussian.fit(config, context, "gp", gaussian.gp_prior(config), context.key)
+    for task in ("gp", "series", "optimize"):
+      runs[task] = functools.partial(getattr(gaussian, f"run_{task}"), network=network)
+  if {"tabular", "regression"} & {*config.task}:
     from experiments.bayes.pfn import tables  # Brings scikit-learn, which nothing else here needs.
 
-    if "tabular" in wanted:
-      tables.run_tabular(config, context, results)
-    if "regression" in wanted:
-      tables.run_regression(config, context, results)
+    runs |= {"tabular": tables.run_tabular, "regression": tables.run_regression}
+  for task in config.task:
+    runs[task](config, context, results)
   return results
-
-
-# ------------------------------------------------------------------------------- claims and figure
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, on the tasks that ran."""
-  measured = results.distinct("task")
+  measured, statements = results.distinct("task"), []
 
   def select(quantity: str, task: str, *methods: str, **where):
     return [results.select(quantity, task=task, method=method, **where) for method in methods]
 
-  statements: list[Claim] = []
+  def state(*args, better="lower", **options):
+    statements.append(compare(*args, better=better, **options))
+
   if "gp" in measured:
     network, exact, prior = select("NLL", "gp", PFN, EXACT, "prior", average=("context",))
-    informative = "the exact posterior is .5 nats better than the prior"
-    statement = compare(
-      "the network's NLL is within .10 nats of the exact posterior's, a mean over context sizes",
-      network,
-      exact,
-      better="lower",
-      margin=-0.10,
-      headline=True,
-      requires=(precondition(informative, prior - exact, at_least=0.5),),
-      paper="indistinguishable up to about 1,000 points at the longest training",
-    )
-    statements.append(statement)
+    text = "the exact posterior is .5 nats better than the prior"
+    able = precondition(text, prior - exact, at_least=0.5)
+    gap = "the network's NLL is within .10 nats of the exact posterior's, a mean over context sizes"
+    paper = "indistinguishable up to about 1,000 points at the longest training"
+    state(gap, network, exact, margin=-0.1, headline=True, requires=(able,), paper=paper)
   if "optimize" in measured:
-    last = config.num_evaluations
-    network, exact, random = select(
-      "simple regret", "optimize", PFN, EXACT, RANDOM, evaluations=last
-    )
+    where = dict(evaluations=gaussian.NUM_EVALUATIONS)
+    network, exact, random = select("simple regret", "optimize", PFN, EXACT, RANDOM, **where)
     text = "random search leaves twice the exact GP's regret"
-    statement = compare(
-      "Bayesian optimization with the network leaves at most 1.5 times the exact GP's regret",
-      network,
-      1.5 * exact,
-      better="lower",
-      requires=(precondition(text, random - 2 * exact, at_least=0.0),),
-    )
-    statements.append(statement)
+    able = precondition(text, random - 2 * exact, at_least=0.0)
+    text = "Bayesian optimization with the network leaves at most 1.5 times the exact GP's regret"
+    state(text, network, 1.5 * exact, requires=(able,))
   if "gp_hyper" in measured:
     methods = PFN, "MAP-II", "grid mixture"
     network, fitted, mixture = select("NLL", "gp_hyper", *methods, average=("context",))
-    over_fitted = compare(
-      "unknown hyper-parameters: NLL below that of a GP fitted by MAP, a mean over context sizes",
-      network,
-      fitted,
-      better="lower",
-      paper="equal to or better than MLE-II",
-    )
-    over_mixture = compare(
-      "unknown hyper-parameters: NLL within .10 nats of the mixture over the prior's grid",
-      network,
-      mixture,
-      better="lower",
-      margin=-0.10,
-    )
-    statements += [over_fitted, over_mixture]
+    text = "NLL below that of a GP fitted by MAP, a mean over context sizes"
+    paper = "equal to or better than MLE-II"
+    state(f"unknown hyper-parameters: {text}", network, fitted, paper=paper)
+    text = "NLL within .10 nats of the mixture over the prior's grid"
+    state(f"unknown hyper-parameters: {text}", network, mixture, margin=-0.1)
   if "tabular" in measured:
     network, linear = select("AUC", "tabular", PFN, "logistic regression", average=("table",))
     able = precondition("logistic regression has an AUC of .7 or more", linear, at_least=0.7)
     room = precondition("and of .97 or less", linear, at_most=0.97)
-    statement = compare(
-      "real tables: AUC within .02 of tuned logistic regression's, a mean over tables",
-      network,
-      linear,
-      margin=-0.02,
-      requires=(able, room),
-      paper="best mean rank AUC of seven methods",
-    )
-    statements.append(statement)
+    text = "real tables: AUC within .02 of tuned logistic regression's, a mean over tables"
+    options = dict(better="higher", margin=-0.02, requires=(able, room))
+    state(text, network, linear, paper="best mean rank AUC of seven methods", **options)
   if "regression" in measured:
     text = "real regression table: NLL within .01 nats of ridge regression's"
-    network, ridge = select("NLL", "regression", PFN, "ridge")
-    statements.append(compare(text, network, ridge, better="lower", margin=-0.01))
+    state(text, *select("NLL", "regression", PFN, "ridge"), margin=-0.01)
   return statements
 
 
 def figure(results: Results):
-  """Posteriors over the exact ones, then a panel per task."""
-  return draw_figure(results)
+  """Posteriors of real series over the exact ones, then a panel per task."""
+  titles = list(dict.fromkeys(name.partition("/")[0] for name in results.extras))
+  along = {"gp": ("gap to the exact posterior", "context"), "gp_hyper": ("NLL", "context")}
+  along |= {"optimize": ("simple regret", "evaluations"), "tabular": ("AUC", "table")}
+  along |= {"regression": ("NLL", "method")}
+  tasks = [task for task in results.distinct("task") if task in along]
+  picture, axes = plots.panels(len(titles) + len(tasks), columns=3)
+  for ax, title in zip(axes, titles):
+    grid, truth, x, y, network, exact = (
+      results.extras[f"{title}/{name}"] for name in ("grid", "truth", "x", "y", PFN, EXACT)
+    )
+    plots.prediction(ax, grid, *exact, color="gray", label="exact posterior, 90%")
+    plots.prediction(ax, grid, *network, color="tab:blue", label=f"{PFN}, 90%")
+    ax.plot(grid, truth, ":", color="tab:red", label="real series")
+    ax.plot(x, y, "k.", label="seen")
+    ax.set_title(title)
+  for ax, task in zip(axes[len(titles) :], tasks):
+    quantity, x = along[task]
+    if task in ("tabular", "regression"):
+      plots.intervals(ax, results, quantity, by=x, task=task)
+    else:
+      plots.curves(ax, results, quantity, x=x, task=task)
+      ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_title(task)
+  for ax in axes:
+    ax.legend(fontsize=6)
+  return picture
 
 
 def abstract(config: Config, mesh):
   """The training step of the task gp, for a dry run."""
-  nll = bar_nll(jnp.linspace(-3.0, 3.0, config.num_bars + 1))
-  module, prior_fn = network(config, config.num_bars), gaussian.gp_prior(config)
-  return trainer(config, module, prior_fn, nll, mesh).abstract()
+  borders = np.linspace(-3.0, 3.0, config.num_bars + 1, dtype=np.float32)
+  return gaussian.trainer(config, gaussian.gp_prior(config), borders, mesh).abstract()
 
 
 if __name__ == "__main__":

@@ -1,162 +1,121 @@
-"""Tasks under a known Gaussian-process prior, where the exact posterior is the best answer."""
+"""How networks are fitted to priors, and the tasks under Gaussian-process priors."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.scipy import stats
 
-from experiments.bayes.pfn.networks import PFN, SMALL, bar_nll, network, prior_borders, trainer
-from experiments.kit.prior_fitting import add_along, score_seeds
-from jaxlab import algorithms, data, models, samplers, uncertainty
+from experiments.kit.prior_fitting import Fitted, PriorTrainer, add_along, score_seeds
+from jaxlab import algorithms, data, losses, models, samplers, uncertainty
 from jaxlab.experiment import Context, Results
 
-EXACT, RANDOM = "exact GP", "random search"
-WRONG_LENGTHSCALE = 3.0  # In multiples of the prior's own.
+PFN, EXACT, RANDOM = "PFN", "exact GP", "random search"
+QUANTILES = (0.05, 0.5, 0.95)
+SERIES_CONTEXTS = (2, 5, 10, 20)  # Seen moments in the task series.
+NUM_EVALUATIONS = 16  # Per function of the task optimize, the random first one counted.
+GAMMAS = {  # Shapes and rates of the hyper-prior.
+  "lengthscale_gamma": (3.0, 12.0),
+  "outputscale_gamma": (3.0, 3.0),
+  "noise_gamma": (1.1, 20.0),
+}
 
 
-def gp_prior(config):
-  """The prior: one data set per key."""
-  return functools.partial(
-    samplers.gp_prior,
-    batch_size=1,
-    num_points=config.num_points,
-    num_features=config.num_features,
-    lengthscale=config.lengthscale,
-    noise=config.noise,
-  )
+def training(config, **changes) -> dict:
+  """The training that the configuration describes, apart from the changes."""
+  names = ("num_steps", "batch_size", "accumulate", "learning_rate", "warmup_fraction")
+  names += ("max_context", "scheme")
+  options = {name: getattr(config, name) for name in names} | changes
+  return options | {"steps_per_call": min(100, options["num_steps"])}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Networks:
-  """Networks fitted to the prior: name -> module, name -> parameters of every seed."""
-
-  modules: dict[str, models.PFN]
-  params: dict[str, list]
-  borders: jax.Array
-
-  def of_seed(self, seed: int) -> dict[str, Any]:
-    """Name -> parameters."""
-    return {name: params[seed] for name, params in self.params.items()}
+def network(config, num_outputs: int, **options) -> models.PFN:
+  """A network of the configuration's size."""
+  return models.PFN(num_outputs, config.embed_dim, config.num_layers, **options)
 
 
-def train(config, context: Context, *, both: bool) -> Networks:
-  """Trains the network of the prior on every seed, and the small one if `both`."""
-  prior_fn = gp_prior(config)
-  borders = prior_borders(config, context.key, prior_fn)
-  modules = {PFN: network(config, config.num_bars)}
-  if both:
-    modules[SMALL] = network(config, config.num_bars, small=True)
-  params = {}
-  for name, module in modules.items():
-    fit = trainer(config, module, prior_fn, bar_nll(borders), context.mesh)
-    params[name] = fit.train(context, f"gp/{name}")
-  return Networks(modules, params, borders)
+def trainer(config, prior_fn, borders, mesh, **changes) -> PriorTrainer:
+  """The training of a network of bars."""
+  module, nll = network(config, config.num_bars), functools.partial(losses.bar_nll, borders=borders)
+  return PriorTrainer(module, prior_fn, nll, mesh=mesh, **training(config, **changes))
 
 
-# ------------------------------------------------------------------------------ tasks gp and series
+def fit(config, context: Context, name: str, prior_fn, key, **changes) -> Fitted:
+  """Trains a network on every seed, with bars that hold equal shares of the prior's targets."""
+  draw = jax.jit(algorithms.prior_bar_borders, static_argnums=(1, 2))
+  borders = draw(key, prior_fn, config.num_bars)
+  fitting = trainer(config, prior_fn, borders, context.mesh, **changes)
+  return Fitted(fitting.module, fitting.train(context, name), borders)
 
 
-class Method(NamedTuple):
-  """A predictive distribution of every point of data sets, given the first points.
+def predict(config, module, borders, params, x, y, num_context) -> dict[str, tuple]:
+  """Method -> NLL `[b, T]` and quantiles `[3, b, T]` of all points, given the first ones."""
 
-  Attributes:
-    predict: `(params, x[b, T, f], y[b, T], num_context) -> outputs`.
-    nll: `(outputs, y) -> [b, T]`.
-    quantile: `(outputs, q) -> [b, T]`.
-  """
-
-  predict: Callable[..., Any]
-  nll: Callable[..., jax.Array]
-  quantile: Callable[..., jax.Array]
-
-  def covered(self, outputs, y) -> jax.Array:
-    """Whether the central 90% hold y."""
-    low, high = (self.quantile(outputs, q) for q in (0.05, 0.95))
-    return ((low <= y) & (y <= high)).astype(jnp.float32)
-
-
-def methods(config, networks: Networks) -> dict[str, Method]:
-  """The networks, the exact posterior, that of a wrong lengthscale, and the prior."""
-
-  def bars(name):
-    def predict(params, *arrays):
-      return networks.modules[name].apply({"params": params[name]}, *arrays)
-
-    def quantile(logits, q):
-      return uncertainty.bar_quantile(logits, networks.borders, q)
-
-    return Method(predict, bar_nll(networks.borders), quantile)
+  def gaussian(mean, variance):
+    std = jnp.sqrt(variance)
+    quantiles = [mean + stats.norm.ppf(q) * std for q in QUANTILES]
+    return -stats.norm.logpdf(y, mean, std), jnp.stack(quantiles)
 
   def gp(lengthscale):
-    def predict(params, x, y, num_context):
-      posterior = functools.partial(
-        uncertainty.gp_posterior,
-        lengthscale=lengthscale,
-        noise=config.noise,
-        mask=jnp.arange(y.shape[1]) < num_context,
-      )
-      return jax.lax.map(lambda xy: posterior(*xy, xy[0]), (x, y))
+    options = dict(noise=config.noise, mask=jnp.arange(y.shape[1]) < num_context)
+    posterior = functools.partial(uncertainty.gp_posterior, lengthscale=lengthscale, **options)
+    return gaussian(*jax.lax.map(lambda xy: posterior(*xy, xy[0]), (x, y)))
 
-    return Method(predict, _gaussian_nll, _gaussian_quantile)
-
-  def prior(params, x, y, num_context):
-    return uncertainty.GPPosterior(jnp.zeros_like(y), jnp.full_like(y, 1.0 + config.noise))
-
-  return {name: bars(name) for name in networks.modules} | {
+  logits = module.apply({"params": params}, x, y, num_context)
+  quantiles = [uncertainty.bar_quantile(logits, borders, q) for q in QUANTILES]
+  return {
+    PFN: (losses.bar_nll(logits, y, borders), jnp.stack(quantiles)),
     EXACT: gp(config.lengthscale),
-    f"GP, {WRONG_LENGTHSCALE:g}x lengthscale": gp(WRONG_LENGTHSCALE * config.lengthscale),
-    "prior": Method(prior, _gaussian_nll, _gaussian_quantile),
+    "GP, 3x lengthscale": gp(3 * config.lengthscale),
+    "prior": gaussian(jnp.zeros_like(y), jnp.full_like(y, 1.0 + config.noise)),
   }
-
-
-def _gaussian_nll(posterior, y):
-  return -stats.norm.logpdf(y, posterior.mean, jnp.sqrt(posterior.variance))
-
-
-def _gaussian_quantile(posterior, q):
-  return posterior.mean + stats.norm.ppf(q) * jnp.sqrt(posterior.variance)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def score(config, networks: Networks, params, batch, context_sizes) -> dict[str, dict]:
+def score(config, module, borders, params, batch, context_sizes) -> dict[str, dict]:
   """Method -> quantity -> `[context sizes]`, means over the queries of all data sets."""
-  loss = functools.partial(algorithms.loss_by_context, context_sizes=context_sizes)
-  return {
-    name: {
-      "NLL": loss(method.predict, params, batch, method.nll),
-      "90% coverage": loss(method.predict, params, batch, method.covered),
+
+  def at(num_context):
+    mean = functools.partial(algorithms.query_mean_loss, num_context=num_context)
+    scores = predict(config, module, borders, params, batch.x, batch.y, num_context)
+    return {
+      name: {"NLL": mean(nll), "90% coverage": mean((low <= batch.y) & (batch.y <= high))}
+      for name, (nll, (low, _, high)) in scores.items()
     }
-    for name, method in methods(config, networks).items()
-  }
+
+  return jax.lax.map(at, context_sizes)
 
 
-def run_gp(config, context: Context, networks: Networks, results: Results) -> None:
-  """Networks beside the exact posterior on fresh data sets of the prior."""
-  draw = jax.jit(lambda keys: samplers.draw_data_sets(keys, gp_prior(config), one_by_one=True))
+def gp_prior(config):
+  """The prior with known hyper-parameters: one data set per key."""
+  sizes = dict(batch_size=1, num_points=config.num_points, num_features=config.num_features)
+  known = dict(lengthscale=config.lengthscale, noise=config.noise)
+  return functools.partial(samplers.gp_prior, **sizes, **known)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def draw_many(prior_fn, key, number: int) -> samplers.PriorBatch:
+  """Fresh data sets of a prior."""
+  return samplers.draw_data_sets(jax.random.split(key, number), prior_fn, one_by_one=True)
+
+
+def run_gp(config, context: Context, results: Results, *, network: Fitted) -> None:
+  """The network beside the exact posterior on fresh data sets of the prior."""
+  prior_fn, sizes = gp_prior(config), config.context_sizes
 
   def score_seed(seed):
-    key = jax.random.fold_in(context.seed_key(seed), 1)
-    batch = draw(jax.random.split(key, config.num_test))
-    sizes = np.asarray(config.context_sizes)
-    return score(config, networks, networks.of_seed(seed), batch, sizes)
+    batch = draw_many(prior_fn, jax.random.fold_in(context.seed_key(seed), 1), config.num_test)
+    return score(config, *network.of(seed), batch, np.asarray(sizes))
 
   scores = score_seeds(context, "gp/scores", score_seed)
   for row in scores.values():
     row["gap to the exact posterior"] = row["NLL"] - scores[EXACT]["NLL"]
-  add_along(results, scores, "context", config.context_sizes, task="gp")
-  if config.num_features == 1:
-    batch = jax.device_get(jax.jit(gp_prior(config))(jax.random.fold_in(context.key, 7)))
-    for c in (c for c in (3, 8, 20) if c < config.num_points):
-      title = f"{c} points of a prior function"
-      results.extras |= bands(config, networks, title, batch.x[0, :c], batch.y[0, :c])
+  add_along(results, scores, "context", sizes, task="gp")
 
 
-def run_series(config, context: Context, networks: Networks, results: Results) -> None:
+def run_series(config, context: Context, results: Results, *, network: Fitted) -> None:
   """Real hand-motion series seen at a few moments: the network's posterior and the exact one."""
   source = data.load_source("aeon/GunPoint", split="test")
   series = data.as_arrays(source)["series"][..., 0].astype(np.float32)
@@ -170,63 +129,34 @@ def run_series(config, context: Context, networks: Networks, results: Results) -
     order = order_of(seed)
     y = np.take_along_axis(series, order, 1)
     batch = samplers.PriorBatch(moments[order][..., None], y, y)
-    sizes = np.asarray(config.series_contexts)
-    return score(config, networks, networks.of_seed(seed), batch, sizes)
+    return score(config, *network.of(seed), batch, np.asarray(SERIES_CONTEXTS))
 
   scores = score_seeds(context, "series/scores", score_seed)
-  add_along(results, scores, "context", config.series_contexts, task="series")
+  add_along(results, scores, "context", SERIES_CONTEXTS, task="series")
+  draw = jax.jit(predict, static_argnums=(0, 1))
   for i, c in enumerate((4, 8, 16)):
+    # Seen moments, then all of them; repeated ones in between give all pictures one length.
     kept = np.sort(order_of(0)[i][:c])
+    order = np.concatenate([np.resize(kept, config.num_points), np.arange(len(moments))])
+    shown = draw(config, *network.of(0), moments[order][None, :, None], series[i][order][None], c)
+    rows = {name: shown[name][1][:, 0, config.num_points :] for name in (PFN, EXACT)}
+    rows |= {"grid": moments, "truth": series[i], "x": moments[kept], "y": series[i][kept]}
     title = f"{c} moments of a hand's motion"
-    results.extras |= bands(config, networks, title, moments[kept][:, None], series[i][kept])
-    results.extras[f"{title}/truth"] = series[i]
+    results.extras |= {f"{title}/{name}": np.asarray(values) for name, values in rows.items()}
 
 
-def bands(config, networks: Networks, title: str, x, y, *, num_grid: int = 100) -> dict:
-  """What a picture of a posterior needs: quantiles .05, .5 and .95 on a grid, of both methods."""
-  grid = np.linspace(0.0, 1.0, num_grid, dtype=np.float32)
-  # Padded to one length, so that all pictures share a program.
-  padding = (0, config.num_points - len(y))
-  quantiles = _quantiles(
-    config,
-    networks,
-    networks.of_seed(0),
-    np.concatenate([np.pad(x, (padding, (0, 0))), grid[:, None]]),
-    np.concatenate([np.pad(y, padding), np.zeros(num_grid, np.float32)]),
-    len(y),
-  )
-  shown = {"x": x[:, 0], "y": y, "grid": grid}
-  shown |= {name: values[:, -num_grid:] for name, values in quantiles.items()}
-  return {f"{title}/{name}": np.asarray(value) for name, value in shown.items()}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _quantiles(config, networks: Networks, params, x, y, num_context) -> dict[str, jax.Array]:
-  quantiles = {}
-  for name in (PFN, EXACT):
-    method = methods(config, networks)[name]
-    outputs = method.predict(params, x[None], y[None], num_context)
-    quantiles[name] = jnp.stack([method.quantile(outputs, q)[0] for q in (0.05, 0.5, 0.95)])
-  return quantiles
-
-
-# ------------------------------------------------------------------------------------ task optimize
-
-
-def run_optimize(config, context: Context, networks: Networks, results: Results) -> None:
+def run_optimize(config, context: Context, results: Results, *, network: Fitted) -> None:
   """Bayesian optimization of fresh prior functions with the network's expected improvement."""
+  known = dict(lengthscale=config.lengthscale, noise=config.noise)
 
   def pfn(params, key, x, y, mask, candidates):
-    tokens = jnp.concatenate([x, candidates])[None]
-    values = jnp.concatenate([y, jnp.zeros(len(candidates))])[None]
-    logits = networks.modules[PFN].apply({"params": params}, tokens, values, mask.sum())
+    data_set = jnp.concatenate([x, candidates])[None], jnp.pad(y, (0, len(candidates)))[None]
+    logits = network.module.apply({"params": params}, *data_set, mask.sum())
     best = jnp.max(jnp.where(mask, y, -jnp.inf))
-    return uncertainty.expected_improvement(logits[0, len(x) :], networks.borders, best)
+    return uncertainty.expected_improvement(logits[0, len(x) :], network.borders, best)
 
   def exact_gp(params, key, x, y, mask, candidates):
-    mean, variance = uncertainty.gp_posterior(
-      x, y, candidates, lengthscale=config.lengthscale, noise=config.noise, mask=mask
-    )
+    mean, variance = uncertainty.gp_posterior(x, y, candidates, mask=mask, **known)
     best = jnp.max(jnp.where(mask, y, -jnp.inf))
     return uncertainty.expected_improvement_gaussian(mean, jnp.sqrt(variance), best)
 
@@ -235,33 +165,73 @@ def run_optimize(config, context: Context, networks: Networks, results: Results)
 
   @jax.jit
   def regrets(params, key):
-    function_key, search_key = jax.random.split(key)
-    draw = samplers.gp_prior(
-      function_key,
-      batch_size=config.num_functions,
-      num_points=100,
-      lengthscale=config.lengthscale,
-      noise=config.noise,
-      equidistant=True,
-    )
-    keys = jax.random.split(search_key, config.num_functions)
+    key, search_key = jax.random.split(key)
+    sizes = dict(batch_size=config.num_functions, num_points=100, equidistant=True)
+    draw = samplers.gp_prior(key, **sizes, **known)
+    arguments = jax.random.split(search_key, config.num_functions), draw.x, draw.y
     scores = {}
     for name, acquisition in ((PFN, pfn), (EXACT, exact_gp), (RANDOM, random_search)):
-      search = functools.partial(
-        algorithms.optimize_on_grid,
-        acquisition_fn=functools.partial(acquisition, params),
-        num_init=1,
-        num_steps=config.num_evaluations - 1,
-      )
-      result = jax.lax.map(lambda a, s=search: s(*a), (keys, draw.x, draw.y), batch_size=16)
-      regret = draw.y.max(1, keepdims=True) - result.best
-      scores[name] = {"simple regret": regret.mean(0)}
+      search = functools.partial(algorithms.optimize_on_grid, num_steps=NUM_EVALUATIONS - 1)
+      search = functools.partial(search, acquisition_fn=functools.partial(acquisition, params))
+      result = jax.lax.map(lambda a, s=search: s(*a), arguments, batch_size=16)
+      scores[name] = {"simple regret": (draw.y.max(1, keepdims=True) - result.best).mean(0)}
     return scores
 
   def score_seed(seed):
-    key = jax.random.fold_in(context.seed_key(seed), 2)
-    return regrets(networks.params[PFN][seed], key)
+    return regrets(network.params[seed], jax.random.fold_in(context.seed_key(seed), 2))
 
   scores = score_seeds(context, "optimize", score_seed)
-  evaluations = range(1, config.num_evaluations + 1)
-  add_along(results, scores, "evaluations", evaluations, task="optimize")
+  add_along(results, scores, "evaluations", range(1, NUM_EVALUATIONS + 1), task="optimize")
+
+
+def hyper_grid(shape=(8, 4, 4)) -> list[np.ndarray]:
+  """Equally likely (lengthscale, outputscale, noise) of the hyper-prior, `[G]` each."""
+  axes = [
+    scipy.stats.gamma.ppf((np.arange(count) + 0.5) / count, a, scale=1.0 / rate)
+    for count, (a, rate) in zip(shape, GAMMAS.values())
+  ]
+  axes[2] = np.maximum(axes[2], 1e-4)
+  return [axis.reshape(-1).astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij")]
+
+
+def run_gp_hyper(config, context: Context, results: Results) -> None:
+  """Unknown hyper-parameters: the network, GPs fitted by evidence, the mixture over a grid."""
+  sizes = dict(batch_size=1, num_points=config.num_points, num_features=config.num_features)
+  prior_fn = functools.partial(samplers.gp_hyper_prior, **sizes, **GAMMAS)
+  key = jax.random.fold_in(context.key, 3)
+  network = fit(config, context, "gp_hyper", prior_fn, key, num_steps=config.hyper_steps)
+  grid = hyper_grid()
+  log_weights = np.full(len(grid[0]), -np.log(len(grid[0])), np.float32)
+
+  def log_prior(hyper):
+    pairs = zip(hyper, GAMMAS.values())
+    return sum(stats.gamma.logpdf(value, a, scale=1.0 / rate) for value, (a, rate) in pairs)
+
+  def fitted(x, y, x_query, y_query, log_prior_fn=None):
+    best = uncertainty.fit_gp(x, y, kernel="matern52", log_prior_fn=log_prior_fn)
+    posterior = uncertainty.gp_posterior(x, y, x_query, kernel="matern52", **best._asdict())
+    return -stats.norm.logpdf(y_query, posterior.mean, jnp.sqrt(posterior.variance))
+
+  baselines = {
+    "MLE-II": fitted,
+    "MAP-II": functools.partial(fitted, log_prior_fn=log_prior),
+    "grid mixture": lambda *a: -uncertainty.gp_mixture_log_prob(*a, *grid, log_weights),
+  }
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def nll_at(params, batch, c):
+    x, y = batch.x, batch.y
+    logits = network.module.apply({"params": params}, x, y, c)
+    nll = {PFN: losses.bar_nll(logits, y, network.borders)[:, c:]}
+    arrays = x[:, :c], y[:, :c], x[:, c:], y[:, c:]
+    for name, fn in baselines.items():
+      nll[name] = jax.lax.map(lambda args, fn=fn: fn(*args), arrays, batch_size=8)
+    return {name: values.mean() for name, values in nll.items()}
+
+  def score_seed(seed):
+    batch = draw_many(prior_fn, jax.random.fold_in(context.seed_key(seed), 3), config.num_test // 5)
+    nll = [nll_at(network.params[seed], batch, c) for c in config.hyper_context_sizes]
+    return {name: {"NLL": np.stack([row[name] for row in nll])} for name in nll[0]}
+
+  scores = score_seeds(context, "gp_hyper/scores", score_seed)
+  add_along(results, scores, "context", config.hyper_context_sizes, task="gp_hyper")

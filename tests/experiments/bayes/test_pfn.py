@@ -1,24 +1,28 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
-from experiments.bayes.pfn import gaussian, hyper
-from experiments.bayes.pfn.__main__ import Config
-from jaxlab import models, samplers
+from experiments.bayes.pfn import gaussian, tables
+from experiments.bayes.pfn.__main__ import PRESETS, Config
+from jaxlab import models, samplers, training
 
 
 def test_scores_of_the_posterior_match_a_loop():
   config = Config(num_points=6, num_bars=4)
   module = models.PFN(4, embed_dim=4, num_layers=1, num_heads=2)
   prior_fn = functools.partial(samplers.gp_prior, batch_size=3, num_points=6, lengthscale=0.2)
-  batch = jax.jit(prior_fn)(jax.random.key(0))
-  params = jax.jit(module.init)(jax.random.key(0), batch.x, batch.y, 1)["params"]
-  networks = gaussian.Networks({"PFN": module}, {"PFN": [params]}, jnp.linspace(-2.0, 2.0, 5))
+
+  @jax.jit
+  def draw(key):
+    batch = prior_fn(key)
+    return batch, module.init(key, batch.x, batch.y, 1)["params"]
+
+  batch, params = jax.device_get(draw(jax.random.key(0)))
   sizes = np.array([0, 2, 5])
-  scores = gaussian.score(config, networks, networks.of_seed(0), batch, sizes)
+  scores = gaussian.score(config, module, np.linspace(-2.0, 2.0, 5), params, batch, sizes)
   assert set(scores) == {"PFN", "exact GP", "GP, 3x lengthscale", "prior"}
   x, y = np.asarray(batch.x[..., 0], np.float64), np.asarray(batch.y, np.float64)
   for i, c in enumerate(sizes):
@@ -39,9 +43,42 @@ def test_scores_of_the_posterior_match_a_loop():
 
 
 def test_the_hyper_grid_is_made_of_equally_likely_values():
-  lengthscales, outputscales, noises = hyper.hyper_grid(Config(), shape=(400, 2, 50))
+  lengthscales, outputscales, noises = gaussian.hyper_grid(shape=(400, 2, 50))
   assert len(lengthscales) == 400 * 2 * 50
-  shape, rate = Config().lengthscale_gamma
-  np.testing.assert_allclose(lengthscales.mean(), shape / rate, rtol=0.01)
-  shape, rate = Config().noise_gamma
-  np.testing.assert_allclose(noises.mean(), shape / rate, rtol=0.05)
+  for values, name, rtol in ((lengthscales, "lengthscale", 0.01), (noises, "noise", 0.05)):
+    shape, rate = gaussian.GAMMAS[f"{name}_gamma"]
+    np.testing.assert_allclose(values.mean(), shape / rate, rtol=rtol)
+
+
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+def test_groups_of_tables_fill_a_batch_on_two_devices(preset):
+  config = PRESETS[preset]
+  trainer = tables.tabular_trainer(config, training.make_mesh({"data": 2}))
+  keys = next(trainer.batches(0))["key"]
+  group = config.batch_size // keys.shape[-2]
+  assert group * keys.shape[-2] == config.batch_size and keys.shape[-2] % 2 == 0
+  assert jax.eval_shape(trainer.prior_fn, jax.random.key(0)).y.shape[0] == group
+
+
+def test_a_split_is_balanced_and_whole():
+  y = np.repeat([0, 1], [40, 160])
+  train, test = tables.balanced_split(y, num_train=20, rng=np.random.default_rng(0))
+  assert y[train].sum() == 10 and len(train) == 20
+  assert sorted(np.concatenate([train, test])) == list(range(200))
+
+
+def test_a_regressor_without_a_spread_gets_its_held_out_one():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2000, 2))
+  y = x @ [1.0, -1.0] + rng.normal(0.0, 0.5, 2000)
+  ridge = tables.regressors(0)["ridge"]
+  nll = tables.score_gaussian(ridge, (x[:1000], y[:1000]), (x[1000:], y[1000:]))["NLL"]
+  entropy = 0.5 * np.log(2 * np.pi * np.e * 0.5**2)
+  np.testing.assert_allclose(nll, entropy, atol=0.05)
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_is_binary_finite_and_narrow(name):
+  x, y = tables.binary_table(name)
+  assert np.isfinite(x).all() and x.shape[1] <= 16
+  assert set(np.unique(y)) == {0, 1} and np.bincount(y).min() > 30
