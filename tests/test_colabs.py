@@ -23,6 +23,8 @@ NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 def kernel_environment(monkeypatch):
   """What a kernel inherits: the tests' compilation cache, but not their simulated devices."""
   monkeypatch.delenv("NPROC", raising=False)
+  # Notebooks train in scans, which the flags of the tests slow down by half.
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
   monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

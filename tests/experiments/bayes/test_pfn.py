@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.bayes.pfn import __main__ as pfn
 from experiments.bayes.pfn import gaussian, tables
 from experiments.bayes.pfn.__main__ import PRESETS, Config
-from jaxlab import models, samplers, training
+from jaxlab import experiment, models, samplers, training
 
 
 def test_scores_of_the_posterior_match_a_loop():
@@ -82,3 +83,13 @@ def test_every_table_is_binary_finite_and_narrow(name):
   x, y = tables.binary_table(name)
   assert np.isfinite(x).all() and x.shape[1] <= 16
   assert set(np.unique(y)) == {0, 1} and np.bincount(y).min() > 30
+
+
+@pytest.mark.smoke
+def test_the_tasks_that_the_smoke_leaves_out_run(tmp_path):
+  arguments = ["pfn", "--preset=smoke", "--task=gp_hyper,tabular,regression"]
+  steps = [f"--{task}_steps=4" for task in ("hyper", "tabular", "regression")]
+  small = ["--num_splits=2", "--hyper_context_sizes=5,10", "--num_test=20", "--learning_rate=1e-4"]
+  places = ["--mesh=data:2,model:1", f"--workdir={tmp_path}"]
+  assert experiment.execute(pfn, arguments + steps + small + places) == 0
+  assert (tmp_path / "results.json").exists() and (tmp_path / "figure.png").exists()
