@@ -9,6 +9,7 @@ from experiments.mixing_adaptation.robust_mean_teacher import __main__ as experi
 from experiments.mixing_adaptation.robust_mean_teacher import streams
 from jaxlab.experiment import Results
 
+KEY = jax.random.key(0)
 CONFIG = experiment.Config(
   num_test=6, num_gradual=2, batch_size=2, kinds=("a", "b"), severity=3, rounds=2
 )
@@ -21,7 +22,7 @@ def test_streams_come_in_their_orders(monkeypatch):
     return Split(inputs, np.zeros(inputs.shape[:2], np.int32))
 
   monkeypatch.setattr(streams, "corrupted", corrupted)
-  made = streams.make_streams(jax.random.key(0), CONFIG, None)
+  made = streams.make_streams(KEY, CONFIG, None)
   levels = {name: stream.inputs[:, 0, 0, 0].tolist() for name, stream in made.items()}
   assert levels["continual"] == [3, 3, 3, 13, 13, 13] * 2
   assert levels["gradual"] == [1, 2, 3, 2, 1, 11, 12, 13, 12, 11]
