@@ -21,11 +21,13 @@ _COLORS = {
 _MADE = "<!-- Made by `python -m experiments.catalogue --write`; edit papers.toml instead. -->"
 _RULE = """Every number comes from a run of the printed command; its `results.json` is committed in
 `experiments/results`, and a page says so if the run was interrupted. A claim compares a method
-with a baseline by the 95% t-interval of the paired differences over seeds, against a margin fixed
-in advance: it is **shown** if the whole interval lies beyond the margin, **refuted** if all of it
-lies on the other side, and **unresolved** if the interval holds the margin. It is **no test**
-where a precondition failed, for example where the baseline did not fail and there was nothing to
-cure.
+with a baseline by the 95% t-interval of the paired differences over seeds, against a margin: it is
+**shown** if the whole interval lies beyond the margin, **refuted** if all of it lies on the other
+side, and **unresolved** if the interval holds the margin. It is **no test** where a precondition
+failed, for example where the baseline did not fail and there was nothing to cure.
+
+The results committed so far were measured by an earlier version of the programs, and their margins
+were set when the numbers were known; the next measurement of each paper replaces them.
 """
 
 

@@ -24,13 +24,13 @@ class PriorTrainer:
     prior_fn: `key -> PriorBatch`, as many data sets as share a key.
     loss_fn: `(outputs, targets) -> [b, T]`.
     num_steps: updates.
-    batch_size: data sets an update.
+    batch_size: data sets per update.
     learning_rate: peak of the schedule.
     warmup_fraction: share of the updates that the learning rate rises.
     min_context: smallest context size.
     max_context: context sizes are drawn below it; None for the number of points.
     scheme: how context sizes are drawn.
-    accumulate: micro-batches an update.
+    accumulate: micro-batches per update.
     steps_per_call: updates in one compiled program.
     save_every: updates between checkpoints.
     mesh: the devices.

@@ -102,7 +102,7 @@ def train(
     optimizer: the gradient transformation.
     batch: pytree of arrays `[n, ...]`, a `Split` or another tuple; rows are shuffled every epoch.
     num_steps: number of updates.
-    batch_size: rows an update, at most n.
+    batch_size: rows per update, at most n.
     start: where to begin; None initialises.
     schedule: pytree of arrays `[num_steps, ...]`; with one the loss sees (rows of `batch`, the
       step's entries, repeated for every row).

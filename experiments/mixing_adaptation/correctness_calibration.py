@@ -50,11 +50,11 @@ class Config:
   conv_widths: tuple[int, ...] = (32, 64, 64)  # Channels of the CNN's blocks.
   dense_widths: tuple[int, ...] = (256, 256)  # Widths of the MLP's blocks.
   learning_rate: float = 2e-3  # Peak of the networks' schedule (AdamW, cosine).
-  batch_size: int = 100  # Rows an update of the networks.
+  batch_size: int = 100  # Rows per update of the networks.
   num_steps: int = 2000  # Updates of the networks.
   top_k: int = 4  # Classes that the cues follow.
   calibrator_rate: float = 1e-3  # Learning rate of the calibrators.
-  calibrator_batch: int = 1000  # Rows an update of the calibrators.
+  calibrator_batch: int = 1000  # Rows per update of the calibrators.
   calibrator_steps: int = 2000  # Updates of the calibrators.
   num_bins: int = 25  # Of the calibration error.
 

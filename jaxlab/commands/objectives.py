@@ -100,7 +100,7 @@ def build_loss(
 
   Returns:
     `loss_fn(trained, frozen, batch, key)` for batches of `examples.Batches`. "sft" gives one
-    value a token, all others one a row, with rewards where there is something to compare.
+    value per token, all others one per row, with rewards where there is something to compare.
   """
 
   def loss_fn(trained, frozen, batch, key):

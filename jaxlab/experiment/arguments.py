@@ -37,7 +37,7 @@ FRAME_FLAGS = {
   "mesh": (str, "Devices by axis; one size may be -1; default data:-1,model:1."),
   "host_devices": (
     int,
-    "CPU devices to make; default: as the mesh says, else one a core, 4 at most.",
+    "CPU devices to make; default: as the mesh says, else one per core, 4 at most.",
   ),
   "compilation_cache": (str, "Directory of compiled programs; empty: none."),
   "data_dir": (str, "Where data sets are prepared; default $JAXLAB_DATA_DIR or ~/.cache/jaxlab."),

@@ -32,7 +32,7 @@ class Config:
   decoder: tuple[int, ...] = (96, 3)  # Width and blocks of the decoder of products.
   num_heads: int = 4  # Attention heads of decoders.
   learning_rate: float = 1e-3  # AdamW with a cosine to 0.
-  batch_size: int = 128  # Texts an update.
+  batch_size: int = 128  # Texts per update.
   num_digits: int = 2  # Digits of the factors of a product.
   num_train: int = 3000  # Products to learn from.
   num_test: int = 512  # Others to choose epoch and temperature on, and as many to test on.

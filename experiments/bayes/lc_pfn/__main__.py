@@ -29,7 +29,7 @@ class Config:
   num_layers: int = 3  # Encoder layers.
   dropout: float = 0.0  # Dropout of the network.
   num_bars: int = 200  # Bars of the predictive distribution.
-  batch_size: int = 64  # Curves an update.
+  batch_size: int = 64  # Curves per update.
   learning_rate: float = 1e-3  # Peak of the schedule.
   num_steps: int = 8000  # Updates.
   num_test: int = 200  # Fresh curves of the prior.

@@ -33,8 +33,8 @@ class Config:
   embed_dim: int = 64  # Width of the networks.
   num_layers: int = 3  # Encoder layers.
   num_bars: int = 100  # Bars of the predictive distribution.
-  batch_size: int = 64  # Data sets an update.
-  accumulate: int = 1  # Micro-batches an update.
+  batch_size: int = 64  # Data sets per update.
+  accumulate: int = 1  # Micro-batches per update.
   learning_rate: float = 1e-3  # Peak of the schedule.
   warmup_fraction: float = 0.1  # Share of the steps that the learning rate rises.
   num_points: int = 40  # Points of a data set of the GP priors.

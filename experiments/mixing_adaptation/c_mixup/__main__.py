@@ -44,7 +44,7 @@ class Config:
   image_sizes: tuple[int, ...] = (300, 200, 1000)  # Training, validation, test images.
   image_widths: tuple[int, ...] = (16, 32, 32)  # Channels of the convolutions.
   image_steps: int = 600  # Updates on images.
-  image_batch_size: int = 32  # Images an update.
+  image_batch_size: int = 32  # Images per update.
   image_learning_rate: float = 2e-3  # Adam on images.
   image_bandwidths: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)  # Searched on images, alpha 2.
   eval_every: int = 60  # Updates between evaluations on images.

@@ -14,7 +14,7 @@ from experiments.mixing_adaptation.c_mixup.mixing import MAIN, PLAIN, Setting, T
 from jaxlab import data, metrics, models, samplers
 from jaxlab.experiment import Context, Results
 
-BATCH_SIZE = 16  # Rows an update.
+BATCH_SIZE = 16  # Rows per update.
 
 
 def table_settings(config, learning_rate: float) -> dict[str, list[Setting]]:

@@ -43,7 +43,7 @@ class Config:
   eta: float = 0.1  # Weight of the decoupled terms.
   other_etas: tuple[float, ...] = (0.01, 0.5, 1.0)  # More weights, with mixup only.
   num_steps: tuple[int, ...] = (1500, 750)  # Updates on each.
-  batch_size: int = 100  # Rows an update.
+  batch_size: int = 100  # Rows per update.
   learning_rate: float = 0.1  # Of SGD with momentum .9, falling to 0 as a cosine.
   weight_decay: float = 1e-4  # On all parameters.
   eval_every: int = 50  # Updates between snapshots; the median of the last ten is reported.
@@ -51,7 +51,7 @@ class Config:
   num_pairs: int = 2000  # Mixed pairs of test examples.
   num_labeled: int = 100  # Labeled signals of the semi-supervised panel; 0 leaves it out.
   num_unlabeled: int = 4000  # Signals without labels there.
-  semi_batch: int = 64  # Labeled rows an update there, and as many unlabeled ones.
+  semi_batch: int = 64  # Labeled rows per update there, and as many unlabeled ones.
   semi_steps: int = 1500  # Updates there.
   semi_learning_rate: float = 0.03  # Learning rate there.
 

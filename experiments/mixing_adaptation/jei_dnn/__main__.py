@@ -36,7 +36,7 @@ class Config:
   sizes: tuple[int, int, int] = (8000, 2000, 4000)  # Rows of training, validation and test.
   num_blocks: int = 6  # Blocks, with an exit after each.
   width: int = 48  # Channels of a block.
-  batch_size: int = 100  # Rows an update.
+  batch_size: int = 100  # Rows per update.
   backbone_steps: int = 600  # Updates of the backbone.
   backbone_learning_rate: float = 3e-3  # Its peak; cosine to 0.
   warmup_steps: int = 1000  # Updates of all classifiers before the gates.

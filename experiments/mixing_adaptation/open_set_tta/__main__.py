@@ -48,7 +48,7 @@ class Config:
   num_train: int = 5000  # Training rows of known classes.
   num_test: int = 500  # Known test rows, and as many unknown ones, under each corruption.
   train_steps: int = 2000  # Updates of the source model.
-  train_batch: int = 100  # Rows an update.
+  train_batch: int = 100  # Rows per update.
   train_learning_rate: float = 2e-3  # Of AdamW, falling to 0 as a cosine.
   label_smoothing: float = 0.1  # Of the source model; the rows that learn must not be saturated.
   kinds: tuple[str, ...] = (  # Corruptions of a round, in order.

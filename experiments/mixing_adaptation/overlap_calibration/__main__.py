@@ -46,7 +46,7 @@ class Config:
   mixed: tuple[int, ...] = (2, 4)  # Points that mixup mixes.
   network: Literal["mlp", "conv"] = "mlp"  # Dense blocks, or 3 x 3 convolutions that halve images.
   widths: tuple[int, ...] = (256, 256)  # Widths of the blocks.
-  batch_size: int = 250  # Rows an update.
+  batch_size: int = 250  # Rows per update.
   max_steps: int = 4000  # Most updates.
   fitted: float = 0.995  # Training accuracy of ERM that ends its training, and that of the others.
   eval_every: int = 25  # Updates between looks at that accuracy, and at the held-out loss.

@@ -36,7 +36,7 @@ class Config:
   novel_classes: tuple[int, ...] = (8, 9, 10, 11)  # Families of the tasks.
   num_train: int = 4000  # Scenes of the base training.
   widths: tuple[int, ...] = (32, 64, 64)  # Channels of the layers.
-  batch_size: int = 16  # Scenes an update.
+  batch_size: int = 16  # Scenes per update.
   num_steps: int = 1500  # Updates of the base training.
   learning_rate: float = 3e-3  # Its peak; cosine to 0.
   label_smoothing: float = 0.0  # Of the base training.
