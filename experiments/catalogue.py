@@ -3,7 +3,8 @@
 python -m experiments.catalogue --write         writes the pages made from it and from results/
 python -m experiments.catalogue --check         exit status 1 if one of them is stale
 python -m experiments.catalogue --quote=WORKDIR makes a finished laptop run the quoted one: its
-                                                numbers and figure go to results/ and figures/
+                                                numbers and figure go to results/ and figures/;
+                                                the numbers of a pilot go to selections/
 """
 
 import argparse
@@ -35,6 +36,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAPERS = ROOT / "experiments" / "papers.toml"
 RESULTS = ROOT / "experiments" / "results"
 FIGURES = ROOT / "experiments" / "figures"
+SELECTIONS = ROOT / "experiments" / "selections"
 
 _MOST_BYTES = 80_000
 
@@ -172,6 +174,8 @@ def tally(claims: Sequence[experiment.Claim]) -> str:
 def quote(workdir: pathlib.Path) -> str:
   """Makes a finished laptop run the one that tables and pages quote.
 
+  A pilot is the record of how the settings of a configuration were chosen; any preset may be one.
+
   Args:
     workdir: the run's directory.
 
@@ -179,13 +183,19 @@ def quote(workdir: pathlib.Path) -> str:
     The paper's slug.
 
   Raises:
-    ValueError: if the run is unfinished, was interrupted, is of another preset or configuration, or
-      its claims break the rules.
+    ValueError: if the run is unfinished or was interrupted; if a run that is no pilot is of another
+      preset or configuration, or its claims break the rules.
   """
   if not (workdir / "results.json").exists():
     raise ValueError(f"{workdir} holds no results.json: the run is not finished.")
   stored = load_json(workdir / "results.json")
   paper = find_paper(load_papers(), stored["slug"])
+  if stored["wall_seconds"] is None:
+    raise ValueError(f"{workdir} is not from one unbroken run; start it anew with --overwrite.")
+  if stored["pilot"]:
+    SELECTIONS.mkdir(exist_ok=True)
+    shutil.copyfile(workdir / "results.json", SELECTIONS / f"{paper.slug}.json")
+    return paper.slug
   module = load_experiment(paper)
   config = encode_json(dataclasses.asdict(module.PRESETS["laptop"]))
   wanted = {"preset": "laptop", "seeds": default_seeds(module, "laptop"), "config": config}
@@ -193,8 +203,6 @@ def quote(workdir: pathlib.Path) -> str:
   if difference:
     name, ran, asked = difference
     raise ValueError(f"{workdir} ran with {name} = {ran!r}, the laptop preset has {asked!r}.")
-  if stored["wall_seconds"] is None:
-    raise ValueError(f"{workdir} is not from one unbroken run; start it anew with --overwrite.")
   experiment.check_claims(claims_of(stored))
   shutil.copyfile(workdir / "results.json", RESULTS / f"{paper.slug}.json")
   results = from_stored(stored["records"], load_tree(workdir / "extras.npz"))

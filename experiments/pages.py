@@ -54,7 +54,9 @@ def pages(root: pathlib.Path = catalogue.ROOT) -> dict[pathlib.Path, str]:
   texts = {root / "docs" / "papers.md": _index(papers, stored)}
   for slug, paper in papers.items():
     has_figure = (root / "experiments" / "figures" / f"{slug}.png").exists()
-    texts[root / "docs" / "papers" / f"{slug}.md"] = _page(paper, stored[slug], has_figure)
+    selection = catalogue.measured(slug, root / "experiments" / "selections")
+    page = _page(paper, stored[slug], has_figure, selection)
+    texts[root / "docs" / "papers" / f"{slug}.md"] = page
   readme = root / "README.md"
   first = [paper for paper in papers.values() if stored[paper.slug]][:_IN_README]
   texts[readme] = _between_markers(readme, _table(first, stored, "docs/papers"))
@@ -119,13 +121,21 @@ def _table(papers: list[Paper], stored: Mapping[str, Any], folder: str) -> str:
   return "\n".join(rows) + "\n"
 
 
-def _page(paper: Paper, stored: Mapping[str, Any] | None, has_figure: bool) -> str:
+def _page(
+  paper: Paper,
+  stored: Mapping[str, Any] | None,
+  has_figure: bool,
+  selection: Mapping[str, Any] | None,
+) -> str:
   lines = [f"# {paper.title}", "", _MADE, "", f"[{paper.venue}]({paper.link}) · {paper.family}", ""]
   lines += [f"> {paper.claim}", "", paper.idea, "", "$$", paper.equation.strip(), "$$", ""]
   lines += ["```python", paper.snippet.strip(), "```", "", "## Run", ""]
   command = stored["command"] if stored else f"python -m {paper.experiment}"
   lines += ["```", command, "```", ""]
   lines += [f"- `--preset={preset}`: {cost}" for preset, cost in paper.cost.items()]
+  if selection:
+    lines += ["", "Settings were chosen beforehand, on other seeds, by", ""]
+    lines += ["```", selection["command"], "```"]
   lines += ["", "## Measured", ""]
   lines += _measured(stored) if stored else ["Nothing was measured yet.", ""]
   if has_figure:

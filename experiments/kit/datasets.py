@@ -1,6 +1,7 @@
 """One description per data set: shapes, classes, and splits that every seed draws anew."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -124,17 +125,17 @@ def raw_images(name: str, part: str, *, limit: int | None = None) -> Split:
   return Split(arrays["image"].astype(np.float32) / 255.0, arrays["label"].astype(np.int32))
 
 
-def stack_seeds(draw, num_seeds: int):
+def stack_seeds(draw: Callable[[int], Any], seeds: Iterable[int]) -> Any:
   """Draws of every seed, stacked: what `over_seeds` takes as `arguments`.
 
   Args:
     draw: `seed -> pytree of arrays`, all of the same shapes.
-    num_seeds: number of seeds.
+    seeds: numbers of the seeds, such as `context.seed_numbers`.
 
   Returns:
     The pytree with a leading axis of seeds.
   """
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *map(draw, range(num_seeds)))
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *map(draw, seeds))
 
 
 def _shuffled(split: Split, seed: int) -> Split:

@@ -115,12 +115,12 @@ class PriorTrainer:
   def train(self, context: Context, name: str) -> list[chex.ArrayTree]:
     """Trains every seed as a stage `name/seed...`; returns the parameters of each."""
     params = []
-    for seed in range(context.seeds):
+    for seed, number in enumerate(context.seed_numbers):
       result = context.fit(
         f"{name}/seed{seed}",
         self.init(context.seed_key(seed)),
         self.update,
-        self.batches(seed),
+        self.batches(number),
         num_steps=self.num_steps,
         steps_per_call=self.steps_per_call,
         save_every=self.save_every,

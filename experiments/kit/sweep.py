@@ -47,7 +47,7 @@ def sweep(
   budgets = {method: len(settings) for method, settings in methods.items()}
   if len(set(budgets.values())) != 1:
     raise ValueError(f"methods must have equally many settings, got {budgets}.")
-  splits = stack_seeds(draw, context.seeds)
+  splits = stack_seeds(draw, context.seed_numbers)
   chosen = {}
   for method, settings in methods.items():
     name = stage + "/" + re.sub(r"[^\w=+,. -]", "", method)

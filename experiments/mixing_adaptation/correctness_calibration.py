@@ -207,7 +207,7 @@ def evaluate(config: Config, module, fitted: dict[str, Any], split: Split) -> di
 def run(config: Config, context: Context) -> Results:
   """Fits on all seeds of each network, then evaluates every calibrator on every set."""
   results = Results()
-  *fitting, test = datasets.stack_seeds(partial(load, config), context.seeds)
+  *fitting, test = datasets.stack_seeds(partial(load, config), context.seed_numbers)
   for name in config.networks:
     fitted = context.cached(
       f"{name}/fit",
@@ -242,9 +242,9 @@ def evaluate_all(config: Config, context: Context, name: str, fitted, test: Spli
   def of_seed(seed):
     fitted_here, clean = jax.tree.map(lambda leaf: leaf[seed], (fitted, test))
     sets = [clean, *corrupted(config, clean, jax.random.fold_in(context.seed_key(seed), 1))]
-    return datasets.stack_seeds(lambda i: program(fitted_here, sets[i]), len(sets))
+    return datasets.stack_seeds(lambda i: program(fitted_here, sets[i]), range(len(sets)))
 
-  return datasets.stack_seeds(of_seed, context.seeds)
+  return datasets.stack_seeds(of_seed, context.seed_numbers)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:

@@ -105,7 +105,7 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   dataset = datasets.describe(config.dataset)
   splits = datasets.stack_seeds(
-    lambda seed: dataset.splits(config.num_train, config.num_test, seed=seed), context.seeds
+    lambda seed: dataset.splits(config.num_train, config.num_test, seed=seed), context.seed_numbers
   )
   for method, recipe in recipes(config).items():
     evaluate = functools.partial(train_network, config, dataset, recipe)

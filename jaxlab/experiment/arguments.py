@@ -31,6 +31,7 @@ FRAME_FLAGS = {
     "Where everything is written; default runs/<slug>/<preset> and what differs from it.",
   ),
   "seeds": (int, "Number of seeds; default 1 for smoke, else as the experiment says, or 5."),
+  "pilot": (bool, "Draw other seeds than a measured run: for choosing settings beforehand."),
   "overwrite": (bool, "Remove what an earlier run left in the workdir and start anew."),
   "dry_run": (bool, "Compile one step from shapes, print its cost, run nothing."),
   "multihost": (bool, "One of several processes: JAX_COORDINATOR_ADDRESS and so on, or a cluster."),
@@ -57,6 +58,7 @@ class Arguments(NamedTuple):
     config: the preset with the flags that were given.
     workdir: the directory of the run.
     seeds: number of seeds.
+    pilot: whether the seeds are others than those of a measured run.
     mesh: axis -> number of devices.
     host_devices: CPU devices to make, or None for as many as the mesh or the cores ask for.
     compilation_cache: directory of compiled programs, "" for none, None for the default.
@@ -72,6 +74,7 @@ class Arguments(NamedTuple):
   config: Any
   workdir: pathlib.Path
   seeds: int
+  pilot: bool
   mesh: dict[str, int]
   host_devices: int | None
   compilation_cache: str | None
@@ -151,6 +154,7 @@ def read_arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[
   usual_seeds = default_seeds(module, preset)
   seeds = given["seeds"] or usual_seeds
   changed = _changes(base, config) | ({} if seeds == usual_seeds else {"seeds": seeds})
+  changed |= {"pilot": True} if given["pilot"] else {}
   default_workdir = f"runs/{slug_of(module)}/{_name_of_run(preset, changed)}"
   program = _program(module)
   places = [argument for argument in argv[1:] if _flag_name(argument) not in _PLACES]
@@ -161,6 +165,7 @@ def read_arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[
     config=config,
     workdir=pathlib.Path(given["workdir"] or default_workdir),
     seeds=seeds,
+    pilot=bool(given["pilot"]),
     mesh=_mesh_axes(given["mesh"] or _DEFAULT_MESH),
     host_devices=given["host_devices"],
     compilation_cache=given["compilation_cache"],

@@ -37,6 +37,7 @@ class Context:
     workdir: directory of the run; several hosts must see the same one.
     key: random key of the run.
     seeds: number of seeds.
+    first_seed: number of the first of them; a pilot has others than a measured run.
     writers: each makes a metric writer for the training stage of a name.
     mesh: the devices; by default all of them, on the axis `data`.
   """
@@ -44,9 +45,15 @@ class Context:
   workdir: pathlib.Path
   key: chex.PRNGKey
   seeds: int = 1
+  first_seed: int = 0
   writers: Sequence[Callable[[str], Writer]] = ()
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=lambda: make_mesh({"data": -1}))
   _taken: set[tuple[str, str]] = dataclasses.field(default_factory=set, init=False, repr=False)
+
+  @property
+  def seed_numbers(self) -> range:
+    """The numbers of the seeds, by which data and splits are drawn."""
+    return range(self.first_seed, self.first_seed + self.seeds)
 
   def seed_key(self, seed: int) -> chex.PRNGKey:
     """The key of one seed, the one that `over_seeds(context.key, ..., num_seeds=seeds)` gives it.

@@ -59,6 +59,8 @@ from jaxlab.experiment.records import Results
 from jaxlab.training.loop import Interrupted, NonFiniteLossError
 from jaxlab.training.writers import TensorBoardWriter, Writer
 
+_FIRST_PILOT_SEED = 1000  # No measured run has that many seeds.
+
 
 class About(NamedTuple):
   """What `--help` and the report say of an experiment.
@@ -136,10 +138,13 @@ def _run(
     "slug": slug_of(module),
     "preset": arguments.preset,
     "seeds": arguments.seeds,
+    "pilot": arguments.pilot,
     "config": dataclasses.asdict(arguments.config),
   }
   resumed = writes and workdir.begin(directory, asked, overwrite=arguments.overwrite)
   title = f"{about.title}, preset {arguments.preset}, {arguments.seeds} seeds"
+  title += " of a pilot" if arguments.pilot else ""
+  first_seed = _FIRST_PILOT_SEED if arguments.pilot else 0
   if agreed((directory / "results.json").exists()):
     if writes:
       _show(module, title, directory)
@@ -148,8 +153,9 @@ def _run(
     with stop_signals():
       context = Context(
         workdir=directory,
-        key=jax.random.key(0),
+        key=jax.random.key(first_seed),
         seeds=arguments.seeds,
+        first_seed=first_seed,
         writers=_writers(directory),
         mesh=mesh,
       )

@@ -182,6 +182,18 @@ def test_one_seed_decides_nothing_and_wall_seconds_are_whole_runs_only(tmp_path,
   assert (claim["verdict"], claim["interval"]) == ("unresolved", ["-inf", "inf"])
 
 
+def test_a_pilot_has_other_seeds(tmp_path):
+  drawn = []
+  for arguments in ([], ["--pilot"]):
+    directory = tmp_path / f"run{len(drawn)}"
+    assert run(directory, "--steps=2", *arguments) == 0
+    drawn.append(workdir.load_tree(directory / "extras.npz")["losses"])
+  assert not np.array_equal(*drawn)
+  assert stored(directory)["pilot"] and "--pilot" in stored(directory)["command"]
+  context = experiment.Context(tmp_path, jax.random.key(0), seeds=2, first_seed=1000)
+  assert [*context.seed_numbers] == [1000, 1001]
+
+
 def test_seeds_must_all_be_there(tmp_path, monkeypatch):
   def two_seeds():
     results = experiment.Results()

@@ -93,12 +93,12 @@ def build(config, mesh):
 def run(config, context):
   init, update = build(config, context.mesh)
   losses, scores = [], []
-  for seed in range(context.seeds):
+  for seed, number in enumerate(context.seed_numbers):
     result = context.fit(
       f"line/seed{seed}",
       init(context.seed_key(seed)),
       update,
-      Batches(seed, config),
+      Batches(number, config),
       num_steps=config.steps,
       log_every=2,
     )

@@ -131,7 +131,10 @@ def test_a_page_has_claims_preconditions_and_deviations(root):
   assert "figures/tiny.png" not in page
   (root / "experiments" / "figures").mkdir()
   (root / "experiments" / "figures" / "tiny.png").touch()
-  assert "figures/tiny.png" in pages.pages(root)[root / "docs" / "papers" / "tiny.md"]
+  (root / "experiments" / "selections").mkdir()
+  write_result(root / "experiments" / "selections", command="python -m tiny --pilot")
+  page = pages.pages(root)[root / "docs" / "papers" / "tiny.md"]
+  assert "figures/tiny.png" in page and "chosen beforehand" in page and "tiny --pilot" in page
 
 
 def test_write_and_check(root, capsys):
@@ -181,9 +184,9 @@ def test_foreign_results_are_refused(root):
 @pytest.fixture
 def quoted(tmp_path, monkeypatch):
   """A catalogue of the tiny paper, and a finished laptop run of it."""
-  for name, path in (("RESULTS", "results"), ("FIGURES", "figures")):
-    (tmp_path / path).mkdir()
-    monkeypatch.setattr(catalogue, name, tmp_path / path)
+  for name in ("results", "figures", "selections"):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(catalogue, name.upper(), tmp_path / name)
   (tmp_path / "papers.toml").write_text(TINY)
   monkeypatch.setattr(catalogue.load_papers, "__defaults__", (tmp_path / "papers.toml",))
   from tests.experiment import tiny_experiment
@@ -204,6 +207,15 @@ def test_a_finished_run_is_quoted_with_its_figure(quoted, tmp_path):
   workdir.save_json(directory / "results.json", stored | {"wall_seconds": None})
   with pytest.raises(ValueError, match="not from one unbroken run"):
     catalogue.quote(directory)
+
+
+def test_a_pilot_is_kept_as_the_record_of_a_selection(quoted, tmp_path):
+  directory = tmp_path / "pilot"
+  quoted("--preset=smoke", "--rate=0.2", "--pilot", f"--workdir={directory}")
+  assert catalogue.quote(directory) == "tiny"
+  stored = workdir.load_json(tmp_path / "selections" / "tiny.json")
+  assert stored["pilot"] and "--pilot" in stored["command"]
+  assert not list((tmp_path / "results").iterdir())
 
 
 def test_what_is_no_laptop_run_is_not_quoted(quoted, tmp_path, capsys):

@@ -44,7 +44,7 @@ def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:
     inputs, targets, _ = data.load_regression_table(name)
 
   def task(seed):
-    order = np.random.default_rng(seeds[seed]).permutation(len(targets))[:max_rows]
+    order = np.random.default_rng(seed).permutation(len(targets))[:max_rows]
     train_rows, *_ = parts = np.split(order, [int(0.7 * len(order)), int(0.8 * len(order))])
     center, spread = inputs[train_rows].mean(0), inputs[train_rows].std(0)
     mean, scale = targets[train_rows].mean(), targets[train_rows].std()
@@ -52,7 +52,7 @@ def load_tasks(name: str, seeds: range, *, max_rows: int) -> Task:
     parts = [Split((inputs[r] - center) / spread, (targets[r, None] - mean) / scale) for r in parts]
     return jax.tree.map(np.float32, Task(*parts, mean, scale))
 
-  return stack_seeds(task, len(seeds))
+  return stack_seeds(task, seeds)
 
 
 def train_mlp(key, task: Task, setting: Setting, *, config, layer: int) -> dict:

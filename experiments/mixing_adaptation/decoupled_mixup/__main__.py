@@ -98,7 +98,7 @@ def run(config: Config, context: Context) -> Results:
     dataset = datasets.describe(name)
     splits = datasets.stack_seeds(
       lambda seed: splits_and_pairs(config, dataset.splits(num_train, num_test, seed=seed)),  # noqa: B023
-      context.seeds,
+      context.seed_numbers,
     )
     for policy in policies(config, dataset):
       evaluate = functools.partial(_evaluate, config, dataset, policy, num_steps)

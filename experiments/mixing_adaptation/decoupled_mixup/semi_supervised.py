@@ -21,7 +21,9 @@ def semi_supervised(config, context: experiment.Context) -> dict[str, dict]:
   dataset = datasets.describe("mnist1d")
   module = network(config, dataset)
   sizes = config.num_labeled, config.num_unlabeled, config.num_test[0]
-  splits = datasets.stack_seeds(lambda seed: dataset.splits(*sizes, seed=seed), context.seeds)
+  splits = datasets.stack_seeds(
+    lambda seed: dataset.splits(*sizes, seed=seed), context.seed_numbers
+  )
 
   def evaluate(key, splits, setting):
     labeled, unlabeled, test = splits

@@ -109,7 +109,7 @@ def run(config: Config, context: Context) -> Results:
 
   for i, scenario in enumerate(SCENARIOS):
     draw = functools.partial(domains.make_domains, config, scenario)
-    source, targets = datasets.stack_seeds(draw, context.seeds)
+    source, targets = datasets.stack_seeds(draw, context.seed_numbers)
     module = domains.network(config, scenario)
     keys = (jax.random.fold_in(jax.random.fold_in(context.key, i), j) for j in range(3))
     source_key, adapt_key, tune_key = keys

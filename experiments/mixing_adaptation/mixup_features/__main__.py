@@ -109,7 +109,8 @@ def run(config: Config, context: Context) -> Results:
       results.add({method: course}, **where, step=row * config.log_every)
   dataset = datasets.describe(config.dataset)
   splits = datasets.stack_seeds(
-    lambda seed: dataset.splits(config.num_train, config.num_network_test, seed=seed), context.seeds
+    lambda seed: dataset.splits(config.num_train, config.num_network_test, seed=seed),
+    context.seed_numbers,
   )
   evaluate = functools.partial(train_network, config, dataset)
   methods, wheres, settings = zip(*mixings(config))

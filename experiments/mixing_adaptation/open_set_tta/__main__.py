@@ -92,7 +92,7 @@ PRESETS = {
 
 def run(config: Config, context: Context) -> Results:
   """Trains a source model per seed, and lets every method meet its stream at every rate."""
-  tasks = datasets.stack_seeds(functools.partial(task.load_task, config), context.seeds)
+  tasks = datasets.stack_seeds(functools.partial(task.load_task, config), context.seed_numbers)
   train = functools.partial(task.train_source, config=config)
   sources = context.cached(
     "source",

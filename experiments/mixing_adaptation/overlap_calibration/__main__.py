@@ -152,7 +152,7 @@ def run(config: Config, context: Context) -> Results:
   results, seeds = Results(), np.arange(context.seeds)
   mixups = [(MIXUP, {"num_mixed": m}) for m in config.mixed]
   methods = [(ERM, {}), (EARLY, {}), *mixups, (TUNED, {})]
-  for where, num_classes, settings, splits, draw in problems.families(config, context.seeds):
+  for where, num_classes, settings, splits, draw in problems.families(config, context.seed_numbers):
     stage = f"{where['dataset']}/{num_classes} classes"
     measure = functools.partial(evaluate, config, num_classes, draw)
     measured = context.cached(stage, grid, context, measure, splits, settings)

@@ -28,7 +28,7 @@ class Problem(NamedTuple):
   bayes_nll: Any
 
 
-def families(config, num_seeds: int) -> Iterator[tuple]:
+def families(config, seeds: range) -> Iterator[tuple]:
   """All overlaps of all sets, those in one tuple that one program measures.
 
   Yields:
@@ -44,7 +44,7 @@ def families(config, num_seeds: int) -> Iterator[tuple]:
       continue
     dataset, pool = datasets.describe(name), num_train + num_held_out
     draw = functools.partial(dataset.splits, pool, num_test)
-    splits = datasets.stack_seeds(lambda seed, draw=draw: draw(seed=seed), num_seeds)
+    splits = datasets.stack_seeds(lambda seed, draw=draw: draw(seed=seed), seeds)
     noise = [{"noise": rate} for rate in config.noise_rates]
     draw = functools.partial(noisy, num_train, dataset.num_classes)
     yield {"dataset": name}, dataset.num_classes, noise, splits, draw

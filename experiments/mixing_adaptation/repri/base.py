@@ -96,12 +96,12 @@ def train_on_coco(config, context: Context) -> dict:
   """Trains every seed's network on batches from disk."""
   update = training.build_update(base_loss(config), optimizer(config), mesh=context.mesh)
   trained = []
-  for seed in range(context.seeds):
+  for seed, number in enumerate(context.seed_numbers):
     key = context.seed_key(seed)
     start = dict(network(config).init(key, jnp.zeros((1, config.size, config.size, 3))))
     params = start.pop("params")
     state = training.init_state(key, params, optimizer(config), model_state=start)
-    batches, steps = coco_batches(config, seed=seed), config.num_steps
+    batches, steps = coco_batches(config, seed=number), config.num_steps
     state = context.fit(f"base/seed{seed}", state, update, batches, num_steps=steps).state
     trained.append({"params": state.params, **state.model_state})
   return {"variables": jax.tree.map(lambda *leaves: np.stack(leaves), *trained)}

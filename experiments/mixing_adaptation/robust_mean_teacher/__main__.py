@@ -88,7 +88,7 @@ PRESETS = {
 
 def run(config: Config, context: Context) -> Results:
   """Trains the sources and lets every method meet the same streams."""
-  splits = datasets.stack_seeds(functools.partial(streams.load, config), context.seeds)
+  splits = datasets.stack_seeds(functools.partial(streams.load, config), context.seed_numbers)
   train = functools.partial(methods.train_source, config=config)
   options = {"num_seeds": context.seeds, "arguments": splits, "mesh": context.mesh}
   sources = context.cached("source", training.over_seeds, context.key, train, **options)
@@ -97,7 +97,7 @@ def run(config: Config, context: Context) -> Results:
     test = jax.tree.map(lambda array: array[seed], splits[1])
     return streams.make_streams(jax.random.fold_in(context.seed_key(seed), 1), config, test)
 
-  data = sources, splits[0], datasets.stack_seeds(draw, context.seeds)
+  data = sources, splits[0], datasets.stack_seeds(draw, context.seed_numbers)
   results = Results()
   results.add({SOURCE: {CLEAN_ERROR: 100 * sources["clean error"]}})
   for adapter, variants in methods.METHODS.items():

@@ -77,12 +77,12 @@ def pretrain(config, context: Context):
   init = jax.jit(init)
   shape = per_call, config.pretraining_batch
   params = []
-  for seed in range(context.seeds):
+  for seed, number in enumerate(context.seed_numbers):
     result = context.fit(
       f"pretraining/seed{seed}",
       init(context.seed_key(seed)),
       update,
-      data.SeededBatches(lambda rng: {"key": data.draw_key_data(rng, shape)}, seed=seed),
+      data.SeededBatches(lambda rng: {"key": data.draw_key_data(rng, shape)}, seed=number),
       num_steps=config.pretraining_steps,
       steps_per_call=per_call,
     )

@@ -65,6 +65,6 @@ def test_unknown_names_and_missing_data_are_named(tmp_path, monkeypatch):
 
 
 def test_seeds_are_stacked():
-  stacked = datasets.stack_seeds(lambda seed: {"x": np.full(2, seed), "y": (seed,)}, 3)
-  np.testing.assert_array_equal(stacked["x"], [[0, 0], [1, 1], [2, 2]])
-  np.testing.assert_array_equal(stacked["y"][0], [0, 1, 2])
+  stacked = datasets.stack_seeds(lambda seed: {"x": np.full(2, seed), "y": (seed,)}, range(5, 8))
+  np.testing.assert_array_equal(stacked["x"], [[5, 5], [6, 6], [7, 7]])
+  np.testing.assert_array_equal(stacked["y"][0], [5, 6, 7])
