@@ -65,8 +65,8 @@ def start(*, divides: int) -> jax.sharding.Mesh:
     A mesh with the axis `data`.
   """
   devices = max(n for n in range(1, num_cores() + 1) if divides % n == 0)
-  # More threads than devices, else LAPACK calls in a sharded program would deadlock.
-  os.environ["NPROC"] = str(max(2 * num_cores(), int(os.environ.get("NPROC", 0))))
+  # With fewer threads LAPACK calls wait for each other for ever; the experiment binary has as many.
+  os.environ["NPROC"] = str(max(16, 2 * num_cores(), int(os.environ.get("NPROC", 0))))
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
   return training.make_mesh({"data": devices})

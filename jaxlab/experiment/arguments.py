@@ -21,6 +21,7 @@ from jaxlab.training.mesh import initialize_multihost, make_mesh
 _DEFAULT_MESH = "data:-1,model:1"
 _DEFAULT_SEEDS = 5
 _LONGEST_NAME = 120
+_FEWEST_THREADS = 16
 # A program that is not run need not be fast; its memory figures stay the same.
 _FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -253,6 +254,9 @@ def start_jax(arguments: Arguments) -> None:
     # A power of two up to four, by which the batches of the laptop presets divide.
     spread = 1 << min(cores.bit_length() - 1, 2)
     wanted = spread if -1 in sizes or arguments.multihost else math.prod(sizes)
+  # LAPACK calls that XLA runs side by side, of several devices or of one program, wait for each
+  # other for ever when they hold all threads of its pool. NPROC is its size, read once.
+  os.environ["NPROC"] = str(max(_FEWEST_THREADS, 2 * cores, int(os.environ.get("NPROC", 0))))
   if wanted is not None:
     try:
       jax.config.update("jax_num_cpu_devices", wanted)
@@ -260,11 +264,6 @@ def start_jax(arguments: Arguments) -> None:
       # A process that has used JAX keeps the devices it has.
       if arguments.host_devices is not None:
         raise UsageError(f"--host_devices={wanted} comes too late: JAX has started.") from error
-    else:
-      # With no more threads in XLA's pool than devices, LAPACK calls in a sharded program wait for
-      # each other for ever.
-      threads = max(2 * cores, 2 * wanted, int(os.environ.get("NPROC", 0)))
-      os.environ["NPROC"] = str(threads)
   cache = arguments.compilation_cache
   if cache is None and jax.config.jax_compilation_cache_dir is None:
     cache = str(pathlib.Path("~/.cache/jaxlab/xla").expanduser())

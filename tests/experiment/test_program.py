@@ -259,6 +259,31 @@ def test_without_tensorboard_a_note(tmp_path, capsys, monkeypatch):
   assert not (tmp_path / "tensorboard").exists()
 
 
+# Factorizations that no data order: with few threads they wait for each other for ever.
+LAPACK = """
+from jaxlab.experiment import arguments
+from tests.experiment import tiny_experiment as tiny
+values = arguments.define_flags(tiny)
+values(["tiny"])
+arguments.start_jax(arguments.read_arguments(tiny, values, ["tiny"]))
+import jax, jax.numpy as jnp
+
+@jax.jit
+def solve(x):
+  factors = [jnp.linalg.cholesky(x * scale) for scale in range(1, 7)]
+  return [jax.scipy.linalg.solve_triangular(f, x[..., :1], lower=True) for f in factors]
+
+for _ in range(30):
+  jax.block_until_ready(solve(jnp.broadcast_to(jnp.eye(24), (2000, 24, 24))))
+"""
+
+
+@pytest.mark.processes
+def test_lapack_calls_side_by_side_do_not_hang():
+  environment = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"PYTHONPATH": str(ROOT)}
+  subprocess.run([sys.executable, "-c", LAPACK], env=environment, check=True, timeout=90)
+
+
 def wait_for(condition, process, seconds=90):
   end = time.monotonic() + seconds
   while not condition():
