@@ -2,84 +2,96 @@
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from scipy.special import entr
 
 from experiments.kit import datasets
 from experiments.kit.datasets import Split
-from jaxlab import data
+from jaxlab import data, models
 
-# Of the Gaussians: training rows of each, further dimensions, distance of their means from 0.
-_ROWS_PER_CLASS, _EXTRA_DIMS, _SEPARATION = 100, 5, 2.0
-
-
-class Problem(NamedTuple):
-  """Examples of one law, the test labels before any noise, and the loss of the law's posterior."""
-
-  train: Split
-  held_out: Split
-  test: Split
-  clean_labels: Any  # None where there is no noise.
-  bayes_nll: Any
+GAUSSIANS = "gaussians"
+# Of the Gaussians: dimensions, distance of the means from 0 (at 8 they do not overlap), batch.
+_DIMS, _SEPARATION, _BATCH_SIZE = 105, 8.0, 100
 
 
-def families(config, seeds: range) -> Iterator[tuple]:
-  """All overlaps of all sets, those in one tuple that one program measures.
+class Task(NamedTuple):
+  """A classification problem without overlap, and how a network is trained on it.
 
-  Yields:
-    What the records say of all of them, the number of classes, what tells them apart (keyword
-    arguments of `draw`), the data of all seeds, and `draw(key, splits, **setting) -> Problem`.
+  Attributes:
+    where: what the records say of it.
+    num_classes: number of classes.
+    draw: `seed -> (training, held-out, test rows)`.
+    module: the network.
+    batch_size: rows per update.
+    num_steps: updates.
   """
-  sizes = zip(config.num_train, config.num_held_out, config.num_test, strict=True)
-  for name, (num_train, num_held_out, num_test) in zip(config.datasets, sizes, strict=True):
-    if name == "gaussians":
-      for k in config.class_counts:
-        draw = functools.partial(gaussians, k, (k * _ROWS_PER_CLASS, num_held_out, num_test))
-        yield {"dataset": name, "num_classes": k}, k, [{}], (), draw
-      continue
-    dataset, pool = datasets.describe(name), num_train + num_held_out
-    draw = functools.partial(dataset.splits, pool, num_test)
-    splits = datasets.stack_seeds(lambda seed, draw=draw: draw(seed=seed), seeds)
-    noise = [{"noise": rate} for rate in config.noise_rates]
-    draw = functools.partial(noisy, num_train, dataset.num_classes)
-    yield {"dataset": name}, dataset.num_classes, noise, splits, draw
+
+  where: dict[str, str | int]
+  num_classes: int
+  draw: Callable[[int], tuple[Split, Split, Split]]
+  module: nn.Module
+  batch_size: int
+  num_steps: int
 
 
-def noisy(num_train: int, num_classes: int, key, splits: tuple[Split, Split], *, noise) -> Problem:
-  """Shuffles the pool and flips labels by one law in all parts."""
-  pool, test = splits
-  order_key, pool_key, test_key = jax.random.split(key, 3)
-  flip = functools.partial(data.paired_label_noise, num_classes=num_classes, noise_rate=noise)
-  flipped = flip(pool_key, pool.labels)
-  order = jax.random.permutation(order_key, len(pool.labels))
-  train, held_out = (
-    Split(jnp.asarray(pool.inputs)[rows], flipped.labels[rows])
-    for rows in (order[:num_train], order[num_train:])
+def tasks(config) -> Iterator[Task]:
+  """The sets, and Gaussians in more and more classes."""
+  training = config.batch_size, config.num_steps
+  for name in config.datasets:
+    draw, k = functools.partial(load, config, name), datasets.describe(name).num_classes
+    yield Task({"dataset": name}, k, draw, network(config, k), *training)
+  training = _BATCH_SIZE, config.dense_steps
+  for k in config.class_counts:
+    where, module = {"dataset": GAUSSIANS, "classes": k}, models.MLP(k, config.dense_widths)
+    yield Task(where, k, functools.partial(gaussians, config, k), module, *training)
+
+
+def load(config, name: str, seed: int) -> tuple[Split, ...]:
+  """Rows of a set: training, held-out, test."""
+  dataset = datasets.describe(name)
+  generator = {} if dataset.is_image else {"corr_noise_scale": config.signal_noise}
+  sizes = config.num_train, config.num_held_out, config.num_test
+  return dataset.splits(*sizes, seed=seed, **generator)
+
+
+def network(config, num_classes: int) -> nn.Module:
+  """The classifier of a set."""
+  if config.network == "signals":
+    strides = (2,) * len(config.widths)
+    return models.ConvNet(num_classes, config.widths, strides=strides)
+  strides = (1,) + (2,) * (len(config.widths) - 1)
+  return models.ConvNet(num_classes, config.widths, kernel_size=(3, 3), strides=strides)
+
+
+def gaussians(config, num_classes: int, seed: int) -> tuple[Split, Split, Split]:
+  """Rows of Gaussians that are far apart: training, held-out, test."""
+  sizes = num_classes * config.rows_per_class, config.num_held_out, config.num_test
+
+  @jax.jit
+  def sample(seed):
+    key = jax.random.fold_in(jax.random.key(num_classes), seed)
+    shape = {"num_samples": sum(sizes), "num_classes": num_classes, "dim": _DIMS}
+    return data.sample_overlapping_gaussians(key, **shape, separation=_SEPARATION)
+
+  inputs, labels = (np.split(np.asarray(x), np.cumsum(sizes)[:-1]) for x in sample(seed)[:2])
+  return tuple(map(Split, inputs, labels))
+
+
+def flip(key, num_classes: int, splits: tuple[Split, ...], *, noise) -> tuple[Split, ...]:
+  """The splits with labels that turn into those of a partner class, by one law in all of them."""
+  keys = jax.random.split(key, 1 + len(splits))
+  law = functools.partial(data.paired_label_noise, num_classes=num_classes, noise_rate=noise)
+  partners = law(keys[0], splits[0].labels).partners
+  return tuple(
+    Split(jnp.asarray(inputs), law(k, labels, partners=partners).labels)
+    for k, (inputs, labels) in zip(keys[1:], splits)
   )
-  labels = flip(test_key, test.labels, partners=flipped.partners).labels
-  # If the inputs tell the clean classes apart.
-  bayes_nll = jax.scipy.special.entr(noise) + jax.scipy.special.entr(1 - noise)
-  return Problem(train, held_out, Split(test.inputs, labels), test.labels, bayes_nll)
-
-
-def gaussians(num_classes: int, num_rows, key, splits) -> Problem:
-  """Fresh samples for every part."""
-  del splits  # Drawn here.
-  sizes = {"num_samples": sum(num_rows), "num_classes": num_classes}
-  dims = num_classes + _EXTRA_DIMS
-  sample = data.sample_overlapping_gaussians(key, **sizes, dim=dims, separation=_SEPARATION)
-  ends = np.cumsum(num_rows)
-  train, held_out, test = (
-    Split(sample.inputs[end - num : end], sample.labels[end - num : end])
-    for end, num in zip(ends, num_rows)
-  )
-  true_probs = jnp.take_along_axis(sample.posterior[ends[1] :], test.labels[:, None], axis=1)
-  return Problem(train, held_out, test, None, -jnp.mean(jnp.log(true_probs)))
 
 
 def uniform_miss_nll(error: np.ndarray, num_classes: int) -> np.ndarray:
