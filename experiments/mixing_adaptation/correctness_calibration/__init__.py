@@ -1,0 +1,1 @@
+"""A temperature per sample, fitted to whether predictions are right."""
