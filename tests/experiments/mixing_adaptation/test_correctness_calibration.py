@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def test_balanced_rows_weigh_as_those_of_the_correctness_aware_loss():
 
   @jax.jit
   def both(logits, labels):
-    plain = functools.partial(losses.correctness_aware_loss, balanced=False)
+    plain = partial(losses.correctness_aware_loss, balanced=False)
     theirs = losses.correctness_aware_loss(logits, labels)
     return calibrators.balanced(plain)(logits, labels), theirs
 
