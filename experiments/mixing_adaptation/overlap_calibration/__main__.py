@@ -273,8 +273,8 @@ def figure(results: Results):
   name, rate = results.distinct("dataset")[0], max(results.distinct("noise"))
   of_set, of_gaussians = {"dataset": name}, {"dataset": problems.GAUSSIANS, "noise": rate}
   for ax, quantity, x, where, methods in (
-    (axes[0], "NLL", "noise", of_set, (ERM, early(ERM), MIXUP, CLOSED, BAYES)),
-    (axes[1], "NLL", "classes", of_gaussians, (ERM, early(ERM), MIXUP, CLOSED, BAYES)),
+    (axes[0], "NLL", "noise", of_set, (ERM, early(ERM), MIXUP, BAYES)),
+    (axes[1], "NLL", "classes", of_gaussians, (ERM, early(ERM), MIXUP, BAYES, CLOSED)),
     (axes[2], "ECE", "noise", of_set, (ERM, early(ERM), MIXUP)),
   ):
     for method in methods:
@@ -283,7 +283,7 @@ def figure(results: Results):
     ax.set(title=name, xlabel="share of flipped labels", ylabel=f"test {quantity}, nats")
   axes[1].set(title=f"Gaussians, {rate:.0%} flipped", xlabel="classes", xscale="log")
   axes[2].set_ylabel("test ECE")
-  axes[0].legend(fontsize=7, title="with a temperature")
+  axes[1].legend(fontsize=7, title="with a temperature")
   return drawing
 
 
