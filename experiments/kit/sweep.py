@@ -125,3 +125,31 @@ def choose(
     if len(set(options.tolist())) > 1:
       chosen[f"chosen/{name}"] = options[best]
   return chosen
+
+
+def choose_for_all(
+  scores: Mapping[str, np.ndarray],
+  settings: Sequence[Setting],
+  *,
+  select: str,
+  better: Literal["higher", "lower"] = "higher",
+) -> tuple[int, dict[str, np.ndarray]]:
+  """The scores of the one setting of the best mean over seeds: what a pilot freezes.
+
+  Args:
+    scores: quantity -> `[seeds, settings, ...]`, as of `grid`.
+    settings: the settings.
+    select: the quantity `[seeds, settings]` that chooses; a NaN of some seed rules a setting out.
+    better: whether a higher or a lower one is better.
+
+  Returns:
+    The number of the setting; and quantity -> `[seeds, ...]`, with a number `chosen/<name>` of
+    every hyper-parameter that differs.
+  """
+  means = {"higher": -1.0, "lower": 1.0}[better] * np.mean(scores[select], axis=0)
+  best = int(np.argmin(np.where(np.isnan(means), np.inf, means)))
+  chosen = {name: values[:, best] for name, values in scores.items()}
+  for name, value in settings[best].items():
+    if len({setting[name] for setting in settings}) > 1:
+      chosen[f"chosen/{name}"] = value
+  return best, chosen

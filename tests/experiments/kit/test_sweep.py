@@ -58,3 +58,15 @@ def test_what_diverged_is_not_chosen():
   chosen = kit.choose(scores, [{"a": 0.0}, {"a": 1.0}], select="loss", better="lower")
   np.testing.assert_array_equal(chosen["x"], [1, 2])
   np.testing.assert_array_equal(chosen["chosen/a"], [1.0, 0.0])
+
+
+def test_a_pilot_chooses_one_setting_for_all_seeds():
+  scores = {
+    "loss": np.array([[3.0, 1.0, np.nan], [0.0, 1.0, 0.0]]),
+    "x": np.arange(6).reshape(2, 3),
+  }
+  settings = [{"a": a, "b": 1.0} for a in (0.0, 1.0, 2.0)]
+  best, chosen = kit.choose_for_all(scores, settings, select="loss", better="lower")
+  assert best == 1
+  np.testing.assert_array_equal(chosen["x"], [1, 4])
+  assert chosen["chosen/a"] == 1.0 and "chosen/b" not in chosen
