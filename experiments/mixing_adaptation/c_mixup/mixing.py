@@ -1,5 +1,6 @@
-"""The methods: where each mixes pairs and whom, the training of one network, the search."""
+"""The methods: whom each mixes, what is searched over, the training of one network."""
 
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -10,15 +11,13 @@ import optax
 from flax import linen as nn
 
 from experiments.kit.datasets import Split
-from experiments.kit.sweep import choose, grid
+from experiments.kit.sweep import choose_for_all, grid
 from experiments.kit.train import classification_loss, predict, train
 from jaxlab import augment
-from jaxlab.experiment import Context
+from jaxlab.experiment import Context, Results
 
-PLAIN, MIXUP, MANIFOLD = "no mixing", "mixup", "manifold mixup"
-INPUTS, MAIN = "near inputs", "C-Mixup"
-# Where a method mixes pairs. Methods of one layer are one program: without mixing the ratio is 1.
-LAYERS = {PLAIN: 0, MIXUP: 0, MANIFOLD: 1, INPUTS: 0, MAIN: 0}
+PLAIN, MIXUP, INPUTS, MAIN = "no mixing", "mixup", "near inputs", "C-Mixup"
+ANY = "any partner, all else equal"
 
 
 class Setting(NamedTuple):
@@ -26,7 +25,6 @@ class Setting(NamedTuple):
 
   learning_rate: chex.Numeric = 1e-3
   weight_decay: chex.Numeric = 0.0
-  dropout: chex.Numeric = 0.0  # Of methods that mix inputs.
   mixes: chex.Numeric = 1.0  # 1, or 0: the ratio of all pairs is 1.
   alpha: chex.Numeric = 1.0
   bandwidth: chex.Numeric = np.inf  # Of targets.
@@ -43,6 +41,30 @@ class Task(NamedTuple):
   scale: chex.Array
 
 
+def search_space(config, learning_rates: tuple[float, ...]) -> dict[str, list[Setting]]:
+  """Equally many settings of each method; without mixing, all go to the regularization."""
+  shared = list(itertools.product(learning_rates, config.weight_decays))
+  near = list(itertools.product(config.bandwidths, config.alphas))
+
+  def settings(own):
+    return [
+      Setting(learning_rate=rate, weight_decay=decay, **more)
+      for (rate, decay), more in itertools.product(shared, own)
+    ]
+
+  plain = itertools.product(learning_rates, config.plain_weight_decays)
+  space = {
+    PLAIN: [Setting(learning_rate=rate, weight_decay=decay, mixes=0.0) for rate, decay in plain],
+    MIXUP: settings([{"alpha": alpha} for alpha in config.mixup_alphas]),
+    INPUTS: settings([{"feature_bandwidth": width, "alpha": alpha} for width, alpha in near]),
+    MAIN: settings([{"bandwidth": width, "alpha": alpha} for width, alpha in near]),
+  }
+  sizes = {method: len(own) for method, own in space.items()}
+  if len(set(sizes.values())) > 1:
+    raise ValueError(f"searches must be of equal size, got {sizes}.")
+  return space
+
+
 def similarity_features(inputs: chex.Array, targets: chex.Array, setting: Setting) -> jax.Array:
   """Coordinates in which a bandwidth of 1 is what the setting says.
 
@@ -53,88 +75,78 @@ def similarity_features(inputs: chex.Array, targets: chex.Array, setting: Settin
   return jnp.concatenate([targets / setting.bandwidth, inputs / reach], axis=1)
 
 
-def dropout(key: chex.PRNGKey, hidden: chex.Array, rate: chex.Numeric) -> jax.Array:
-  """Dropout at a rate that may be traced, in steps of 1/256: a byte of noise per unit is cheap."""
-  words = jax.random.bits(key, (*hidden.shape[:-1], -(-hidden.shape[-1] // 4)))
-  noise = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*hidden.shape[:-1], -1)
-  cut = jnp.round(256 * rate)
-  return jnp.where(noise[..., : hidden.shape[-1]] >= cut, hidden * 256 / (256 - cut), 0.0)
-
-
 def mixing_ratios(key: chex.PRNGKey, setting: Setting, num_steps: int) -> jax.Array:
   """Ratios of all steps at once: drawn in every step they would take as long as the step."""
   ratios = jax.random.dirichlet(key, jnp.full(2, setting.alpha), (num_steps,))[:, 0]
   return jnp.where(setting.mixes, ratios, 1.0)
 
 
-def mixing_loss(module: nn.Module, layer: int, setting: Setting, pool: Split, draw):
-  """The engine's loss: squared errors of pairs of the pool that are mixed at a layer.
+def mixing_loss(module: nn.Module, pool: Split, draw):
+  """The engine's loss: squared errors of mixed pairs of the pool.
 
   `draw(key, batch) -> (rows, partners, ratio)`, as `mix_regression_pairs` takes them.
   """
 
   def loss(apply, key, batch):
-    draw_key, drop_key = jax.random.split(key)
-    rows, partners, ratio = draw(draw_key, batch)
+    rows, partners, ratio = draw(key, batch)
     mixed = augment.mix_regression_pairs(key, *pool, rows, partners, ratio=ratio)
-
-    def thinned(at, hidden):
-      return dropout(jax.random.fold_in(drop_key, at), hidden, setting.dropout) if at else hidden
-
-    def at_layer(at, hidden):
-      if at != layer:
-        return hidden
-      # Halves: gradients of rows taken by number would be added up one by one.
-      first, second = jnp.split(hidden, 2)
-      return mixed.ratio * first + (1 - mixed.ratio) * second
-
-    if layer == 0:
-      outputs = apply(mixed.inputs, mix=thinned)
-    else:
-      outputs = apply(pool.inputs[jnp.concatenate([rows, partners])], mix=at_layer)
-    return jnp.square(outputs.logits - mixed.targets)[:, 0]
+    return jnp.square(apply(mixed.inputs).logits - mixed.targets)[:, 0]
 
   return classification_loss(module, loss)
 
 
-def fit(key, module: nn.Module, layer: int, setting: Setting, task: Task, draw, *columns, **sizes):
+def fit(key, module: nn.Module, setting: Setting, task: Task, draw, score, *columns, **sizes):
   """Trains one network; the setting may be traced.
 
   `draw` takes batches of (inputs, targets, row numbers, *columns), the sizes are those of the
-  kit's `train`. Gives the least validation error, and its test predictions and targets `[n]`.
+  kit's `train`. Gives `score(predictions, targets)` on test rows, in the targets' units, and the
+  validation error, both where the latter is least.
   """
 
   def evaluate(trained):
     outputs = [predict(module, trained.variables, part.inputs).logits for part in task[1:3]]
-    return jnp.mean(jnp.square(outputs[0] - task.validation.labels)), outputs[1]
+    pair = (task.mean + task.scale * array[:, 0] for array in (outputs[1], task.test.labels))
+    error = jnp.mean(jnp.square(outputs[0] - task.validation.labels))
+    return score(*pair) | {"validation error": error}
 
-  errors, outputs = train(
+  scores = train(
     key,
     module,
-    mixing_loss(module, layer, setting, task.train, draw),
+    mixing_loss(module, task.train, draw),
     optax.adamw(setting.learning_rate, weight_decay=setting.weight_decay),
     (*task.train, jnp.arange(len(task.train.labels)), *columns),
     evaluate=evaluate,
     **sizes,
   ).scores
-  last = jnp.argmin(errors)
-  pair = (task.mean + task.scale * array[:, 0] for array in (outputs[last], task.test.labels))
-  return errors[last], *pair
+  best = jnp.argmin(scores["validation error"])
+  return jax.tree.map(lambda values: values[best], scores)
 
 
-def search(context: Context, stage: str, evaluate: dict, splits, settings: dict) -> dict[str, dict]:
-  """Scores of every method and setting: method -> quantity -> `[seeds, settings]`.
+def measure(
+  context: Context,
+  results: Results,
+  dataset: str,
+  evaluate,
+  splits,
+  space: dict[str, list[Setting]],
+) -> None:
+  """Adds every method's scores at its setting of the least mean validation error over seeds.
 
-  `evaluate[layer](key, splits, setting) -> {quantity: value}` is traceable.
+  One more method has C-Mixup's setting, but partners without regard to targets.
+
+  Args:
+    context: of the run; every method is a cached stage.
+    results: where the scores go.
+    dataset: name of the data.
+    evaluate: `(key, splits, setting) -> {quantity: value}`, traceable.
+    splits: data of all seeds, with a leading axis of seeds.
+    space: method -> its settings.
   """
-  scores = {}
-  for method, own in settings.items():
-    arguments = context, evaluate[LAYERS[method]], splits, [setting._asdict() for setting in own]
-    scores[method] = context.cached(f"{stage}/{method}", grid, *arguments)
-  return scores
-
-
-def best(scores: dict[str, np.ndarray], settings: list[Setting]) -> dict[str, np.ndarray]:
-  """The scores `[seeds]` of the setting with the least validation error, per seed."""
-  settings = [setting._asdict() for setting in settings]
-  return choose(scores, settings, select="validation error", better="lower")
+  best = {}
+  for method in (*space, ANY):
+    settings = space.get(method) or [best[MAIN]._replace(bandwidth=np.inf)]
+    fields = [setting._asdict() for setting in settings]
+    scores = context.cached(f"{dataset}/{method}", grid, context, evaluate, splits, fields)
+    index, measured = choose_for_all(scores, fields, select="validation error", better="lower")
+    best[method] = settings[index]
+    results.add({method: measured}, dataset=dataset)

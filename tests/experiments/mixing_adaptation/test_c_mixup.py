@@ -1,30 +1,55 @@
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.mixing_adaptation.c_mixup import mixing, tables
-from experiments.mixing_adaptation.c_mixup.__main__ import PRESETS, Config
-from experiments.mixing_adaptation.c_mixup.digits import image_settings
+from experiments.mixing_adaptation.c_mixup.__main__ import DIGITS, PRESETS, Config
+from experiments.mixing_adaptation.c_mixup.chosen import CHOSEN
 
 
 def test_searches_are_of_equal_size():
   for config in PRESETS.values():
-    for settings in (tables.table_settings(config, 0.1), image_settings(config)):
-      assert set(settings) == set(mixing.LAYERS)
-      assert len({len(grid) for grid in settings.values()}) == 1
-  with pytest.raises(ValueError, match="unequal"):
-    tables.table_settings(dataclasses.replace(Config(), alphas=(1.0,)), 0.1)
+    for rates in (config.learning_rates, config.image_learning_rates):
+      space = mixing.search_space(config, rates)
+      assert len({len(settings) for settings in space.values()}) == 1
+  with pytest.raises(ValueError, match="equal size"):
+    mixing.search_space(dataclasses.replace(Config(), alphas=(1.0,)), (0.1,))
 
 
-def test_splits_are_standardized_by_training_rows():
-  tasks = tables.load_tasks("diabetes", range(2), max_rows=100)
-  assert tasks.train.inputs.shape == (2, 70, 10)
-  assert tasks.validation.labels.shape == (2, 10, 1) and tasks.test.labels.shape == (2, 20, 1)
-  np.testing.assert_allclose(tasks.train.inputs.mean(1), 0.0, atol=1e-5)
-  np.testing.assert_allclose(tasks.train.labels.std(1), 1.0, rtol=1e-5)
-  assert np.any(tasks.train.inputs[0] != tasks.train.inputs[1])
+def test_what_was_chosen_is_what_was_searched():
+  config = Config()
+  rates = dict.fromkeys(config.tables, config.learning_rates) | {
+    DIGITS: config.image_learning_rates
+  }
+  assert set(CHOSEN) == set(rates)
+  for dataset, chosen in CHOSEN.items():
+    space = mixing.search_space(config, rates[dataset])
+    assert list(chosen) == list(space)
+    for method, setting in chosen.items():
+      assert setting in space[method]
+
+
+@pytest.mark.parametrize("name", ["computers", tables.FRIEDMAN])
+def test_splits_are_standardized_by_training_rows(name):
+  one, other = (tables.load_task(name, seed, sizes=(70, 10, 20), half=0) for seed in (0, 1))
+  assert one.validation.labels.shape == (10, 1) and one.test.labels.shape == (20, 1)
+  np.testing.assert_allclose(one.train.inputs.mean(0), 0.0, atol=1e-5)
+  np.testing.assert_allclose(one.train.labels.std(0), 1.0, rtol=1e-5)
+  assert np.any(one.train.inputs != other.train.inputs)
+
+
+def test_a_pilot_sees_other_rows(monkeypatch):
+  numbers = np.arange(100.0)
+  table = numbers[:, None], numbers, ("row",)
+  monkeypatch.setattr(tables.data, "load_regression_table", lambda name: table)
+
+  def rows(half):
+    task = tables.load_task("auto", 0, sizes=(30, 10, 10), half=half)
+    targets = np.concatenate([part.labels[:, 0] for part in task[:3]])
+    return set(np.round(task.mean + task.scale * targets).tolist())
+
+  assert rows(0) | rows(1) == set(numbers.tolist())
 
 
 def test_bandwidths_of_infinity_ignore_what_they_measure():
@@ -34,13 +59,3 @@ def test_bandwidths_of_infinity_ignore_what_they_measure():
   np.testing.assert_allclose(near, np.concatenate([targets / 0.5, 0 * inputs], axis=1), rtol=1e-6)
   near = mixing.similarity_features(inputs, targets, mixing.Setting(feature_bandwidth=0.5))
   np.testing.assert_allclose(near, np.concatenate([0 * targets, inputs], axis=1), rtol=1e-6)
-
-
-def test_dropout_keeps_the_mean():
-  hidden = np.ones((1000, 30), np.float32)
-  draw = jax.jit(mixing.dropout)
-  for rate in (0.0, 0.25, 0.4):
-    thinned = np.asarray(draw(jax.random.key(0), hidden, rate))
-    dropped = np.mean(thinned == 0)
-    np.testing.assert_allclose(dropped, round(256 * rate) / 256, atol=4 * 0.5 / hidden.size**0.5)
-    np.testing.assert_allclose(thinned.max(), 1 / (1 - round(256 * rate) / 256), rtol=1e-5)
