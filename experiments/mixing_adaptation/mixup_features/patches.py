@@ -1,38 +1,37 @@
 """Descent on patches: whether the feature that few examples carry is learned."""
 
-from collections.abc import Mapping
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxlab import data, losses, metrics, models
 
 ALIGNED, PERMUTED = "aligned", "permuted"
 PLAIN, MIXUP, STOPPED = "plain", "mixup", "mixup, stopped early"
-OTHER_RATIO = "mixup, another label ratio"
+LABELS, WEIGHTED = "labels mixed alone", "plain, rare examples weighted"
 
 
 def descents(config) -> list[tuple[str, dict, dict]]:
   """(method, what its records say beside it, the numbers that `descend` takes) of every descent."""
-
-  def descent(method, *, until=config.descent_steps, label=config.ratio, weight=1.0, **where):
-    return method, where, {"until": until, "label_ratio": label, "rare_weight": weight}
-
-  methods = [
-    descent(MIXUP),
-    descent(PLAIN, until=0),
-    *(descent(OTHER_RATIO, label=ratio, label_ratio=ratio) for ratio in config.label_ratios),
-    *(descent(STOPPED, until=stop, stop=stop) for stop in config.stops),
+  until, ratios = config.descent_steps, {"ratio": config.ratio, "label_ratio": config.ratio}
+  mixup = {"until": until, "rare_weight": 1.0, **ratios}
+  methods = {
+    PLAIN: mixup | {"until": 0},
+    MIXUP: mixup,
+    STOPPED: mixup | {"until": config.stop},
+    # What mixup does to labels, without what it does to inputs: smoothing.
+    LABELS: mixup | {"ratio": 1.0},
     # A baseline that knows which examples are rare: 6% of them.
-    descent("plain, rare examples weighted", until=0, weight=1 / 0.06),
-  ]
+    WEIGHTED: mixup | {"until": 0, "rare_weight": 1 / 0.06},
+  }
+  shown = itertools.product((ALIGNED, PERMUTED), methods.items())
   return [
-    (method, {"arrangement": arrangement, **where}, {"aligned": arrangement == ALIGNED, **numbers})
-    for arrangement in (ALIGNED, PERMUTED)
-    for method, where, numbers in methods
+    (method, {"arrangement": arrangement}, {"aligned": arrangement == ALIGNED, **numbers})
+    for arrangement, (method, numbers) in shown
+    if arrangement == ALIGNED or method in (PLAIN, MIXUP)
   ]
 
 
@@ -49,9 +48,9 @@ def descend(config, key, splits, setting) -> dict[str, jax.Array]:
   }
 
   def mixed(weights):
-    logits = models.all_pairs_patch_logits(weights, train.patches, ratio=config.ratio)
+    logits = models.all_pairs_patch_logits(weights, train.patches, ratio=setting["ratio"])
     return losses.all_pairs_mixup_loss(
-      logits, train.labels, ratio=config.ratio, label_ratio=setting["label_ratio"]
+      logits, train.labels, ratio=setting["ratio"], label_ratio=setting["label_ratio"]
     ).mean()
 
   def plain(weights):
@@ -92,21 +91,3 @@ def aligned(examples: data.PatchData) -> data.PatchData:
   strength = jnp.abs(examples.patches @ examples.features.T).max(-1)
   order = jnp.argsort(-strength, axis=1)
   return examples._replace(patches=jnp.take_along_axis(examples.patches, order[..., None], axis=1))
-
-
-def summary(curves: Mapping[str, np.ndarray], reference: np.ndarray) -> dict[str, np.ndarray]:
-  """The end of a descent, and the rare error when its alignment first reaches the reference.
-
-  Args:
-    curves: quantity -> `[seeds, measurements]`.
-    reference: alignment with the rare feature, `[seeds]`; unless every seed reaches it, there is no
-      error at equal alignment.
-  """
-  alignment = curves["rare alignment"]
-  ends = {name: values[:, -1] for name, values in curves.items()}
-  ends["growth of the rare alignment"] = alignment[:, -1] / alignment[:, 0]
-  reached = alignment >= reference[:, None]
-  if reached.any(1).all():
-    first = reached.argmax(1)
-    ends["rare error at equal alignment"] = curves["rare error"][np.arange(len(first)), first]
-  return ends

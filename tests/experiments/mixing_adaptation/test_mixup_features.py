@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from experiments.mixing_adaptation.mixup_features import __main__ as experiment
-from experiments.mixing_adaptation.mixup_features import patches
+from experiments.mixing_adaptation.mixup_features import networks, patches
 from jaxlab import data
 
 
@@ -15,22 +15,15 @@ def test_aligned_patches_are_the_same_ones_in_order():
     np.testing.assert_allclose(np.sort(before, axis=0), np.sort(after, axis=0))
 
 
-def test_equal_alignment_is_where_the_reference_is_first_reached():
-  curves = {
-    "rare alignment": np.array([[1.0, 2.0, 4.0], [1.0, 5.0, 6.0]]),
-    "rare error": np.array([[0.5, 0.4, 0.1], [0.5, 0.3, 0.2]]),
-  }
-  ends = patches.summary(curves, np.array([3.0, 3.0]))
-  np.testing.assert_array_equal(ends["rare error"], [0.1, 0.2])
-  np.testing.assert_array_equal(ends["rare error at equal alignment"], [0.1, 0.3])
-  np.testing.assert_array_equal(ends["growth of the rare alignment"], [4.0, 6.0])
-  ends = patches.summary(curves, np.array([3.0, 7.0]))
-  assert "rare error at equal alignment" not in ends
-
-
 def test_descents_differ_in_what_their_records_say():
+  descents = patches.descents(experiment.Config())
+  names = [(method, *where.items()) for method, where, _ in descents]
+  assert len(set(names)) == len(names)
+  assert len({tuple(setting) for _, _, setting in descents}) == 1
+
+
+def test_what_was_chosen_is_what_was_searched():
   config = experiment.Config()
-  for methods in (patches.descents(config), experiment.mixings(config)):
-    names = [(method, *where.items()) for method, where, _ in methods]
-    assert len(set(names)) == len(names)
-    assert len({tuple(setting) for _, _, setting in methods}) == 1
+  space = [tuple(setting.values()) for setting in networks.search_space(config)]
+  assert list(experiment.CHOSEN) == list(networks.methods(config))
+  assert set(experiment.CHOSEN.values()) <= set(space)
