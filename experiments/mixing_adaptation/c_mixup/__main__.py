@@ -10,6 +10,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import catalogue
@@ -23,6 +24,7 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "c_mixup"
 DIGITS = "rotated digits"
+_COLORS = "true", "reversed"  # Of test images.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Config:
   num_epochs: int = 60  # Passes over a table.
   epochs_per_evaluation: int = 3  # Epochs between evaluations on tables.
   learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # Adam on tables; every method's search.
-  weight_decays: tuple[float, ...] = (0.0, 0.1)  # Every method's search.
+  weight_decays: tuple[float, ...] = (0.1, 0.6)  # Every method's search.
   plain_weight_decays: tuple[float, ...] = (  # In as many settings as the others have.
     *(0.0, 0.01, 0.03, 0.1, 0.2, 0.3),
     *(0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
   )
   bandwidths: tuple[float, ...] = (0.05, 0.2, 0.8)  # In deviations of targets, or of inputs.
-  alphas: tuple[float, ...] = (0.5, 2.0)  # Of the ratios of near pairs.
+  alphas: tuple[float, ...] = (0.3, 1.5)  # Of the ratios of near pairs.
   mixup_alphas: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # Of the ratios of mixup.
   images: str = "digits"  # Source of the images that are rotated.
   image_sizes: tuple[int, ...] = (600, 200, 900)  # Training, validation, test images.
@@ -100,76 +102,84 @@ def _space(config: Config, dataset: str, learning_rates: tuple[float, ...]):
 
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements."""
+  real = [table for table in config.tables if table != tables.FRIEDMAN] or config.tables
 
-  def over_tables(method: str, quantity: str = "relative RMSE"):
-    return results.select(quantity, method=method, average=("dataset",))
+  def mean(method: str, names=config.tables, quantity: str = "relative RMSE"):
+    return np.mean([results.select(quantity, method=method, dataset=t) for t in names], axis=0)
 
   def degrees(method: str, quantity: str = "RMSE (degrees)"):
     return results.select(quantity, method=method, dataset=DIGITS)
 
-  correlation = over_tables(PLAIN, "correlation")
-  able = precondition("without mixing, the correlation is at least .6", correlation, at_least=0.6)
-  room = precondition("without mixing, the correlation is at most .99", correlation, at_most=0.99)
-  true, reversed_ = (
-    degrees(PLAIN, f"RMSE, {color} color (degrees)") for color in ("true", "reversed")
+  correlation = mean(PLAIN, quantity="correlation")
+  fitted = (
+    precondition("without mixing, the correlation is at least .6", correlation, at_least=0.6),
+    precondition("without mixing, the correlation is at most .99", correlation, at_most=0.99),
+    precondition("to mix any two at C-Mixup's settings costs 2% or more", mean(ANY), at_least=1.02),
   )
-  misled = precondition(
-    "without mixing, a reversed color doubles the RMSE", reversed_ / true, at_least=2.0
+  true, flipped = (degrees(PLAIN, f"RMSE, {color} color (degrees)") for color in _COLORS)
+  misled = (
+    precondition("without mixing, a reversed color doubles the RMSE", flipped / true, at_least=2.0),
   )
-
-  def lower(text, errors, baseline, margin, requires=(able, room), **more):
-    more |= {"better": "lower", "margin": margin, "requires": requires}
-    return compare(text, errors(MAIN), errors(baseline), **more)
-
-  main = "tables: C-Mixup's RMSE is 1% below mixup's, relative to no mixing, a mean over tables"
-  paper = "2.717 against 3.730 on Airfoil, 0.0203 against 0.0239 on Exchange-Rate"
+  below = functools.partial(compare, better="lower")
   return [
-    lower(main, over_tables, MIXUP, 0.01, headline=True, paper=paper),
-    lower(
+    below(
+      "tables: C-Mixup's RMSE is 1% below mixup's, relative to no mixing, a mean over tables",
+      mean(MAIN),
+      mean(MIXUP),
+      margin=0.01,
+      headline=True,
+      requires=fitted,
+      paper="2.717 against 3.730 on Airfoil, 0.0203 against 0.0239 on Exchange-Rate",
+    ),
+    below(
+      "the tables of real data alone: C-Mixup's RMSE is 1% below mixup's",
+      mean(MAIN, real),
+      mean(MIXUP, real),
+      margin=0.01,
+      requires=fitted[:2],
+      paper="0.509 against 0.528 on NO2",
+    ),
+    below(
       "tables: C-Mixup's RMSE is below that of training without mixing",
-      over_tables,
-      PLAIN,
-      0.0,
+      mean(MAIN),
+      mean(PLAIN),
+      requires=fitted,
       paper="2.717 against 2.901 on Airfoil",
     ),
-    lower(
-      "tables: partners of near targets give a lower RMSE than of near inputs",
-      over_tables,
-      INPUTS,
-      0.0,
+    below(
+      "tables: partners of near targets give a lower RMSE than partners of near inputs",
+      mean(MAIN),
+      mean(INPUTS),
+      requires=fitted,
     ),
-    lower(
-      "tables: partners of near targets give a lower RMSE than any, all else equal",
-      over_tables,
-      ANY,
-      0.0,
-    ),
-    lower(
+    below(
       "rotated digits: C-Mixup's RMSE is below that of training without mixing",
-      degrees,
-      PLAIN,
-      0.0,
-      (misled,),
-      paper="0.146 against 0.162 without mixing",
+      degrees(MAIN),
+      degrees(PLAIN),
+      requires=misled,
+      paper="0.146 against 0.162",
     ),
-    lower(
+    below(
       "rotated digits: C-Mixup's RMSE is below mixup's",
-      degrees,
-      MIXUP,
-      0.0,
-      (misled,),
+      degrees(MAIN),
+      degrees(MIXUP),
+      requires=misled,
       paper="0.146 against 0.176",
     ),
   ]
 
 
 def figure(results: Results):
-  """RMSE by data set and method."""
-  figure, axes = plots.panels(2)
-  plots.intervals(axes[0], results, "relative RMSE", by="dataset")
-  plots.intervals(axes[1], results, "RMSE (degrees)", by="method", color="dataset")
-  axes[1].set_title(DIGITS)
-  axes[0].legend(fontsize=7)
+  """Errors by data set and method."""
+  figure, (left, right) = plots.panels(2, width=5.5)
+  plots.intervals(left, results, "relative RMSE", by="dataset")
+  left.set(title="tables", xlabel="table", ylabel="RMSE, relative to no mixing")
+  left.axhline(1.0, color="gray", linewidth=0.8)
+  left.legend(fontsize=7)
+  for color in _COLORS:
+    plots.intervals(right, results, f"RMSE, {color} color (degrees)", by="method", color="dataset")
+  right.set(title=DIGITS, xlabel="method", ylabel="RMSE (degrees)")
+  right.legend([f"{color} color" for color in _COLORS], fontsize=7)
   return figure
 
 

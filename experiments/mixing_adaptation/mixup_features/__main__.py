@@ -195,14 +195,15 @@ def figure(results: Results):
   """Alignments and errors along the descents, accuracy along the networks' training."""
   drawing, axes = plots.panels(4, width=4.0)
   shown = [
-    ("rare alignment by step", {"arrangement": ALIGNED}),
-    ("rare error by step", {"arrangement": ALIGNED}),
-    ("rare error by step", {"arrangement": PERMUTED}),
-    ("accuracy by step", {}),
+    ("rare alignment by step", "alignment with the rare feature", ALIGNED),
+    ("rare error by step", "test error on the rare feature", ALIGNED),
+    ("rare error by step", "test error on the rare feature", PERMUTED),
+    ("accuracy by step", "test accuracy", None),
   ]
-  for ax, (quantity, where) in zip(axes, shown):
+  for ax, (quantity, label, arrangement) in zip(axes, shown):
+    where = {"arrangement": arrangement} if arrangement else {}
     plots.curves(ax, results, quantity, x="step", **where)
-    ax.set_title(f"{where['arrangement']} patches" if where else "networks")
+    ax.set(title=f"{arrangement} patches" if arrangement else "networks", ylabel=label)
     ax.legend(fontsize=7)
   axes[0].set_yscale("log")
   return drawing
