@@ -37,14 +37,14 @@ class Config:
   widths: tuple[int, ...] = (128, 128)  # Hidden layers on tables.
   num_epochs: int = 60  # Passes over a table.
   epochs_per_evaluation: int = 3  # Epochs between evaluations on tables.
-  learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # Adam on tables; every method's search.
-  weight_decays: tuple[float, ...] = (0.1, 0.6)  # Every method's search.
+  learning_rate: float = 1e-3  # Adam on tables.
+  weight_decays: tuple[float, ...] = (0.5, 1.5)  # Every method's search.
   plain_weight_decays: tuple[float, ...] = (  # In as many settings as the others have.
     *(0.0, 0.01, 0.03, 0.1, 0.2, 0.3),
     *(0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
   )
-  bandwidths: tuple[float, ...] = (0.05, 0.2, 0.8)  # In deviations of targets, or of inputs.
-  alphas: tuple[float, ...] = (0.3, 1.5)  # Of the ratios of near pairs.
+  bandwidths: tuple[float, ...] = (0.05, 0.3)  # In deviations of targets, or of inputs.
+  alphas: tuple[float, ...] = (0.1, 0.5, 2.0)  # Of the ratios of near pairs.
   mixup_alphas: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # Of the ratios of mixup.
   images: str = "digits"  # Source of the images that are rotated.
   image_sizes: tuple[int, ...] = (600, 200, 900)  # Training, validation, test images.
@@ -53,14 +53,14 @@ class Config:
   image_widths: tuple[int, ...] = (16, 32, 32)  # Channels of the convolutions.
   image_steps: int = 500  # Updates on images.
   image_batch_size: int = 32  # Images per update.
-  image_learning_rates: tuple[float, ...] = (2e-3,)  # Adam on images.
+  image_learning_rate: float = 2e-3  # Adam on images.
   eval_every: int = 50  # Updates between evaluations on images.
 
 
 PRESETS = {
   "smoke": Config(
     search=True, tables=("friedman",), table_sizes=(64, 32, 32), widths=(8,), num_epochs=2,
-    epochs_per_evaluation=1, learning_rates=(1e-2,), weight_decays=(0.0,),
+    epochs_per_evaluation=1, weight_decays=(0.0,),
     plain_weight_decays=(0.0,), bandwidths=(0.1,), alphas=(2.0,), mixup_alphas=(2.0,),
     image_sizes=(64, 32, 32), image_widths=(4,), image_steps=4, image_batch_size=16, eval_every=2,
   ),
@@ -69,7 +69,7 @@ PRESETS = {
   "paper": Config(
     search=True, table_sizes=(1000, 600, 1000), images="fashion_mnist",
     image_sizes=(20_000, 10_000, 10_000), spurious_share=0.8, image_widths=(64, 128, 256),
-    image_steps=60_000, image_batch_size=64, image_learning_rates=(7e-5,), eval_every=600,
+    image_steps=60_000, image_batch_size=64, image_learning_rate=7e-5, eval_every=600,
   ),
 }  # fmt: skip
 SEEDS = {"laptop": 20}
@@ -82,21 +82,21 @@ def run(config: Config, context: Context) -> Results:
   for table in config.tables:
     evaluate = functools.partial(tables.train_mlp, config)
     drawn = tables.draw_tasks(config, context, table)
-    measure(table, evaluate, drawn, _space(config, table, config.learning_rates))
+    measure(table, evaluate, drawn, _space(config, table, config.learning_rate))
     plain = results.select("RMSE", method=PLAIN, dataset=table)
     for method in results.distinct("method", dataset=table):
       relative = results.select("RMSE", method=method, dataset=table) / plain
       results.add({method: {"relative RMSE": relative}}, dataset=table)
   evaluate = functools.partial(digits.train_on_images, config)
   drawn = digits.draw_images(config, context)
-  measure(DIGITS, evaluate, drawn, _space(config, DIGITS, config.image_learning_rates))
+  measure(DIGITS, evaluate, drawn, _space(config, DIGITS, config.image_learning_rate))
   return results
 
 
-def _space(config: Config, dataset: str, learning_rates: tuple[float, ...]):
+def _space(config: Config, dataset: str, learning_rate: float):
   """What is searched over, or what a search has chosen."""
   if config.search:
-    return mixing.search_space(config, learning_rates)
+    return mixing.search_space(config, learning_rate)
   return {method: [setting] for method, setting in CHOSEN[dataset].items()}
 
 
@@ -114,7 +114,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   fitted = (
     precondition("without mixing, the correlation is at least .6", correlation, at_least=0.6),
     precondition("without mixing, the correlation is at most .99", correlation, at_most=0.99),
-    precondition("to mix any two at C-Mixup's settings costs 2% or more", mean(ANY), at_least=1.02),
+    precondition("to mix any two at C-Mixup's settings costs 1% or more", mean(ANY), at_least=1.01),
   )
   true, flipped = (degrees(PLAIN, f"RMSE, {color} color (degrees)") for color in _COLORS)
   misled = (
@@ -123,33 +123,35 @@ def claims(config: Config, results: Results) -> list[Claim]:
   below = functools.partial(compare, better="lower")
   return [
     below(
-      "tables: C-Mixup's RMSE is 1% below mixup's, relative to no mixing, a mean over tables",
+      "tables: C-Mixup's RMSE is .5% below mixup's, relative to no mixing, a mean over tables",
       mean(MAIN),
       mean(MIXUP),
-      margin=0.01,
+      margin=0.005,
       headline=True,
       requires=fitted,
       paper="2.717 against 3.730 on Airfoil, 0.0203 against 0.0239 on Exchange-Rate",
     ),
     below(
-      "the tables of real data alone: C-Mixup's RMSE is 1% below mixup's",
+      "the tables of real data alone: C-Mixup's RMSE is .5% below mixup's",
       mean(MAIN, real),
       mean(MIXUP, real),
-      margin=0.01,
+      margin=0.005,
       requires=fitted[:2],
       paper="0.509 against 0.528 on NO2",
     ),
     below(
-      "tables: C-Mixup's RMSE is below that of training without mixing",
+      "tables: C-Mixup's RMSE is 1% below that of training without mixing",
       mean(MAIN),
       mean(PLAIN),
+      margin=0.01,
       requires=fitted,
       paper="2.717 against 2.901 on Airfoil",
     ),
     below(
-      "tables: partners of near targets give a lower RMSE than partners of near inputs",
+      "tables: partners of near targets give an RMSE 1% below that of partners of near inputs",
       mean(MAIN),
       mean(INPUTS),
+      margin=0.01,
       requires=fitted,
     ),
     below(

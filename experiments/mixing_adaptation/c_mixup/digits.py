@@ -56,7 +56,7 @@ def train_on_images(config, key, images, setting) -> dict:
   mean, scale = first.degrees.mean(), first.degrees.std()
   splits = (Split(part.images, ((part.degrees - mean) / scale)[:, None]) for part in sets)
   task = mixing.Task(*splits, mean, scale)
-  small = jax.image.resize(first.images, (len(first.images), 8, 8, 3), "linear")
+  small = jax.image.resize(first.images, (len(first.images), 4, 4, 3), "linear")
   near = mixing.similarity_features(small / small.std(), task.train.labels, setting)
   share = test.degrees / 60.0
   wrong = jnp.abs(test.colors - share) > jnp.abs(test.colors - (1 - share))

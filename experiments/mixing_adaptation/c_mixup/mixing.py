@@ -1,5 +1,6 @@
 """The methods: whom each mixes, what is searched over, the training of one network."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -41,23 +42,21 @@ class Task(NamedTuple):
   scale: chex.Array
 
 
-def search_space(config, learning_rates: tuple[float, ...]) -> dict[str, list[Setting]]:
-  """Equally many settings of each method; without mixing, all go to the regularization."""
-  shared = list(itertools.product(learning_rates, config.weight_decays))
-  near = list(itertools.product(config.bandwidths, config.alphas))
-
-  def settings(own):
-    return [
-      Setting(learning_rate=rate, weight_decay=decay, **more)
-      for (rate, decay), more in itertools.product(shared, own)
-    ]
-
-  plain = itertools.product(learning_rates, config.plain_weight_decays)
+def search_space(config, learning_rate: float) -> dict[str, list[Setting]]:
+  """Equally many settings of each method; without mixing, all go to the weight decay."""
+  at = functools.partial(Setting, learning_rate=learning_rate)
+  decays, near = config.weight_decays, list(itertools.product(config.bandwidths, config.alphas))
   space = {
-    PLAIN: [Setting(learning_rate=rate, weight_decay=decay, mixes=0.0) for rate, decay in plain],
-    MIXUP: settings([{"alpha": alpha} for alpha in config.mixup_alphas]),
-    INPUTS: settings([{"feature_bandwidth": width, "alpha": alpha} for width, alpha in near]),
-    MAIN: settings([{"bandwidth": width, "alpha": alpha} for width, alpha in near]),
+    PLAIN: [at(weight_decay=decay, mixes=0.0) for decay in config.plain_weight_decays],
+    MIXUP: [at(weight_decay=decay, alpha=a) for decay in decays for a in config.mixup_alphas],
+    INPUTS: [
+      at(weight_decay=decay, alpha=a, feature_bandwidth=width)
+      for decay in decays
+      for width, a in near
+    ],
+    MAIN: [
+      at(weight_decay=decay, alpha=a, bandwidth=width) for decay in decays for width, a in near
+    ],
   }
   sizes = {method: len(own) for method, own in space.items()}
   if len(set(sizes.values())) > 1:

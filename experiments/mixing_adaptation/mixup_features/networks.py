@@ -1,7 +1,6 @@
 """Networks trained with mixup whose labels mix in another ratio, or that ends early."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +13,22 @@ from jaxlab import augment, losses, models
 FIXED, SEPARATE = "mixup, fixed label ratio", "mixup, label ratio drawn separately"
 
 
-def methods(config) -> dict[str, dict]:
-  """Method -> the numbers that `train_network` takes besides those of the search.
+def search_space(config) -> dict[str, list[dict]]:
+  """Method -> the settings that `train_network` takes: the same weight decays for all.
 
   `share` of the steps mix; labels do so as inputs (kind 0), in a fixed ratio, or in one of theirs.
   """
-  return {
+  methods = {
     PLAIN: {"share": 0.0, "kind": 0},
     MIXUP: {"share": 1.0, "kind": 0},
     FIXED: {"share": 1.0, "kind": 1},
     SEPARATE: {"share": 1.0, "kind": 2},
     STOPPED: {"share": config.stop_share, "kind": 0},
   }
-
-
-def search_space(config) -> list[dict]:
-  """The regularization of every method."""
-  names = ("learning_rate", "weight_decay")
-  values = itertools.product(config.learning_rates, config.weight_decays)
-  return [dict(zip(names, value)) for value in values]
+  return {
+    method: [numbers | {"weight_decay": decay} for decay in config.weight_decays]
+    for method, numbers in methods.items()
+  }
 
 
 def network(dataset: Dataset):
@@ -65,7 +61,7 @@ def train_network(config, dataset: Dataset, key, splits, setting) -> dict[str, j
   """Accuracies along the training of one network, and the medians of the second half."""
   module = network(dataset)
   first, validation, test = splits
-  rate, decay = setting["learning_rate"], setting["weight_decay"]
+  decay = setting["weight_decay"]
 
   def evaluate(trained):
     return tuple(accuracy(module, trained.variables, part) for part in (validation, test))
@@ -74,7 +70,7 @@ def train_network(config, dataset: Dataset, key, splits, setting) -> dict[str, j
     key,
     module,
     mixing_loss(config, module, setting["kind"]),
-    sgd_cosine(rate, config.network_steps, weight_decay=decay),
+    sgd_cosine(config.learning_rate, config.network_steps, weight_decay=decay),
     first,
     num_steps=config.network_steps,
     batch_size=config.batch_size,

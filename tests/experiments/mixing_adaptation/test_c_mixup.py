@@ -10,18 +10,16 @@ from experiments.mixing_adaptation.c_mixup.chosen import CHOSEN
 
 def test_searches_are_of_equal_size():
   for config in PRESETS.values():
-    for rates in (config.learning_rates, config.image_learning_rates):
-      space = mixing.search_space(config, rates)
+    for rate in (config.learning_rate, config.image_learning_rate):
+      space = mixing.search_space(config, rate)
       assert len({len(settings) for settings in space.values()}) == 1
   with pytest.raises(ValueError, match="equal size"):
-    mixing.search_space(dataclasses.replace(Config(), alphas=(1.0,)), (0.1,))
+    mixing.search_space(dataclasses.replace(Config(), alphas=(1.0,)), 0.1)
 
 
 def test_what_was_chosen_is_what_was_searched():
   config = Config()
-  rates = dict.fromkeys(config.tables, config.learning_rates) | {
-    DIGITS: config.image_learning_rates
-  }
+  rates = dict.fromkeys(config.tables, config.learning_rate) | {DIGITS: config.image_learning_rate}
   assert set(CHOSEN) == set(rates)
   for dataset, chosen in CHOSEN.items():
     space = mixing.search_space(config, rates[dataset])

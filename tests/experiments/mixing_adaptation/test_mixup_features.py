@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from experiments.mixing_adaptation.mixup_features import __main__ as experiment
-from experiments.mixing_adaptation.mixup_features import networks, patches
+from experiments.mixing_adaptation.mixup_features import patches
 from jaxlab import data
 
 
@@ -20,10 +20,3 @@ def test_descents_differ_in_what_their_records_say():
   names = [(method, *where.items()) for method, where, _ in descents]
   assert len(set(names)) == len(names)
   assert len({tuple(setting) for _, _, setting in descents}) == 1
-
-
-def test_what_was_chosen_is_what_was_searched():
-  config = experiment.Config()
-  space = [tuple(setting.values()) for setting in networks.search_space(config)]
-  assert list(experiment.CHOSEN) == list(networks.methods(config))
-  assert set(experiment.CHOSEN.values()) <= set(space)
