@@ -2,6 +2,7 @@
 
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
@@ -78,6 +79,7 @@ __all__ = [
   "LearningCurves",
   "load_corrupted_folders",
   "load_corrupted_images",
+  "load_epoch_curves",
   "load_lcdb",
   "load_mnist1d",
   "load_regression_table",

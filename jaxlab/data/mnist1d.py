@@ -1,7 +1,5 @@
 """MNIST-1D: any number of noisy one-dimensional digits, made by the package's generator."""
 
-import hashlib
-import json
 import os
 import random
 from typing import NamedTuple
@@ -9,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab._checks import check_at_least
-from jaxlab.data.sources import data_root, locked
+from jaxlab.data.generated import load_generated
 
 
 class Signals(NamedTuple):
@@ -81,17 +79,10 @@ def load_mnist1d(
     ValueError: as `generate_mnist1d`.
     ImportError: as `generate_mnist1d`.
   """
-  wanted = json.dumps([num_samples, seed, arguments], sort_keys=True)
-  name = f"mnist1d_{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
-  root = data_root(data_dir)
-  path = root / "generated" / f"{name}.npz"
-  with locked(root, name):
-    if not path.exists():
-      signals = generate_mnist1d(num_samples, seed=seed, **arguments)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_suffix(".part")
-      with part.open("wb") as file:
-        np.savez(file, **signals._asdict())
-      part.rename(path)
-  with path.open("rb") as file:
-    return Signals(**np.load(file))
+  arrays = load_generated(
+    "mnist1d",
+    [num_samples, seed, arguments],
+    lambda: generate_mnist1d(num_samples, seed=seed, **arguments)._asdict(),
+    data_dir=data_dir,
+  )
+  return Signals(**arrays)
