@@ -1,10 +1,13 @@
 """Learning curves: LC-PFN's last step of a partial curve beside MCMC by emcee on the same model.
 
-The first run trains the network as the laptop preset of experiments.bayes.lc_pfn does (some
+One curve is compared on one core, many curves on all cores: both samplers then work on one curve
+per core, and the network on its share of the batch. The first run trains the network (some
 minutes); later ones load it from .cache.
 """
 
 import functools
+import itertools
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +21,7 @@ from benchmarks.measure import Row, Timed
 from benchmarks.peers.curves import last_step_by_emcee, log_density
 from benchmarks.prior_fitting import trained
 from benchmarks.scores import compare_scores, record
-from jaxlab import data, losses, models, samplers, uncertainty
+from jaxlab import data, losses, models, samplers, training, uncertainty
 
 PACKAGES = ("emcee",)
 _LENGTH, _OBSERVED, _BATCH = 30, 12, 1000
@@ -27,32 +30,46 @@ _GROUP = f"{_OBSERVED} of {_LENGTH} steps seen, density of the last"
 _ONE, _MANY = "LC-PFN, one curve", f"LC-PFN, {_BATCH:,} curves at once"
 _EMCEE = f"emcee, {_NUM_WALKERS} walkers x {_CHAIN['num_steps']:,}"
 _OWN = "affine_invariant_mcmc, the same"
+_ALL = ", all cores"
 ROWS = (
   Row(_GROUP, _ONE, _EMCEE, goal=1000.0, unit="curve"),
-  Row(_GROUP, _MANY, _EMCEE, goal=1000.0, unit="curve"),
+  Row(_GROUP, _MANY, _EMCEE + _ALL, goal=1000.0, unit="curve"),
   Row(_GROUP, _OWN, _EMCEE, unit="curve"),
-  Row(_GROUP, _ONE, _OWN, unit="curve"),
+  Row(_GROUP, _MANY, _OWN + _ALL, unit="curve"),
 )
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
   mesh = measure.start(divides=64)
   log_prob = _network(mesh, quick=quick)
-  num_curves = 2 if quick else 30
+  cores = mesh.size
+  num_curves = cores if quick else 32
   chain = dict(num_steps=20, burn_in=5, thin=1) if quick else _CHAIN
   draw = functools.partial(data.sample_learning_curves, length=_LENGTH)
   curves = np.asarray(draw(jax.random.key(1), batch_size=num_curves).y)
-  many = np.asarray(draw(jax.random.key(2), batch_size=10 if quick else _BATCH).y)
+  many = training.shard_batch(draw(jax.random.key(2), batch_size=_BATCH).y, mesh)
   problems = [(seed, *arrays) for seed, arrays in enumerate(zip(curves, _starts(curves)))]
+  emcee = functools.partial(_last_step_by_emcee, chain)
+  own = _own_sampler(chain)
   methods = {
     _ONE: lambda problem: log_prob(problem[1][None]),
-    _EMCEE: lambda problem: last_step_by_emcee(*problem, num_observed=_OBSERVED, **chain),
-    _OWN: _own_sampler(chain),
+    _EMCEE: emcee,
+    _OWN: lambda problem: own(*(np.asarray(field)[None] for field in problem)),
   }
   scores, functions = record(methods, problems)
-  functions[_MANY] = Timed(lambda: log_prob(many), len(many))
-  times = measure.interleave(functions, quick=quick, repetitions=num_curves, min_seconds=0.05)
-  scores[_MANY] = log_prob(curves)
+  turns = itertools.cycle(problems)
+  arrays = (np.stack([problem[i] for problem in problems]) for i in range(3))
+  sharded = training.shard_batch(tuple(arrays), mesh)
+  with multiprocessing.get_context("spawn").Pool(cores) as pool:
+    functions |= {
+      _MANY: Timed(lambda: log_prob(many), _BATCH),
+      _EMCEE + _ALL: Timed(lambda: pool.map(emcee, itertools.islice(turns, cores)), cores),
+      _OWN + _ALL: Timed(lambda: own(*sharded), num_curves),
+    }
+    times = measure.interleave(functions, quick=quick, repetitions=num_curves, min_seconds=0.05)
+  # The same curves with the same seeds, whether one or many at once.
+  for name, alone in ((_MANY, _ONE), (_EMCEE + _ALL, _EMCEE), (_OWN + _ALL, _OWN)):
+    scores[name] = scores[alone]
   largest = max(_density_difference(values, walkers) for _, values, walkers in problems)
   same = {"the densities of both samplers agree to 1e-3": largest < 1e-3}
   for row in ROWS:
@@ -60,7 +77,12 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     yield measure.result(row, times, checks=comparison["checks"] | same, notes=comparison["notes"])
 
 
-def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> Callable[[np.ndarray], np.ndarray]:
+def _last_step_by_emcee(chain: dict[str, int], problem) -> float:
+  """A function of the module, so that another process can import it."""
+  return last_step_by_emcee(*problem, num_observed=_OBSERVED, **chain)
+
+
+def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> Callable[[np.ndarray], jax.Array]:
   """`values [b, 30] -> log density [b]` of the last one given the first, by a trained network."""
   draw = functools.partial(data.sample_learning_curves, length=_LENGTH)
   values = jax.jit(functools.partial(draw, batch_size=10_000))(jax.random.key(0)).y
@@ -87,15 +109,18 @@ def _network(mesh: jax.sharding.Mesh, *, quick: bool) -> Callable[[np.ndarray], 
     min_context=1,
     mesh=mesh,
   )
-  steps = jnp.arange(1, _LENGTH + 1, dtype=jnp.float32)[:, None]
+  # The seen steps and the last one: other queries would cost time and change nothing.
+  columns = np.array([*range(_OBSERVED), _LENGTH - 1])
+  steps = (columns + 1).astype(np.float32)[:, None]
 
   @jax.jit
   def log_prob(values):
+    values = values[:, columns]
     x = jnp.broadcast_to(steps, (*values.shape, 1))
     logits = module.apply({"params": params}, x, values, _OBSERVED)
     return -losses.bar_nll(logits[:, -1], values[:, -1], borders)
 
-  return lambda values: np.asarray(log_prob(values))
+  return log_prob
 
 
 def _starts(curves: np.ndarray) -> np.ndarray:
@@ -114,17 +139,17 @@ def _starts(curves: np.ndarray) -> np.ndarray:
 
 
 def _own_sampler(chain: dict[str, int]):
-  """The same by our sampler, compiled."""
+  """The same for curves `[n, 30]` at once by our sampler, compiled: `[n]`."""
 
-  @jax.jit
-  def log_prob(key, values, walkers):
+  def log_prob(seed, values, walkers):
     density = functools.partial(
       uncertainty.learning_curve_log_density, values=values[:_OBSERVED], length=_LENGTH
     )
+    key = jax.random.key(seed)
     samples = samplers.affine_invariant_mcmc(key, density, walkers, **chain).samples
     return uncertainty.curve_predictive_log_prob(samples, values, length=_LENGTH)[-1]
 
-  return lambda problem: np.asarray(log_prob(jax.random.key(problem[0]), *problem[1:]))
+  return jax.jit(jax.vmap(log_prob))
 
 
 def _density_difference(values: np.ndarray, walkers: np.ndarray) -> float:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -161,6 +162,7 @@ def sample_accepted_curves(
   length: int = 100,
   components: tuple[str, ...] = CURVE_COMPONENTS,
   distribution: str = "peaked",
+  steps: Sequence[float] | None = None,
 ) -> AcceptedCurves:
   """Draws curve parameters from the prior restricted to curves that rise and stay in [0, 1].
 
@@ -176,6 +178,7 @@ def sample_accepted_curves(
     components: names of the families that are summed, see
       `jaxlab.uncertainty.basis_curve`.
     distribution: "peaked" or "uniform" priors.
+    steps: the T positive steps of the curves, in increasing order; None is 1..T.
 
   Returns:
     `AcceptedCurves(params[b, p], clean[b, T], accepted[b])`: the parameters of every component in
@@ -183,12 +186,14 @@ def sample_accepted_curves(
     is not accepted: NaN parameters and the constant curve 1/2.
 
   Raises:
-    ValueError: if `length` < 2, or a component or the distribution is unknown.
+    ValueError: if `length` < 2, a component or the distribution is unknown, or `steps` are not
+      `length` positive numbers.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
   check_at_least(2, length=length)
-  return _reject(key, batch_size, length, tuple(components), distribution)
+  steps = None if steps is None else tuple(float(step) for step in steps)
+  return _reject(key, batch_size, length, tuple(components), distribution, steps)
 
 
 def sample_learning_curves(
@@ -200,6 +205,7 @@ def sample_learning_curves(
   distribution: str = "peaked",
   log_noise_mean: chex.Numeric = -4.0,
   log_noise_std: chex.Numeric = 1.0,
+  steps: Sequence[float] | None = None,
 ) -> LearningCurveBatch:
   """Draws noisy learning curves from the prior that a curve-extrapolating network is fitted to.
 
@@ -214,13 +220,16 @@ def sample_learning_curves(
     distribution: "peaked" or "uniform" priors of their parameters.
     log_noise_mean: mean of the log of the noise std.
     log_noise_std: standard deviation of the log of the noise std.
+    steps: the T positive steps of the curves, in increasing order, for example training-set sizes;
+      None is 1..T.
 
   Returns:
     `LearningCurveBatch(x[b, T, 1], y[b, T], targets[b, T], clean[b, T], noise_std[b])`, float32,
-    with x = 1..T.
+    where x holds the steps.
 
   Raises:
-    ValueError: if `length` < 2, `log_noise_std` < 0, or a component or the distribution is unknown.
+    ValueError: if `length` < 2, `log_noise_std` < 0, a component or the distribution is unknown, or
+      `steps` are not `length` positive numbers.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
@@ -232,12 +241,13 @@ def sample_learning_curves(
     length=length,
     components=components,
     distribution=distribution,
+    steps=steps,
   ).clean
   level = jax.random.normal(level_key, (batch_size,), jnp.float32)
   noise_std = jnp.exp(log_noise_mean + log_noise_std * level)
   y = clean + noise_std[:, None] * jax.random.normal(noise_key, clean.shape, clean.dtype)
-  steps = jnp.arange(1, length + 1, dtype=jnp.float32)
-  x = jnp.broadcast_to(steps[:, None], (batch_size, length, 1))
+  x = jnp.asarray(np.arange(1, length + 1) if steps is None else steps, jnp.float32)
+  x = jnp.broadcast_to(x[:, None], (batch_size, length, 1))
   return LearningCurveBatch(x, y, y, clean, noise_std)
 
 
@@ -359,13 +369,16 @@ def _from_uniform(u: jax.Array, prior: ParameterPrior) -> jax.Array:
   raise ValueError(f"cannot draw from a prior of kind {kind!r}.")
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "length", "components", "distribution"))
+@functools.partial(
+  jax.jit, static_argnames=("batch_size", "length", "components", "distribution", "steps")
+)
 def _reject(
   key: chex.PRNGKey,
   batch_size: int,
   length: int,
   components: tuple[str, ...],
   distribution: str,
+  steps: tuple[float, ...] | None,
 ) -> AcceptedCurves:
   def unfinished(state):
     round_index, rows = state
@@ -376,7 +389,7 @@ def _reject(
     round_key = jax.random.fold_in(key, round_index)
     num_candidates = _CANDIDATES_PER_ROW * batch_size
     params = _draw_params(round_key, num_candidates, components, distribution)
-    curves = combined_curve(params, length=length, components=components)
+    curves = combined_curve(params, length=length, components=components, steps=steps)
     # The k-th empty row takes the k-th accepted candidate, if there are that many.
     num_accepted = jnp.cumsum(is_learning_curve(curves))
     rank = jnp.cumsum(~rows.accepted)

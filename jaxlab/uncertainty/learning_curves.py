@@ -7,7 +7,7 @@ ilog2 (c, a); janoschek (a, beta, k, delta); the three weights; log sigma.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -96,21 +96,27 @@ def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[Paramete
 
 
 def combined_curve(
-  params: chex.Array, *, length: int, components: tuple[str, ...] = CURVE_COMPONENTS
+  params: chex.Array,
+  *,
+  length: int,
+  components: tuple[str, ...] = CURVE_COMPONENTS,
+  steps: Sequence[float] | None = None,
 ) -> chex.Array:
-  """Evaluates the noiseless weighted sum of the component families at t = 1..length.
+  """Evaluates the noiseless weighted sum of the component families, by default at t = 1..length.
 
   Args:
     params: parameters of every component in turn, their weights (not normalized), and log sigma
       (which the noiseless curve ignores), `[..., p]`; p = 13 for the default components.
     length: number of steps T.
     components: names of the families that are summed.
+    steps: the T positive steps, for example training-set sizes; None is 1..T.
 
   Returns:
     Curve values, `[..., length]`, at least float32.
 
   Raises:
-    ValueError: if `length` < 1, there are no components, or one is unknown.
+    ValueError: if `length` < 1, there are no components, one is unknown, or `steps` are not
+      `length` positive numbers.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
@@ -122,8 +128,10 @@ def combined_curve(
   chex.assert_axis_dimension(params, -1, sum(sizes) + len(sizes) + 1)
   params = as_accumulator(params)
   # Constants of the program: the density is evaluated millions of times on the same steps.
-  steps = np.arange(1, length + 1).astype(params.dtype)
-  log_steps = np.log(np.arange(1, length + 1)).astype(params.dtype)
+  steps = np.arange(1, length + 1) if steps is None else np.asarray(steps)
+  if steps.shape != (length,) or np.any(steps <= 0):
+    raise ValueError(f"steps must be length={length} positive numbers, got {steps}.")
+  steps, log_steps = (x.astype(params.dtype) for x in (steps, np.log(steps)))
   columns = [params[..., i : i + 1] for i in range(params.shape[-1])]
   weights = columns[sum(sizes) : -1]
   total, start = 0.0, 0

@@ -233,6 +233,17 @@ def test_sampled_curves(batch):
   assert y.max() > 1  # the noise is not clipped
 
 
+def test_curves_over_other_steps(batch):
+  sizes = [16 * 2 ** (k / 2) for k in range(LENGTH)]
+  sample = functools.partial(lc.sample_learning_curves, batch_size=64, length=LENGTH, steps=sizes)
+  drawn = jax.jit(sample)(jax.random.key(4))
+  np.testing.assert_allclose(drawn.x[5, :, 0], sizes)
+  clean = np.asarray(drawn.clean)
+  assert clean.min() >= 0 and clean.max() <= 1 and np.all(clean[:, -1] > clean[:, 0])
+  # At 16 rows and more the curves have risen further than at steps 1, 2, ...
+  assert np.ptp(clean, axis=1).mean() < np.ptp(batch.clean, axis=1).mean()
+
+
 def test_noise_levels(batch):
   log_noise = np.log(np.asarray(batch.noise_std))
   assert stats.kstest(log_noise, stats.norm(-4, 1).cdf).pvalue > 1e-3

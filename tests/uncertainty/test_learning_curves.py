@@ -136,6 +136,14 @@ def test_combined_curve_of_other_components():
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_combined_curve_at_other_steps():
+  sizes = 16.0 * 2.0 ** np.arange(4)
+  got = combined_curve(prior_draws(0, 1)[0], length=64, steps=np.arange(1, 65))
+  np.testing.assert_array_equal(got, combined_curve(prior_draws(0, 1)[0], length=64))
+  at_sizes = combined_curve(prior_draws(0, 1)[0], length=3, steps=sizes[:3])
+  np.testing.assert_allclose(at_sizes, np.asarray(got)[[15, 31, 63]], rtol=1e-5)
+
+
 def test_is_learning_curve_rejects_falling_and_outside_curves():
   curves = [[0.0, 0.5, 1.0], [0.5, 0.2, 0.5], [0.2, 1.01, 0.5], [-0.01, 0.2, 0.5], [0.1, np.nan, 1]]
   np.testing.assert_array_equal(lc.is_learning_curve(np.array(curves)), [True, *[False] * 4])
@@ -265,6 +273,9 @@ def test_errors():
     lc.combined_curve(GOOD, length=0)
   with pytest.raises(ValueError, match="components"):
     lc.combined_curve(GOOD, length=3, components=())
+  for steps in ((1.0, 2.0), (0.0, 1.0, 2.0)):
+    with pytest.raises(ValueError, match="steps must be length=3 positive numbers"):
+      lc.combined_curve(GOOD, length=3, steps=steps)
   with pytest.raises(AssertionError):
     lc.combined_curve(GOOD[:12], length=3)
   with pytest.raises(AssertionError):

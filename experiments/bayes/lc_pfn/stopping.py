@@ -1,96 +1,90 @@
-"""Predictive early stopping of the learners of real data sets, replayed in many orders."""
-
-import functools
+"""Predictive early stopping of the networks of one table, replayed in many orders."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
-from experiments.bayes.lc_pfn.prediction import Curves, split_data_sets
-from jaxlab import algorithms, uncertainty
+from experiments.bayes.lc_pfn.networks import Curves, logits_of
+from experiments.kit.prior_fitting import Fitted
+from jaxlab import algorithms
 
-CONFIDENCE = 0.95
+CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+REGRET = 0.005  # At which predictors are compared.
 
 
-def evaluate_stopping(config, logits_fn, borders, curves: Curves, rng) -> dict:
-  """What early stopping saves and loses over the learners of each test data set.
+def evaluate_stopping(network: Fitted, seed: int, curves: Curves, num_orders: int, rng) -> dict:
+  """What early stopping costs and loses on half of the tables, in random orders of their runs.
 
-  Args:
-    config: of the experiment.
-    logits_fn: `(values[b, T], observed) -> [b, T, K]`, traceable.
-    borders: of the bars.
-    curves: real curves.
-    rng: draws the test data sets and the orders of the learners.
+  The spread of the baseline is that of the other half.
 
   Returns:
-    method -> {"times fewer steps", "regret"}, means over orders and data sets.
+    method -> "steps" (share of all epochs that is trained) and "regret", `[confidences]`, means
+    over tables and orders, and "steps at matched regret".
   """
-  test, rest = (curves.rows(rows) for rows in split_data_sets(curves.dataset_ids, rng))
-  datasets, sizes = np.unique(test.dataset_ids, return_counts=True)
-  max_runs = sizes.max()
-  stop = _replay(logits_fn, borders, increment_spread(rest.values, rest.lengths))
-  rows: dict[str, list] = {}
-  for dataset in datasets:
-    runs = test.rows(test.dataset_ids == dataset)
-    # Runs that do not reach the data set's last anchor have no final value to compare.
-    runs = runs.rows(runs.lengths == runs.lengths.max())
-    steps, count = runs.lengths[0], len(runs.lengths)
-    padded = np.full((max_runs, config.length), -np.inf, np.float32)
-    padded[:count, :steps] = runs.values[:, :steps]
-    orders = [
-      np.concatenate([rng.permutation(count), np.arange(count, max_runs)])
-      for _ in range(config.num_orders)
-    ]
-    for method, result in jax.device_get(stop(padded, np.stack(orders), np.int32(steps))).items():
-      used = np.minimum(result.steps_used, steps)[:, :count].sum(1)
-      regret = padded[:count].max() - result.best_so_far[:, count - 1]
-      rows.setdefault(method, []).append((np.mean(count * steps / used), np.mean(regret)))
-  names = "times fewer steps", "regret"
-  return {method: dict(zip(names, np.mean(row, axis=0))) for method, row in rows.items()}
+  tables = rng.permutation(np.unique(curves.groups))
+  tested, others = np.array_split(tables, 2)
+  known = curves.values[np.isin(curves.groups, others)]
+  levels, rows = network.borders[1:], {"PFN": [], "last value": []}
+  for table in tested:
+    runs = curves.rows(curves.groups == table)
+    orders = np.stack([rng.permutation(len(runs.values)) for _ in range(num_orders)])
+    chances = network_chances(network, seed, runs), last_value_chances(runs.values, known, levels)
+    for row, chance in zip(rows.values(), chances):
+      row.append(_replay(runs.values, chance, levels, orders))
+  return {method: _summary(*np.mean(row, axis=0)) for method, row in rows.items()}
 
 
-def _replay(logits_fn, borders, spread):
-  """Replays one data set's runs in many orders, with each predictor's exceedance."""
-  bias, std = spread
-
-  @jax.jit
-  def replay(values, orders, num_steps):
-    # The predictions of a run do not depend on the order: one table serves all orders, and a run
-    # finds its row by its values (equal runs have equal predictions).
-    steps = jnp.arange(values.shape[1])
-    filled = jnp.where(jnp.isfinite(values), values, 0.0)
-    table = jax.lax.map(lambda c: logits_fn(filled, c), steps)  # [seen, runs, T, K]
-
-    def network(curve, observed, best):
-      run = jnp.argmax(jnp.all(values == curve, axis=-1))
-      return 1.0 - uncertainty.bar_cdf(table[observed, run], borders, best[None])[..., 0]
-
-    def last_value(curve, observed, best):
-      ahead = jnp.clip(steps + 1 - observed, 0, len(steps) - 1)
-      return jax.scipy.special.ndtr((curve[observed - 1] + bias[ahead] - best) / std[ahead])
-
-    def run(exceedance, order):
-      # Steps past the end cannot exceed anything, so a run that is kept ends there by itself.
-      def within(*args):
-        return jnp.where(steps < num_steps, exceedance(*args), 0.0)
-
-      return algorithms.run_with_early_stopping(
-        values[order], within, confidence=CONFIDENCE, horizon="any"
-      )
-
-    methods = {"PFN": network, "last value": last_value}
-    return {name: jax.vmap(functools.partial(run, fn))(orders) for name, fn in methods.items()}
-
-  return replay
+def _summary(steps, regret) -> dict[str, np.ndarray]:
+  # Regret falls with confidence; noise in it must not make the inverse ambiguous.
+  rising = np.maximum.accumulate(regret[::-1])
+  matched = np.exp(np.interp(REGRET, rising, np.log(steps[::-1])))
+  return {"steps": steps, "regret": regret, "steps at matched regret": matched}
 
 
-def increment_spread(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and std of y[t + d] - y[t] over real curves, by distance d; what last value assumes."""
+@jax.jit
+def _replay(values, chances, levels, orders) -> jax.Array:
+  """Share of steps and regret, `[2, confidences]`, of runs `[r, T]` in orders `[m, r]`."""
+
+  def exceedance(curve, observed, best):
+    # The predictions of a run do not depend on the order: a run finds its row by its values.
+    run = jnp.argmax(jnp.all(values == curve, axis=-1))
+    return jnp.broadcast_to(jnp.interp(best, levels, chances[observed - 1, run]), curve.shape)
+
+  def one(confidence, order):
+    result = algorithms.run_with_early_stopping(
+      values[order], exceedance, confidence=confidence, horizon="any"
+    )
+    return result.total_steps / values.size, values.max() - result.best_so_far[-1]
+
+  by_order = jax.vmap(one, (None, 0))
+  steps, regret = jax.lax.map(lambda c: by_order(c, orders), jnp.array(CONFIDENCES))
+  return jnp.stack([steps.mean(1), regret.mean(1)])
+
+
+def network_chances(network: Fitted, seed: int, runs: Curves) -> jax.Array:
+  """Largest probability that a later epoch exceeds a level, `[seen, r, levels]`, seen = 1, 2, ...
+
+  The levels are the upper borders of the bars, between which the probability is linear.
+  """
+  count, length = runs.values.shape
+  observed = np.repeat(np.arange(1, length), count)
+  repeated = runs.rows(np.tile(np.arange(count), length - 1))._replace(observed=observed)
+  return _later(logits_of(network, seed, repeated), observed).reshape(length - 1, count, -1)
+
+
+@jax.jit
+def _later(logits, observed):
+  above = 1.0 - jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+  is_later = jnp.arange(logits.shape[1]) >= observed[:, None]
+  return jnp.max(jnp.where(is_later[..., None], above, 0.0), axis=1)
+
+
+def last_value_chances(values: np.ndarray, known: np.ndarray, levels) -> np.ndarray:
+  """The same if values d epochs apart differ by a Gaussian, as those of known curves do."""
   length = values.shape[1]
-  bias, std = np.zeros(length, np.float32), np.ones(length, np.float32)
-  for ahead in range(1, length):
-    steps = values[:, ahead:] - values[:, :-ahead]
-    inside = np.arange(length - ahead)[None] + ahead < lengths[:, None]
-    if inside.sum() > 1:
-      bias[ahead], std[ahead] = steps[inside].mean(), steps[inside].std() + 1e-6
-  return jnp.asarray(bias), jnp.asarray(std)
+  steps = [known[:, d:] - known[:, : length - d] for d in range(1, length)]
+  later = np.stack([values[..., None] + step.mean() for step in steps])
+  stds = np.array([step.std() + 1e-6 for step in steps])[:, None, None, None]
+  above = stats.norm.sf(levels, later, stds)  # [d, r, seen, levels]
+  return np.stack([above[: length - seen, :, seen - 1].max(0) for seen in range(1, length)])
