@@ -104,7 +104,7 @@ def power_law(curves: Curves) -> list[Predictive]:
     return np.where(is_seen, array, 0.0).sum(-1, keepdims=True) / curves.observed[:, None]
 
   # For a fixed exponent the other two are linear.
-  power = np.exp(-np.geomspace(0.05, 5.0, 30)[:, None, None] * curves.log_steps)
+  power = np.exp(-np.geomspace(0.05, 5.0, 60)[:, None, None] * curves.log_steps)
   power -= mean(power)
   center = mean(curves.values)
   y = curves.values - center
