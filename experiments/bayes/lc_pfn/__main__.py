@@ -6,6 +6,7 @@ training size.
 """
 
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -15,7 +16,6 @@ from experiments import catalogue
 from experiments.bayes.lc_pfn import networks, prediction, stopping
 from experiments.kit import plots
 from experiments.kit.prior_fitting import add_along, score_seeds
-from jaxlab import data
 from jaxlab.data.epoch_curves import EPOCH_CURVE_SETS
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
@@ -53,15 +53,15 @@ PRESETS = {
     tables=("iris", "wine"),
     num_networks=4,
     num_rows=64,
-    length=8,
     embed_dim=16,
     num_layers=1,
+    num_bars=16,
     num_steps=4,
     size_steps=4,
     cutoffs=(4,),
     num_curves=8,
     mcmc_steps=100,
-    num_sizes=32,
+    num_sizes=8,
   ),
   "laptop": Config(),
   "paper": Config(
@@ -88,33 +88,31 @@ def run(config: Config, context: Context) -> Results:
   by_epoch = networks.fit(config, context, "epochs")
   by_size = networks.fit(config, context, "sizes")
 
-  def generator(seed, purpose):
-    key = jax.random.fold_in(context.seed_key(seed), purpose)
-    return key, np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  def choose(seed, curves, number):
+    rng = np.random.default_rng([context.seed_numbers[seed], number])
+    return curves.rows(rng.choice(len(curves.values), number, replace=False))
 
-  def score(seed, curves, key, **more):
+  def score(seed, curves, **more):
     logits = networks.logits_of(by_epoch, seed, curves)[:, -1]
-    chains = prediction.mcmc(config, context.mesh, key, curves)
+    chains = prediction.mcmc(config, context.mesh, context.seed_key(seed), curves)
     methods = {"PFN": [prediction.bars(logits, by_epoch.borders)]}
     methods |= {name: [chain] for name, chain in chains.items()} | more
     return prediction.scores(methods, curves)
 
   def on_prior(seed):
-    key, _ = generator(seed, 1)
-    drawn = data.sample_learning_curves(key, batch_size=config.num_curves, length=config.length)
-    curves = networks.curves_by_epoch(np.asarray(drawn.y), np.arange(config.num_curves))
-    return score(seed, curves.seen(config.cutoffs[-1]), key)
+    draw = functools.partial(networks.prior(config, "epochs")[0], batch_size=config.num_curves)
+    values = np.asarray(jax.jit(draw)(context.seed_key(seed)).y)
+    curves = networks.curves_by_epoch(values, np.arange(config.num_curves))
+    return score(seed, curves.seen(config.cutoffs[-1]))
 
   def on_epochs(seed):
-    key, rng = generator(seed, 2)
-    curves = real.rows(rng.choice(len(real.values), config.num_curves, replace=False))
+    curves = choose(seed, real, config.num_curves)
     seen = (curves.seen(cutoff) for cutoff in config.cutoffs)
-    rows = [score(seed, part, key, **prediction.baselines(part)) for part in seen]
+    rows = [score(seed, part, **prediction.baselines(part)) for part in seen]
     return {m: {q: np.array([row[m][q] for row in rows]) for q in rows[0][m]} for m in rows[0]}
 
   def on_sizes(seed):
-    rows = generator(seed, 3)[1].choice(len(sizes.values), config.num_sizes, replace=False)
-    curves = sizes.rows(rows)
+    curves = choose(seed, sizes, config.num_sizes)
     paper, *fitted = (
       prediction.bars(networks.logits_of(by_size, seed, curves, s)[:, -1], by_size.borders)
       for s in networks.SETTINGS
@@ -123,7 +121,7 @@ def run(config: Config, context: Context) -> Results:
     return prediction.scores(methods | prediction.baselines(curves), curves)
 
   def stop(seed):
-    rng = generator(seed, 4)[1]
+    rng = np.random.default_rng(context.seed_numbers[seed])
     return stopping.evaluate_stopping(by_epoch, seed, real, config.num_orders, rng)
 
   results.add(score_seeds(context, "prior", on_prior), task="prior")

@@ -142,8 +142,9 @@ def _logits(module, params, x, values, observed) -> jax.Array:
   return one(x, jnp.nan_to_num(values), observed)
 
 
-def logits_of(network: Fitted, seed: int, curves: Curves, setting=()) -> jax.Array:
+def logits_of(network: Fitted, seed: int, curves: Curves, setting=()) -> np.ndarray:
   """Bar logits `[n, T, K]` by the network of a seed, under a setting of its prior."""
   settings = np.broadcast_to(np.float32(setting), (*curves.values.shape, len(setting)))
   x = np.concatenate([curves.positions[..., None], settings], axis=-1, dtype=np.float32)
-  return _logits(network.module, network.params[seed], x, curves.values, curves.observed)
+  arrays = x, curves.values, curves.observed
+  return np.asarray(_logits(network.module, network.params[seed], *arrays))

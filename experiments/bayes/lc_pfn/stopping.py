@@ -25,7 +25,7 @@ def evaluate_stopping(network: Fitted, seed: int, curves: Curves, num_orders: in
   tables = rng.permutation(np.unique(curves.groups))
   tested, others = np.array_split(tables, 2)
   known = curves.values[np.isin(curves.groups, others)]
-  levels, rows = network.borders[1:], {"PFN": [], "last value": []}
+  levels, rows = np.asarray(network.borders)[1:], {"PFN": [], "last value": []}
   for table in tested:
     runs = curves.rows(curves.groups == table)
     orders = np.stack([rng.permutation(len(runs.values)) for _ in range(num_orders)])
@@ -62,7 +62,7 @@ def _replay(values, chances, levels, orders) -> jax.Array:
   return jnp.stack([steps.mean(1), regret.mean(1)])
 
 
-def network_chances(network: Fitted, seed: int, runs: Curves) -> jax.Array:
+def network_chances(network: Fitted, seed: int, runs: Curves) -> np.ndarray:
   """Largest probability that a later epoch exceeds a level, `[seen, r, levels]`, seen = 1, 2, ...
 
   The levels are the upper borders of the bars, between which the probability is linear.
@@ -70,7 +70,8 @@ def network_chances(network: Fitted, seed: int, runs: Curves) -> jax.Array:
   count, length = runs.values.shape
   observed = np.repeat(np.arange(1, length), count)
   repeated = runs.rows(np.tile(np.arange(count), length - 1))._replace(observed=observed)
-  return _later(logits_of(network, seed, repeated), observed).reshape(length - 1, count, -1)
+  chances = _later(logits_of(network, seed, repeated), observed)
+  return np.asarray(chances).reshape(length - 1, count, -1)
 
 
 @jax.jit
