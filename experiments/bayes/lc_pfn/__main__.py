@@ -1,8 +1,7 @@
 """Learning-curve extrapolation: a network fitted to a prior over curves against MCMC on that prior.
 
-Evaluated on real epoch curves (small networks on 16 tables), by what predictive early stopping
-costs at a matched regret, and on LCDB (20 learners on 248 data sets), whose curves go over the
-training size.
+Evaluated on epoch curves of small networks, by what early stopping costs at a matched regret, and
+on LCDB (20 learners on 248 data sets), whose curves go over the training size.
 """
 
 import dataclasses
@@ -84,7 +83,7 @@ PRESETS = {
 
 def run(config: Config, context: Context) -> Results:
   """Trains both networks and evaluates them beside MCMC and what needs no prior."""
-  real, sizes, results = networks.real_by_epoch(config), networks.curves_by_size(), Results()
+  sizes, results = networks.curves_by_size(), Results()
   by_epoch = networks.fit(config, context, "epochs")
   by_size = networks.fit(config, context, "sizes")
 
@@ -106,7 +105,8 @@ def run(config: Config, context: Context) -> Results:
     return score(seed, curves.seen(config.cutoffs[-1]))
 
   def on_epochs(seed):
-    curves = choose(seed, real, config.num_curves)
+    curves = networks.real_by_epoch(config, context.seed_numbers[seed])
+    curves = choose(seed, curves, config.num_curves)
     seen = (curves.seen(cutoff) for cutoff in config.cutoffs)
     rows = [score(seed, part, **prediction.baselines(part)) for part in seen]
     return {m: {q: np.array([row[m][q] for row in rows]) for q in rows[0][m]} for m in rows[0]}
@@ -122,7 +122,8 @@ def run(config: Config, context: Context) -> Results:
 
   def stop(seed):
     rng = np.random.default_rng(context.seed_numbers[seed])
-    return stopping.evaluate_stopping(by_epoch, seed, real, config.num_orders, rng)
+    curves = networks.real_by_epoch(config, context.seed_numbers[seed])
+    return stopping.evaluate_stopping(by_epoch, seed, curves, config.num_orders, rng)
 
   results.add(score_seeds(context, "prior", on_prior), task="prior")
   scores = score_seeds(context, "epochs", on_epochs)

@@ -19,7 +19,6 @@ _OBSERVED_SHARE = 0.4  # Share of the anchors that is seen.
 _ANCHORS = np.arange(_LAST_ANCHOR + 1.0)
 _SIZES = tuple(16 * 2 ** (_ANCHORS / 2))
 _QUERIES = 8  # Values that a network is asked for beside the first twelve anchors.
-_MAX_RATIO = 4.0
 # Of `draw_by_size`: the paper's noise, and drifts among which other data sets choose.
 SETTINGS = (0.0, 0.0), (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
 
@@ -42,9 +41,9 @@ class Curves(NamedTuple):
     return self._replace(observed=np.full(len(self.values), number))
 
 
-def real_by_epoch(config) -> Curves:
-  """The accuracies of real networks after every epoch."""
-  numbers = dict(num_networks=config.num_networks, num_rows=config.num_rows)
+def real_by_epoch(config, seed: int) -> Curves:
+  """The accuracies of real networks after every epoch, drawn by a seed number."""
+  numbers = dict(num_networks=config.num_networks, num_rows=config.num_rows, seed=seed)
   curves = data.load_epoch_curves(datasets=config.tables, num_epochs=config.length, **numbers)
   return curves_by_epoch(curves.values, curves.dataset_ids)
 
@@ -74,15 +73,15 @@ def draw_by_size(key, *, batch_size: int) -> samplers.PriorBatch:
   """Curves over training size, with the paper's noise or with a discrepancy that drifts.
 
   The inputs are the position and the two settings of a curve, all in [0, 1]: whether the
-  discrepancy is a random walk with Student-t steps, and the log of how many times larger its steps
-  are than those twelve anchors later.
+  discrepancy is a random walk with Student-t steps, and how many times larger its steps are than
+  those twelve anchors later, as a logarithm to base 4.
   """
   curve_key, setting_key, walk_key, column_key = jax.random.split(key, 4)
   drawn = data.sample_learning_curves(
     curve_key, batch_size=batch_size, length=len(_SIZES), steps=_SIZES
   )
   coin, log_ratio = jax.random.uniform(setting_key, (2, batch_size, 1))
-  decay = _MAX_RATIO ** (-log_ratio * _ANCHORS / _SEEN_ANCHORS)
+  decay = 4.0 ** (-log_ratio * _ANCHORS / _SEEN_ANCHORS)
   steps = jax.random.t(walk_key, 4.0, drawn.clean.shape) * drawn.noise_std[:, None] * decay
   drifts = coin < 0.5
   y = jnp.where(drifts, drawn.clean + jnp.cumsum(steps, axis=1), drawn.y)

@@ -14,24 +14,24 @@ REGRET = 0.005  # At which predictors are compared.
 
 
 def evaluate_stopping(network: Fitted, seed: int, curves: Curves, num_orders: int, rng) -> dict:
-  """What early stopping costs and loses on half of the tables, in random orders of their runs.
+  """What early stopping costs and loses, in random orders of the runs of every table.
 
-  The spread of the baseline is that of the other half.
+  The spread of the baseline is that of the other half of the tables.
 
   Returns:
     method -> "steps" (share of all epochs that is trained) and "regret", `[confidences]`, means
     over tables and orders, and "steps at matched regret".
   """
-  tables = rng.permutation(np.unique(curves.groups))
-  tested, others = np.array_split(tables, 2)
-  known = curves.values[np.isin(curves.groups, others)]
+  halves = np.array_split(rng.permutation(np.unique(curves.groups)), 2)
   levels, rows = np.asarray(network.borders)[1:], {"PFN": [], "last value": []}
-  for table in tested:
-    runs = curves.rows(curves.groups == table)
-    orders = np.stack([rng.permutation(len(runs.values)) for _ in range(num_orders)])
-    chances = network_chances(network, seed, runs), last_value_chances(runs.values, known, levels)
-    for row, chance in zip(rows.values(), chances):
-      row.append(_replay(runs.values, chance, levels, orders))
+  for tested, others in (halves, halves[::-1]):
+    known = curves.values[np.isin(curves.groups, others)]
+    for table in tested:
+      runs = curves.rows(curves.groups == table)
+      orders = np.stack([rng.permutation(len(runs.values)) for _ in range(num_orders)])
+      own = network_chances(network, seed, runs)
+      for row, chances in zip(rows.values(), (own, last_value_chances(runs.values, known, levels))):
+        row.append(_replay(runs.values, chances, levels, orders))
   return {method: _summary(*np.mean(row, axis=0)) for method, row in rows.items()}
 
 
