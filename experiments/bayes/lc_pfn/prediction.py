@@ -12,7 +12,6 @@ import numpy as np
 from experiments.bayes.lc_pfn.networks import Curves
 from jaxlab import data, losses, samplers, training, uncertainty
 
-_NUM_STARTS = 5000  # Prior draws among which the walkers of every curve find their start.
 _KEPT = 100  # Steps that are kept of a chain; neighbors are nearly the same.
 _SMALLEST_STD = 0.03  # Of a baseline's own spread, which a few smooth values would make 0.
 # What calibration chooses among.
@@ -120,7 +119,10 @@ def _with_spreads(means, own) -> list[Predictive]:
 
 
 def mcmc(config, mesh, key, curves: Curves) -> dict[str, Predictive]:
-  """A chain on the paper's prior per curve, and its first quarter; half of each is burnt."""
+  """A chain on the paper's prior per curve, and its first quarter; half of each is burnt.
+
+  The walkers of a curve start at those of 5,000 accepted prior draws that suit what is seen of it.
+  """
   keys = jax.random.split(key, len(curves.values))
   sharded = training.shard_batch((keys, curves.values[:, : curves.observed[0]]), mesh)
   means, stds = map(np.asarray, _chains(config, key, *sharded))
@@ -134,7 +136,7 @@ def mcmc(config, mesh, key, curves: Curves) -> dict[str, Predictive]:
 def _chains(config, key, keys, seen) -> tuple[jax.Array, jax.Array]:
   """Means and stds of the last value of n curves, `[n, steps kept, walkers]`."""
   length, shape = config.length, (_KEPT, config.num_walkers)
-  candidates = data.sample_accepted_curves(key, batch_size=_NUM_STARTS, length=length).params
+  candidates = data.sample_accepted_curves(key, batch_size=5000, length=length).params
 
   def one(key, seen):
     start_key, chain_key = jax.random.split(key)

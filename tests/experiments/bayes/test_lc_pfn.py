@@ -89,7 +89,7 @@ def test_an_oracle_stops_early_and_loses_nothing(monkeypatch):
   row = stopping.evaluate_stopping(Fitted(None, [], borders), 0, curves, 4, rng)["PFN"]
   assert row["steps"].max() < 0.7
   assert row["regret"].max() < 0.003  # The width of a bar.
-  assert row["steps at matched regret"] == pytest.approx(row["steps"].min(), rel=0.3)
+  assert row["times fewer epochs"] == pytest.approx(1 / row["steps"].min(), rel=0.3)
 
 
 def test_chances_of_last_value_are_those_of_known_increments():
