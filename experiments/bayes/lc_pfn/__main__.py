@@ -179,7 +179,7 @@ def figure(results: Results):
   priors = Results(r for r in results if r.method.startswith(("PFN", "MCMC")))
   calibrated = ((results, CALIBRATED, task) for task in ("epochs", "sizes"))
   for ax, (records, quantity, task) in zip(panels, [(priors, ZERO_SHOT, "epochs"), *calibrated]):
-    color, title = ("cutoff", "epoch curves") if task == "epochs" else ("method", "LCDB")
+    color, title = ("cutoff", "epoch curves") if task == "epochs" else ("task", "LCDB")
     plots.intervals(ax, records, quantity, by="method", color=color, task=task)
     ax.set_title(title)
   panels[0].legend(title="epochs seen", fontsize=7)
