@@ -53,9 +53,9 @@ def adapt(config, module: nn.Module):
 
     def chosen(draw):
       *_, validation, rest = jax.tree.map(lambda x: x[-1], draw)
-      logits = tried[:, validation]
-      ce = optax.softmax_cross_entropy_with_integer_labels(logits, labels[validation]).mean(1)
-      return accuracy(module, tried[jnp.argmin(ce)], jnp.where(rest, labels, -1))
+      likelihood = jax.nn.log_softmax(tried[:, validation])
+      best = jnp.argmax(jnp.mean(likelihood[:, jnp.arange(len(validation)), labels[validation]], 1))
+      return accuracy(module, tried[best], jnp.where(rest, labels, -1))
 
     return {
       "source": online(algorithms.norm_adaptation(by_stored)),
