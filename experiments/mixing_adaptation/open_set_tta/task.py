@@ -11,7 +11,7 @@ from experiments.kit import datasets
 from experiments.kit.datasets import Split
 from experiments.kit.source_model import smoothed_loss
 from experiments.kit.train import accuracy, adamw_cosine, train
-from jaxlab import augment, models
+from jaxlab import augment, data, models
 
 UNKNOWN = -1  # Label of all rows of unknown classes.
 
@@ -34,19 +34,19 @@ def load_task(config, seed: int) -> Task:
     )
   else:
     known = datasets.describe("mnist1d").splits(config.num_train, config.num_test, seed=seed)
-    parts = *known, digit_signals(config.num_test, seed)
+    parts = *known, power_curves(config.num_test, seed)
   train, known, unknown = parts
   return Task(train, known, unknown._replace(labels=np.full_like(unknown.labels, UNKNOWN)))
 
 
-def digit_signals(num_rows: int, seed: int) -> Split:
-  """Images of handwritten digits, read row by row as signals of 40 standardized values."""
-  (digits,) = datasets.describe("digits").splits(num_rows, seed=seed)
-  lines = digits.inputs.reshape(num_rows, -1)
-  places = np.linspace(0, lines.shape[1] - 1, 40)
-  series = np.stack([np.interp(places, np.arange(lines.shape[1]), line) for line in lines])
+def power_curves(num_rows: int, seed: int) -> Split:
+  """Days of power demand, 24 hours drawn out to signals of 40 values; standardized."""
+  days = data.as_arrays(data.load_source("aeon/ItalyPowerDemand", split="all"))
+  rows = np.random.default_rng(seed).permutation(len(days["label"]))[:num_rows]
+  hours, places = np.arange(24), np.linspace(0, 23, 40)
+  series = np.stack([np.interp(places, hours, day) for day in days["series"][rows, :, 0]])
   series = (series - series.mean()) / series.std()
-  return digits._replace(inputs=series[..., None].astype(np.float32))
+  return Split(series[..., None].astype(np.float32), days["label"][rows].astype(np.int32))
 
 
 def open_set_stream(key: chex.PRNGKey, config, known: Split, unknown: Split) -> Split:
