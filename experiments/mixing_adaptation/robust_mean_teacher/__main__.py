@@ -27,6 +27,7 @@ from jaxlab import augment, training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "robust_mean_teacher"
+SEEDS = {"laptop": 8}
 CLEAN_ERROR, ERROR = "error of clean rows", "online error"
 ROUND_ERROR = "online error in a round"
 
@@ -44,7 +45,7 @@ class Config:
   train_learning_rate: float = 5e-3  # Of AdamW, falling to 0 as a cosine.
   batch_size: int = 100  # Samples a batch, in training and on the stream.
   kinds: tuple[str, ...] = augment.SIGNAL_CORRUPTIONS  # Corruptions, in order.
-  severity: int = 4  # Severity of the corruptions, 1 to 5.
+  severity: int = 3  # Severity of the corruptions, 1 to 5.
   rounds: int = 3  # How often the continual stream comes.
   num_gradual: int = 200  # Test samples at each step of the gradual stream; 0: none.
   search: bool = False  # Whether every method runs in all its settings, not in the chosen one.
