@@ -35,10 +35,10 @@ class Config:
   # Target domains; of mnist1d, corruptions and their severities.
   targets: tuple[str, ...] = ("elastic 4", "blur 4", "contrast 4 + drift 3", "gaussian_noise 3")
   num_classes: int = 10  # Classes; an open set hides the last 30% of them from the source.
-  pool_size: int = 7000  # Signals that source and target rows are drawn from, anew for every seed.
+  pool_size: int = 9000  # Signals that source and target rows are drawn from, anew for every seed.
   num_source: int = 2000  # Source rows.
-  num_target: int = 1000  # Target rows, unlabeled but for the shots.
-  imbalance: float = 20.0  # Rows of the most over those of the least frequent class, if shifted.
+  num_target: int = 2000  # Target rows, unlabeled but for the shots.
+  imbalance: float = 100.0  # Rows of the most over those of the least frequent class, if shifted.
   widths: tuple[int, ...] = (16, 32, 32)  # Channels of the convolutions on signals.
   source_steps: int = 2000  # Updates of the source model.
   source_batch_size: int = 100  # Rows of each.
@@ -46,7 +46,7 @@ class Config:
   draws: int = 3  # Draws of the few examples.
   shots: tuple[int, ...] = (1, 3)  # Labeled target examples a class.
   learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # Of fine-tuning, chosen on one shot.
-  head_learning_rate: float = 1e-2  # Of the linear probe.
+  head_learning_rate: float = 1e-3  # Of the linear probe.
   num_steps: int = 100  # Updates of fine-tuning.
   num_head_steps: int = 50  # Updates of the linear probe before it.
   batch_size: int = 32  # Rows of each, the few repeated.
@@ -171,15 +171,20 @@ def claims(config: Config, results: Results) -> list[Claim]:
     shot[0] - shot.min(0),
     at_least=0.05,
   )
-  harder = {name: x[1:].mean(0) for name, x in (("ours", ours), ("SHOT", shot), ("norm", norm))}
+  hard, hard_shot, hard_norm = (x[1:].mean(0) for x in (ours, shot, norm))
   statements = [
     compare(
       "unknown classes and label shift (mean): few-shot LP-FT is above SHOT",
-      *(harder["ours"], harder["SHOT"]),
+      *(hard, hard_shot),
       margin=0.03,
       headline=True,
       requires=(gains, room, breaks),
       paper="SHOT loses several points there, fine-tuning does not",
+    ),
+    compare(
+      "unknown classes alone: few-shot LP-FT is above SHOT",
+      *(ours[1], shot[1]),
+      requires=(gains, room),
     ),
     compare(
       "closed set: few-shot LP-FT is within 3 points of SHOT",
@@ -190,13 +195,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ),
     compare(
       "unknown classes and label shift (mean): few-shot LP-FT is above batch statistics",
-      *(harder["ours"], harder["norm"]),
-      margin=0.03,
-      requires=(gains, room),
-    ),
-    compare(
-      "worst scenario: few-shot LP-FT is above the source model",
-      *(ours.min(0), source.min(0)),
+      *(hard, hard_norm),
       margin=0.03,
       requires=(gains, room),
     ),

@@ -15,9 +15,9 @@ def test_counts_are_those_of_the_scenarios():
     # One shot for validation and three for training leave some to evaluate on.
     assert target.min() > 4
   source, target = domains.class_counts(config, "open set")
-  assert np.all(source[7:] == 0) and abs(target[7:].sum() - 400) <= 1
+  assert np.all(source[7:] == 0) and abs(target[7:].sum() - 800) <= 1
   source, target = domains.class_counts(config, "label shift")
-  assert 18 < source[9] / source[0] < 22 and 18 < target[0] / target[9] < 22
+  assert 90 < source[9] / source[0] < 110 and 90 < target[0] / target[9] < 110
 
 
 def test_domains_are_disjoint_and_shifted():
