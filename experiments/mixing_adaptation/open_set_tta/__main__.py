@@ -21,13 +21,11 @@ from experiments.kit.sweep import grid
 from experiments.mixing_adaptation.open_set_tta import task
 from experiments.mixing_adaptation.open_set_tta.adapters import (
   DIVERSE,
-  FILTERED,
   MAIN,
   METHODS,
   NORM,
   SOURCE,
   TENT,
-  THRESHOLD,
   adapters,
 )
 from jaxlab import algorithms, augment, metrics, training
@@ -36,7 +34,7 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 PAPER = "open_set_tta"
 SEEDS = {"laptop": 8}
 ERROR, KEPT = "closed-set error", "share kept"
-RECALL, PRECISION = "recall of right rows", "precision of right rows"
+PRECISION = "share of right rows among kept"
 FIXED = "fixed threshold on confidence, at the filter's recall"
 
 
@@ -119,17 +117,22 @@ def run(config: Config, context: Context) -> Results:
   for m, method in enumerate(METHODS):
     learns = method not in (SOURCE, NORM)
     for i, setting in enumerate(settings if learns else settings[:1]):
-      for r in range(config.rounds):
-        where = {"round": r + 1, **(setting if learns else {})}
-        row = {name: values[:, i, m, r] for name, values in scores.items()}
-        results.add({method: {ERROR: row[ERROR]}}, **where)
-        if method in (THRESHOLD, FILTERED, MAIN):
-          results.add({method: {q: row[q] for q in (RECALL, PRECISION)}}, **where)
-          for rows in ("right", "wrong", "unknown"):
-            results.add({method: {KEPT: row[rows]}}, rows=rows, **where)
-        if method == MAIN:
-          results.add({FIXED: {PRECISION: row[FIXED]}}, **where)
+      where = setting if learns else {}
+      add_rounds(results, method, {name: v[:, i, m] for name, v in scores.items()}, i == 0, **where)
   return results
+
+
+def add_rounds(results: Results, method: str, scores, every_round: bool, **where) -> None:
+  """Adds means over the last half of the rounds, of scores `[seeds, rounds]`, and each round."""
+  rows = [(method, ERROR, scores[ERROR], {})]
+  if method == MAIN:
+    rows += [(method, KEPT, scores[kind], {"rows": kind}) for kind in ("right", "wrong", "unknown")]
+    rows += [(method, PRECISION, scores[PRECISION], {}), (FIXED, PRECISION, scores[FIXED], {})]
+  for name, quantity, values, kind in rows:
+    late = values[:, values.shape[1] // 2 :].mean(1)
+    results.add({name: {quantity: late}}, **kind, **where)
+    for r, column in enumerate(values.T if every_round else ()):
+      results.add({name: {f"{quantity} in a round": column}}, round=r + 1, **kind, **where)
 
 
 def long_stream(config: Config, key, data, *, setting) -> dict[str, jax.Array]:
@@ -171,7 +174,6 @@ def round_scores(logits, kept, labels) -> dict[str, jax.Array]:
     "right": share(right),
     "wrong": share(known & ~right),
     "unknown": share(~known),
-    RECALL: share(right),
     PRECISION: wanted / jnp.maximum(kept.sum(), 1),
     FIXED: wanted / needed,
   }
@@ -180,21 +182,15 @@ def round_scores(logits, kept, labels) -> dict[str, jax.Array]:
 # ------------------------------------------------------------------------------- claims and figure
 
 
-def late(config: Config, results: Results, quantity: str, **where) -> np.ndarray:
-  """A quantity's mean over the last half of the rounds: `[seeds]`."""
-  rounds = range(config.rounds // 2 + 1, config.rounds + 1)
-  return np.mean([results.select(quantity, round=r, **where) for r in rounds], axis=0)
-
-
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, at the first learning rate if none is named; means over late rounds."""
   rate = {"learning_rate": config.learning_rates[0]}
 
   def error(method, **where):
-    return late(config, results, ERROR, method=method, **where)
+    return results.select(ERROR, method=method, **where)
 
   def kept(rows):
-    return late(config, results, KEPT, method=MAIN, rows=rows, **rate)
+    return results.select(KEPT, method=MAIN, rows=rows, **rate)
 
   norm, tent, ours = error(NORM), error(TENT, **rate), error(MAIN, **rate)
   works = precondition("norm adaptation errs on 20% or less", norm, at_most=0.2)
@@ -235,7 +231,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ),
     compare(
       "kept rows are right more often than those above a fixed confidence, at equal recall",
-      *(late(config, results, PRECISION, method=method, **rate) for method in (MAIN, FIXED)),
+      *(results.select(PRECISION, method=method, **rate) for method in (MAIN, FIXED)),
       requires=(works,),
     ),
   ]
@@ -243,13 +239,11 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 def figure(results: Results):
   """Error, what the filter keeps, and its precision by round, at the first learning rate."""
-  rate, *_ = results.distinct("learning_rate")
-  shown = Results(record for record in results if record.field("learning_rate") in (None, rate))
+  rate, *_ = results.distinct("learning_rate", quantity=f"{ERROR} in a round")
   figure, axes = plots.panels(3)
-  plots.curves(axes[0], shown, ERROR, x="round")
-  plots.curves(axes[1], shown, KEPT, x="round", color="rows", method=MAIN)
-  for method in (MAIN, FIXED):
-    plots.curves(axes[2], shown, PRECISION, x="round", method=method)
+  plots.curves(axes[0], results, f"{ERROR} in a round", x="round")
+  plots.curves(axes[1], results, f"{KEPT} in a round", x="round", color="rows")
+  plots.curves(axes[2], results, f"{PRECISION} in a round", x="round")
   for ax in axes:
     ax.xaxis.get_major_locator().set_params(integer=True)
   axes[0].set_title(f"learning rate {rate:g}")
