@@ -35,23 +35,23 @@ class Config:
   # Target domains; of mnist1d, corruptions and their severities.
   targets: tuple[str, ...] = ("elastic 4", "blur 4", "contrast 4 + drift 3", "gaussian_noise 3")
   num_classes: int = 10  # Classes; an open set hides the last 30% of them from the source.
-  pool_size: int = 14_000  # Signals that source and target rows are drawn from.
-  num_source: int = 3000  # Source rows.
+  pool_size: int = 9000  # Signals that source and target rows are drawn from, anew for every seed.
+  num_source: int = 2000  # Source rows.
   num_target: int = 2000  # Target rows, unlabeled but for the shots.
   imbalance: float = 100.0  # Rows of the most over those of the least frequent class, if shifted.
-  widths: tuple[int, ...] = (32, 64, 64)  # Channels of the convolutions on signals.
+  widths: tuple[int, ...] = (16, 32, 32)  # Channels of the convolutions on signals.
   source_steps: int = 2000  # Updates of the source model.
   source_batch_size: int = 100  # Rows of each.
-  source_learning_rate: float = 2e-3  # AdamW with a cosine to 0.
+  source_learning_rate: float = 5e-3  # AdamW with a cosine to 0.
   draws: int = 3  # Draws of the few examples.
   shots: tuple[int, ...] = (1, 3)  # Labeled target examples a class.
-  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)  # Of fine-tuning, chosen on one shot.
+  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # Of fine-tuning, chosen on one shot.
   head_learning_rate: float = 1e-3  # Of the linear probe.
-  num_steps: int = 200  # Updates of fine-tuning.
-  num_head_steps: int = 100  # Updates of the linear probe before it.
+  num_steps: int = 100  # Updates of fine-tuning.
+  num_head_steps: int = 50  # Updates of the linear probe before it.
   batch_size: int = 32  # Rows of each, the few repeated.
-  num_copies: int = 64  # Augmented copies of each of the few examples.
-  shot_learning_rates: tuple[float, ...] = (1e-2, 1e-3, 1e-1)  # Of SHOT, its default first.
+  num_copies: int = 32  # Augmented copies of each of the few examples.
+  shot_learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)  # Of SHOT, chosen on one shot.
   shot_epochs: int = 15  # Passes over the target.
   stream_batch_size: int = 100  # Rows of the batches that Tent and batch statistics meet.
 
@@ -124,10 +124,10 @@ def run(config: Config, context: Context) -> Results:
     # One problem per seed and target.
     variables = jax.tree.map(lambda x: np.repeat(x, len(config.targets), axis=0), variables)
     targets = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), targets)
-    scores = over("without labels", adapt_key, adapt(config, module), (variables, targets))
-    for method, values in scores.items():
-      add(method, {ACCURACY: values}, scenario)
     shots = draw_shots(tune_key, config, targets.labels, module.num_classes)
+    scores = over("without labels", adapt_key, adapt(config, module), (variables, targets, shots))
+    for method, values in scores.items():
+      add(method, {ACCURACY: values.mean(1) if method == "SHOT" else values}, scenario)
     for tuning, probed in TUNINGS.items():
       rates = np.full(len(targets.labels), probed * config.head_learning_rate, np.float32)
       arguments = variables, targets, shots, rates
@@ -141,9 +141,7 @@ def run(config: Config, context: Context) -> Results:
 
 def _variants(config: Config, method: str) -> list[dict[str, float]]:
   """The settings that a method was run in, besides scenario and target."""
-  if method in TUNINGS:
-    return [{"shots": shots} for shots in config.shots]
-  return [{"learning_rate": r} for r in config.shot_learning_rates] if method == "SHOT" else [{}]
+  return [{"shots": shots} for shots in config.shots] if method in TUNINGS else [{}]
 
 
 def _by_scenario(results: Results, method: str, **where) -> np.ndarray:
@@ -158,41 +156,48 @@ def _by_scenario(results: Results, method: str, **where) -> np.ndarray:
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, of fine-tuning after a linear probe with the most shots."""
   most = {"method": "LP-FT", "shots": max(config.shots)}
-  ours, source, norm = (
+  ours, source, norm, shot = (
     _by_scenario(results, **where)
-    for where in (most, {"method": "source"}, {"method": "batch statistics"})
+    for where in (most, *({"method": name} for name in ("source", "batch statistics", "SHOT")))
   )
-
-  def shot(pick):
-    """SHOT at its best rate; the test accuracy chooses it, which favors SHOT."""
-    tried = [_by_scenario(results, "SHOT", **where) for where in _variants(config, "SHOT")]
-    return max(map(pick, tried), key=np.mean)
-
-  closed, lowest = shot(lambda accuracies: accuracies[0]), shot(lambda x: x.min(0))
-  gains = "closed set: SHOT gains 5 points or more over the source model"
-  gains = precondition(gains, closed - source[0], at_least=0.05)
-  room = precondition("closed set: SHOT is right on 95% or less", closed, at_most=0.95)
-  breaks = "SHOT loses 5 points or more from the closed set to its worst scenario"
-  breaks = precondition(breaks, closed - lowest, at_least=0.05)
+  gains = precondition(
+    "closed set: SHOT gains 5 points or more over the source model",
+    shot[0] - source[0],
+    at_least=0.05,
+  )
+  room = precondition("closed set: SHOT is right on 95% or less", shot[0], at_most=0.95)
+  breaks = precondition(
+    "SHOT loses 5 points or more from the closed set to its worst scenario",
+    shot[0] - shot.min(0),
+    at_least=0.05,
+  )
+  hard, hard_shot, hard_norm = (x[1:].mean(0) for x in (ours, shot, norm))
   statements = [
     compare(
-      "unknown classes and label shift (mean): few-shot LP-FT is above SHOT at its best rate",
-      *(ours[1:].mean(0), shot(lambda accuracies: accuracies[1:].mean(0))),
+      "unknown classes and label shift (mean): few-shot LP-FT is above SHOT",
+      *(hard, hard_shot),
       margin=0.03,
       headline=True,
       requires=(gains, room, breaks),
       paper="SHOT loses several points there, fine-tuning does not",
     ),
     compare(
-      "closed set: few-shot LP-FT is within 3 points of SHOT at its best rate",
-      *(ours[0], closed),
+      "unknown classes alone: few-shot LP-FT is above SHOT",
+      *(ours[1], shot[1]),
+      requires=(gains, room),
+    ),
+    compare(
+      "closed set: few-shot LP-FT is within 3 points of SHOT",
+      *(ours[0], shot[0]),
       margin=-0.03,
       requires=(gains, room),
       paper="about 72 against 71.8 on Office-Home",
     ),
-    *(
-      compare(f"worst scenario: few-shot LP-FT is above {name}", ours.min(0), x.min(0), margin=0.02)
-      for name, x in {"batch statistics": norm, "the source model": source}.items()
+    compare(
+      "unknown classes and label shift (mean): few-shot LP-FT is above batch statistics",
+      *(hard, hard_norm),
+      margin=0.03,
+      requires=(gains, room),
     ),
     compare(
       "few-shot LP-FT does not overfit: the last step is within 1 point of the chosen one",
@@ -210,16 +215,14 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Mean class accuracy by scenario, means over targets."""
   shots = max(results.distinct("shots"))
-  rate, *_ = results.distinct("learning_rate")
   means = Results()
   for method in results.distinct("method"):
     where = {"shots": shots} if method in TUNINGS else {}
-    where |= {"learning_rate": rate} if method == "SHOT" else {}
     for scenario, values in zip(SCENARIOS, _by_scenario(results, method, **where)):
       means.add({method: {ACCURACY: values}}, scenario=scenario)
   figure, (ax,) = plots.panels(1, width=6)
   plots.intervals(ax, means, ACCURACY, by="scenario")
-  ax.set_title(f"means over targets; shots per class: {shots}; SHOT at {rate:g}", fontsize=10)
+  ax.set_title(f"means over targets; labeled rows per class: {shots}", fontsize=10)
   figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
   return figure
 

@@ -55,7 +55,7 @@ def make_domains(config, scenario: str, seed: int) -> tuple[Split, Split]:
       for pool, counts in zip(pools, [source_counts, *[target_counts] * len(config.targets)])
     ]
     return drawn[0], Split(*map(np.stack, zip(*drawn[1:])))
-  pool = data.load_mnist1d(config.pool_size)
+  pool = data.load_mnist1d(config.pool_size, seed=42 + seed)
   rows = draw_rows(rng, pool.labels, source_counts)
   others = np.setdiff1d(np.arange(config.pool_size), rows)
   others = others[draw_rows(rng, pool.labels[others], target_counts)]

@@ -26,10 +26,14 @@ def accuracy(module: nn.Module, logits, labels) -> jax.Array:
 
 @functools.cache  # The scenarios of one network are one program.
 def adapt(config, module: nn.Module):
-  """Builds `(key, (variables, target)) -> method -> mean class accuracy []`, of SHOT `[rates]`."""
+  """Builds `(key, (variables, target, shots)) -> method -> mean class accuracy`, `[]` or `[draws]`.
+
+  SHOT takes the learning rate that the labeled validation rows of a draw of the most shots prefer,
+  as fine-tuning does, and is tested on the rows that fine-tuning is tested on.
+  """
 
   def evaluate(key: chex.PRNGKey, problem) -> dict[str, jax.Array]:
-    variables, (inputs, labels) = problem
+    variables, (inputs, labels), shots = problem
     params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
     by_stored, by_batch = (forward_fn(module, state, train=train) for train in (False, True))
     order_key, stream_key = jax.random.split(key)
@@ -42,14 +46,22 @@ def adapt(config, module: nn.Module):
       _, infos = algorithms.adapt_stream(stream_key, adapter, start, batches)
       return accuracy(module, infos.logits.reshape(len(order), -1), labels[order])
 
-    def shot_accuracy(rate):
-      return accuracy(module, shot(key, config, by_batch, params, inputs, rate), labels)
+    def shot_logits(rate):
+      return shot(key, config, by_batch, params, inputs, rate)
+
+    tried = jax.lax.map(shot_logits, jnp.asarray(config.shot_learning_rates, jnp.float32))
+
+    def chosen(draw):
+      *_, validation, rest = jax.tree.map(lambda x: x[-1], draw)
+      likelihood = jax.nn.log_softmax(tried[:, validation])
+      best = jnp.argmax(jnp.mean(likelihood[:, jnp.arange(len(validation)), labels[validation]], 1))
+      return accuracy(module, tried[best], jnp.where(rest, labels, -1))
 
     return {
       "source": online(algorithms.norm_adaptation(by_stored)),
       "batch statistics": online(algorithms.norm_adaptation(by_batch)),
       "Tent": online(algorithms.entropy_minimization(by_batch, optax.adam(1e-3))),
-      "SHOT": jax.lax.map(shot_accuracy, jnp.asarray(config.shot_learning_rates, jnp.float32)),
+      "SHOT": jax.lax.map(chosen, shots),
     }
 
   return evaluate

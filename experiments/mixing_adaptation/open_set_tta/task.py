@@ -33,22 +33,24 @@ def load_task(config, seed: int) -> Task:
       datasets.raw_images("svhn_cropped", "test", limit=config.num_test),
     )
   else:
-    end, num_unknown = config.num_train + config.num_test, 10 - config.num_known
-    # The generator makes equally many signals of every class.
-    per_class = max(-(-end // config.num_known), -(-config.num_test // num_unknown))
-    signals = data.load_mnist1d(10 * per_class, seed=42 + seed)
-    known = np.flatnonzero(signals.labels < config.num_known)
-    unknown = np.flatnonzero(signals.labels >= config.num_known)[: config.num_test]
-    first = signals.series[known[: config.num_train]]
-    series = (signals.series - first.mean()) / first.std()
-    rows = known[: config.num_train], known[config.num_train : end], unknown
-    parts = [Split(series[r], signals.labels[r]) for r in rows]
+    known = datasets.describe("mnist1d").splits(config.num_train, config.num_test, seed=seed)
+    parts = *known, power_curves(config.num_test, seed)
   train, known, unknown = parts
   return Task(train, known, unknown._replace(labels=np.full_like(unknown.labels, UNKNOWN)))
 
 
+def power_curves(num_rows: int, seed: int) -> Split:
+  """Days of power demand, 24 hours drawn out to signals of 40 values; standardized."""
+  days = data.as_arrays(data.load_source("aeon/ItalyPowerDemand", split="all"))
+  rows = np.random.default_rng(seed).permutation(len(days["label"]))[:num_rows]
+  hours, places = np.arange(24), np.linspace(0, 23, 40)
+  series = np.stack([np.interp(places, hours, day) for day in days["series"][rows, :, 0]])
+  series = (series - series.mean()) / series.std()
+  return Split(series[..., None].astype(np.float32), days["label"][rows].astype(np.int32))
+
+
 def open_set_stream(key: chex.PRNGKey, config, known: Split, unknown: Split) -> Split:
-  """One round `[kinds, batches, 2 b, ...]`: the known rows of a batch stand first."""
+  """The batches of one round `[m, 2 b, ...]`: the known rows of a batch stand first."""
   halves = [
     augment.corruption_stream(
       half_key,
@@ -59,16 +61,14 @@ def open_set_stream(key: chex.PRNGKey, config, known: Split, unknown: Split) -> 
     )
     for half_key, rows in zip(jax.random.split(key), (known, unknown))
   ]
-  inputs, labels = (jnp.concatenate(parts, axis=1) for parts in zip(*halves))
-  shape = len(config.kinds), -1
-  return Split(inputs.reshape(*shape, *inputs.shape[1:]), labels.reshape(*shape, *labels.shape[1:]))
+  return Split(*(jnp.concatenate(parts, axis=1) for parts in zip(*halves)))
 
 
 def network(config):
-  """The classifier of the known classes."""
+  """The classifier of the ten known classes."""
   if config.dataset == "cifar10":
-    return models.WideResNet(config.num_known, depth=40, widen_factor=2)
-  return models.ConvNet(config.num_known, config.widths, strides=(2,) * len(config.widths))
+    return models.WideResNet(10, depth=40, widen_factor=2)
+  return models.ConvNet(10, config.widths, strides=(2,) * len(config.widths))
 
 
 def source_training(config):

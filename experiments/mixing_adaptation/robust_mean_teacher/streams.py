@@ -1,7 +1,6 @@
 """Source data, and streams of corrupted test data in the orders in which corruptions may come."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import chex
 import jax
@@ -10,14 +9,6 @@ import numpy as np
 from experiments.kit import datasets
 from experiments.kit.datasets import Split
 from jaxlab import augment
-
-
-class Stream(NamedTuple):
-  """Batches in order: inputs `[m, b, ...]`, labels `[m, b]`, where to start anew, bool `[m]`."""
-
-  inputs: chex.Array
-  labels: chex.Array
-  resets: chex.Array
 
 
 def load(config, seed: int) -> tuple[Split, Split]:
@@ -53,30 +44,20 @@ def corrupted(
   return Split(*map(np.concatenate, zip(*parts)))
 
 
-def make_streams(key: chex.PRNGKey, config, test: Split) -> dict[str, Stream]:
-  """The streams per seed by the order in which corruptions come.
+def make_streams(key: chex.PRNGKey, config, test: Split) -> dict[str, Split]:
+  """The streams per seed by the order in which corruptions come: batches `[m, b, ...]`.
 
   - continual: one corruption after the other, `rounds` times over, never told apart;
-  - episodic: one round, in which the adapter starts anew at each corruption;
-  - gradual: each corruption rises to its severity and falls again;
-  - mixed: one round whose batches come in random order.
+  - gradual: each corruption rises to its severity and falls again.
   """
-  keys = dict(zip(("continual", "episodic", "gradual", "mixed"), jax.random.split(key, 4)))
-  up = range(1, config.severity + 1)
-  whole, swelling = (config.severity,), (*up, *reversed(up[:-1]))
-  streams = {}
-  for name in config.settings:
-    key, draws = keys[name], (whole, config.num_test)
-    round_keys = [key]
-    if name == "continual":
-      round_keys = [jax.random.fold_in(key, i) for i in range(config.rounds)]
-    if name == "gradual":
-      draws = swelling, config.num_gradual
-    rounds = [corrupted(round_key, config, test, *draws) for round_key in round_keys]
-    inputs, labels = map(np.concatenate, zip(*rounds))
-    if name == "mixed":
-      order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), len(labels)))
-      inputs, labels = inputs[order], labels[order]
-    every = len(labels) // len(config.kinds) if name == "episodic" else len(labels)
-    streams[name] = Stream(inputs, labels, np.arange(len(labels)) % every == 0)
+  continual_key, gradual_key = jax.random.split(key)
+  rounds = [
+    corrupted(jax.random.fold_in(continual_key, i), config, test, (config.severity,), len(test[0]))
+    for i in range(config.rounds)
+  ]
+  streams = {"continual": Split(*map(np.concatenate, zip(*rounds)))}
+  if config.num_gradual:
+    up = range(1, config.severity + 1)
+    severities = (*up, *reversed(up[:-1]))
+    streams["gradual"] = corrupted(gradual_key, config, test, severities, config.num_gradual)
   return streams

@@ -6,13 +6,11 @@ import pytest
 
 from experiments.kit.datasets import Split
 from experiments.mixing_adaptation.robust_mean_teacher import __main__ as experiment
-from experiments.mixing_adaptation.robust_mean_teacher import streams
+from experiments.mixing_adaptation.robust_mean_teacher import methods, streams
 from jaxlab.experiment import Results
 
 KEY = jax.random.key(0)
-CONFIG = experiment.Config(
-  num_test=6, num_gradual=2, batch_size=2, kinds=("a", "b"), severity=3, rounds=2
-)
+CONFIG = experiment.Config(num_gradual=2, batch_size=2, kinds=("a", "b"), severity=3, rounds=2)
 
 
 def test_streams_come_in_their_orders(monkeypatch):
@@ -22,26 +20,29 @@ def test_streams_come_in_their_orders(monkeypatch):
     return Split(inputs, np.zeros(inputs.shape[:2], np.int32))
 
   monkeypatch.setattr(streams, "corrupted", corrupted)
-  made = streams.make_streams(KEY, CONFIG, None)
+  made = streams.make_streams(KEY, CONFIG, Split(np.zeros((6, 8, 1)), np.zeros(6)))
   levels = {name: stream.inputs[:, 0, 0, 0].tolist() for name, stream in made.items()}
   assert levels["continual"] == [3, 3, 3, 13, 13, 13] * 2
   assert levels["gradual"] == [1, 2, 3, 2, 1, 11, 12, 13, 12, 11]
-  assert sorted(levels["mixed"]) == [3, 3, 3, 13, 13, 13]
-  assert made["episodic"].resets.tolist() == [True, False, False] * 2
-  assert made["continual"].resets.tolist() == [True] + [False] * 11
 
 
 def test_errors_are_means_over_streams_and_rounds():
   continual = np.array([[0, 0, 1, 1, 0.5, 0.5, 1, 1], [0, 1, 0, 1, 0, 1, 0, 1]])
-  scores = {"continual": continual, "mixed": continual[:, :2]}
+  scores = {"continual": continual, "gradual": continual[:, :2]}
   results = Results()
   experiment.add_scores(results, CONFIG, "TENT", scores, learning_rate=0.1)
   where = {"method": "TENT", "learning_rate": 0.1}
   np.testing.assert_allclose(
     results.select(experiment.ERROR, stream="continual", **where), [62.5, 50]
   )
-  np.testing.assert_allclose(results.select(experiment.ERROR, stream="mixed", **where), [0, 50])
+  np.testing.assert_allclose(results.select(experiment.ERROR, stream="gradual", **where), [0, 50])
   np.testing.assert_allclose(results.select(experiment.ROUND_ERROR, round=2, **where), [75, 50])
+
+
+def test_the_chosen_setting_is_one_of_equally_many():
+  searched = [m for m in methods.SEARCH if m not in (methods.SOURCE, methods.NORM)]
+  assert {len(methods.SEARCH[method]) for method in searched} == {6}
+  assert all(methods.CHOSEN["mnist1d"][method] in methods.SEARCH[method] for method in searched)
 
 
 def test_the_paper_data_are_asked_for_by_name(tmp_path, monkeypatch):
