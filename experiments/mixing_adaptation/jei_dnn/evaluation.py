@@ -4,60 +4,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.mixing_adaptation.jei_dnn.exits import MAIN, METHODS, UNWEIGHTED
+from experiments.mixing_adaptation.jei_dnn.exits import METHODS, UNWEIGHTED
 from jaxlab import losses, metrics, uncertainty
 
-THRESHOLDS, ORACLE = "thresholds, more training", "oracle exit"
-AREA, SIZE = "accuracy over common costs", "labels per prediction set"
+THRESHOLDS, BY_SHARE, ORACLE = "one threshold", "thresholds by share", "oracle exit"
+AREA, SIZE = "accuracy over all costs", "labels per prediction set"
 BIAS = "|confidence - accuracy| at exits 0 and 1"
-COSTS = tuple(i / 20 for i in range(2, 21))  # Where the curves of accuracy are recorded.
+COSTS = tuple(i / 20 for i in range(4, 20))  # Where the curves of accuracy are recorded.
+_NEAR = (0.4, 0.5, 0.6, 0.7)  # Costs at which what is not accuracy is compared.
 _ALPHA = 0.05  # Miscoverage of the prediction sets.
 _MIN_EXITED = 20  # With fewer samples an exit is not evaluated.
 
 
-def evaluate_seed(outputs, labels, costs, key, own) -> dict:
-  """Method -> quantity -> a number, or values at every cost ("accuracy") or exit, of one seed.
+def evaluate_seed(outputs, costs, settings, key, own, labels) -> dict:
+  """Method -> quantity -> values of one seed, `[settings, ...]`.
 
-  A setting of a method is a pair for validation and test rows: (probabilities, exits taken).
-  `outputs` is `train_exits`, compiled; `labels` are those of training, validation and test rows.
+  `outputs` is `train_exits`, compiled; `labels` are those of all four splits.
   """
-  warm, joint = jax.device_get(outputs(key, own, labels, costs))
-  labels, num_weights = labels[1:], len(jax.tree.leaves(joint)[0][0])
-  curves = {
-    method: [jax.tree.map(lambda x, at=(i, j): x[at], joint) for j in range(num_weights)]
-    for i, method in enumerate(METHODS)
-  }
-  first, *_ = curves[UNWEIGHTED]  # Unweighted classifiers depend on no gate, hence on no cost.
-  for suffix, ((held_out, _), (test, _)) in (("", warm), (", more training", first)):
-    for rule, sweep in (("thresholds", one_threshold), ("thresholds by share", by_share)):
-      curves[rule + suffix] = [
-        [(probs, _leave(probs, thresholds)) for probs in (held_out, test)]
-        for thresholds in sweep(held_out[:, :-1].max(-1))
-      ]
-  curves[ORACLE] = [
-    [(probs, oracle(probs, own, costs, weight)) for (probs, _), own in zip(warm, labels)]
-    for weight in np.geomspace(1e-3, 10.0, 30)
-  ]
-  measured = {
-    method: jax.tree.map(
-      lambda *values: np.array(values, np.float64),
-      *jax.device_get([_measure(setting, labels, costs) for setting in settings]),
+  measured = []
+  for setting in settings:
+    warm, joint = jax.device_get(outputs(key, own, labels, costs, setting))
+    num_points = joint[0][0].shape[1]  # Every rule has as many as there are weights of the cost.
+    curves = {
+      method: [jax.tree.map(lambda x, at=(i, j): x[at], joint) for j in range(num_points)]
+      for i, method in enumerate(METHODS)
+    }
+    first, *_ = curves[UNWEIGHTED]  # Unweighted classifiers depend on no gate, hence on no cost.
+    for suffix, ((held_out, _), (test, _)) in ((", warm-up alone", warm), ("", first)):
+      for rule, sweep in ((THRESHOLDS, one_threshold), (BY_SHARE, by_share)):
+        curves[rule + suffix] = [
+          [(probs, _leave(probs, thresholds)) for probs in (held_out, test)]
+          for thresholds in sweep(held_out[:, :-1].max(-1), num_points)
+        ]
+    curves[ORACLE] = [
+      [(probs, oracle(probs, own, costs, weight)) for (probs, _), own in zip(warm, labels[2:])]
+      for weight in np.geomspace(1e-3, 10.0, num_points)
+    ]
+    ends = [_ends(probs, own) for (probs, _), own in zip(warm, labels[2:])]
+    measured.append(
+      {method: _summary(curve, ends, labels[2:], costs) for method, curve in curves.items()}
     )
-    for method, settings in curves.items()
-  }
-  return {method: _summary(method, measured) for method in measured}
+  return jax.tree.map(lambda *values: np.stack(values), *measured)
 
 
-def one_threshold(confidence):
+def one_threshold(confidence, num_points: int):
   """The same threshold for every gate, from where all samples leave to where none does."""
-  for threshold in (*np.quantile(confidence, np.linspace(0.0, 1.0, 60)), 2.0):
+  for threshold in (*np.quantile(confidence, np.linspace(0.0, 1.0, num_points - 1)), 2.0):
     yield np.full(confidence.shape[1], threshold)
 
 
-def by_share(confidence):
-  """Thresholds that let shares q^l of the validation samples leave at exit l."""
+def by_share(confidence, num_points: int):
+  """Thresholds that let shares q^l of the validation samples leave at exit l, for several q."""
   num, num_gates = confidence.shape
-  for ratio in np.geomspace(0.05, 20.0, 40):
+  for ratio in np.geomspace(0.05, 20.0, num_points):
     shares = ratio ** np.arange(num_gates + 1.0)
     shares /= shares.sum()
     stay, thresholds = np.ones(num, bool), []
@@ -86,10 +85,16 @@ def _true(probs, labels):
   return jnp.take_along_axis(probs, labels[:, None, None], axis=-1)[..., 0]
 
 
+def _ends(probs, labels):
+  """Accuracy where all samples leave at the first exit, and where all leave at the last."""
+  return (probs[:, [0, -1]].argmax(-1) == labels[:, None]).mean(0)
+
+
 @jax.jit
 def _measure(setting, labels, costs) -> dict:
   """Cost, accuracy, confidence and prediction sets of one setting of a method."""
   (held_out, held_out_levels), (probs, levels) = setting
+  own = metrics.cost_accuracy(held_out_levels, held_out.argmax(-1) == labels[0][:, None], costs)
   correct = probs.argmax(-1) == labels[1][:, None]
   cost, accuracy, share = metrics.cost_accuracy(levels, correct, costs)
   probs, correct = (metrics.exited_values(values, levels) for values in (probs, correct))
@@ -101,8 +106,8 @@ def _measure(setting, labels, costs) -> dict:
   sets = uncertainty.prediction_sets(1 - probs, thresholds[levels, None])
   coverage, size, _ = uncertainty.set_statistics(sets, labels[1])
   return {
+    "curves": ((own.cost, own.accuracy), (cost, accuracy)),
     "mean cost": cost,
-    "accuracy": accuracy,
     "share of samples": share,
     "confidence minus accuracy": bias,
     BIAS: jnp.abs(bias[:2]),
@@ -112,19 +117,20 @@ def _measure(setting, labels, costs) -> dict:
   }
 
 
-def _summary(method: str, measured) -> dict:
-  """Accuracy over the costs that all methods reach, and the rest where they cost the same."""
-  costs = {name: rows["mean cost"] for name, rows in measured.items()}
-  order = np.argsort(costs[method], kind="stable")
-  curve = costs[method][order], measured[method]["accuracy"][order]
-  grid = np.linspace(max(map(np.min, costs.values())), min(map(np.max, costs.values())), 50)
-  area = jax.jit(metrics.area_under_cost_curve)(grid, np.interp(grid, *curve))
-  accuracy = np.interp(COSTS, *curve, left=np.nan, right=np.nan)
-  summary = {AREA: float(area), "accuracy": accuracy}
-  if method == ORACLE:
-    return summary
-  near = np.abs(costs[method] - costs[MAIN][:, None]).argmin(1)
-  for name in measured[method].keys() - {"accuracy"}:
-    values = np.ma.masked_invalid(measured[method][name][near])
+def _summary(curve, ends, labels, costs) -> dict:
+  """Accuracy over the costs from the first exit's to the last's, the rest near `_NEAR`."""
+  rows = jax.device_get([_measure(setting, labels, costs) for setting in curve])
+  measured = jax.tree.map(lambda *values: np.array(values, np.float64), *rows)
+  (held_out, test), grid = measured.pop("curves"), np.linspace(costs[0], 1.0, 100)
+  summary = {}
+  for name, (cost, accuracy), end in zip(("validation/", ""), (held_out, test), ends):
+    order = np.argsort(cost, kind="stable")
+    xs = np.concatenate([costs[:1], cost[order], [1.0]])
+    ys = np.concatenate([end[:1], accuracy[order], end[1:]])
+    summary[name + AREA] = np.interp(grid, xs, ys).mean()
+  summary["accuracy"] = np.interp(COSTS, xs, ys)
+  near = np.abs(measured["mean cost"] - np.array(_NEAR)[:, None]).argmin(1)
+  for name, values in measured.items():
+    values = np.ma.masked_invalid(values[near])
     summary[name] = np.ma.filled(values.mean(None if name == BIAS else 0), np.nan)
   return summary

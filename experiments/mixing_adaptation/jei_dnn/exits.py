@@ -8,14 +8,9 @@ from experiments.kit.train import Trained, epoch_rows, sgd_cosine, train
 from jaxlab import losses, metrics, training
 
 MAIN, UNWEIGHTED = "JEI-DNN", "gates alone, classifiers unweighted"
-# The classifiers' loss: 0 expected, 1 with the scale of the mean, 2 mean. Whether the best exit has
-# most confidence in the truth, not least loss. Numbers, so that all methods are one program.
-METHODS = {
-  MAIN: (0, False),
-  "JEI-DNN, scale preserved": (1, False),
-  "JEI-DNN, gates by confidence": (0, True),
-  UNWEIGHTED: (2, False),
-}
+# The classifiers' loss: 0 expected, 1 with the scale of the mean, 2 mean. Numbers, so that all
+# methods are one program.
+METHODS = {MAIN: 0, "JEI-DNN, scale preserved": 1, UNWEIGHTED: 2}
 
 
 def exit_outputs(net, exits, features):
@@ -36,7 +31,7 @@ def trainable(net, exits, kind: str) -> dict:
   return {name: p for name, p in exits.items() if name.startswith(kind) and name != last}
 
 
-def warm_up(key, exits, rows, *, config, net) -> dict:
+def warm_up(key, exits, rows, setting, *, config, net) -> dict:
   """Trains all classifiers, early ones with more weight."""
 
   def loss(heads, model_state, batch, key):
@@ -45,29 +40,28 @@ def warm_up(key, exits, rows, *, config, net) -> dict:
     return training.LossOutput(losses.exit_warmup_loss(cross_entropies(logits, batch[1])))
 
   steps, size = config.warmup_steps, config.batch_size
-  optimizer = sgd_cosine(config.learning_rate, steps, weight_decay=config.weight_decay)
+  optimizer = sgd_cosine(setting["learning_rate"], steps, weight_decay=config.weight_decay)
   start = Trained(trainable(net, exits, "heads"), {})
   trained = train(key, net, loss, optimizer, rows, num_steps=steps, batch_size=size, start=start)
   return exits | trained.params
 
 
-def train_jointly(key, method, cost_weight, exits, rows, validation, costs, *, config, net) -> dict:
+def train_jointly(
+  key, weighting, cost_weight, exits, rows, validation, costs, setting, *, config, net
+) -> dict:
   """Gates and classifiers in turns; one pair of turns ends with a look at the validation set.
 
   A loop of its own: two optimizers take turns, and the targets' weights change between turns.
   """
-  weighting, by_confidence = method
   optimizers = [
-    sgd_cosine(rate, config.joint_steps // 2, weight_decay=config.weight_decay)
-    for rate in (config.gate_learning_rate, config.learning_rate)
+    sgd_cosine(setting[rate], config.joint_steps // 2, weight_decay=config.weight_decay)
+    for rate in ("gate_learning_rate", "learning_rate")
   ]
 
   def look(gates, heads, features, labels):
     logits, gate_logits = exit_outputs(net, exits | gates | heads, features)
-    ces, right = cross_entropies(logits, labels), jnp.argmax(logits, axis=-1) == labels[:, None]
-    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    terms = jnp.where(by_confidence, -confidence * right, ces)
-    return ces, gate_logits, losses.optimal_exit(terms, costs, cost_weight=cost_weight)
+    ces = cross_entropies(logits, labels)
+    return ces, gate_logits, losses.optimal_exit(ces, costs, cost_weight=cost_weight)
 
   def gate_loss(gates, heads, batch, pos_weights):
     _, gate_logits, best = look(gates, heads, *batch)
@@ -108,24 +102,25 @@ def train_jointly(key, method, cost_weight, exits, rows, validation, costs, *, c
   return exits | gates[0] | heads[0]
 
 
-def train_exits(key, own, labels, costs, *, config, net):
+def train_exits(key, own, labels, costs, setting, *, config, net):
   """What the exits of one seed say, after warm-up, and of every method and cost weight.
 
-  Each is a pair for validation and test rows: (probabilities `[n, L + 1, k]`, levels `[n]`).
+  They are trained on the second split, which the backbone has not been fitted to. Each result is a
+  pair for validation and test rows: (probabilities `[n, L + 1, k]`, levels `[n]`).
   """
-  rows, validation, test = zip(own["features"], map(jnp.asarray, labels))
+  _, rows, validation, test = zip(own["features"], map(jnp.asarray, labels))
   warm_key, joint_key = jax.random.split(key)
-  warm = warm_up(warm_key, own["exits"], rows, config=config, net=net)
+  warm = warm_up(warm_key, own["exits"], rows, setting, config=config, net=net)
 
   def outputs(exits):
     both = [exit_outputs(net, exits, features) for features, _ in (validation, test)]
     shares = [losses.exit_distribution(jax.nn.sigmoid(gate_logits)) for _, gate_logits in both]
     return [(jax.nn.softmax(own[0]), metrics.exit_levels(p)) for own, p in zip(both, shares)]
 
-  def one(method, cost_weight):
-    arguments = method, cost_weight, warm, rows, validation, costs
+  def one(weighting, cost_weight):
+    arguments = weighting, cost_weight, warm, rows, validation, costs, setting
     return outputs(train_jointly(joint_key, *arguments, config=config, net=net))
 
-  methods = jax.tree.map(lambda *numbers: jnp.array(numbers), *METHODS.values())
   sweep = jax.vmap(one, in_axes=(None, 0))
-  return outputs(warm), jax.vmap(sweep, in_axes=(0, None))(methods, jnp.array(config.cost_weights))
+  weightings, cost_weights = jnp.array(list(METHODS.values())), jnp.array(config.cost_weights)
+  return outputs(warm), jax.vmap(sweep, in_axes=(0, None))(weightings, cost_weights)

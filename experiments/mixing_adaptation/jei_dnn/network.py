@@ -1,4 +1,4 @@
-"""The network with exits: convolutions on signals, a transformer on images."""
+"""The network with exits: residual convolutions on signals, a transformer on images."""
 
 import flax.linen as nn
 import jax
@@ -10,25 +10,28 @@ _IMAGE_SIZE, _PATCH_SIZE, _NUM_HEADS = 224, 16, 4
 
 
 def network(config, dataset: Dataset) -> models.EarlyExitNet:
-  """Signals: blocks of which every other one halves the length. Images: a transformer."""
+  """Blocks of about equal cost: convolutions on signals, a transformer on images."""
   if dataset.is_image:
     stages = [EncoderStage(config.width) for _ in range(config.num_blocks)]
   else:
-    stages = [ConvolutionStage(config.width, 2 - i % 2) for i in range(config.num_blocks)]
+    stages = [ConvolutionStage(config.width) for _ in range(config.num_blocks)]
   return models.EarlyExitNet(tuple(stages), dataset.num_classes)
 
 
 class ConvolutionStage(nn.Module):
-  """Convolution, batch normalization, ReLU."""
+  """Convolution, batch normalization, ReLU; added to its input, or after halving a signal."""
 
   width: int
-  stride: int
 
   @nn.compact
   def __call__(self, hidden, *, train=False):
-    """Runs the stage on signals `[b, t, c]`."""
-    hidden = models.Conv(self.width, 5, strides=self.stride)(hidden)
-    return nn.relu(models.GhostBatchNorm()(hidden, use_running_average=not train))
+    """Runs the stage on signals `[b, t, c]`, those of one channel at half the length."""
+    is_first = hidden.shape[-1] == 1
+    if is_first:
+      hidden = models.Conv(self.width, 5, strides=2)(hidden)
+    inner = models.Conv(self.width, 5)(hidden)
+    inner = nn.relu(models.GhostBatchNorm()(inner, use_running_average=not train))
+    return inner if is_first else hidden + inner
 
 
 class EncoderStage(nn.Module):
