@@ -51,7 +51,8 @@ class Config:
   warmup_steps: int = 400  # Updates of all classifiers before the gates.
   joint_steps: int = 800  # Updates of gates and classifiers in turns.
   period: int = 50  # Updates of a turn.
-  learning_rates: tuple[float, ...] = (0.1,)  # Of the classifiers; cosine, anew in the joint phase.
+  # Of the classifiers; cosine to 0, anew in the joint phase.
+  learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
   gate_learning_rates: tuple[float, ...] = (1.0,)  # Of the gates; both chosen on validation rows.
   max_pos_weight: float = 1.0  # Largest weight of an open gate's target.
   weight_decay: float = 0.0  # Of classifiers and gates.
@@ -72,6 +73,7 @@ PRESETS = {
     warmup_steps=4,
     joint_steps=8,
     period=2,
+    learning_rates=(0.1,),
     cost_weights=(0.1, 1.0),
   ),
   "laptop": Config(),

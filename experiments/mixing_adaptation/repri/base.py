@@ -1,6 +1,7 @@
 """The network that segments the base families: its training, and its features."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -14,12 +15,14 @@ from experiments.mixing_adaptation.repri import coco
 from jaxlab import data, models, training
 from jaxlab.experiment import Context
 
+NOISE = 0.1  # Of the pixels of base scenes.
+_SCALE = 6.0  # Of the cosines.
 _NUM_TEST = 96  # Scenes that the base network is tested on.
 _PARTS = slice(_NUM_TEST), slice(_NUM_TEST, None)
 
 
 class SegmentationNet(nn.Module):
-  """3 x 3 convolutions, normalized, and a linear classifier of every position."""
+  """3 x 3 convolutions, normalized, and a classifier of every position by cosine."""
 
   num_classes: int
   widths: tuple[int, ...]
@@ -32,8 +35,9 @@ class SegmentationNet(nn.Module):
       hidden = nn.relu(hidden) if i else hidden
       hidden = models.Conv(width, (3, 3), strides=2 if i == 1 else 1)(hidden)
       hidden = models.GhostBatchNorm()(hidden, use_running_average=not train)
-    # Features are signed: the cosines of what is only positive lie close together.
-    return models.ModelOutput(hidden, nn.Dense(self.num_classes, name="head")(nn.relu(hidden)))
+    # Classes are told apart by the cosine, as the tasks' are.
+    head = self.param("head", nn.initializers.normal(1.0), (self.num_classes, hidden.shape[-1]))
+    return models.ModelOutput(hidden, _SCALE * unit(hidden) @ unit(head).T)
 
 
 def network(config) -> nn.Module:
@@ -80,13 +84,30 @@ def base_loss(config):
   return train.classification_loss(network(config), pixel_loss)
 
 
+_sample = jax.jit(
+  data.sample_shape_scenes, static_argnames=("num_samples", "classes", "size", "clutter")
+)
+
+
+def scenes(key, config, classes, num: int, *, noise: float, split: str) -> data.Scenes:
+  """Scenes that show the classes: drawn by the key, or those of a split of COCO, without noise."""
+  if config.dataset == "coco":
+    wanted = np.array(classes) + 1
+    batches = coco.scene_batches(split, config.size, batch_size=1, seed=0, num_epochs=1)
+    shows = (batch for batch in batches if np.isin(batch["mask"], wanted).any())
+    chosen = [data.Scenes(b["image"][0], b["mask"][0]) for b in itertools.islice(shows, num)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
+  options = {"num_samples": num, "size": config.size, "clutter": config.clutter, "noise": noise}
+  return _sample(key, classes=classes, **options)
+
+
 def train_base(key, *, config) -> dict:
   """Trains one seed's network on the base families."""
   scenes_key, key = jax.random.split(key)
   num, classes, steps = config.num_train + _NUM_TEST, config.base_classes, config.num_steps
-  scenes = data.sample_shape_scenes(scenes_key, num_samples=num, classes=classes, size=config.size)
-  scenes = base_batch(scenes.images, scenes.masks, config)
-  test, rows = (Split(*(x[part] for x in scenes)) for part in _PARTS)
+  drawn = scenes(scenes_key, config, classes, num, noise=NOISE, split="train")
+  drawn = base_batch(drawn.images, drawn.masks, config)
+  test, rows = (Split(*(x[part] for x in drawn)) for part in _PARTS)
   net, loss, own = network(config), base_loss(config), optimizer(config)
   trained = train.train(key, net, loss, own, rows, num_steps=steps, batch_size=config.batch_size)
   return {"variables": trained.variables, "accuracy": train.accuracy(net, trained.variables, test)}
@@ -122,4 +143,9 @@ def coco_batches(config, *, seed: int) -> data.BatchIterator:
 def unit_features(variables, images, config):
   """Features of length 1 at every position."""
   features = train.predict(network(config), variables, images, batch_size=20).features
-  return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+  return unit(features)
+
+
+def unit(vectors):
+  """Vectors of length 1."""
+  return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)

@@ -1,76 +1,113 @@
-"""Few-shot tasks on novel classes: their scenes, and the inference of every method."""
+"""Few-shot tasks: their scenes, and the inference of every method at every learning rate."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.kit.sweep import choose
 from experiments.mixing_adaptation.repri import base, coco
-from jaxlab import algorithms, data, metrics, training
+from jaxlab import algorithms, metrics, training
 
-MAIN, ORACLE = "RePRI", "oracle share"
+PROTOTYPE, CE, ENTROPY, MAIN, ORACLE = "prototype", "CE", "CE + H", "RePRI", "oracle share"
 # Whether the prototype descends, and whether the entropy and the foreground's share join the loss.
 METHODS = {
-  "prototype": (0.0, 0.0, 0.0),
-  "CE": (1.0, 0.0, 0.0),
-  "CE + H": (1.0, 1.0, 0.0),
+  PROTOTYPE: (0.0, 0.0, 0.0),
+  CE: (1.0, 0.0, 0.0),
+  ENTROPY: (1.0, 1.0, 0.0),
   "CE + KL": (1.0, 0.0, 1.0),
   MAIN: (1.0, 1.0, 1.0),
 }
-_RATE = 0.025  # Of the descent.
+IOU, SUPPORT_IOU = "mean IoU", "mean IoU on the support"
+ESTIMATE, PREDICTED = "error of the estimated share", "error of the predicted share"
 _UPDATE_STEP = 10  # The share is estimated anew after one step less.
 
-_sample = jax.jit(data.sample_shape_scenes, static_argnames=("num_samples", "classes", "size"))
 
+def evaluate_seed(segment, config, shots: int, noises, key, variables) -> dict:
+  """Condition -> method -> quantity -> value; every method at its own learning rate.
 
-def evaluate_tasks(segment, config, shots: int, noise: float, key, variables) -> dict:
-  """Mean IoU of every method on the same tasks: method -> quantity -> value."""
-  scenes = novel_scenes(key, noise, config)
-  features = base.unit_features(variables, scenes.images, config)
-  masks = np.asarray(scenes.masks)
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  tasks = draw_tasks(config, masks, shots, rng)
-  counts, shares = jax.device_get(segment((features, jnp.asarray(masks)), tasks))
-  ids, num = np.searchsorted(config.novel_classes, tasks["class"]), len(config.novel_classes)
+  `segment` is `segmenter`, compiled; `noises` is that of each condition.
+  """
+  fixed = segment, config, shots, key, variables
+  tuned = tune(*fixed)
+  rates = np.float32([[row["learning rate"]] for row in tuned.values()])
   measured = {}
-  for i, method in enumerate((*METHODS, ORACLE)):
-    iou = metrics.mean_iou_by_class(*counts[:, i].T, ids, num_classes=num)
-    measured[method] = {"mean IoU": float(iou.mean)}
-  error = np.mean(np.abs(shares[:, -2] - shares[:, -1]))  # The last one is the true share.
-  measured[MAIN]["error of the foreground share"] = error
-  return measured
+  for condition, noise in noises.items():
+    scores = measure(*fixed, rates, kind="novel", noise=noise)
+    measured[condition] = jax.tree.map(lambda values: float(values[0]), scores)
+  first = next(iter(noises))
+  return measured | {
+    first: {method: row | tuned[method] for method, row in measured[first].items()}
+  }
 
 
-def novel_scenes(key, noise: float, config) -> data.Scenes:
-  """Scenes of the novel classes."""
-  if config.dataset == "coco":
-    novel = np.array(config.novel_classes) + 1
-    batches = coco.scene_batches("validation", config.size, batch_size=1, seed=0, num_epochs=1)
-    shows = (batch for batch in batches if np.isin(batch["mask"], novel).any())
-    chosen = itertools.islice(shows, config.num_novel)
-    chosen = [data.Scenes(batch["image"][0], batch["mask"][0]) for batch in chosen]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
-  num, classes, size = config.num_novel, config.novel_classes, config.size
-  key = jax.random.fold_in(key, 1)
-  return _sample(key, num_samples=num, classes=classes, size=size, noise=noise)
+def tune(segment, config, shots, key, variables) -> dict:
+  """Method -> the learning rate that is best on tasks of the base classes, and its mean IoU."""
+  rates = [{"learning rate": rate} for rate in config.learning_rates]
+  grid = np.tile(np.float32(config.learning_rates), (1 + len(METHODS), 1))
+  fixed = segment, config, shots, key, variables
+  tuned = {}
+  for method, row in measure(*fixed, grid, kind="base", noise=base.NOISE).items():
+    best = choose({IOU: row[IOU][None]}, rates, select=IOU)
+    (rate,) = best.get("chosen/learning rate", grid[0, :1])
+    tuned[method] = {"learning rate": float(rate), f"base classes: {IOU}": float(best[IOU][0])}
+  return tuned
 
 
-def draw_tasks(config, masks, shots: int, rng) -> dict[str, np.ndarray]:
+def measure(segment, config, shots, key, variables, rates, *, kind: str, noise: float) -> dict:
+  """Method -> quantity -> values `[rates]`, for learning rates `[methods, rates]`.
+
+  `kind` says whether tasks are of "base" or "novel" classes.
+  """
+  classes, num_tasks = getattr(config, f"{kind}_classes"), getattr(config, f"num_{kind}_tasks")
+  key = jax.random.fold_in(key, kind == "base")
+  own = {"noise": noise, "split": "validation"}
+  pool = base.scenes(key, config, classes, config.num_scenes, **own)
+  features = base.unit_features(variables, pool.images, config)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  tasks = draw_tasks(config, classes, num_tasks, np.asarray(pool.masks), shots, rng)
+  counts, shares = jax.device_get(segment((features, jnp.asarray(pool.masks)), tasks, rates))
+  ids, num = np.searchsorted(classes, tasks["class"]), len(classes)
+
+  def iou(counts):
+    return float(metrics.mean_iou_by_class(*counts.T, ids, num_classes=num).mean)
+
+  def row(i):
+    estimated, predicted, true = np.moveaxis(shares[:, i], -1, 0)
+    query, support = np.moveaxis(counts[:, i], 2, 0)
+    return {
+      IOU: np.array([iou(query[:, j]) for j in range(query.shape[1])]),
+      SUPPORT_IOU: np.array([iou(support[:, j]) for j in range(query.shape[1])]),
+      "estimated share": estimated.mean(0),
+      "predicted share": predicted.mean(0),
+      "true share": true.mean(0),
+      ESTIMATE: np.abs(estimated - true).mean(0),
+      PREDICTED: np.abs(predicted - true).mean(0),
+    }
+
+  return {method: row(i) for i, method in enumerate((*METHODS, ORACLE))}
+
+
+def draw_tasks(config, classes, num_tasks: int, masks, shots: int, rng) -> dict[str, np.ndarray]:
   """A class a task, and distinct scenes that show it: the query, then the support."""
-  classes = rng.permutation(np.arange(config.num_tasks) % len(config.novel_classes))
-  classes = np.array(config.novel_classes)[classes]
-  pixels = {c: (base.coarse(masks, config) == c + 1).sum((1, 2)) for c in config.novel_classes}
+  chosen = np.array(classes)[rng.permutation(np.arange(num_tasks) % len(classes))]
+  pixels = {c: (base.coarse(masks, config) == c + 1).sum((1, 2)) for c in classes}
   shows = {c: np.flatnonzero(count >= config.min_pixels) for c, count in pixels.items()}
-  chosen = [rng.choice(shows[c], shots + 1, replace=False) for c in classes]
-  return {"class": classes, "scenes": np.stack(chosen)}
+  scenes = [rng.choice(shows[c], shots + 1, replace=False) for c in chosen]
+  return {"class": chosen, "scenes": np.stack(scenes)}
 
 
 def segmenter(config, shots: int, mesh):
-  """A compiled `(pool, tasks) -> (counts, shares)` of all methods, tasks spread over devices."""
+  """A compiled `(pool, tasks, rates) -> (counts, shares)`, tasks spread over devices.
 
-  def one(pool, task):
+  For learning rates `[methods, rates]`: intersection and union, on the query and on the support,
+  `[tasks, methods, rates, 2, 2]`; the share of foreground that is estimated, the one that is
+  predicted, and the true one, `[tasks, methods, rates, 3]`.
+  """
+  switches = jnp.array(list(METHODS.values()))
+
+  def one(pool, rates, task):
     features, masks = (array[task["scenes"]] for array in pool)
     target = jnp.where(masks == coco.IGNORE, masks, masks == task["class"] + 1)
     small = base.coarse(target, config)
@@ -78,33 +115,42 @@ def segmenter(config, shots: int, mesh):
     true_share = jnp.sum(small[:1] == 1) / jnp.maximum(jnp.sum(valid), 1)
     support, query = features[1:][None], features[:1][None]
 
-    def infer(**arguments):
-      result = algorithms.proportion_regularized_inference(
-        support, small[1:][None], query, valid[None], **arguments
-      )
-      logits = algorithms.cosine_logits(query, result.prototype) - result.bias[:, None, None, None]
-      foreground = upsample(logits[0, 0], config.size)[None] >= 0.0
-      counts = metrics.intersection_and_union(
-        foreground.astype(jnp.int32), target[:1], num_classes=2
-      )
-      return jnp.array([count[0, 1] for count in counts]), result.proportion[0]
+    def count(foreground, target):
+      foreground = foreground.astype(jnp.int32)
+      counts = metrics.intersection_and_union(foreground, target, num_classes=2)
+      return jnp.stack([jnp.sum(count[:, 1]) for count in counts])
 
-    def method(switches):
+    def infer(rate, **arguments):
+      result = algorithms.proportion_regularized_inference(
+        support, small[1:][None], query, valid[None], learning_rate=rate, **arguments
+      )
+      own, others = (
+        (algorithms.cosine_logits(of, result.prototype) - result.bias[:, None, None, None])[0]
+        for of in (query, support)
+      )
+      on_query = count(upsample(own[0], config.size)[None] >= 0.0, target[:1])
+      predicted = jnp.sum(result.foreground[0] * valid) / jnp.maximum(jnp.sum(valid), 1)
+      shares = jnp.stack([result.proportion[0], predicted, true_share])
+      return jnp.stack([on_query, count(others >= 0.0, small[1:])]), shares
+
+    def method(switches, rates):
       descends, entropy, kl = switches
       # Where the share is not used, neither is its update, which would switch the KL term on.
       update_step = (_UPDATE_STEP * kl).astype(int)
       weights = {"entropy_weight": entropy / shots, "kl_weight": kl / shots}
-      return infer(learning_rate=_RATE * descends, proportion_update_step=update_step, **weights)
+      own = functools.partial(infer, proportion_update_step=update_step, **weights)
+      return jax.vmap(own)(descends * rates)
 
-    # One program serves all methods.
-    counts, shares = jax.lax.map(method, jnp.array(list(METHODS.values())))
-    own, _ = infer(learning_rate=_RATE, proportion=true_share[None])
-    return jnp.concatenate([counts, own[None]]), jnp.append(shares, true_share)
+    knowing = functools.partial(infer, proportion=true_share[None])
+    parts = jax.vmap(method)(switches, rates[:-1]), jax.vmap(knowing)(rates[-1])
+    return jax.tree.map(lambda some, last: jnp.concatenate([some, last[None]]), *parts)
 
-  def many(pool, tasks):
-    return jax.lax.map(functools.partial(one, pool), tasks)
+  def many(shared, tasks):
+    pool, rates = shared
+    return jax.lax.map(functools.partial(one, pool, rates), tasks)
 
-  return training.data_parallel(many, mesh, sharded_outputs=True)
+  parallel = training.data_parallel(many, mesh, sharded_outputs=True)
+  return lambda pool, tasks, rates: parallel((pool, rates), tasks)
 
 
 def upsample(maps, size: int):

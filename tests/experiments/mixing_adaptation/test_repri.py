@@ -20,9 +20,10 @@ def test_tasks_show_their_class_in_distinct_scenes():
   rng = np.random.default_rng(0)
   masks = rng.choice([0, 9, 10, 11, 12], (60, 16, 16), p=[0.6, 0.1, 0.1, 0.1, 0.1])
   masks[:20][masks[:20] == 9] = 0
-  drawn = tasks.draw_tasks(SMOKE, masks, 3, np.random.default_rng(1))
-  assert drawn["scenes"].shape == (SMOKE.num_tasks, 4)
-  assert set(drawn["class"]) == set(SMOKE.novel_classes)
+  novel = SMOKE.novel_classes
+  drawn = tasks.draw_tasks(SMOKE, novel, 8, masks, 3, np.random.default_rng(1))
+  assert drawn["scenes"].shape == (8, 4)
+  assert set(drawn["class"]) == set(novel)
   for chosen, family in zip(drawn["scenes"], drawn["class"]):
     assert len(set(chosen)) == 4
     assert all(np.any(masks[i, ::2, ::2] == family + 1) for i in chosen)
