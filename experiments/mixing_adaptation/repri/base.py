@@ -89,23 +89,26 @@ _sample = jax.jit(
 )
 
 
-def scenes(key, config, classes, num: int, *, noise: float, split: str) -> data.Scenes:
-  """Scenes that show the classes: drawn by the key, or those of a split of COCO, without noise."""
+def scenes(key, config, classes, num: int, *, split: str, noise: float = NOISE, **options):
+  """Scenes that show the classes: drawn by the key, or those of a split of COCO as they are.
+
+  `options` of the generator may replace the clutter of the configuration.
+  """
   if config.dataset == "coco":
     wanted = np.array(classes) + 1
     batches = coco.scene_batches(split, config.size, batch_size=1, seed=0, num_epochs=1)
     shows = (batch for batch in batches if np.isin(batch["mask"], wanted).any())
     chosen = [data.Scenes(b["image"][0], b["mask"][0]) for b in itertools.islice(shows, num)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
-  options = {"num_samples": num, "size": config.size, "clutter": config.clutter, "noise": noise}
-  return _sample(key, classes=classes, **options)
+  options = {"num_samples": num, "size": config.size, "clutter": config.clutter} | options
+  return _sample(key, classes=classes, noise=noise, **options)
 
 
 def train_base(key, *, config) -> dict:
   """Trains one seed's network on the base families."""
   scenes_key, key = jax.random.split(key)
   num, classes, steps = config.num_train + _NUM_TEST, config.base_classes, config.num_steps
-  drawn = scenes(scenes_key, config, classes, num, noise=NOISE, split="train")
+  drawn = scenes(scenes_key, config, classes, num, split="train")
   drawn = base_batch(drawn.images, drawn.masks, config)
   test, rows = (Split(*(x[part] for x in drawn)) for part in _PARTS)
   net, loss, own = network(config), base_loss(config), optimizer(config)

@@ -24,22 +24,21 @@ ESTIMATE, PREDICTED = "error of the estimated share", "error of the predicted sh
 _UPDATE_STEP = 10  # The share is estimated anew after one step less.
 
 
-def evaluate_seed(segment, config, shots: int, noises, key, variables) -> dict:
+def evaluate_seed(segment, config, shots: int, conditions, key, variables) -> dict:
   """Condition -> method -> quantity -> value; every method at its own learning rate.
 
-  `segment` is `segmenter`, compiled; `noises` is that of each condition.
+  `segment` is `segmenter`, compiled; `conditions` has what is special to the scenes of each.
   """
   fixed = segment, config, shots, key, variables
   tuned = tune(*fixed)
   rates = np.float32([[row["learning rate"]] for row in tuned.values()])
   measured = {}
-  for condition, noise in noises.items():
-    scores = measure(*fixed, rates, kind="novel", noise=noise)
+  for condition, options in conditions.items():
+    scores = measure(*fixed, rates, kind="novel", **options)
     measured[condition] = jax.tree.map(lambda values: float(values[0]), scores)
-  first = next(iter(noises))
-  return measured | {
-    first: {method: row | tuned[method] for method, row in measured[first].items()}
-  }
+  for method, row in tuned.items():
+    measured[next(iter(conditions))][method] |= row
+  return measured
 
 
 def tune(segment, config, shots, key, variables) -> dict:
@@ -48,22 +47,21 @@ def tune(segment, config, shots, key, variables) -> dict:
   grid = np.tile(np.float32(config.learning_rates), (1 + len(METHODS), 1))
   fixed = segment, config, shots, key, variables
   tuned = {}
-  for method, row in measure(*fixed, grid, kind="base", noise=base.NOISE).items():
+  for method, row in measure(*fixed, grid, kind="base").items():
     best = choose({IOU: row[IOU][None]}, rates, select=IOU)
     (rate,) = best.get("chosen/learning rate", grid[0, :1])
     tuned[method] = {"learning rate": float(rate), f"base classes: {IOU}": float(best[IOU][0])}
   return tuned
 
 
-def measure(segment, config, shots, key, variables, rates, *, kind: str, noise: float) -> dict:
+def measure(segment, config, shots, key, variables, rates, *, kind: str, **options) -> dict:
   """Method -> quantity -> values `[rates]`, for learning rates `[methods, rates]`.
 
-  `kind` says whether tasks are of "base" or "novel" classes.
+  `kind` says whether tasks are of "base" or "novel" classes; `options` are those of the scenes.
   """
   classes, num_tasks = getattr(config, f"{kind}_classes"), getattr(config, f"num_{kind}_tasks")
   key = jax.random.fold_in(key, kind == "base")
-  own = {"noise": noise, "split": "validation"}
-  pool = base.scenes(key, config, classes, config.num_scenes, **own)
+  pool = base.scenes(key, config, classes, config.num_scenes, split="validation", **options)
   features = base.unit_features(variables, pool.images, config)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   tasks = draw_tasks(config, classes, num_tasks, np.asarray(pool.masks), shots, rng)
