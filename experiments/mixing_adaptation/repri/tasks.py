@@ -60,7 +60,8 @@ def measure(segment, config, shots, key, variables, rates, *, kind: str, **optio
   `kind` says whether tasks are of "base" or "novel" classes; `options` are those of the scenes.
   """
   classes, num_tasks = getattr(config, f"{kind}_classes"), getattr(config, f"num_{kind}_tasks")
-  key = jax.random.fold_in(key, kind == "base")
+  # 0 and 1 would be the keys that the base training splits its own into.
+  key = jax.random.fold_in(key, 2 + (kind == "base"))
   pool = base.scenes(key, config, classes, config.num_scenes, split="validation", **options)
   features = base.unit_features(variables, pool.images, config)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
