@@ -185,7 +185,8 @@ def test_products_are_right_and_disjoint(num_digits):
 
 @pytest.mark.parametrize("num_train", [40, 41])
 def test_mirrored_products_are_on_the_same_side(num_train):
-  results = multiplication_dataset(jax.random.key(1), num_digits=1, num_train=num_train, num_test=39)
+  sizes = {"num_train": num_train, "num_test": 39}
+  results = multiplication_dataset(jax.random.key(1), num_digits=1, **sizes)
   train, test = ({(row[0], row[2]) for row in np.asarray(part.tokens)} for part in results)
   assert len(train) == num_train and len(test) == 39
   assert not {(b, a) for a, b in train} & test
