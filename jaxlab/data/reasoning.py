@@ -295,14 +295,17 @@ def multiplication_dataset(
   partial knowledge, and several samples can help where it is uncertain.
 
   Args:
-    key: random key of the order of all pairs, of which the first are taken.
+    key: random key of the order of all pairs: training problems are the first, test problems the
+      last of them.
     num_digits: digits of a factor, 1 to 4; factors have no leading zero.
     num_train: number of training problems.
     num_test: number of test problems, disjoint from these.
 
   Returns:
     `MultiplicationData`; T = 4 num_digits + 3, products have 2 num_digits digits, the most
-    significant first. Tokens: 0 padding, 1 `=`, 2 end, 3 `x`, then the digits.
+    significant first. Tokens: 0 padding, 1 `=`, 2 end, 3 `x`, then the digits. `a x b` and `b x a`
+    stand side by side, and never one for training and the other for testing, unless all pairs are
+    drawn.
 
   Raises:
     ValueError: if `num_digits` is out of range, a count is negative, or both together exceed the
@@ -320,7 +323,9 @@ def multiplication_dataset(
       f"num_train + num_test must not exceed the {count**2} pairs of {num_digits}-digit factors, "
       f"got {num_train} + {num_test}."
     )
-  pairs = jax.random.permutation(key, count**2)[: num_train + num_test]
+  order = jnp.triu(jax.random.permutation(key, count**2).reshape(count, count))
+  order = jnp.argsort((order + jnp.triu(order, 1).T).ravel())
+  pairs = jnp.concatenate([order[:num_train], order[count**2 - num_test :]])
   left, right = smallest + pairs // count, smallest + pairs % count
   answers = left * right
 

@@ -183,6 +183,15 @@ def test_products_are_right_and_disjoint(num_digits):
   assert len(seen) == 70
 
 
+@pytest.mark.parametrize("num_train", [40, 41])
+def test_mirrored_products_are_on_the_same_side(num_train):
+  sizes = {"num_train": num_train, "num_test": 39}
+  results = multiplication_dataset(jax.random.key(1), num_digits=1, **sizes)
+  train, test = ({(row[0], row[2]) for row in np.asarray(part.tokens)} for part in results)
+  assert len(train) == num_train and len(test) == 39
+  assert not {(b, a) for a, b in train} & test
+
+
 def test_all_products_can_be_drawn_but_no_more():
   whole = multiplication_dataset(jax.random.key(0), num_digits=1, num_train=81, num_test=0)
   assert len(np.unique(whole.train.tokens, axis=0)) == 81 and whole.test.tokens.shape == (0, 7)

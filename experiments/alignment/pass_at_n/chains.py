@@ -1,4 +1,4 @@
-"""Chains of steps: many texts may reach the answer, or each step is verified by itself."""
+"""Chains of steps: a whole proof is sampled N times, or each of its steps is tried k times."""
 
 import functools
 
@@ -7,176 +7,128 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.alignment.pass_at_n import products
-from experiments.alignment.pass_at_n.products import METHODS, objective, optimizer
-from experiments.kit.train import epoch_rows, train
-from jaxlab import data, losses, metrics, models, samplers, training
-from jaxlab.data.reasoning import EOS_TOKEN
+from experiments.alignment.pass_at_n.products import CROSS_ENTROPY, LITTLE_DECAY, METHODS, pass_at
+from experiments.kit.sweep import choose, grid
+from experiments.kit.train import adamw_cosine, train
+from jaxlab import data, losses, training
+from jaxlab.experiment import Results
 
-ANSWERS, PROOFS = "answers of chains", "proofs of chains"
-# Chains that rollouts reach more often are left out, for several samples.
-SUCCESS_THRESHOLD = 0.1
-
-
-def decoder(config, chains: data.ModularChainConfig) -> models.DecoderLM:
-  """The decoder of chains."""
-  length = chains.prompt_length + chains.response_length
-  sizes = {"vocab_size": chains.vocab_size, "length": length}
-  return products.decoder(config, config.chain_decoder, **sizes)
+PROOFS, SOLVED = "pass@N of proofs", "solved"
+UNION_OF_N = "union of several N"
+UNION_OF_RUNS = "union of runs of cross-entropy"
 
 
-def problems(config, chains: data.ModularChainConfig, key) -> tuple[data.ChainBatch, ...]:
-  """Training texts that are used again and again; fresh problems, `[(validation, test), n]`."""
-  train_key, fresh_key = jax.random.split(key)
+def step_ids(chains: data.ModularChainConfig) -> np.ndarray:
+  """Which step a token belongs to, the end to the last one; -1 for the problem."""
+  num_steps = chains.num_terms - 1
+  per_step = chains.response_length // num_steps
+  places = np.arange(-chains.prompt_length, chains.response_length)
+  return np.where(places < 0, -1, np.minimum(places // per_step, num_steps - 1))
+
+
+def train_on_chains(config, key, splits, setting) -> dict[str, jax.Array]:
+  """Trains on texts with errors, again and again, and tests on fresh problems without.
+
+  Args:
+    config: of the experiment.
+    key: of the problems and of training.
+    splits: nothing.
+    setting: traced: `num_samples` of a step, or of a whole text where `whole` is 1; and `run`, by
+      which the same problems are learned from other parameters in another order.
+
+  Returns:
+    `log_probs` of the right steps, `[evaluations, temperatures, problems, steps]`.
+  """
+  del splits
+  # Some entries of the table are mostly shown wrong: the right step is rarely the likeliest.
+  options = {"misconception_rate": config.misconceptions, "noise": 0.0}
+  chains = data.ModularChainConfig(config.modulus, config.num_terms, **options)
+  ids, num_steps = step_ids(chains), chains.num_terms - 1
+  sizes = {"vocab_size": chains.vocab_size, "length": len(ids)}
+  model = products.decoder(config, config.chain_decoder, **sizes)
+  train_key, fresh_key, run_key = jax.random.split(key, 3)
   draw = functools.partial(data.modular_chain_batch, config=chains)
-  fresh = draw(fresh_key, batch_size=2 * config.num_judged, clean=True)
-  return draw(train_key, batch_size=config.num_problems), products.halves(fresh)
+  rows = draw(train_key, batch_size=config.num_chains)
+  num_fresh = config.num_chain_validation + config.num_chain_test
+  fresh = draw(fresh_key, batch_size=num_fresh, clean=True)
+  # The probability of a proof is that of one long step.
+  taught = jnp.where(setting["whole"], np.minimum(ids, 0), ids)
+
+  def loss(params, model_state, batch, key):
+    del model_state, key
+    logits = model.apply({"params": params}, batch[0].tokens).logits
+    log_probs = losses.causal_token_log_probs(logits, batch[0].tokens)
+    options = {"num_samples": setting["num_samples"], "num_steps": num_steps}
+    steps = jnp.broadcast_to(taught, log_probs.shape)
+    return training.LossOutput(losses.stepwise_coverage_loss(log_probs, steps, **options).sum(-1))
+
+  def evaluate(trained):
+    logits = model.apply({"params": trained.params}, fresh.tokens).logits
+
+    def at(temperature):
+      log_probs = losses.causal_token_log_probs(logits / temperature, fresh.tokens)
+      steps = jnp.broadcast_to(ids, log_probs.shape)
+      return losses.segment_log_probs(log_probs, steps, num_segments=num_steps)
+
+    return jax.lax.map(at, jnp.array(config.chain_temperatures))
+
+  sizes = {"num_steps": config.chain_updates, "batch_size": config.chain_batch}
+  rate, run_key = config.chain_learning_rate, jax.random.fold_in(run_key, setting["run"])
+  adamw = adamw_cosine(rate, config.chain_updates, weight_decay=LITTLE_DECAY)
+  options = {"evaluate": evaluate, "eval_every": config.chain_eval_updates}
+  return {"log_probs": train(run_key, model, loss, adamw, (rows,), **sizes, **options).scores}
 
 
-def train_on_chains(config, key, num_samples) -> dict[str, jax.Array]:
-  """Phases of steps; before each, rollouts say how often the model reaches each answer.
+def measure(config, context, results: Results) -> None:
+  """Adds pass@N of whole proofs, and what a search that verifies every step solves."""
+  runs = 1 + len(config.step_samples)  # As many as there are N: the unions are of equal size.
+  arms = [(1, run) for run in range(runs)] + [(n, 0) for n in config.step_samples]
+  settings = [{"num_samples": float(n), "run": run, "whole": 0} for n, run in arms]
+  settings.append({"num_samples": float(config.chain_samples), "run": 0, "whole": 1})
+  fit = functools.partial(train_on_chains, config)
+  log_probs = context.cached("chains", grid, context, fit, None, settings)["log_probs"]
+  for method, arm in zip(METHODS.values(), (0, -1)):
+    for n in (1, config.chain_samples):
+      best = chosen(config, pass_at(log_probs[:, arm].sum(-1), n))
+      best = {PROOFS: best.pop("test").mean(-1), **best}
+      results.add({method: best}, problem="chains", test_samples=n)
 
-  Gives pass@N of answers and of proofs, `[phases, (validation, test), chain_samples]`.
+  def solve(arm, tries):
+    return chosen(config, 100 * np.prod(pass_at(log_probs[:, arm], tries) / 100, axis=-1))["test"]
+
+  def union(solved):
+    return {SOLVED: 100 * (1 - np.prod(1 - np.stack(solved) / 100, axis=0)).mean(-1)}
+
+  tries = config.tries
+  solved = [solve(i, tries) for i in range(len(arms))]
+  for (n, run), of_arm in zip(arms, solved):
+    where = {"train_samples": n, "run": run, "tries": tries}
+    results.add({METHODS[n > 1]: union([of_arm])}, problem="steps", **where)
+  # At as many tries as all members of a union have.
+  rows = {
+    CROSS_ENTROPY: union([solve(0, runs * tries)]),
+    UNION_OF_RUNS: union(solved[:runs]),
+    UNION_OF_N: union([solved[0], *solved[runs:]]),
+  }
+  results.add(rows, problem="steps", tries=runs * tries)
+
+
+def chosen(config, chances: np.ndarray) -> dict[str, np.ndarray]:
+  """Chances of `test` problems at the update and the temperature that validation prefers.
+
+  Args:
+    config: of the experiment.
+    chances: `[seeds, evaluations, temperatures, problems]`.
   """
-  chains = data.ModularChainConfig(config.modulus, config.num_terms)
-  model = decoder(config, chains)
-  data_key, state_key, phase_key = jax.random.split(key, 3)
-  train_rows, fresh = problems(config, chains, data_key)
-  adamw = optimizer(config, config.num_phases * config.refresh_steps)
-
-  def values(log_probs, rows, success):
-    scores = log_probs, rows.loss_mask, success
-    return losses.estimated_coverage_nll(*scores, num_samples=num_samples)
-
-  update = training.build_update(objective(model, values), adamw)
-  sample = functools.partial(sample_right, config, chains, model)
-
-  def passes(params, split_and_key):
-    right = sample(params, *split_and_key, num_samples=max(config.chain_samples))
-    return jax.tree.map(lambda x: metrics.coverage_curve(x, ks=config.chain_samples), right)
-
-  # Not kit.train.train: which rows a phase takes depends on rollouts of the model so far.
-  def phase(state, key):
-    keys = jax.random.split(key, 5)
-    rollout_key, row_key, rare_key = keys[:3]
-    # A text teaches its own answer, which is not the true one where it has a wrong step.
-    taught = train_rows._replace(answers=train_rows.steps[:, -1])
-    right = sample(state.params, taught, rollout_key, num_samples=config.num_rollouts)
-    success = right[ANSWERS].mean(1)
-
-    def step(state, rows):
-      batch = jax.tree.map(lambda array: array[rows], (train_rows, success))
-      return update(state, batch)[0], None
-
-    rows = epoch_rows(
-      row_key, config.num_problems, num_steps=config.refresh_steps, batch_size=config.batch_size
-    )
-    # For several samples batches are full of what is rarely reached.
-    rare = rare_rows(rare_key, success, SUCCESS_THRESHOLD, rows.shape)
-    state, _ = jax.lax.scan(step, state, jnp.where(num_samples > 1, rare, rows))
-    return state, jax.lax.map(functools.partial(passes, state.params), (fresh, keys[3:]))
-
-  params = model.init(state_key, train_rows.tokens[:1])["params"]
-  state = training.init_state(state_key, params, adamw)
-  return jax.lax.scan(phase, state, jax.random.split(phase_key, config.num_phases))[1]
-
-
-def rare_rows(key, success, threshold: float, shape: tuple[int, ...]) -> jax.Array:
-  """Random numbers of problems that are solved more rarely; of all problems if none is."""
-  rare = success < threshold
-  rare = jnp.where(jnp.any(rare), rare, True).astype(jnp.float32)
-  return jax.random.choice(key, len(success), shape, p=rare / rare.sum())
-
-
-def sample_right(config, chains, model, params, problems, key, *, num_samples: int) -> dict:
-  """Which sampled chains end in the answer, and which do so by valid steps alone: a proof.
-
-  A guess is the answer once in `modulus` times, so that many samples of guesses hold it.
-  """
-  fns = samplers.flax_decode_fns(model, params)
-  options = {"max_new_tokens": chains.response_length, "eos_token_id": EOS_TOKEN}
-
-  def some(inputs):
-    key, tokens, lengths, answers = inputs
-    drawn = samplers.generate_n(key, fns, tokens, lengths, num_samples=num_samples, **options)
-    parsed = data.parse_chain(chains, drawn.tokens.reshape(-1, chains.response_length))
-    prompts = jnp.repeat(tokens, num_samples, axis=0)
-    valid = jnp.all(data.check_steps(chains, prompts, parsed.steps), axis=-1)
-    right = parsed.answer == jnp.repeat(answers, num_samples)
-    return {ANSWERS: right, PROOFS: right & valid}
-
-  count = len(problems.answers) // config.rollout_chunk
-  rows = (problems.tokens[:, : chains.prompt_length], problems.prompt_lengths, problems.answers)
-  rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
-  right = jax.lax.map(some, (jax.random.split(key, count), *rows))
-  return jax.tree.map(lambda x: x.reshape(-1, num_samples), right)
-
-
-def add_chain_records(config, results, measured: dict[int, dict[str, np.ndarray]]) -> None:
-  """Adds what `train_on_chains` gave by training N, `[seeds, ...]`, in percent."""
-  settings = [{"step": config.refresh_steps * (i + 1)} for i in range(config.num_phases)]
-  for m, passes in measured.items():
-    for problem, values in passes.items():
-      splits = np.moveaxis(100 * values, -2, 0)
-      for i, n in enumerate(config.chain_samples):
-        where = {"problem": problem, "train_samples": m, "test_samples": n}
-        last = {METHODS[m > 1]: {"sampled pass@N": splits[1, :, -1, i]}}
-        results.add(last, **where, chosen="nothing")
-        options = {"settings": settings, "chosen": "step", **where}
-        products.add_chosen(results, "sampled pass@N", splits[..., i], **options)
-
-
-def train_on_steps(config, key, num_samples) -> jax.Array:
-  """Trains on steps and searches, each step verified: which test problems are solved."""
-  # A step is a single token.
-  chains = data.ModularChainConfig(config.modulus, config.num_terms, verbose=False)
-  model = decoder(config, chains)
-  data_key, train_key, search_key = jax.random.split(key, 3)
-  train_rows, fresh = problems(config, chains, data_key)
-  num_steps = config.num_terms - 1
-  places = jnp.arange(train_rows.tokens.shape[1]) - chains.prompt_length
-  step_ids = jnp.where((places >= 0) & (places < num_steps), places, -1)
-
-  def values(log_probs, rows):
-    del rows
-    ids = jnp.broadcast_to(step_ids, log_probs.shape)
-    counts = {"num_samples": num_samples, "num_steps": num_steps}
-    return losses.stepwise_coverage_loss(log_probs, ids, **counts).sum(-1)
-
-  sizes = {"num_steps": config.search_steps, "batch_size": config.batch_size}
-  adamw = optimizer(config, config.search_steps)
-  trained = train(train_key, model, objective(model, values), adamw, (train_rows,), **sizes)
-  solve = functools.partial(search, config, chains, model, trained.params)
-  return jax.vmap(solve)(jax.random.split(search_key, config.num_judged), fresh.tokens[1])
-
-
-def search(config, chains, model, params, key, tokens) -> jax.Array:
-  """Whether best-first search over verified steps reaches the end of one problem."""
-  first, num_steps = chains.prompt_length, chains.num_terms - 1
-
-  def propose(key, state):
-    tokens, depth = state
-    logits = model.apply({"params": params}, tokens[None]).logits[0, first - 1 + depth]
-    drawn = samplers.sample_without_replacement(key, logits, num_samples=config.branching)
-    return drawn.tokens, drawn.log_probs
-
-  def proceed(state, action):
-    tokens, depth = state
-    tokens = tokens.at[first + depth].set(action)
-    steps = data.parse_chain(chains, tokens[None, first:]).steps
-    valid = data.check_steps(chains, tokens[None, :first], steps)[0, depth]
-    status = jnp.where(valid, jnp.where(depth + 1 == num_steps, 1, 0), -1)
-    return (tokens, depth + 1), status
-
-  root = jnp.where(jnp.arange(len(tokens)) < first, tokens, 0), jnp.zeros((), jnp.int32)
-  budget = {"num_expansions": config.num_expansions, "branching": config.branching}
-  result = samplers.best_first_search(key, propose, proceed, root, max_depth=num_steps, **budget)
-  return result.solved
-
-
-def add_step_records(results, measured: dict[int, np.ndarray]) -> None:
-  """Adds which problems each training N solved, bool `[seeds, problems]`, and their union."""
-  for m, solved in measured.items():
-    rows = {METHODS[m > 1]: {"solved": 100 * solved.mean(1)}}
-    results.add(rows, problem="steps", train_samples=m)
-  union = np.any(list(measured.values()), axis=0)
-  results.add({"union": {"solved": 100 * union.mean(1)}}, problem="steps")
+  every = config.chain_eval_updates
+  settings = [
+    {"update": update, "temperature": temperature}
+    for update in range(every, config.chain_updates + 1, every)
+    for temperature in config.chain_temperatures
+  ]
+  chances = chances.reshape(len(chances), len(settings), -1)
+  validation, test = np.split(chances, [config.num_chain_validation], axis=-1)
+  scores = {"validation": validation.mean(-1), "test": test}
+  best = choose(scores, settings, select="validation")
+  best.pop("validation")
+  return best

@@ -1,5 +1,5 @@
 import dataclasses
-import functools
+import json
 import types
 
 import jax
@@ -7,130 +7,212 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import catalogue
 from experiments.alignment.pass_at_n import chains, products
 from experiments.alignment.pass_at_n.__main__ import PRESETS, Config
-from jaxlab import data
+from jaxlab import data, samplers
 from jaxlab.experiment import Results
+from jaxlab.experiment.records import from_stored
 
 SMOKE = PRESETS["smoke"]
+UNCACHED = types.SimpleNamespace(cached=lambda stage, fn, *args: fn(*args), seeds=1)
 
 
 def test_pass_at_n_is_one_minus_the_chance_that_all_fail():
   probs = np.array([[0.3, 1e-4, 1.0], [0.5, 0.5, 0.1]])
-  for n in (1.0, 16.0):
-    expected = (1 - (1 - probs) ** n).mean(1)
-    passes = jax.jit(functools.partial(products.exact_pass_at_n, num_samples=n))
-    np.testing.assert_allclose(passes(np.log(probs)), expected, rtol=1e-5)
+  for n in (1, 16):
+    expected = 100 * (1 - (1 - probs) ** n)
+    np.testing.assert_allclose(products.pass_at(np.log(probs), n), expected, rtol=1e-9)
+  np.testing.assert_array_equal(products.pass_at(np.array([1e-7, -np.inf]), 4), [100, 0])
 
 
-def test_problems_of_products_are_disjoint():
-  train, fresh = jax.jit(lambda: products.problems(SMOKE))()
-  assert len(train.answers) == 16 and fresh.answers.shape == (2, 6)
-  rows = np.concatenate([train.tokens, *fresh.tokens])
-  assert len(np.unique(rows, axis=0)) == 28
+def test_no_side_of_the_split_sees_a_mirrored_product_of_another():
+  train, fresh = jax.jit(lambda: products.problems(SMOKE, jax.random.key(3)))()
+  sides = [
+    train.tokens,
+    *(np.moveaxis(part, -1, 0) for part in products.parts(SMOKE, fresh.tokens.T)),
+  ]
+  assert [len(side) for side in sides] == [16, 6, 6]
+  pairs = [{tuple(sorted(row[[0, 2]].tolist())) for row in np.asarray(side)} for side in sides]
+  for i in range(3):
+    assert not pairs[i] & pairs[i - 1]
 
 
-def test_epoch_and_temperature_are_chosen_on_validation():
-  # Two epochs at temperatures 1 and 2, each for two numbers of samples. Of validation problems the
-  # second epoch is best at 2, the first at 1.
-  validation, test = (
-    np.tile(np.array([[[values] for values in epoch] for epoch in epochs])[None], 2)
-    for epochs in ([[0.2, 0.1], [0.1, 0.4]], [[0.3, 0.5], [0.6, 0.7]])
-  )
-  passes = np.stack([validation, test], axis=-2)
-  values = {"pass@N": passes, "overconfidence": np.array([0.1])}
+def test_smoothed_and_weighted_cross_entropy_is_that_of_a_loop():
+  model = products.decoder(SMOKE)
+
+  @jax.jit
+  def evaluate(key):
+    rows = products.problems(SMOKE, key).train
+    params = model.init(key, rows.tokens)["params"]
+    values = products.objective(model, 16.0, 0.2)(params, {}, (rows,), key).values
+    logits = model.apply({"params": params}, rows.tokens).logits
+    return values, rows.tokens, jax.nn.log_softmax(logits)
+
+  for value, row, log_prob in zip(*map(np.asarray, evaluate(jax.random.key(1)))):
+    places = range(4, len(row))
+    right = [log_prob[i - 1, row[i]] for i in places]
+    smoothed = [0.8 * p + 0.2 * log_prob[i - 1].mean() for i, p in zip(places, right)]
+    p = np.exp(np.sum(right, dtype=np.float64))
+    weight = 16 * p * (1 - p) ** 15 / (1 - (1 - p) ** 16)
+    np.testing.assert_allclose(value, -weight * np.mean(smoothed), rtol=1e-3)
+
+
+def test_what_both_losses_use_won_the_search():
+  stored, laptop = catalogue.measured("pass_at_n", catalogue.SELECTIONS), PRESETS["laptop"]
+  assert stored["pilot"]
+  same = ("learning_rate", "decoder", "batch_size", "num_train", "judged_samples", "temperatures")
+  search = {name: stored["config"][name] for name in (*same, "search_epochs")}
+  config = json.loads(json.dumps(dataclasses.asdict(PRESETS["search"])))
+  assert search == {name: config[name] for name in search}
+  results, recipes = from_stored(stored["records"]), products.recipes(laptop)
+  for method in products.METHODS.values():
+    best = {}
+    records = results.matching(method=method, quantity=products.TUNED)
+    assert len(records) == 7 * 4 * 10
+    for record in records:
+      name = next(n for n, r in recipes.items() if r.items() <= record.setting.items())
+      recipe = record.setting["epochs"], name
+      best[recipe] = max(best.get(recipe, 0.0), record.values.mean())
+    won = sorted(best, key=best.get)[-2:]
+    assert set(won) == {(laptop.chosen_epochs, name) for name in laptop.chosen_regularizers}
+
+
+def likelihoods(shares):
+  return np.log(np.array(shares, float))
+
+
+def test_a_search_tries_the_same_recipes_for_both_losses(monkeypatch):
+  config = dataclasses.replace(SMOKE, search_epochs=(2, 4))
+
+  def fake(context, evaluate, splits, settings):
+    assert splits is None and evaluate.func is products.train_and_evaluate
+    assert [setting["num_samples"] for setting in settings] == [1, 4]
+    values = likelihoods([[0.1], [evaluate.keywords["dropout"] or 0.2]])[None, :, None, :, None]
+    return {"log_probs": np.broadcast_to(values, (3, 2, 1, 2, 13))}
+
+  monkeypatch.setattr(products, "grid", fake)
   results = Results()
-  products.add_records(SMOKE, results, {n: values for n in (1, 4)})
-  for n, method in ((1, "cross-entropy"), (4, "coverage loss")):
-    where = {"method": method, "train_samples": n, "test_samples": 4}
-    for chosen, expected in (("nothing", 60), ("epoch", 30), ("epoch and temperature", 70)):
-      value = results.select("pass@N", **where, chosen=chosen)
-      np.testing.assert_allclose(value, [expected], rtol=1e-6)
-    assert results.select("chosen/epoch", **where, chosen="epoch") == [1]
-    both = {"chosen": "epoch and temperature", **where}
-    assert results.select("chosen/epoch", **both) == [2]
-    assert results.select("chosen/temperature", **both) == [2.0]
-    by_epoch = [results.select("pass@N by epoch", **where, epoch=epoch) for epoch in (1, 2)]
-    np.testing.assert_allclose(np.concatenate(by_epoch), [30, 60], rtol=1e-6)
-  np.testing.assert_allclose(results.select("overconfidence", train_samples=4), [10])
+  products.search(config, UNCACHED, results)
+  tried = [
+    [record.setting for record in results.matching(method=method)]
+    for method in products.METHODS.values()
+  ]
+  assert tried[0] == tried[1] and len(tried[0]) == 2 * 4 * 2
+  where = {"epochs": 4, "temperature": 2.0, **products.PLAIN}
+  for dropout, share in ((0.0, 0.2), (0.1, 0.1)):
+    value = results.select(products.TUNED, method="coverage loss", **where | {"dropout": dropout})
+    np.testing.assert_allclose(value, [100 * (1 - (1 - share) ** 4)] * 3)
 
 
-class Oracle:
-  """A model of terse chains that knows the right step, and gives it the first place or the last."""
+def test_regularizer_and_temperature_are_chosen_on_validation(monkeypatch):
+  # On 6 validation problems weight decay is better at the first temperature, for all that one sees.
+  def fake(context, evaluate, splits, settings):
+    if "greedy" in evaluate.keywords:
+      one = np.zeros((1, 2))
+      return {
+        "log_probs": np.zeros((1, 2, 2, 1, 13)),
+        "greedy accuracy": one,
+        "overconfidence": one,
+      }
+    decay = evaluate.keywords["dropout"] == 0
+    shares = np.full((2, 2, 13), 0.1)
+    shares[:, 0, :6] = 0.3 if decay else 0.2
+    shares[1, 0, 7:] = 0.4 if decay else 0.8
+    answers = np.tile(np.arange(13), (1, 2, 1))
+    return {"log_probs": likelihoods(shares)[None, :, None], "answers": answers}
 
-  def __init__(self, config, misled):
-    self.config, self.misled = config, misled
+  monkeypatch.setattr(products, "grid", fake)
+  results = Results()
+  config = dataclasses.replace(SMOKE, chosen_regularizers=("dropout", "weight_decay"))
+  products.measure(config, UNCACHED, results)
+  percent = {share: 100 * (1 - (1 - share) ** 4) for share in (0.1, 0.4, 0.8)}
+  for method, name, share in (
+    ("cross-entropy", products.CHOSEN, 0.1),
+    ("coverage loss", products.CHOSEN, 0.4),
+    ("coverage loss", "dropout", 0.8),
+  ):
+    where = {"method": method, "regularizer": name}
+    np.testing.assert_allclose(results.select(products.TUNED, **where), [percent[share]])
+    assert results.select("chosen/temperature", **where) == [1]
+  ends = [results.select(f"{end} end of the bootstrap") for end in ("low", "high")]
+  np.testing.assert_allclose(ends, percent[0.4] - percent[0.1])
 
-  def apply(self, variables, tokens):
-    del variables
-    first = self.config.prompt_length
-    problem = tokens[0, :first]
-    rows = jnp.tile(problem, (self.config.modulus, 1))
-    logits = jnp.full((tokens.shape[1], self.config.vocab_size), -jnp.inf)
-    for depth in range(self.config.num_terms - 1):
-      steps = jnp.tile(tokens[0, first : first + self.config.num_terms - 1] - 6, (len(rows), 1))
-      steps = steps.at[:, depth].set(jnp.arange(self.config.modulus))
-      valid = data.check_steps(self.config, rows, steps)[:, depth]
-      scores = jnp.where(valid, 0.0, 50.0 if self.misled else -50.0)
-      logits = logits.at[first - 1 + depth, 6:].set(scores)
-    return types.SimpleNamespace(logits=logits[None])
+
+def test_the_epoch_is_chosen_on_validation():
+  # Of 6 validation problems the first epoch is better, of 6 test problems the second.
+  shares = np.concatenate([np.full((2, 7), 0.4), np.full((2, 6), 0.1)], axis=-1)
+  shares[1, :7], shares[1, 7:] = 0.2, 0.7
+  log_probs = np.log(shares)[None, None, :, None]
+  log_probs = np.tile(log_probs, (1, 2, 1, 1, 1))
+  trained = {"log_probs": log_probs, "overconfidence": np.array([[0.1, 0.2]])}
+  trained["greedy accuracy"] = trained["overconfidence"]
+  results = Results()
+  products.add_every_n(SMOKE, results, trained)
+  where = {"train_samples": 4, "test_samples": 1}
+  for chosen, expected in (("nothing", 70), ("epoch", 10)):
+    value = results.select("pass@N", **where, chosen=chosen)
+    np.testing.assert_allclose(value, [expected], rtol=1e-6)
+  assert results.select("chosen/epoch", **where) == [1]
+  by_epoch = [results.select("pass@N by epoch", **where, epoch=epoch) for epoch in (1, 2)]
+  np.testing.assert_allclose(np.concatenate(by_epoch), [10, 70], rtol=1e-6)
+  np.testing.assert_allclose(results.select("overconfidence", train_samples=4), [20])
 
 
-@pytest.mark.parametrize(
-  ("misled", "branching", "solved"), [(False, 1, True), (True, 4, False), (True, 5, True)]
-)
-def test_search_follows_verified_steps(misled, branching, solved):
-  config = dataclasses.replace(SMOKE, branching=branching, num_expansions=8)
-  terse = data.ModularChainConfig(modulus=5, num_terms=3, verbose=False)
-  search = functools.partial(chains.search, config, terse, Oracle(terse, misled), None)
+def test_the_bootstrap_draws_seeds_and_groups_of_problems():
+  rng = np.random.default_rng(1)
+  groups = np.tile(np.arange(500), (8, 4))
+  values = np.take_along_axis(rng.normal(size=(8, 500)), groups, axis=1)
+  for of_seeds in (np.zeros(8), np.linspace(-1, 1, 8)):
+    values += of_seeds[:, None]
+    low, high = products.bootstrap(values, groups)
+    error = ((values.mean(1).var() + 1 / 500) / 8) ** 0.5
+    np.testing.assert_allclose(
+      [low, high], values.mean() + error * np.array([-1.96, 1.96]), atol=0.4 * error
+    )
+
+
+def test_every_token_of_a_response_belongs_to_a_step():
+  terse, verbose = (data.ModularChainConfig(5, 3, verbose=verbose) for verbose in (False, True))
+  np.testing.assert_array_equal(chains.step_ids(terse), [-1] * 6 + [0, 1, 1])
+  np.testing.assert_array_equal(chains.step_ids(verbose), [-1] * 6 + [0] * 3 + [1] * 4)
+
+
+def test_a_chain_is_solved_if_every_step_is_among_its_tries():
+  """A search with verified steps finds what the product over steps says."""
+  probs = np.array([0.6, 0.2, 0.5])
+  tries, count = 3, 4000
+
+  def propose(key, depth):
+    right = jax.random.bernoulli(key, jnp.array(probs)[depth], (tries,))
+    # Of several right ones only the first goes on: they are the same step.
+    return jnp.where(right & (jnp.cumsum(right) == 1), 1, 0), jnp.zeros(tries)
+
+  def proceed(depth, action):
+    return depth + 1, jnp.where(action == 1, jnp.where(depth == 2, 1, 0), -1)
 
   @jax.jit
-  def search_all(key):
-    batch = data.modular_chain_batch(key, terse, 4, clean=True)
-    return jax.vmap(search)(jax.random.split(key, 4), batch.tokens)
+  def search(keys):
+    options = {"num_expansions": 3, "branching": tries, "max_depth": 3}
+    root = jnp.zeros((), jnp.int32)
+    return jax.vmap(
+      lambda key: samplers.best_first_search(key, propose, proceed, root, **options).solved
+    )(keys)
 
-  np.testing.assert_array_equal(search_all(jax.random.key(0)), [solved] * 4)
-
-
-def test_answers_may_be_right_without_a_proof(monkeypatch):
-  wrong = data.ModularChainConfig(modulus=3, num_terms=3, noise=0.5)
-  texts = jax.jit(lambda key: data.modular_chain_batch(key, wrong, 60))(jax.random.key(0))
-  responses = texts.tokens[:, None, wrong.prompt_length :]
-  drawn = types.SimpleNamespace(tokens=responses)
-  monkeypatch.setattr(chains.samplers, "generate_n", lambda *args, **kwargs: drawn)
-  config = dataclasses.replace(SMOKE, num_problems=60, num_judged=60, rollout_chunk=60)
-
-  @jax.jit
-  def sample(problems):
-    key = jax.random.key(0)
-    hits = chains.sample_right(config, wrong, None, None, problems, key, num_samples=1)
-    valid = data.check_steps(wrong, problems.tokens[:, : wrong.prompt_length], problems.steps)
-    return hits[chains.ANSWERS][:, 0], hits[chains.PROOFS][:, 0], jnp.all(valid, axis=1)
-
-  answered, proven, valid = map(np.asarray, sample(texts))
-  np.testing.assert_array_equal(answered, np.equal(texts.steps[:, -1], texts.answers))
-  np.testing.assert_array_equal(proven, valid)
-  assert np.any(answered & ~valid) and not np.all(answered)
-  # A text always reaches the answer that it teaches.
-  assert np.all(sample(texts._replace(answers=np.asarray(texts.steps)[:, -1]))[0])
+  solved = np.mean(search(jax.random.split(jax.random.key(0), count)))
+  expected = np.prod(products.pass_at(np.log(probs), tries) / 100)
+  np.testing.assert_allclose(solved, expected, atol=3 * (expected * (1 - expected) / count) ** 0.5)
 
 
-@pytest.mark.parametrize(
-  ("success", "expected"), [([0.0, 0.5, 0.05], {0, 2}), ([0.5, 0.9], {0, 1})]
-)
-def test_batches_are_full_of_what_is_rarely_reached(success, expected):
-  draw = jax.jit(lambda key, success: chains.rare_rows(key, success, 0.1, (4, 25)))
-  rows = draw(jax.random.key(0), np.array(success))
-  assert rows.shape == (4, 25) and set(np.unique(rows).tolist()) == expected
+def test_update_and_temperature_are_chosen_on_validation():
+  # Two evaluations, one temperature, four problems of validation, four to test on.
+  validation, test = np.array([[30.0], [20.0]]), np.array([[10.0], [90.0]])
+  chances = np.concatenate([np.tile(validation, 4), np.tile(test, 4)], axis=1)[None, :, None]
+  best = chains.chosen(SMOKE, chances)
+  assert best["chosen/update"] == [1]
+  np.testing.assert_array_equal(best["test"], [[10] * 4])
 
 
-@pytest.mark.parametrize(
-  ("changed", "words"),
-  [
-    ({"judged_samples": 3}, "samples must hold 1 and 3"),
-    ({"temperatures": (0.5,)}, "temperatures must hold 1.0"),
-  ],
-)
-def test_settings_that_do_not_go_together(changed, words):
-  with pytest.raises(ValueError, match=words):
-    Config(**changed)
+def test_samples_must_hold_the_judged_number():
+  with pytest.raises(ValueError, match="samples must hold 1 and 3"):
+    Config(judged_samples=3)
