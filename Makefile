@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior beside the exact one
+demo: $(READY)  ## train a PFN (about 2 minutes), show its posterior of real series beside a grid mixture
 	$(BIN)/python -m experiments.bayes.pfn --preset=$(DEMO) --task=series --seeds=1 --workdir=runs/demo-$(DEMO)
 	@echo "picture: runs/demo-$(DEMO)/figure.png"
 

@@ -46,6 +46,7 @@ def trained(
   num_steps: int,
   warmup_fraction: float,
   min_context: int = 0,
+  max_context: int | None = None,
   batch_size: int = 64,
   learning_rate: float = 1e-3,
   mesh: jax.sharding.Mesh,
@@ -63,7 +64,7 @@ def trained(
   batches = data.prior_batches(
     seed=0,
     batch_size=batch_size,
-    max_context=num_points,
+    max_context=num_points if max_context is None else max_context,
     min_context=min_context,
     group_size=group_size,
     steps_per_call=steps_per_call,

@@ -112,10 +112,10 @@ class PriorTrainer:
       steps_per_call=self.steps_per_call,
     )
 
-  def train(self, context: Context, name: str) -> list[chex.ArrayTree]:
-    """Trains every seed as a stage `name/seed...`; returns the parameters of each."""
+  def train(self, context: Context, name: str, *, seeds: int | None = None) -> list[chex.ArrayTree]:
+    """Trains every seed, or the first ones, as a stage `name/seed...`; their parameters."""
     params = []
-    for seed, number in enumerate(context.seed_numbers):
+    for seed, number in enumerate(context.seed_numbers[:seeds]):
       result = context.fit(
         f"{name}/seed{seed}",
         self.init(context.seed_key(seed)),

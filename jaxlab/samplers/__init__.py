@@ -36,6 +36,7 @@ from jaxlab.samplers.priors import (
   gp_hyper_prior,
   gp_prior,
   ridge_prior,
+  standardized_gp_kernel,
   standardized_gp_prior,
 )
 from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
@@ -104,6 +105,7 @@ __all__ = [
   "speculative_verify",
   "SpeculativeOutput",
   "SpeculativeVerdict",
+  "standardized_gp_kernel",
   "standardized_gp_prior",
   "stretch_proposal",
   "StretchProposal",

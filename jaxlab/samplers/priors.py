@@ -160,14 +160,53 @@ def gp_hyper_prior(
   return PriorBatch(x, y, y)
 
 
+def standardized_gp_kernel(
+  key: chex.PRNGKey,
+  x: chex.Array,
+  x2: chex.Array,
+  *,
+  num_used: chex.Numeric,
+  kernel: str = "matern52",
+) -> tuple[chex.Array, chex.Array]:
+  """Covariance under one draw of the hyper-parameters of `standardized_gp_prior`.
+
+  With many keys, the posterior of that prior follows by importance sampling.
+
+  Args:
+    key: random key, which alone fixes the hyper-parameters.
+    x: `[n, f]`.
+    x2: `[m, f]`.
+    num_used: inputs that are not constant, at most f.
+    kernel: see `jaxlab.uncertainty.kernel_matrix`.
+
+  Returns:
+    Covariances of the function, `[n, m]`, and the variance of the noise.
+
+  Raises:
+    ValueError: if `kernel` is unknown.
+
+  Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5.2,
+  https://arxiv.org/abs/2112.10510; the distributions are ours.
+  """
+  kind_key, scale_key, hyper_key = jax.random.split(key, 3)
+  lengthscales = jax.random.gamma(scale_key, 3.0, (x.shape[1],)) / 1.5
+  gammas = jax.random.gamma(hyper_key, 2.0, (3,)) / jnp.array([0.2, 2.0, 2.0])
+  outputscale, slope, noise = gammas
+  covariance = 12 * slope / num_used * (x - 0.5) @ (x2 - 0.5).T
+  bends = jax.random.bernoulli(kind_key)
+  smooth = kernel_matrix(x, x2, lengthscale=lengthscales, outputscale=outputscale, kernel=kernel)
+  return covariance + jnp.where(bends, smooth, 0.0), noise + 1e-3
+
+
 def standardized_gp_prior(
   key: chex.PRNGKey, *, num_points: int, num_features: int, kernel: str = "matern52"
 ) -> PriorBatch:
-  """A smooth function of some of its inputs, noisy by any share, standardized as real targets are.
+  """A linear or smooth function of some of its inputs, noisy, standardized as real targets are.
 
   One to f inputs are used, the others constant: a network learns data sets of few inputs first, and
-  with them to read a context at all. Lengthscales are gamma distributed of mean 2, the outputscale
-  of mean 10 and the noise variance of mean 1.
+  with them to read a context at all. A linear function, whose variance is of the same distribution
+  as the noise's (gamma of mean 1), in every second data set on average plus a Gaussian process of
+  `kernel`, its lengthscales gamma distributed of mean 2 and its outputscale of mean 10.
 
   Args:
     key: random key.
@@ -185,13 +224,12 @@ def standardized_gp_prior(
   https://arxiv.org/abs/2112.10510; the distributions are ours.
   """
   check_at_least(1, num_points=num_points, num_features=num_features)
-  used_key, x_key, scale_key, hyper_key, y_key = jax.random.split(key, 5)
-  used = jnp.arange(num_features) < jax.random.randint(used_key, (), 1, num_features + 1)
+  used_key, x_key, hyper_key, y_key = jax.random.split(key, 4)
+  num_used = jax.random.randint(used_key, (), 1, num_features + 1)
+  used = jnp.arange(num_features) < num_used
   x = jnp.where(used, jax.random.uniform(x_key, (num_points, num_features)), 0.5)
-  lengthscales = jax.random.gamma(scale_key, 3.0, (num_features,)) / 1.5
-  outputscale, noise = jax.random.gamma(hyper_key, 2.0, (2,)) / jnp.array([0.2, 2.0])
-  covariance = kernel_matrix(x, x, lengthscale=lengthscales, outputscale=outputscale, kernel=kernel)
-  root = jnp.linalg.cholesky(covariance + (noise + 1e-3) * jnp.eye(num_points))
+  covariance, noise = standardized_gp_kernel(hyper_key, x, x, num_used=num_used, kernel=kernel)
+  root = jnp.linalg.cholesky(covariance + noise * jnp.eye(num_points))
   y = root @ jax.random.normal(y_key, (num_points,))
   y = (y - y.mean()) / (y.std() + 1e-6)
   return PriorBatch(x[None], y[None], y[None])

@@ -294,12 +294,13 @@ def fit_gp(
   num_steps: int = 100,
   log_prior_fn: Callable[[GPHyperparameters], chex.Array] | None = None,
   mask: chex.Array | None = None,
+  start: GPHyperparameters | None = None,
 ) -> GPHyperparameters:
   """Fits scalar hyper-parameters by their marginal likelihood (MLE-II), or with a prior (MAP-II).
 
-  L-BFGS on the three logarithms, from lengthscale 0.5, outputscale 1 and noise 0.01. The noise
-  is not fitted below 1e-4. The search ends early once steps are as small as rounding errors, and
-  returns the best finite point of its path.
+  L-BFGS on the three logarithms. The noise is not fitted below 1e-4. The search ends early once
+  steps are as small as rounding errors, and returns the best finite point of its path. It is local:
+  `vmap` over `start` for restarts.
 
   Args:
     x: inputs, `[n, f]`.
@@ -307,8 +308,10 @@ def fit_gp(
     kernel: see `kernel_matrix`.
     num_steps: maximum number of L-BFGS steps, static.
     log_prior_fn: maps `GPHyperparameters` to a scalar that is added to the log marginal
-      likelihood; pure, static under `jit`.
+      likelihood; pure, static under `jit`. The mode of a density over the logarithms needs its
+      Jacobian: add the sum of the logarithms to the log-density of the hyper-parameters.
     mask: bool `[n]`, which points count; all if None.
+    start: where the search begins; None is lengthscale 0.5, outputscale 1 and noise 0.01.
 
   Returns:
     `GPHyperparameters` of scalars.
@@ -349,8 +352,9 @@ def fit_gp(
     log_params = optax.apply_updates(log_params, updates)
     return step + 1, change, log_params, opt_state, best, best_value
 
-  start = jnp.log(jnp.array([0.5, 1.0, 0.01], as_accumulator(x).dtype))
-  infinity = jnp.full((), jnp.inf, start.dtype)
-  carry = (0, infinity, start, optimizer.init(start), start, infinity)
+  start = GPHyperparameters(0.5, 1.0, 0.01) if start is None else start
+  first = jnp.log(jnp.array(start, as_accumulator(x).dtype))
+  infinity = jnp.full((), jnp.inf, first.dtype)
+  carry = (0, infinity, first, optimizer.init(first), first, infinity)
   _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)
   return hyperparameters(jnp.where(objective(last) < best_value, last, best))

@@ -148,12 +148,24 @@ def test_standardized_gp_has_unit_targets_of_the_inputs_it_uses():
   used = x.std(1) > 0
   assert (np.diff(used.astype(int), axis=1) <= 0).all()  # The first ones.
   np.testing.assert_allclose(np.bincount(used.sum(1), minlength=5)[1:] / 200, 0.25, atol=0.1)
-  # Squared steps between neighbors along a single input: 2 for noise, near 0 for its function.
+  # Mean squared steps between neighbors along a single input: 2 for noise, near 0 for a function.
   rows = np.flatnonzero(used.sum(1) == 1)
   order = np.argsort(x[rows, :, 0], axis=1)
   steps = np.diff(np.take_along_axis(y[rows], order, 1), axis=1)
   low, high = np.quantile((steps**2).mean(1), [0.05, 0.95])
-  assert low < 0.6 and high > 1.8
+  assert low < 0.6 and high > 1.5
+
+
+def test_standardized_gp_kernel_is_linear_or_bent_with_noise_of_mean_one():
+  x, x2 = np.random.default_rng(0).uniform(size=(2, 5, 3)).astype(np.float32)
+  draw = jax.jit(jax.vmap(lambda key: priors.standardized_gp_kernel(key, x, x2, num_used=3)))
+  covariance, noise = jax.device_get(draw(jax.random.split(KEY, 2000)))
+  assert_mean(noise, 1.001)
+  linear = 4 * (x - 0.5) @ (x2 - 0.5).T
+  slopes = (covariance * linear).sum((1, 2)) / (linear**2).sum()
+  bent = np.abs(covariance - slopes[:, None, None] * linear).max((1, 2)) > 1e-4
+  assert_mean(bent, 0.5)
+  assert_mean(slopes[~bent], 1.0)
 
 
 def test_ridge_prior():

@@ -227,6 +227,8 @@ def test_fit_with_a_prior_reaches_the_optimum(curve):
 
 def test_fit_without_steps_returns_the_start(curve):
   np.testing.assert_allclose(gp.fit_gp(*curve, num_steps=0), [0.5, 1.0, 0.01], rtol=1e-6)
+  start = gp.GPHyperparameters(0.3, 2.0, 0.05)
+  np.testing.assert_allclose(gp.fit_gp(*curve, num_steps=0, start=start), start, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["zero", "constant", "one_place", "huge", "noiseless", "missing"])

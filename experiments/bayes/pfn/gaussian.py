@@ -1,4 +1,4 @@
-"""How networks are fitted to priors, and the tasks under Gaussian-process priors."""
+"""Networks fitted to Gaussian-process priors, beside the posteriors that they approximate."""
 
 import functools
 
@@ -12,15 +12,16 @@ from experiments.kit.prior_fitting import Fitted, PriorTrainer, add_along, score
 from jaxlab import algorithms, data, losses, models, samplers, uncertainty
 from jaxlab.experiment import Context, Results
 
-PFN, EXACT, RANDOM = "PFN", "exact GP", "random search"
-QUANTILES = (0.05, 0.5, 0.95)
-SERIES_CONTEXTS = (2, 5, 10, 20)  # Seen moments in the task series.
-NUM_EVALUATIONS = 16  # Per function of the task optimize, the random first one counted.
+PFN, EXACT, FITTED, MIXTURE = "PFN", "exact GP", "MAP-II", "grid mixture under the same prior"
+SAMPLED, RESTARTED = "posterior by sampling", "GP, 3 restarts"  # Of the task regression.
+QUANTILES, COVERAGE = (0.05, 0.5, 0.95), "90% coverage"
 GAMMAS = {  # Shapes and rates of the hyper-prior.
   "lengthscale_gamma": (3.0, 12.0),
   "outputscale_gamma": (3.0, 3.0),
   "noise_gamma": (1.1, 20.0),
 }
+SERIES = "aeon/ItalyPowerDemand"  # Power demand of a day by the hour.
+SERIES_CONTEXTS = (5, 10, 15)  # Seen hours.
 
 
 def training(config, **changes) -> dict:
@@ -31,207 +32,188 @@ def training(config, **changes) -> dict:
   return options | {"steps_per_call": min(100, options["num_steps"])}
 
 
-def network(config, num_outputs: int, **options) -> models.PFN:
-  """A network of the configuration's size."""
-  return models.PFN(num_outputs, config.embed_dim, config.num_layers, **options)
-
-
 def trainer(config, prior_fn, borders, mesh, **changes) -> PriorTrainer:
   """The training of a network of bars."""
-  module, nll = network(config, config.num_bars), functools.partial(losses.bar_nll, borders=borders)
+  module = models.PFN(config.num_bars, config.embed_dim, config.num_layers)
+  nll = functools.partial(losses.bar_nll, borders=borders)
   return PriorTrainer(module, prior_fn, nll, mesh=mesh, **training(config, **changes))
 
 
-def fit(config, context: Context, name: str, prior_fn, key, **changes) -> Fitted:
-  """Trains a network on every seed, with bars that hold equal shares of the prior's targets."""
+def fit(config, context: Context, name: str, prior_fn, *, seeds=None, **changes) -> Fitted:
+  """Trains a network on every seed, or the first ones, with bars of equal shares of the prior."""
   draw = jax.jit(algorithms.prior_bar_borders, static_argnums=(1, 2))
-  borders = draw(key, prior_fn, config.num_bars)
+  # Twice as wide, since nothing can be resolved within the outer bars.
+  borders = 2 * np.asarray(draw(context.key, prior_fn, config.num_bars))
   fitting = trainer(config, prior_fn, borders, context.mesh, **changes)
-  return Fitted(fitting.module, fitting.train(context, name), borders)
+  return Fitted(fitting.module, fitting.train(context, name, seeds=seeds), borders)
 
 
-def predict(config, module, borders, params, x, y, num_context) -> dict[str, tuple]:
-  """Method -> NLL `[b, T]` and quantiles `[3, b, T]` of all points, given the first ones."""
+def gp_mixture(hyperparameters, kernel: str, x, y, mask):
+  """What equally likely GPs predict: log weights `[G]`, means and deviations `[G, T]`."""
 
-  def gaussian(mean, variance):
-    std = jnp.sqrt(variance)
-    quantiles = [mean + stats.norm.ppf(q) * std for q in QUANTILES]
-    return -stats.norm.logpdf(y, mean, std), jnp.stack(quantiles)
+  def component(hyper):
+    options = dict(kernel=kernel, mask=mask, **hyper._asdict())
+    mean, variance = uncertainty.gp_posterior(x, y, x, **options)
+    return uncertainty.gp_log_marginal_likelihood(x, y, **options), mean, jnp.sqrt(variance)
 
-  def gp(lengthscale):
-    options = dict(noise=config.noise, mask=jnp.arange(y.shape[1]) < num_context)
-    posterior = functools.partial(uncertainty.gp_posterior, lengthscale=lengthscale, **options)
-    return gaussian(*jax.lax.map(lambda xy: posterior(*xy, xy[0]), (x, y)))
+  log_evidence, mean, std = jax.vmap(component)(hyperparameters)
+  return jax.nn.log_softmax(log_evidence), mean, std
 
-  logits = module.apply({"params": params}, x, y, num_context)
-  quantiles = [uncertainty.bar_quantile(logits, borders, q) for q in QUANTILES]
+
+def known_posteriors(config, x, y, mask):
+  """The exact posterior, one whose kernel alone is wrong, and the prior."""
+  known = uncertainty.GPHyperparameters(config.lengthscale, 1.0, config.noise)
+  known = jax.tree.map(lambda value: jnp.array([value]), known)
   return {
-    PFN: (losses.bar_nll(logits, y, borders), jnp.stack(quantiles)),
-    EXACT: gp(config.lengthscale),
-    "GP, 3x lengthscale": gp(3 * config.lengthscale),
-    "prior": gaussian(jnp.zeros_like(y), jnp.full_like(y, 1.0 + config.noise)),
+    EXACT: gp_mixture(known, "rbf", x, y, mask),
+    "GP, Matérn kernel": gp_mixture(known, "matern52", x, y, mask),
+    "prior": gp_mixture(known, "rbf", x, y, jnp.zeros_like(mask)),
   }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def score(config, module, borders, params, batch, context_sizes) -> dict[str, dict]:
-  """Method -> quantity -> `[context sizes]`, means over the queries of all data sets."""
-
-  def at(num_context):
-    mean = functools.partial(algorithms.query_mean_loss, num_context=num_context)
-    scores = predict(config, module, borders, params, batch.x, batch.y, num_context)
-    return {
-      name: {"NLL": mean(nll), "90% coverage": mean((low <= batch.y) & (batch.y <= high))}
-      for name, (nll, (low, _, high)) in scores.items()
-    }
-
-  return jax.lax.map(at, context_sizes)
-
-
-def gp_prior(config):
-  """The prior with known hyper-parameters: one data set per key."""
-  sizes = dict(batch_size=1, num_points=config.num_points, num_features=config.num_features)
-  known = dict(lengthscale=config.lengthscale, noise=config.noise)
-  return functools.partial(samplers.gp_prior, **sizes, **known)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def draw_many(prior_fn, key, number: int) -> samplers.PriorBatch:
-  """Fresh data sets of a prior."""
-  return samplers.draw_data_sets(jax.random.split(key, number), prior_fn, one_by_one=True)
-
-
-def run_gp(config, context: Context, results: Results, *, network: Fitted) -> None:
-  """The network beside the exact posterior on fresh data sets of the prior."""
-  prior_fn, sizes = gp_prior(config), config.context_sizes
-
-  def score_seed(seed):
-    batch = draw_many(prior_fn, jax.random.fold_in(context.seed_key(seed), 1), config.num_test)
-    return score(config, *network.of(seed), batch, np.asarray(sizes))
-
-  scores = score_seeds(context, "gp/scores", score_seed)
-  for row in scores.values():
-    row["gap to the exact posterior"] = row["NLL"] - scores[EXACT]["NLL"]
-  add_along(results, scores, "context", sizes, task="gp")
-
-
-def run_series(config, context: Context, results: Results, *, network: Fitted) -> None:
-  """Real hand-motion series seen at a few moments: the network's posterior and the exact one."""
-  source = data.load_source("aeon/GunPoint", split="test")
-  series = data.as_arrays(source)["series"][..., 0].astype(np.float32)
-  moments = np.linspace(0.0, 1.0, series.shape[1], dtype=np.float32)
-
-  def order_of(seed):
-    rng = np.random.default_rng([seed, 2])
-    return np.stack([rng.permutation(len(moments))[: config.num_points] for _ in series])
-
-  def score_seed(seed):
-    order = order_of(seed)
-    y = np.take_along_axis(series, order, 1)
-    batch = samplers.PriorBatch(moments[order][..., None], y, y)
-    return score(config, *network.of(seed), batch, np.asarray(SERIES_CONTEXTS))
-
-  scores = score_seeds(context, "series/scores", score_seed)
-  add_along(results, scores, "context", SERIES_CONTEXTS, task="series")
-  draw = jax.jit(predict, static_argnums=(0, 1))
-  for i, c in enumerate((4, 8, 16)):
-    # Seen moments, then all of them; repeated ones in between give all pictures one length.
-    kept = np.sort(order_of(0)[i][:c])
-    order = np.concatenate([np.resize(kept, config.num_points), np.arange(len(moments))])
-    shown = draw(config, *network.of(0), moments[order][None, :, None], series[i][order][None], c)
-    rows = {name: shown[name][1][:, 0, config.num_points :] for name in (PFN, EXACT)}
-    rows |= {"grid": moments, "truth": series[i], "x": moments[kept], "y": series[i][kept]}
-    title = f"{c} moments of a hand's motion"
-    results.extras |= {f"{title}/{name}": np.asarray(values) for name, values in rows.items()}
-
-
-def run_optimize(config, context: Context, results: Results, *, network: Fitted) -> None:
-  """Bayesian optimization of fresh prior functions with the network's expected improvement."""
-  known = dict(lengthscale=config.lengthscale, noise=config.noise)
-
-  def pfn(params, key, x, y, mask, candidates):
-    data_set = jnp.concatenate([x, candidates])[None], jnp.pad(y, (0, len(candidates)))[None]
-    logits = network.module.apply({"params": params}, *data_set, mask.sum())
-    best = jnp.max(jnp.where(mask, y, -jnp.inf))
-    return uncertainty.expected_improvement(logits[0, len(x) :], network.borders, best)
-
-  def exact_gp(params, key, x, y, mask, candidates):
-    mean, variance = uncertainty.gp_posterior(x, y, candidates, mask=mask, **known)
-    best = jnp.max(jnp.where(mask, y, -jnp.inf))
-    return uncertainty.expected_improvement_gaussian(mean, jnp.sqrt(variance), best)
-
-  def random_search(params, key, x, y, mask, candidates):
-    return jax.random.uniform(key, (len(candidates),))
-
-  @jax.jit
-  def regrets(params, key):
-    key, search_key = jax.random.split(key)
-    sizes = dict(batch_size=config.num_functions, num_points=100, equidistant=True)
-    draw = samplers.gp_prior(key, **sizes, **known)
-    arguments = jax.random.split(search_key, config.num_functions), draw.x, draw.y
-    scores = {}
-    for name, acquisition in ((PFN, pfn), (EXACT, exact_gp), (RANDOM, random_search)):
-      search = functools.partial(algorithms.optimize_on_grid, num_steps=NUM_EVALUATIONS - 1)
-      search = functools.partial(search, acquisition_fn=functools.partial(acquisition, params))
-      result = jax.lax.map(lambda a, s=search: s(*a), arguments, batch_size=16)
-      scores[name] = {"simple regret": (draw.y.max(1, keepdims=True) - result.best).mean(0)}
-    return scores
-
-  def score_seed(seed):
-    return regrets(network.params[seed], jax.random.fold_in(context.seed_key(seed), 2))
-
-  scores = score_seeds(context, "optimize", score_seed)
-  add_along(results, scores, "evaluations", range(1, NUM_EVALUATIONS + 1), task="optimize")
-
-
-def hyper_grid(shape=(8, 4, 4)) -> list[np.ndarray]:
-  """Equally likely (lengthscale, outputscale, noise) of the hyper-prior, `[G]` each."""
+def hyper_grid(shape=(6, 4, 12)) -> uncertainty.GPHyperparameters:
+  """Equally likely hyper-parameters of the hyper-prior, `[G]` each."""
   axes = [
     scipy.stats.gamma.ppf((np.arange(count) + 0.5) / count, a, scale=1.0 / rate)
     for count, (a, rate) in zip(shape, GAMMAS.values())
   ]
   axes[2] = np.maximum(axes[2], 1e-4)
-  return [axis.reshape(-1).astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij")]
+  values = (axis.reshape(-1).astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij"))
+  return uncertainty.GPHyperparameters(*values)
+
+
+def log_prior(hyper) -> jax.Array:
+  """Log-density of the logarithms of hyper-parameters: the gammas' and the Jacobian."""
+  pairs = zip(hyper, GAMMAS.values())
+  return sum(stats.gamma.logpdf(v, a, scale=1.0 / rate) + jnp.log(v) for v, (a, rate) in pairs)
+
+
+def unknown_posteriors(x, y, mask):
+  """The mixture over a grid of the hyper-prior, and the GP of the likeliest hyper-parameters."""
+  grid, kernel = hyper_grid(), "matern52"
+  mixture = gp_mixture(grid, kernel, x, y, mask)
+  start = jnp.argmax(mixture[0] + jax.vmap(log_prior)(grid))
+  start = jax.tree.map(lambda values: jnp.asarray(values)[start], grid)
+  best = uncertainty.fit_gp(x, y, kernel=kernel, log_prior_fn=log_prior, mask=mask, start=start)
+  best = jax.tree.map(lambda value: value[None], best)
+  return {MIXTURE: mixture, FITTED: gp_mixture(best, kernel, x, y, mask)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(posteriors, module, borders, params, batch, context_sizes) -> dict[str, dict]:
+  """Method -> quantity -> `[context sizes]`, means over the queries of all data sets."""
+
+  def at(num_context):
+    mask = jnp.arange(batch.y.shape[1]) < num_context
+
+    def baselines(xy):
+      return {name: mixture_scores(xy[1], *p) for name, p in posteriors(*xy, mask).items()}
+
+    logits = module.apply({"params": params}, batch.x, batch.y, num_context)
+    low, high = (uncertainty.bar_quantile(logits, borders, QUANTILES[i]) for i in (0, 2))
+    bars = losses.bar_nll(logits, batch.y, borders), (low <= batch.y) & (batch.y <= high)
+    scores = {PFN: bars} | jax.lax.map(baselines, (batch.x, batch.y))
+    mean = functools.partial(algorithms.query_mean_loss, num_context=num_context)
+    return {name: {"NLL": mean(nll), COVERAGE: mean(held)} for name, (nll, held) in scores.items()}
+
+  return jax.lax.map(at, context_sizes)
+
+
+def mixture_scores(y, log_weights, mean, std):
+  """NLL of mixtures of normal distributions, and whether their central 90% hold y, `[T]` each."""
+  log_density = stats.norm.logpdf(y, mean, std)
+  below = jnp.exp(log_weights) @ stats.norm.cdf(y, mean, std)
+  held = (QUANTILES[0] <= below) & (below <= QUANTILES[2])
+  return -jax.nn.logsumexp(log_weights[:, None] + log_density, axis=0), held
+
+
+def mixture_quantiles(log_weights, mean, std) -> np.ndarray:
+  """Quantiles `[3, T]` of mixtures of normal distributions, read off a fine grid."""
+  grid = np.linspace((mean - 5 * std).min(), (mean + 5 * std).max(), 2000)
+  below = np.tensordot(
+    np.exp(log_weights), scipy.stats.norm.cdf(grid, mean[..., None], std[..., None]), 1
+  )
+  return np.stack([np.interp(QUANTILES, row, grid) for row in below], axis=1)
+
+
+def gp_prior(config, draw=samplers.gp_prior, **hyper):
+  """The prior with known hyper-parameters, or another: one data set per key."""
+  hyper = hyper or dict(lengthscale=config.lengthscale, noise=config.noise)
+  sizes = dict(num_points=config.num_points, num_features=config.num_features)
+  return functools.partial(draw, batch_size=1, **sizes, **hyper)
+
+
+def run_gp(config, context: Context, results: Results) -> None:
+  """Known hyper-parameters: the network beside the exact posterior."""
+  prior_fn, posteriors = gp_prior(config), functools.partial(known_posteriors, config)
+  fitted = fit(config, context, "gp", prior_fn)
+  score_fresh(config, context, results, "gp", prior_fn, posteriors, EXACT, fitted)
 
 
 def run_gp_hyper(config, context: Context, results: Results) -> None:
-  """Unknown hyper-parameters: the network, GPs fitted by evidence, the mixture over a grid."""
-  sizes = dict(batch_size=1, num_points=config.num_points, num_features=config.num_features)
-  prior_fn = functools.partial(samplers.gp_hyper_prior, **sizes, **GAMMAS)
-  key = jax.random.fold_in(context.key, 3)
-  network = fit(config, context, "gp_hyper", prior_fn, key, num_steps=config.hyper_steps)
-  grid = hyper_grid()
-  log_weights = np.full(len(grid[0]), -np.log(len(grid[0])), np.float32)
+  """Unknown hyper-parameters: the network beside a mixture over them and MAP-II."""
+  prior_fn = gp_prior(config, samplers.gp_hyper_prior, **GAMMAS)
+  fitted = fit(config, context, "gp_hyper", prior_fn)
+  if "gp_hyper" in config.task:
+    arguments = "gp_hyper", prior_fn, unknown_posteriors, MIXTURE, fitted
+    score_fresh(config, context, results, *arguments)
+  if "series" in config.task:
+    score_series(config, context, results, fitted)
 
-  def log_prior(hyper):
-    pairs = zip(hyper, GAMMAS.values())
-    return sum(stats.gamma.logpdf(value, a, scale=1.0 / rate) for value, (a, rate) in pairs)
 
-  def fitted(x, y, x_query, y_query, log_prior_fn=None):
-    best = uncertainty.fit_gp(x, y, kernel="matern52", log_prior_fn=log_prior_fn)
-    posterior = uncertainty.gp_posterior(x, y, x_query, kernel="matern52", **best._asdict())
-    return -stats.norm.logpdf(y_query, posterior.mean, jnp.sqrt(posterior.variance))
+def score_fresh(config, context, results, task, prior_fn, posteriors, exact, fitted) -> None:
+  """A network beside the posterior and approximations, on fresh data sets of its prior."""
 
-  baselines = {
-    "MLE-II": fitted,
-    "MAP-II": functools.partial(fitted, log_prior_fn=log_prior),
-    "grid mixture": lambda *a: -uncertainty.gp_mixture_log_prob(*a, *grid, log_weights),
-  }
-
-  @functools.partial(jax.jit, static_argnums=2)
-  def nll_at(params, batch, c):
-    x, y = batch.x, batch.y
-    logits = network.module.apply({"params": params}, x, y, c)
-    nll = {PFN: losses.bar_nll(logits, y, network.borders)[:, c:]}
-    arrays = x[:, :c], y[:, :c], x[:, c:], y[:, c:]
-    for name, fn in baselines.items():
-      nll[name] = jax.lax.map(lambda args, fn=fn: fn(*args), arrays, batch_size=8)
-    return {name: values.mean() for name, values in nll.items()}
+  @jax.jit
+  def draw(key):
+    keys = jax.random.split(jax.random.fold_in(key, 1), config.num_test)
+    return samplers.draw_data_sets(keys, prior_fn, one_by_one=True)
 
   def score_seed(seed):
-    batch = draw_many(prior_fn, jax.random.fold_in(context.seed_key(seed), 3), config.num_test // 5)
-    nll = [nll_at(network.params[seed], batch, c) for c in config.hyper_context_sizes]
-    return {name: {"NLL": np.stack([row[name] for row in nll])} for name in nll[0]}
+    arrays = draw(context.seed_key(seed)), np.asarray(config.context_sizes)
+    return score(posteriors, *fitted.of(seed), *arrays)
 
-  scores = score_seeds(context, "gp_hyper/scores", score_seed)
-  add_along(results, scores, "context", config.hyper_context_sizes, task="gp_hyper")
+  scores = score_seeds(context, f"{task}/scores", score_seed)
+  for method in scores.keys() - {exact}:
+    scores[method]["gap to the posterior"] = scores[method]["NLL"] - scores[exact]["NLL"]
+  add_along(results, scores, "context", config.context_sizes, task=task)
+
+
+def score_series(config, context: Context, results: Results, fitted: Fitted) -> None:
+  """Real series seen at a few moments: the network's posterior and the grid mixture."""
+  arrays = data.as_arrays(data.load_source(SERIES, split="test"))
+  series = arrays["series"][: config.num_test, :, 0].astype(np.float32)
+  hours = np.arange(series.shape[1])
+
+  def batch_of(order):
+    y = np.take_along_axis(series[: len(order)], order, 1)
+    return samplers.PriorBatch((order / hours[-1]).astype(np.float32)[..., None], y, y)
+
+  def order_of(seed):
+    rng = np.random.default_rng([context.seed_numbers[seed], 2])
+    return rng.permuted(np.tile(hours, (len(series), 1)), axis=1)
+
+  def score_seed(seed):
+    arrays = batch_of(order_of(seed)), np.asarray(SERIES_CONTEXTS)
+    return score(unknown_posteriors, *fitted.of(seed), *arrays)
+
+  scores = score_seeds(context, "series/scores", score_seed)
+  add_along(results, scores, "context", SERIES_CONTEXTS, task="series")
+  module, borders, params = fitted.of(0)
+
+  @jax.jit
+  def posteriors_of(x, y, num_context):
+    logits = module.apply({"params": params}, x[None], y[None], num_context)[0]
+    bands = jnp.stack([uncertainty.bar_quantile(logits, borders, q) for q in QUANTILES])
+    return bands, unknown_posteriors(x, y, jnp.arange(len(y)) < num_context)[MIXTURE]
+
+  for i, c in enumerate(SERIES_CONTEXTS):
+    # The seen hours come first, then all, so that every one is a query.
+    seen = order_of(0)[i, :c]
+    order = np.append(np.resize(seen, len(hours)), hours)
+    x, y, _ = batch_of(np.tile(order, (i + 1, 1)))
+    bands, mixture = jax.device_get(posteriors_of(x[i], y[i], c))
+    shown = {PFN: bands, MIXTURE: mixture_quantiles(*mixture)}
+    rows = {name: values[:, len(hours) :] for name, values in shown.items()}
+    rows |= {"hours": hours, "truth": series[i], "seen": seen}
+    results.extras |= {f"{c}/{name}": values for name, values in rows.items()}
