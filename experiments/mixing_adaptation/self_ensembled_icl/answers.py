@@ -15,6 +15,13 @@ from jaxlab import data, metrics, training, uncertainty
 from jaxlab.data.prompt_variants import NUM_TEMPLATES
 from jaxlab.experiment import Context
 
+ICL, FT, SUPICL = "ICL", "FT", "SupICL"
+# In one prompt all the demonstrations that an ensemble shows in several.
+ICL_LONG, SUPICL_LONG = "ICL, all shots at once", "SupICL, all shots at once"
+# Single runs as confident, on average, as the mean over all that varies.
+SOFTENED = "softened single run"
+METHODS = (ICL, FT, SUPICL, ICL_LONG, SUPICL_LONG)
+
 RULES = {
   "mean": uncertainty.mean_probability,
   "maximum": uncertainty.max_probability,
@@ -29,8 +36,13 @@ def all_answers(config, context: Context, params) -> dict[str, np.ndarray]:
     del key
     key, params = member
     task_key, adapt_key = jax.random.split(key)
-    sizes = {"num_tasks": config.num_tasks, "num_examples": config.num_train + config.num_test}
-    sentences, labels, _ = pretraining.sample_tasks(config, task_key, **sizes)
+    sentences, labels, _ = pretraining.sample_tasks(
+      config,
+      task_key,
+      num_tasks=config.num_tasks,
+      num_examples=config.num_train + config.num_test,
+      label_noise=config.task_noise,
+    )
     keys = jax.random.split(adapt_key, config.num_tasks)
     logits = jax.lax.map(
       lambda inputs: _one_task(config, params, *inputs), (keys, sentences, labels)
@@ -45,8 +57,8 @@ def all_answers(config, context: Context, params) -> dict[str, np.ndarray]:
 
 
 def _one_task(config, params, key, sentences, labels) -> dict[str, jax.Array]:
-  """Label scores `[draws, templates, queries, classes]` of the three methods on one task."""
-  count = config.num_train
+  """Label scores `[draws, templates, queries, classes]` of every method on one task."""
+  count, draws = config.num_train, config.num_draws
   shown, queries = Split(sentences[:count], labels[:count]), sentences[count:]
   tune_key, sup_key, icl_key = jax.random.split(key, 3)
 
@@ -59,14 +71,20 @@ def _one_task(config, params, key, sentences, labels) -> dict[str, jax.Array]:
       start=Trained(params, {}),
     ).params
 
-  tuned, supervised = adapted(tune_key, 0), adapted(sup_key, config.num_shots)
-  keys = jax.random.split(icl_key, (config.num_draws, config.num_test))
+  keys = jax.random.split(icl_key, (draws, config.num_test))
   draw = functools.partial(_demonstrations, shown.labels, config.num_shots)
   rows = jax.vmap(jax.vmap(draw))(keys)
+  together = jnp.moveaxis(rows, 0, 1).reshape(1, config.num_test, -1)
   ask = functools.partial(_label_scores, config, shown, queries)
-  both = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, supervised)
-  in_context = jax.lax.map(lambda weights: ask(weights, rows), both)
-  return {"ICL": in_context[0], "FT": ask(tuned, rows[:1, :, :0]), "SupICL": in_context[1]}
+  answers = {FT: ask(adapted(tune_key, 0), rows[:1, :, :0])}
+  pairs = (ICL, SUPICL, rows), (ICL_LONG, SUPICL_LONG, together)
+  for in_context, supervised, shots in pairs:
+    both = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), params, adapted(sup_key, shots.shape[-1])
+    )
+    scores = jax.lax.map(functools.partial(ask, rows=shots), both)
+    answers |= {in_context: scores[0], supervised: scores[1]}
+  return answers
 
 
 def _demonstrations(labels, num_shots: int, key, exclude=None) -> jax.Array:
@@ -118,7 +136,7 @@ def variants(num_draws: int) -> list[tuple[str, str | None]]:
   """How predictions are pooled, and over what."""
   kinds = ("demonstrations", "templates", "both") if num_draws > 1 else ("templates",)
   pooled = [(rule, over) for over in kinds for rule in RULES]
-  return [("single run", None), ("batch calibration", None), *pooled]
+  return [(name, None) for name in ("single run", SOFTENED, "batch calibration")] + pooled
 
 
 @jax.jit
@@ -135,10 +153,13 @@ def measure(logits, labels) -> list[dict[str, jax.Array]]:
 
   def groups(pooling, over):
     """Members on the second axis: `[groups, members, answers, classes]`."""
+    probs = flat(logits)
+    if pooling == SOFTENED:
+      confidence = probs.mean((0, 1)).max(-1).mean()
+      probs = flat(softened(logits, confidence))
     if pooling == "batch calibration":
       calibrate = jax.vmap(jax.vmap(jax.vmap(uncertainty.batch_calibration)))
-      return jnp.expand_dims(jnp.concatenate(flat(calibrate(logits))), 1)
-    probs = flat(logits)
+      probs = flat(calibrate(logits))
     one, every = jnp.concatenate(probs)[:, None], jnp.concatenate(probs)[None]
     kinds = {"demonstrations": jnp.swapaxes(probs, 0, 1), "templates": probs, "both": every}
     return kinds.get(over, one)
@@ -154,6 +175,20 @@ def measure(logits, labels) -> list[dict[str, jax.Array]]:
   ends = np.cumsum([len(group.predictions) for group in pooled])
   means = [[x.mean(0) for x in jnp.split(values, ends[:-1])] for values in scores.values()]
   return [dict(zip(scores, row)) for row in zip(*means)]
+
+
+def softened(logits, confidence):
+  """Logits at the one temperature that makes them, on average, as confident as said."""
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    probs = jax.nn.softmax(logits / jnp.exp(middle))
+    above = probs.max(-1).mean() > confidence
+    return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+  low, _ = jax.lax.fori_loop(0, 24, halve, (jnp.float32(-1.0), jnp.float32(3.0)))
+  return logits / jnp.exp(low)
 
 
 def _scores(pooled: uncertainty.EnsemblePrediction, truth):

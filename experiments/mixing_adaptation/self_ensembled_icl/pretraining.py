@@ -13,7 +13,7 @@ from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
 from jaxlab.experiment import Context
 
-NUM_WORDS = 8  # Words in a sentence.
+NUM_WORDS = 4  # Words in a sentence.
 NUM_CLASSES = 4
 _STEPS_PER_CALL = 10
 
@@ -121,8 +121,8 @@ def pretraining_prompt(config, key) -> Batch:
   of demonstrations is cut off the front. Every prompt counts the same.
   """
   task_key, template_key, cut_key = jax.random.split(key, 3)
-  shots = config.max_shots
-  task = sample_tasks(config, task_key, num_tasks=1, num_examples=shots + 1)
+  shots, noise = config.num_draws * config.num_shots, config.pretraining_noise
+  task = sample_tasks(config, task_key, num_tasks=1, num_examples=shots + 1, label_noise=noise)
   template = jax.random.randint(template_key, (), 0, NUM_TEMPLATES)
   labels = task.labels[0]
   sentences = task.sentences[0]
@@ -140,9 +140,17 @@ def pretraining_prompt(config, key) -> Batch:
   )
 
 
-def sample_tasks(config, key, *, num_tasks: int, num_examples: int) -> data.RuleTasks:
+def sample_tasks(
+  config, key, *, num_tasks: int, num_examples: int, label_noise: float
+) -> data.RuleTasks:
   """Tasks whose rules read the first `rule_dims` dimensions of the words' vectors."""
-  tasks = data.sample_rule_tasks(key, num_tasks=num_tasks, num_examples=num_examples)
+  tasks = data.sample_rule_tasks(
+    key,
+    num_tasks=num_tasks,
+    sentence_length=NUM_WORDS,
+    label_noise=label_noise,
+    num_examples=num_examples,
+  )
   vectors = data.word_vectors()[tasks.sentences].mean(-2)
   noise = tasks.labels - jnp.argmax(vectors @ tasks.rule, axis=-1)
   rule = tasks.rule * (jnp.arange(WORD_DIM) < config.rule_dims)[:, None]

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,42 +5,69 @@ import pytest
 
 from experiments.kit import datasets
 from experiments.kit.datasets import Split
-from experiments.mixing_adaptation.decoupled_mixup import __main__ as experiment
 from experiments.mixing_adaptation.decoupled_mixup import policies, semi_supervised
-from jaxlab import losses, models
+from experiments.mixing_adaptation.decoupled_mixup.__main__ import Config
+from jaxlab import models
 
-
-def test_pairs_mix_two_classes_equally():
-  rng = np.random.default_rng(0)
-  test = Split(rng.normal(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8) % 4)
-  config = experiment.Config(num_pairs=30)
-  *unchanged, pairs = experiment.splits_and_pairs(config, (test, test))
-  assert unchanged == [test, test]
-  assert pairs.inputs.shape == (30, 8, 8, 1)
-  assert (pairs.labels[:, 0] != pairs.labels[:, 1]).all()
-  halves = (test.inputs[:, None] + test.inputs[None]) / 2
-  gaps = np.abs(halves[None] - pairs.inputs[:, None, None]).max((3, 4, 5))
-  assert (gaps.min((1, 2)) < 1e-6).all()
-  for gap, labels in zip(gaps, pairs.labels):
-    first, second = np.unravel_index(gap.argmin(), gap.shape)
-    assert {test.labels[first], test.labels[second]} == set(labels)
+ALL = ("mixup", "box", "manifold", "saliency")
 
 
 @pytest.mark.parametrize("policy", [None, "mixup", "box", "manifold", "saliency"])
 def test_every_policy_makes_one_loss_per_example(policy):
-  config, digits = experiment.Config(crop=1), datasets.describe("digits")
+  config, digits = Config(crop=1, policies=ALL, alphas=(1.0,) * 4), datasets.describe("digits")
   batch = Split(np.ones((8, 8, 8, 1), np.float32), np.arange(8))
   module = policies.network(config, digits)
   variables = dict(jax.eval_shape(module.init, jax.random.key(0), batch.inputs))
-  objective = functools.partial(losses.decoupled_mixup_loss, eta=0.1)
-  loss = policies.mixing_loss(config, digits, policy, objective)
+  setting = {"alpha_scale": 1.0, "eta": 0.1, "coupled": 0.1}
+  loss = policies.mixing_loss(config, digits, policy, setting)
   output = jax.eval_shape(loss, variables.pop("params"), variables, batch, jax.random.key(0))
   assert output.values.shape == (8,)
   assert jax.tree.structure(output.model_state) == jax.tree.structure(variables)
 
 
+def test_decoupled_and_coupled_terms_add_to_the_loss_of_mixup():
+  config, mnist1d = Config(), datasets.describe("mnist1d")
+  rng = np.random.default_rng(0)
+  batch = Split(rng.normal(size=(8, 40, 1)).astype(np.float32), np.arange(8) % 4)
+  scores = jnp.asarray(rng.normal(size=(8, 10)), jnp.float32)
+
+  @jax.jit
+  def values(eta, coupled):
+    setting = {"alpha_scale": 1.0, "eta": eta, "coupled": coupled}
+    apply = lambda inputs: models.ModelOutput(inputs, scores)  # noqa: E731
+    mixture = policies.mix(config, mnist1d, "mixup", 1.0, apply, jax.random.key(0), batch)
+    return policies.loss_of_labels(mixture, setting), mixture
+
+  plain, (logits, a, b, ratio) = values(0.0, 0.0)
+  log_probs = np.asarray(jax.nn.log_softmax(logits))
+  rows = np.arange(8)
+  cost_a, cost_b = -log_probs[rows, a], -log_probs[rows, b]
+  np.testing.assert_allclose(plain, ratio * cost_a + (1 - ratio) * cost_b, rtol=1e-5)
+  coupled, _ = values(0.0, 0.5)
+  extra = np.where(a == b, 0, 0.5 * (cost_a + cost_b))
+  np.testing.assert_allclose(coupled - plain, extra, rtol=1e-4, atol=1e-5)
+  assert (np.asarray(values(0.5, 0.0)[0]) - plain <= extra + 1e-5).all()
+
+
+def test_a_probe_counts_mixtures_whose_labels_are_on_top(monkeypatch):
+  config, mnist1d = Config(), datasets.describe("mnist1d")
+  labels = np.arange(200) % 10
+  test = Split(np.zeros((200, 40, 1), np.float32), labels)
+
+  def mix(config, dataset, policy, alpha, apply, key, batch):
+    other = (batch.labels + jnp.arange(100) % 3) % 10  # A third mixes a class with itself.
+    scores = 2.0 * jax.nn.one_hot(batch.labels, 10) + jax.nn.one_hot(other, 10)
+    wrong = jnp.arange(100) % 3 == 2
+    scores += 3.0 * wrong[:, None] * jax.nn.one_hot((batch.labels + 5) % 10, 10)
+    return policies.Mixture(scores, batch.labels, other, jnp.full(100, 0.5))
+
+  monkeypatch.setattr(policies, "mix", mix)
+  share = policies.both_on_top(config, mnist1d, "mixup", {}, jax.random.key(0), test)
+  np.testing.assert_allclose(share, 0.5, atol=0.01)
+
+
 def test_saliency_is_for_images():
-  config = experiment.Config()
+  config = Config(policies=ALL, alphas=(1.0, 1.0, 2.0, 1.0))
   images = policies.policies(config, datasets.describe("digits"))
   assert list(images) == [None, "mixup", "box", "manifold", "saliency"]
   assert images["manifold"] == 2.0
@@ -63,18 +88,18 @@ def test_weak_views_shift_and_strong_views_blank():
   assert blank.min() == 0 and 8 <= blank.max() <= 10  # A quarter of 40 at most.
 
 
-@pytest.mark.parametrize("eta", [None, 0.1])
-def test_the_averaged_network_has_the_shape_of_the_network(eta):
+@pytest.mark.parametrize("unlabeled, eta", [(False, None), (True, None), (True, 0.1)])
+def test_the_averaged_network_has_the_shape_of_the_network(unlabeled, eta):
   module = models.ConvNet(10, widths=(2,), strides=(2,))
   signals = Split(np.zeros((8, 40, 1), np.float32), np.arange(8))
-  config = experiment.Config(semi_batch=4, semi_steps=10)
+  config = Config(semi_batch=4, semi_steps=10)
   variables = dict(jax.eval_shape(module.init, jax.random.key(0), signals.inputs))
   state = {
     "step": jax.ShapeDtypeStruct((), jnp.int32),
     "average": variables,
     "batch_stats": variables["batch_stats"],
   }
-  loss = semi_supervised.semi_supervised_loss(config, module, signals, eta)
+  loss = semi_supervised.semi_supervised_loss(config, module, signals, unlabeled=unlabeled, eta=eta)
   batch = (signals.inputs[:4],)
   output = jax.eval_shape(loss, variables["params"], state, batch, jax.random.key(0))
   assert output.values.shape == (4,)

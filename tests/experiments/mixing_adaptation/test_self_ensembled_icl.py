@@ -19,6 +19,10 @@ def test_single_runs_are_averaged_and_ensembles_pool_them():
   for name, axes in (("both", (0, 1)), ("demonstrations", 0), ("templates", 1)):
     right = probs.mean(axes).argmax(-1) == labels
     np.testing.assert_allclose(row["mean", name]["accuracy"], right.mean(), rtol=1e-6)
+  softened = row[answers.SOFTENED, None]
+  confidence = softened["accuracy"] + softened["overconfidence"]
+  np.testing.assert_allclose(softened["accuracy"], row["single run", None]["accuracy"], rtol=1e-6)
+  np.testing.assert_allclose(confidence, probs.mean((0, 1)).max(-1).mean(), rtol=1e-4)
 
 
 def test_a_prompt_asks_for_every_answer_behind_its_sentence():
@@ -39,9 +43,11 @@ def test_rules_read_the_first_dimensions_and_keep_the_noise():
 
   @jax.jit
   def draws(key):
-    drawn = data.sample_rule_tasks(key, **sizes)
-    clean = data.sample_rule_tasks(key, label_noise=0.0, **sizes)
-    tasks = [pretraining.sample_tasks(Config(rule_dims=n), key, **sizes) for n in (16, 1)]
+    drawn = data.sample_rule_tasks(key, sentence_length=4, **sizes)
+    clean = data.sample_rule_tasks(key, sentence_length=4, label_noise=0.0, **sizes)
+    tasks = [
+      pretraining.sample_tasks(Config(rule_dims=n), key, label_noise=0.1, **sizes) for n in (16, 1)
+    ]
     return drawn, clean, *tasks, data.word_vectors()
 
   drawn, clean, whole, narrow, vectors = jax.device_get(draws(jax.random.key(0)))
