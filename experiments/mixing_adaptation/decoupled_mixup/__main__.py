@@ -48,7 +48,7 @@ class Config:
   etas: tuple[float, ...] = (0.5,)  # Weights of decoupled terms to choose from.
   coupled: tuple[float, ...] = (0.5,)  # Weights of coupled terms to choose from.
   num_steps: tuple[int, ...] = (1500, 600)  # Updates on each.
-  batch_size: int = 100  # Rows per update.
+  batch_size: int = 50  # Rows per update.
   learning_rate: float = 0.1  # Of SGD with momentum .9, falling to 0 as a cosine.
   weight_decay: float = 1e-4  # On all parameters.
   crop: int = 0  # Pixels of random shifts, with flips; 0 for none.
@@ -57,6 +57,7 @@ class Config:
   semi_batch: int = 32  # Labeled rows per update there, and as many unlabeled ones.
   semi_steps: int = 4000  # Updates there.
   semi_learning_rate: float = 0.03  # Learning rate there.
+  semi_eta: float = 0.5  # Weight of the decoupled terms there.
 
 
 _SEARCH = {
@@ -81,7 +82,7 @@ PRESETS = {
     semi_steps=4,
   ),
   "laptop": Config(),
-  "search": Config(**_SEARCH, num_labeled=0),
+  "search": Config(**_SEARCH),
   "paper": Config(
     datasets=("cifar100",),
     num_train=(45_000,),
@@ -93,6 +94,7 @@ PRESETS = {
     etas=(0.1,),
     coupled=(0.1,),
     num_steps=(400_000,),  # 800 epochs.
+    batch_size=100,
     crop=4,
     num_labeled=0,
   ),
@@ -134,7 +136,7 @@ def run(config: Config, context: Context) -> Results:
             column = {"validation at a setting": own["validation"][:, i]}
             results.add({method: column}, dataset=name, policy=policy, **setting)
   if config.num_labeled:
-    results.add(semi.semi_supervised(config, config.etas[0], context), dataset=FEW_LABELS)
+    results.add(semi.semi_supervised(config, context), dataset=FEW_LABELS)
   return results
 
 

@@ -33,9 +33,9 @@ def network(config, dataset: Dataset) -> nn.Module:
     build = {"resnet18": models.resnet18, "resnext50": models.resnext50}[config.network]
     return build(dataset.num_classes, stem="cifar")
   if not dataset.is_image:
-    return models.ConvNet(dataset.num_classes)
+    return models.ConvNet(dataset.num_classes, widths=(16, 32, 32))
   return models.ConvNet(
-    dataset.num_classes, widths=(32, 64), kernel_size=(3, 3), strides=(1, 1), pool_after=0
+    dataset.num_classes, widths=(16, 32), kernel_size=(3, 3), strides=(1, 1), pool_after=0
   )
 
 

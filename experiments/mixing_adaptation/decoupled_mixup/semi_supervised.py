@@ -19,7 +19,7 @@ SUPERVISED, FIXMATCH = "labels alone", "FixMatch"
 MIXUP, DECOUPLED = f"{FIXMATCH} + mixup's loss", f"{FIXMATCH} + decoupled"
 
 
-def semi_supervised(config, eta: float, context: experiment.Context) -> dict[str, dict]:
+def semi_supervised(config, context: experiment.Context) -> dict[str, dict]:
   """Accuracy per seed of labels alone, of FixMatch, and with either loss of mixtures on top."""
   dataset = datasets.describe("mnist1d")
   module = network(config, dataset)
@@ -52,7 +52,7 @@ def semi_supervised(config, eta: float, context: experiment.Context) -> dict[str
 
   (supervised,) = stage("labels", [{}], functools.partial(evaluate, unlabeled=False))
   (alone,) = stage("FixMatch", [{}])
-  plain, decoupled = stage("mixtures", [{"eta": 0.0}, {"eta": eta}])
+  plain, decoupled = stage("mixtures", [{"eta": 0.0}, {"eta": config.semi_eta}])
   scores = {SUPERVISED: supervised, FIXMATCH: alone, MIXUP: plain, DECOUPLED: decoupled}
   return {name: {"accuracy": values} for name, values in scores.items()}
 
