@@ -13,7 +13,6 @@ from jaxlab import data, training
 from jaxlab.data.prompt_variants import NUM_TEMPLATES, PROMPT_VOCAB_SIZE, WORD_DIM
 from jaxlab.experiment import Context
 
-NUM_WORDS = 4  # Words in a sentence.
 NUM_CLASSES = 4
 _STEPS_PER_CALL = 10
 
@@ -102,7 +101,7 @@ def pretraining_step(config, mesh, **options):
 
   def init(key):
     init_key, state_key = jax.random.split(key)
-    tokens = jnp.zeros((1, NUM_WORDS + 2), jnp.int32)
+    tokens = jnp.zeros((1, config.num_words + 2), jnp.int32)
     params = Decoder(config).init(init_key, tokens, tokens[:, :1])["params"]
     return training.init_state(state_key, params, optimizer)
 
@@ -128,9 +127,9 @@ def pretraining_prompt(config, key) -> Batch:
   sentences = task.sentences[0]
   prompt = render_prompt(sentences[-1], sentences[:-1], labels[:-1], template)
   label_first, longer = template == 1, 2 * (template == 2)
-  stride, order = NUM_WORDS + 3 + longer, jnp.arange(shots + 1)
+  stride, order = config.num_words + 3 + longer, jnp.arange(shots + 1)
   cut = jnp.where(label_first, jax.random.randint(cut_key, (), 0, shots + 1), 0) * stride
-  dense = stride * order + NUM_WORDS + longer // 2
+  dense = stride * order + config.num_words + longer // 2
   return Batch(
     # What is cut off lands behind the answer, which does not see it.
     jnp.roll(prompt.tokens, -cut),
@@ -147,7 +146,7 @@ def sample_tasks(
   tasks = data.sample_rule_tasks(
     key,
     num_tasks=num_tasks,
-    sentence_length=NUM_WORDS,
+    sentence_length=config.num_words,
     label_noise=label_noise,
     num_examples=num_examples,
   )

@@ -33,18 +33,20 @@ def test_a_prompt_asks_for_every_answer_behind_its_sentence():
   np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
   for tokens, positions, labels, weights in zip(*batch):
     for position, answer in zip(positions[weights > 0], labels[weights > 0]):
-      assert tokens[position] in (68, 69) and (tokens[position - 3 : position - 1] < 64).all()
+      end = position - (tokens[position] == 69)
+      assert tokens[position] in (68, 69) and (tokens[end - config.num_words : end] < 64).all()
       if len(set(positions)) > 1 and position < positions[-1]:
         assert tokens[position + 1] == answer
 
 
 def test_rules_read_the_first_dimensions_and_keep_the_noise():
   sizes = {"num_tasks": 50, "num_examples": 20}
+  whole_sizes = {"sentence_length": Config().num_words, **sizes}
 
   @jax.jit
   def draws(key):
-    drawn = data.sample_rule_tasks(key, sentence_length=4, **sizes)
-    clean = data.sample_rule_tasks(key, sentence_length=4, label_noise=0.0, **sizes)
+    drawn = data.sample_rule_tasks(key, **whole_sizes)
+    clean = data.sample_rule_tasks(key, label_noise=0.0, **whole_sizes)
     tasks = [
       pretraining.sample_tasks(Config(rule_dims=n), key, label_noise=0.1, **sizes) for n in (16, 1)
     ]
