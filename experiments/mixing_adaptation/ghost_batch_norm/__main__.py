@@ -58,11 +58,11 @@ class Config:
   small_batch: int = 32  # Examples of a small batch.
   large_batch: int = 512  # Examples of a large batch.
   ghost_batch: int = 32  # Examples that share statistics.
-  learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)  # One for each size of batch.
+  learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # Choices of each batch size.
   weight_decay: float = 1e-4  # Added to the gradient.
   max_grad_norm: float = 5.0  # Gradients of large batches are clipped to it.
-  boundaries: tuple[int, ...] = (8, 12)  # Epochs after which the rate is divided by 10.
-  num_epochs: int = 16  # Length of training, except for the adapted regime.
+  boundaries: tuple[int, ...] = (8, 11)  # Epochs after which the rate is divided by 10.
+  num_epochs: int = 14  # Length of training, except for the adapted regime.
 
 
 PRESETS = {

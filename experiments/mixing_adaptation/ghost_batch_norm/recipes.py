@@ -12,7 +12,7 @@ from jaxlab import algorithms, augment, models
 
 SMALL, LARGE, TUNED = "small batch", "large batch", "large, tuned rate"
 ROOT, GHOST, REGIME = "large, sqrt rate", "large, sqrt rate, ghost", "large, sqrt, ghost, regime"
-LINEAR, NOISE, UPDATES = "large, linear rate", "large, gradient noise", "large, regime"
+NOISE, UPDATES = "large, gradient noise", "large, regime"
 EQUAL_UPDATES = (SMALL, UPDATES, REGIME)
 
 MOMENTUM = 0.9
@@ -39,7 +39,6 @@ def recipes(config) -> dict[str, Recipe]:
     GHOST: Recipe(large, "sqrt", ghost),
     REGIME: Recipe(large, "sqrt", ghost, adapt=True),
     UPDATES: Recipe(large, adapt=True),
-    LINEAR: Recipe(large, "linear"),
     NOISE: Recipe(large, noise=True),
   }
 
