@@ -43,7 +43,7 @@ class Config:
   mlp_ratio: int = 2  # Hidden width of the perceptrons over the decoder's.
   num_words: int = 2  # Words in a sentence.
   rule_dims: int = 1  # Dimensions of the words' vectors, of 16, that rules read.
-  pretraining_steps: int = 2000  # AdamW steps on fresh tasks.
+  pretraining_steps: int = 3000  # AdamW steps on fresh tasks.
   pretraining_batch: int = 64  # Tasks a step.
   pretraining_noise: float = 0.1  # Share of wrong labels in pretraining.
   pretraining_rate: float = 4e-3  # Peak; warm-up over a twentieth, then a cosine to a tenth.
