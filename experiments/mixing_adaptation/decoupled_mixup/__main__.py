@@ -7,6 +7,7 @@ mixtures of test examples; and mixtures of labeled with pseudo-labeled examples 
 
 import dataclasses
 import functools
+import itertools
 import sys
 from typing import Literal
 
@@ -44,10 +45,10 @@ class Config:
   policies: tuple[str, ...] = ("mixup", "box", "manifold")  # And saliency, for images only.
   alphas: tuple[float, ...] = (1.0, 1.0, 1.0)  # Of each policy's Beta distribution.
   num_layers: int = 3  # Layers that manifold mixup draws from, the input among them.
-  alpha_scales: tuple[float, ...] = (1.0,)  # Factors of the alphas that mixup's loss chooses from.
-  etas: tuple[float, ...] = (0.5,)  # Weights of decoupled terms to choose from.
-  coupled: tuple[float, ...] = (0.5,)  # Weights of coupled terms to choose from.
-  num_steps: tuple[int, ...] = (1500, 600)  # Updates on each.
+  plain_scales: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # Factors of alpha with mixup's loss.
+  scales: tuple[float, ...] = (0.25, 1.0)  # Factors of alpha with further terms.
+  etas: tuple[float, ...] = (0.1, 1.0)  # Weights of the decoupled, or coupled, terms.
+  num_steps: tuple[int, ...] = (1000, 400)  # Updates on each.
   batch_size: int = 50  # Rows per update.
   learning_rate: float = 0.1  # Of SGD with momentum .9, falling to 0 as a cosine.
   weight_decay: float = 1e-4  # On all parameters.
@@ -60,12 +61,6 @@ class Config:
   semi_eta: float = 0.5  # Weight of the decoupled terms there.
 
 
-_SEARCH = {
-  "alpha_scales": (0.25, 0.5, 1.0, 2.0),
-  "etas": (0.1, 0.3, 1.0, 3.0),
-  "coupled": (0.1, 0.3, 1.0, 3.0),
-}
-
 PRESETS = {
   "smoke": Config(
     datasets=("digits",),
@@ -74,6 +69,9 @@ PRESETS = {
     num_test=(60,),
     policies=("mixup",),
     alphas=(1.0,),
+    plain_scales=(1.0,),
+    scales=(1.0,),
+    etas=(0.1,),
     num_steps=(4,),
     batch_size=20,
     num_labeled=20,
@@ -82,7 +80,6 @@ PRESETS = {
     semi_steps=4,
   ),
   "laptop": Config(),
-  "search": Config(**_SEARCH),
   "paper": Config(
     datasets=("cifar100",),
     num_train=(45_000,),
@@ -91,8 +88,9 @@ PRESETS = {
     network="resnet18",
     policies=("mixup", "box", "manifold", "saliency"),
     alphas=(1.0, 0.2, 2.0, 0.2),
+    plain_scales=(1.0,),
+    scales=(1.0,),
     etas=(0.1,),
-    coupled=(0.1,),
     num_steps=(400_000,),  # 800 epochs.
     batch_size=100,
     crop=4,
@@ -102,12 +100,16 @@ PRESETS = {
 
 
 def search_space(config: Config) -> dict[str, list[dict[str, float]]]:
-  """The settings of each loss: one number of its own to choose."""
-  plain = {"alpha_scale": 1.0, "eta": 0.0, "coupled": 0.0}
+  """The settings of each loss, equally many."""
+  pairs = list(itertools.product(config.scales, config.etas))
+
+  def setting(scale, eta=0.0, coupled=0.0):
+    return {"alpha_scale": scale, "eta": eta, "coupled": coupled}
+
   return {
-    PLAIN: [plain | {"alpha_scale": scale} for scale in config.alpha_scales],
-    DECOUPLED: [plain | {"eta": eta} for eta in config.etas],
-    COUPLED: [plain | {"coupled": weight} for weight in config.coupled],
+    PLAIN: [setting(scale) for scale in config.plain_scales],
+    DECOUPLED: [setting(scale, eta=eta) for scale, eta in pairs],
+    COUPLED: [setting(scale, coupled=weight) for scale, weight in pairs],
   }
 
 
@@ -131,10 +133,6 @@ def run(config: Config, context: Context) -> Results:
         begin += len(of_loss)
         chosen = choose(own, of_loss, select="validation")
         results.add({method: chosen}, dataset=name, policy=policy or "none")
-        if len(of_loss) > 1:
-          for i, setting in enumerate(of_loss):
-            column = {"validation at a setting": own["validation"][:, i]}
-            results.add({method: column}, dataset=name, policy=policy, **setting)
   if config.num_labeled:
     results.add(semi.semi_supervised(config, context), dataset=FEW_LABELS)
   return results
