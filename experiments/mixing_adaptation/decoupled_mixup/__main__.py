@@ -7,7 +7,6 @@ mixtures of test examples; and mixtures of labeled with pseudo-labeled examples 
 
 import dataclasses
 import functools
-import itertools
 import sys
 from typing import Literal
 
@@ -45,9 +44,8 @@ class Config:
   policies: tuple[str, ...] = ("mixup", "box", "manifold")  # And saliency, for images only.
   alphas: tuple[float, ...] = (1.0, 1.0, 1.0)  # Of each policy's Beta distribution.
   num_layers: int = 3  # Layers that manifold mixup draws from, the input among them.
-  plain_scales: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # Factors of alpha with mixup's loss.
-  scales: tuple[float, ...] = (0.25, 1.0)  # Factors of alpha with further terms.
-  etas: tuple[float, ...] = (0.1, 1.0)  # Weights of the decoupled, or coupled, terms.
+  scales: tuple[float, ...] = (0.25, 1.0)  # Factors of the alphas to choose from.
+  etas: tuple[float, ...] = (0.1, 1.0)  # Weight of the further terms that goes with each factor.
   num_steps: tuple[int, ...] = (1000, 400)  # Updates on each.
   batch_size: int = 50  # Rows per update.
   learning_rate: float = 0.1  # Of SGD with momentum .9, falling to 0 as a cosine.
@@ -69,7 +67,6 @@ PRESETS = {
     num_test=(60,),
     policies=("mixup",),
     alphas=(1.0,),
-    plain_scales=(1.0,),
     scales=(1.0,),
     etas=(0.1,),
     num_steps=(4,),
@@ -88,7 +85,6 @@ PRESETS = {
     network="resnet18",
     policies=("mixup", "box", "manifold", "saliency"),
     alphas=(1.0, 0.2, 2.0, 0.2),
-    plain_scales=(1.0,),
     scales=(1.0,),
     etas=(0.1,),
     num_steps=(400_000,),  # 800 epochs.
@@ -100,16 +96,12 @@ PRESETS = {
 
 
 def search_space(config: Config) -> dict[str, list[dict[str, float]]]:
-  """The settings of each loss, equally many."""
-  pairs = list(itertools.product(config.scales, config.etas))
-
-  def setting(scale, eta=0.0, coupled=0.0):
-    return {"alpha_scale": scale, "eta": eta, "coupled": coupled}
-
+  """The settings of each loss, equally many: the same shares for all."""
+  pairs = list(zip(config.scales, config.etas, strict=True))
   return {
-    PLAIN: [setting(scale) for scale in config.plain_scales],
-    DECOUPLED: [setting(scale, eta=eta) for scale, eta in pairs],
-    COUPLED: [setting(scale, coupled=weight) for scale, weight in pairs],
+    PLAIN: [{"alpha_scale": scale, "eta": 0.0, "coupled": 0.0} for scale in config.scales],
+    DECOUPLED: [{"alpha_scale": scale, "eta": eta, "coupled": 0.0} for scale, eta in pairs],
+    COUPLED: [{"alpha_scale": scale, "eta": 0.0, "coupled": eta} for scale, eta in pairs],
   }
 
 
