@@ -182,7 +182,7 @@ def figure(results: Results):
   for ax, quantity in zip(axes, ("ECE", "overconfidence", "accuracy")):
     plots.intervals(ax, pooled, quantity, by="method", color="pooling")
   axes[1].axhline(0, color="gray", ls=":")
-  axes[0].legend(fontsize=7)
+  drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
   return drawing
 
 
