@@ -28,6 +28,7 @@ from experiments.mixing_adaptation.decoupled_mixup.policies import (
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "decoupled_mixup"
+SEEDS = {"laptop": 8}
 NONE, PLAIN, DECOUPLED, COUPLED = "no mixing", "mixup's loss", "decoupled", "coupled"
 FEW_LABELS = "mnist1d, few labels"
 
@@ -228,16 +229,23 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Accuracy and the response to mixtures by policy, for every set, and with few labels."""
   names = results.distinct("dataset", quantity="both labels on top")
-  drawing, axes = plots.panels(2 * len(names) + 1, columns=3)
-  for i, quantity in enumerate(("accuracy", "both labels on top")):
-    for ax, name in zip(axes[i * len(names) :], names):
-      plots.intervals(ax, results, quantity, by="policy", dataset=name)
+  few = results.matching(dataset=FEW_LABELS)
+  drawing, axes = plots.panels(2 * len(names) + bool(few), columns=len(names) + bool(few))
+  mixed = Results(record for record in results if record.method != NONE)
+  panels = iter(axes)
+  for quantity in ("accuracy", "both labels on top"):
+    for name in names:
+      ax = next(panels)
+      plots.intervals(ax, mixed, quantity, by="policy", dataset=name)
       ax.set_title(name)
-  axes[0].legend(fontsize=8)
-  few = {"quantity": "accuracy", "dataset": FEW_LABELS}
-  if results.matching(**few):
-    plots.intervals(axes[-1], results, "accuracy", by="method", color="dataset", dataset=FEW_LABELS)
-    axes[-1].set_title(FEW_LABELS)
+      if quantity == "accuracy":
+        none = results.select(quantity, method=NONE, dataset=name).mean()
+        ax.axhline(none, color="gray", ls=":", label=NONE)
+    if few and quantity == "accuracy":
+      ax = next(panels)
+      plots.intervals(ax, results, quantity, by="method", color="dataset", dataset=FEW_LABELS)
+      ax.set_title(FEW_LABELS)
+  drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
   return drawing
 
 
