@@ -195,6 +195,12 @@ def _train_on_all(datasets, num_networks, num_epochs, num_rows, seed, data_dir):
   """Values and learners of all curves; sets are padded to one shape and so share a program."""
   tables = [_read(name, num_rows, seed, data_dir) for name in datasets]
   num_features = max(table.features.shape[1] for table in tables)
+
+  @jax.jit
+  def train(index, *arguments):
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    return train_networks(key, *arguments, num_epochs=num_epochs)
+
   values, learners = [], []
   for index, (features, labels) in enumerate(tables):
     rng = np.random.default_rng([seed, index])
@@ -203,9 +209,7 @@ def _train_on_all(datasets, num_networks, num_epochs, num_rows, seed, data_dir):
     parts = (
       TableSplit(padded[part], labels[part]) for part in np.split(np.arange(2 * num_rows), 2)
     )
-    key = jax.random.fold_in(jax.random.key(seed), index)
-    curves = train_networks(key, *parts, settings, labels.max() + 1, num_epochs=num_epochs)
-    values.append(np.asarray(curves))
+    values.append(np.asarray(train(index, *parts, settings, labels.max() + 1)))
     learners += [
       ",".join(f"{name}={value:.3g}" for name, value in zip(settings._fields, row))
       for row in zip(*settings)

@@ -50,7 +50,9 @@ def test_settings_act():
     width=np.array([64, 64, 4, 64], np.int32),
     cosine=np.zeros(4, np.int32),
   )
-  values = epoch_curves.train_networks(jax.random.key(0), *parts, settings, 3, num_epochs=6)
+  values = np.asarray(
+    epoch_curves.train_networks(jax.random.key(0), *parts, settings, 3, num_epochs=6)
+  )
   assert np.ptp(values[0]) == 0
   assert values[1, -1] > 0.95 and values[1, -1] >= values[2, -1]
   assert values[3, 0] < values[1, 0]

@@ -123,9 +123,8 @@ def mcmc(config, mesh, key, curves: Curves) -> dict[str, Predictive]:
 
   The walkers of a curve start at those of 5,000 accepted prior draws that suit what is seen of it.
   """
-  keys = jax.random.split(key, len(curves.values))
-  sharded = training.shard_batch((keys, curves.values[:, : curves.observed[0]]), mesh)
-  means, stds = map(np.asarray, _chains(config, key, *sharded))
+  seen = training.shard_batch(curves.values[:, : curves.observed[0]], mesh)
+  means, stds = map(np.asarray, _chains(config, key, seen))
   return {
     name: gaussians(*(x[:, end // 2 : end].reshape(len(x), -1) for x in (means, stds)))
     for name, end in {"MCMC": _KEPT, "MCMC, a quarter": _KEPT // 4}.items()
@@ -133,7 +132,7 @@ def mcmc(config, mesh, key, curves: Curves) -> dict[str, Predictive]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chains(config, key, keys, seen) -> tuple[jax.Array, jax.Array]:
+def _chains(config, key, seen) -> tuple[jax.Array, jax.Array]:
   """Means and stds of the last value of n curves, `[n, steps kept, walkers]`."""
   length, shape = config.length, (_KEPT, config.num_walkers)
   candidates = data.sample_accepted_curves(key, batch_size=5000, length=length).params
@@ -152,4 +151,4 @@ def _chains(config, key, keys, seen) -> tuple[jax.Array, jax.Array]:
     last = uncertainty.combined_curve(samples, length=1, steps=(length,))
     return last.reshape(shape), jnp.exp(samples[:, -1]).reshape(shape)
 
-  return jax.vmap(one)(keys, seen)
+  return jax.vmap(one)(jax.random.split(key, len(seen)), seen)
