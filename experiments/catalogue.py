@@ -155,6 +155,18 @@ def measured(slug: str, results: pathlib.Path = RESULTS) -> dict[str, Any] | Non
   return load_json(path) if path.exists() else None
 
 
+def selection(slug: str) -> experiment.Results:
+  """What a paper's pilot measured, from which the settings of the other runs are taken.
+
+  Raises:
+    ValueError: if no pilot of the paper was quoted.
+  """
+  stored = measured(slug, SELECTIONS)
+  if stored is None:
+    raise ValueError(f"no pilot of {slug} was quoted: there is no selections/{slug}.json.")
+  return from_stored(stored["records"])
+
+
 def claims_of(stored: Mapping[str, Any] | None) -> list[experiment.Claim]:
   """The claims in what `measured` returns."""
   return [experiment.claim_from_stored(claim) for claim in (stored or {"claims": []})["claims"]]

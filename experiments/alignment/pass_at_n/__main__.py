@@ -41,7 +41,7 @@ class Config:
   num_epochs: int = 60  # Over the products, for every N.
   eval_epochs: int = 5  # Epochs between evaluations; divides num_epochs.
   samples: tuple[int, ...] = (1, 16, 256)  # N to train and to test for; 1 is one.
-  judged_samples: int = 256  # N of the headline, one of them.
+  headline_samples: int = 256  # N of the headline, one of them.
   chosen_epochs: int = 60  # Length of the cosine for the headline, by the search.
   # The two best in the search, the same ones for both losses; a seed's validation chooses.
   chosen_regularizers: tuple[str, ...] = ("dropout", "weight_decay")
@@ -67,14 +67,14 @@ class Config:
   tries: int = 4  # Tries of a step in a search.
 
   def __post_init__(self):
-    if not {1, self.judged_samples} <= set(self.samples):
-      raise ValueError(f"samples must hold 1 and {self.judged_samples}, got {self.samples}.")
+    if not {1, self.headline_samples} <= set(self.samples):
+      raise ValueError(f"samples must hold 1 and {self.headline_samples}, got {self.samples}.")
 
 
 PRESETS = {
   "smoke": Config(
     decoder=(8, 1), num_heads=2, batch_size=8, num_digits=1, num_train=16, num_validation=6,
-    num_test=6, num_epochs=2, eval_epochs=1, samples=(1, 4), judged_samples=4,
+    num_test=6, num_epochs=2, eval_epochs=1, samples=(1, 4), headline_samples=4,
     chosen_epochs=1, chosen_regularizers=("dropout",), temperatures=(1.0, 2.0), modulus=3,
     num_terms=2, chain_decoder=(8, 1), chain_batch=4, num_chains=8, num_chain_validation=4,
     num_chain_test=4, chain_updates=2, chain_eval_updates=1, chain_samples=4,
@@ -105,7 +105,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements; a search has none."""
   if config.search_epochs:
     return []
-  num = config.judged_samples
+  num = config.headline_samples
 
   def passes(trained_for, tested_at=num, chosen="nothing"):
     where = {"train_samples": trained_for, "test_samples": tested_at, "chosen": chosen}

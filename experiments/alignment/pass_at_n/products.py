@@ -137,7 +137,7 @@ def fit_all(config, context, stage: str, samples, setting, **options) -> dict[st
 def fit_both(config, context, stage: str, regularizer: str, epochs: int) -> dict[str, np.ndarray]:
   """Trains with both losses, and tests them at all temperatures."""
   options = {"epochs": epochs, "temperatures": config.temperatures}
-  stage, samples = f"{stage}/{epochs} epochs, {regularizer}", (1, config.judged_samples)
+  stage, samples = f"{stage}/{epochs} epochs, {regularizer}", (1, config.headline_samples)
   return fit_all(config, context, stage, samples, recipes(config)[regularizer], **options)
 
 
@@ -155,7 +155,7 @@ def search(config, context, results: Results) -> None:
   tried = itertools.product(config.search_epochs, recipes(config).items())
   for epochs, (regularizer, setting) in tried:
     log_probs = fit_both(config, context, "search", regularizer, epochs)["log_probs"]
-    passes = pass_at(log_probs[:, :, 0], config.judged_samples).mean(-1)
+    passes = pass_at(log_probs[:, :, 0], config.headline_samples).mean(-1)
     for i, method in enumerate(METHODS.values()):
       for j, temperature in enumerate(config.temperatures):
         where = {**setting, "epochs": epochs, "temperature": temperature}
@@ -170,7 +170,7 @@ def measure(config, context, results: Results) -> None:
   names, chances = config.chosen_regularizers, []
   for name in names:
     trained = fit_both(config, context, "chosen", name, config.chosen_epochs)
-    chances.append(pass_at(trained["log_probs"][:, :, 0], config.judged_samples))
+    chances.append(pass_at(trained["log_probs"][:, :, 0], config.headline_samples))
   chances, passes = np.stack(chances, axis=2), {}
   groups = {name: [i] for i, name in enumerate(names)} | {CHOSEN: [*range(len(names))]}
   for (i, method), (name, group) in itertools.product(enumerate(METHODS.values()), groups.items()):
@@ -184,7 +184,7 @@ def measure(config, context, results: Results) -> None:
     best = choose(scores, settings, select="validation")
     best.pop("validation")
     passes[method, name] = best[TUNED]
-    where = {"regularizer": name, "test_samples": config.judged_samples}
+    where = {"regularizer": name, "test_samples": config.headline_samples}
     results.add({method: best | {TUNED: best[TUNED].mean(-1)}}, problem="products", **where)
   _, answers = parts(config, trained["answers"][:, 0])
   ends = bootstrap(passes[COVERAGE, CHOSEN] - passes[CROSS_ENTROPY, CHOSEN], answers)
@@ -200,7 +200,7 @@ def parts(config, values):
 def add_every_n(config, results: Results, trained: dict[str, np.ndarray]) -> None:
   """Adds pass@N of all N over training, in percent, and how confident the last model is.
 
-  With `chosen="epoch"`, at the epoch whose pass@N for `judged_samples` validation prefers.
+  With `chosen="epoch"`, at the epoch whose pass@N for `headline_samples` validation prefers.
   """
   ends = range(config.eval_epochs, config.num_epochs + 1, config.eval_epochs)
   settings = [{"epoch": epoch} for epoch in ends]
@@ -209,7 +209,7 @@ def add_every_n(config, results: Results, trained: dict[str, np.ndarray]) -> Non
     greedy = {name: 100 * trained[name][:, i] for name in ("greedy accuracy", "overconfidence")}
     results.add({method: greedy}, **where)
     validation, test = parts(config, trained["log_probs"][:, i, :, 0])
-    scores = {"validation": pass_at(validation, config.judged_samples).mean(-1)}
+    scores = {"validation": pass_at(validation, config.headline_samples).mean(-1)}
     for n in config.samples:
       by_epoch = pass_at(test, n).mean(-1)
       best = choose(scores | {"pass@N": by_epoch}, settings, select="validation")

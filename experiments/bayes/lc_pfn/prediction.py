@@ -135,7 +135,9 @@ def mcmc(config, mesh, key, curves: Curves) -> dict[str, Predictive]:
 def _chains(config, key, seen) -> tuple[jax.Array, jax.Array]:
   """Means and stds of the last value of n curves, `[n, steps kept, walkers]`."""
   length, shape = config.length, (_KEPT, config.num_walkers)
-  candidates = data.sample_accepted_curves(key, batch_size=5000, length=length).params
+  # Fresh curves are drawn by the key itself: a chain must not begin at their true parameters.
+  prior_key, chains_key = jax.random.split(jax.random.fold_in(key, 2))
+  candidates = data.sample_accepted_curves(prior_key, batch_size=5000, length=length).params
 
   def one(key, seen):
     start_key, chain_key = jax.random.split(key)
@@ -151,4 +153,4 @@ def _chains(config, key, seen) -> tuple[jax.Array, jax.Array]:
     last = uncertainty.combined_curve(samples, length=1, steps=(length,))
     return last.reshape(shape), jnp.exp(samples[:, -1]).reshape(shape)
 
-  return jax.vmap(one)(jax.random.split(key, len(seen)), seen)
+  return jax.vmap(one)(jax.random.split(chains_key, len(seen)), seen)

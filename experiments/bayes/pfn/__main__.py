@@ -137,13 +137,15 @@ def figure(results: Results):
   picture, axes = plots.panels(len(contexts) + len(tasks), columns=3)
   for ax, c in zip(axes, contexts):
     hours, truth, seen = (results.extras[f"{c}/{name}"] for name in ("hours", "truth", "seen"))
+    covers = []
     for name, color in ((MIXTURE, "gray"), (PFN, "tab:blue")):
       covered = results.select(COVERAGE, task="series", method=name, context=int(c)).mean()
-      options = dict(color=color, label=f"{name}: 90% interval, covers {covered:.0%}")
-      plots.prediction(ax, hours, *results.extras[f"{c}/{name}"], **options)
+      covers.append(f"{name} {covered:.0%}")
+      plots.prediction(ax, hours, *results.extras[f"{c}/{name}"], color=color, label=f"{name}: 90%")
     ax.plot(hours, truth, ":", color="tab:red", label="real series")
     ax.plot(seen, truth[seen], "k.", label="seen")
-    ax.set(xlabel="hour of the day", ylabel="power demand, standardized", title=f"{c} hours seen")
+    ax.set(xlabel="hour of the day", ylabel="power demand, standardized")
+    ax.set_title(f"{c} hours seen; the intervals cover\n{', '.join(covers)}", fontsize=9)
   for ax, task in zip(axes[len(contexts) :], tasks):
     quantity, x = along[task]
     if x == "context":
@@ -153,7 +155,9 @@ def figure(results: Results):
       plots.intervals(ax, results, quantity, by=x, task=task)
       ax.tick_params(axis="x", labelsize=7)
     ax.set_title(task)
-  for ax in axes:
+  if contexts:
+    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+  for ax in axes[len(contexts) :]:
     ax.legend(fontsize=6)
   return picture
 

@@ -18,7 +18,6 @@ from experiments.kit import plots
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import Split
 from experiments.mixing_adaptation.c_mixup import digits, mixing, tables
-from experiments.mixing_adaptation.c_mixup.chosen import CHOSEN
 from experiments.mixing_adaptation.c_mixup.mixing import ANY, INPUTS, MAIN, MIXUP, PLAIN, Setting
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
@@ -94,10 +93,21 @@ def run(config: Config, context: Context) -> Results:
 
 
 def _space(config: Config, dataset: str, learning_rate: float):
-  """What is searched over, or what a search has chosen."""
+  """What is searched over, or the settings that the search of the pilot chose."""
   if config.search:
     return mixing.search_space(config, learning_rate)
-  return {method: [setting] for method, setting in CHOSEN[dataset].items()}
+  pilot, space = catalogue.selection(PAPER), {}
+  for method in (PLAIN, MIXUP, INPUTS, MAIN):
+    own = pilot.matching(method=method, dataset=dataset)
+    chosen = {
+      name.removeprefix("chosen/"): float(value)
+      for _, name, _, value in own
+      if name.startswith("chosen/")
+    }
+    if not chosen:
+      raise ValueError(f"no pilot chose settings for {dataset!r}: run with --search.")
+    space[method] = [Setting(learning_rate=learning_rate, mixes=float(method != PLAIN), **chosen)]
+  return space
 
 
 def claims(config: Config, results: Results) -> list[Claim]:

@@ -17,7 +17,7 @@ from experiments.kit import datasets, plots
 from experiments.kit.sweep import grid
 from experiments.mixing_adaptation.robust_mean_teacher import methods, streams
 from experiments.mixing_adaptation.robust_mean_teacher.methods import (
-  CHOSEN,
+  ERROR,
   NORM,
   RMT,
   SOURCE,
@@ -28,8 +28,7 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "robust_mean_teacher"
 SEEDS = {"laptop": 8}
-CLEAN_ERROR, ERROR = "error of clean rows", "online error"
-ROUND_ERROR = "online error in a round"
+CLEAN_ERROR, ROUND_ERROR = "error of clean rows", "online error in a round"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +102,21 @@ def run(config: Config, context: Context) -> Results:
   evaluate = {
     name: functools.partial(methods.online_errors, config, name) for name in methods.ADAPTERS
   }
-  for method, chosen in CHOSEN[config.dataset].items():
-    tried = methods.SEARCH[method] if config.search else [chosen]
+  space = methods.SEARCH
+  if not config.search:
+    space = {method: [setting] for method, setting in chosen_settings(config).items()}
+  for method, tried in space.items():
     settings = [setting | methods.FIXED[method] for setting in tried]
     adapter = evaluate[methods.ADAPTER_OF[method]]
     scores = context.cached(f"method/{method}", grid, context, adapter, data, settings)
     for i, where in enumerate(tried):
       add_scores(results, config, method, {k: v[:, i] for k, v in scores.items()}, **where)
   return results
+
+
+def chosen_settings(config: Config) -> dict[str, dict[str, float]]:
+  """Method -> the setting that the pilot chose, or the paper's."""
+  return methods.chosen_settings(config.dataset, catalogue.selection(PAPER))
 
 
 def add_scores(results: Results, config: Config, method: str, scores: dict, **where) -> None:
@@ -127,9 +133,10 @@ def add_scores(results: Results, config: Config, method: str, scores: dict, **wh
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
-  """The paper's statements, of all methods in their chosen settings; errors are percentages."""
-
-  chosen = CHOSEN[config.dataset]
+  """The paper's statements, in the chosen settings; errors are percentages. A search has none."""
+  if config.search:
+    return []
+  chosen = chosen_settings(config)
 
   def error(method, stream="continual"):
     return results.select(ERROR, method=method, stream=stream, **chosen[method])
@@ -214,7 +221,7 @@ def abstract(config: Config, mesh):
   rows, test = dataset.batch(config.num_train), dataset.batch(config.num_test)
   train = functools.partial(methods.train_source, config=config)
   source = jax.eval_shape(train, key, (rows, test))
-  setting = CHOSEN[config.dataset][RMT] | methods.FIXED[RMT]
+  setting = chosen_settings(config)[RMT] | methods.FIXED[RMT]
 
   def init(key, source, rows):
     problem = methods.Problem(config, source, setting)

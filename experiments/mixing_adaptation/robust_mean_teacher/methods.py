@@ -15,10 +15,12 @@ from experiments.kit.datasets import Split
 from experiments.kit.source_model import forward_fn, smoothed_loss
 from experiments.kit.train import Trained, accuracy, adamw_cosine, epoch_rows, train
 from jaxlab import algorithms, augment, losses, models
+from jaxlab.experiment import Results
 
 SOURCE, NORM, TENT, COTTA = "source", "norm adaptation", "TENT", "CoTTA"
 PLAIN, SYMMETRIC = "mean teacher, CE", "mean teacher, SCE"
 RMT, REPLAY = "RMT", "RMT + source"
+ERROR = "online error"
 
 
 class Problem(NamedTuple):
@@ -129,30 +131,32 @@ FIXED: dict[str, dict[str, float]] = {
 }
 ADAPTER_OF = {**{name: name for name in ADAPTERS}, PLAIN: RMT, SYMMETRIC: RMT}
 
-# Six settings for each that adapts. Of signals, those with the lowest error on the continual
-# streams of a pilot were chosen: selections/robust_mean_teacher.json.
+# Six settings for each that adapts.
 _TEACHERS = [{"learning_rate": r, "decay": d} for r in (3e-4, 1e-3, 3e-3) for d in (0.99, 0.999)]
 SEARCH: dict[str, list[dict[str, float]]] = {
   **{method: [{}] for method in (SOURCE, NORM)},
   TENT: [{"learning_rate": rate} for rate in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
   **{method: _TEACHERS for method in (COTTA, PLAIN, SYMMETRIC, RMT, REPLAY)},
 }
-# Data set -> method -> setting; those of images are the paper's.
-CHOSEN: dict[str, dict[str, dict[str, float]]] = {
-  "mnist1d": {
-    **{method: {} for method in (SOURCE, NORM)},
-    TENT: {"learning_rate": 3e-4},
-    **{method: _TEACHERS[4] for method in (COTTA, PLAIN, SYMMETRIC, RMT, REPLAY)},
-  },
-  "cifar10": {
-    **{method: {} for method in (SOURCE, NORM)},
-    TENT: {"learning_rate": 1e-3},
-    **{
-      method: {"learning_rate": 1e-3, "decay": 0.999}
-      for method in (COTTA, PLAIN, SYMMETRIC, RMT, REPLAY)
-    },
-  },
-}
+_PAPER_SETTING = {"learning_rate": 1e-3, "decay": 0.999}
+
+
+def chosen_settings(dataset: str, pilot: Results) -> dict[str, dict[str, float]]:
+  """Method -> setting: of images the paper's, of signals what was best on the pilot's streams."""
+  chosen = {}
+  for method, tried in SEARCH.items():
+    if dataset == "mnist1d":
+      tried = [
+        {name: value for name, value in record.setting.items() if name != "stream"}
+        for record in sorted(
+          pilot.matching(quantity=ERROR, method=method, stream="continual"),
+          key=lambda record: record.values.mean(),
+        )
+      ]
+      chosen[method] = tried[0]
+    else:
+      chosen[method] = {name: _PAPER_SETTING[name] for name in tried[0]}
+  return chosen
 
 
 def first_state(key, problem: Problem, adapter: algorithms.OnlineAdapter, rows: Split):

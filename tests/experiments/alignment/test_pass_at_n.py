@@ -61,8 +61,10 @@ def test_smoothed_and_weighted_cross_entropy_is_that_of_a_loop():
 def test_what_both_losses_use_won_the_search():
   stored, laptop = catalogue.measured("pass_at_n", catalogue.SELECTIONS), PRESETS["laptop"]
   assert stored["pilot"]
-  same = ("learning_rate", "decoder", "batch_size", "num_train", "judged_samples", "temperatures")
-  search = {name: stored["config"][name] for name in (*same, "search_epochs")}
+  same = ("learning_rate", "decoder", "batch_size", "num_train", "temperatures", "search_epochs")
+  search = {name: stored["config"][name] for name in same}
+  # The field had another name when the search ran.
+  search["headline_samples"] = stored["config"]["judged_samples"]
   config = json.loads(json.dumps(dataclasses.asdict(PRESETS["search"])))
   assert search == {name: config[name] for name in search}
   results, recipes = from_stored(stored["records"]), products.recipes(laptop)
@@ -213,6 +215,6 @@ def test_update_and_temperature_are_chosen_on_validation():
   np.testing.assert_array_equal(best["test"], [[10] * 4])
 
 
-def test_samples_must_hold_the_judged_number():
+def test_samples_must_hold_the_number_of_the_headline():
   with pytest.raises(ValueError, match="samples must hold 1 and 3"):
-    Config(judged_samples=3)
+    Config(headline_samples=3)

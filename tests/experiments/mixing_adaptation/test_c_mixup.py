@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiments.mixing_adaptation.c_mixup import __main__ as experiment
 from experiments.mixing_adaptation.c_mixup import mixing, tables
 from experiments.mixing_adaptation.c_mixup.__main__ import DIGITS, PRESETS, Config
-from experiments.mixing_adaptation.c_mixup.chosen import CHOSEN
 
 
 def test_searches_are_of_equal_size():
@@ -20,12 +20,16 @@ def test_searches_are_of_equal_size():
 def test_what_was_chosen_is_what_was_searched():
   config = Config()
   rates = dict.fromkeys(config.tables, config.learning_rate) | {DIGITS: config.image_learning_rate}
-  assert set(CHOSEN) == set(rates)
-  for dataset, chosen in CHOSEN.items():
-    space = mixing.search_space(config, rates[dataset])
+  for dataset, rate in rates.items():
+    space, chosen = mixing.search_space(config, rate), experiment._space(config, dataset, rate)
     assert list(chosen) == list(space)
-    for method, setting in chosen.items():
+    for method, (setting,) in chosen.items():
       assert setting in space[method]
+  # A cell of the record, to be read by eye.
+  (setting,) = experiment._space(config, "diamonds", 1e-3)[mixing.MAIN]
+  assert setting == mixing.Setting(1e-3, 1.5, 1.0, alpha=0.5, bandwidth=0.3)
+  with pytest.raises(ValueError, match="no pilot chose settings for 'abalone'"):
+    experiment._space(config, "abalone", 1e-3)
 
 
 @pytest.mark.parametrize("name", ["computers", tables.FRIEDMAN])

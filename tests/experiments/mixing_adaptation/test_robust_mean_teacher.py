@@ -42,7 +42,22 @@ def test_errors_are_means_over_streams_and_rounds():
 def test_the_chosen_setting_is_one_of_equally_many():
   searched = [m for m in methods.SEARCH if m not in (methods.SOURCE, methods.NORM)]
   assert {len(methods.SEARCH[method]) for method in searched} == {6}
-  assert all(methods.CHOSEN["mnist1d"][method] in methods.SEARCH[method] for method in searched)
+  pilot = Results()
+  for method, tried in methods.SEARCH.items():
+    for i, setting in enumerate(tried):
+      errors = {methods.ERROR: [30.0 + (i - 1) ** 2, 31.0]}
+      pilot.add({method: errors}, stream="continual", **setting)
+      pilot.add({method: {methods.ERROR: [float(-i), 0.0]}}, stream="gradual", **setting)
+  chosen = methods.chosen_settings("mnist1d", pilot)
+  assert all(chosen[method] == methods.SEARCH[method][1] for method in searched)
+  assert chosen[methods.SOURCE] == {}
+  images = methods.chosen_settings("cifar10", pilot)
+  assert images[methods.RMT] == {"learning_rate": 1e-3, "decay": 0.999}
+  assert images[methods.TENT] == {"learning_rate": 1e-3}
+  # Those that the stored result was measured with.
+  chosen = experiment.chosen_settings(experiment.Config())
+  assert chosen[methods.TENT] == {"learning_rate": 3e-4}
+  assert chosen[methods.RMT] == chosen[methods.COTTA] == {"learning_rate": 3e-3, "decay": 0.99}
 
 
 def test_the_paper_data_are_asked_for_by_name(tmp_path, monkeypatch):
