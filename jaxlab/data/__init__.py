@@ -7,9 +7,7 @@ from jaxlab.data.feature_noise import PatchData, sample_patches
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
   LearningCurveBatch,
-  LearningCurves,
   denormalize_curve,
-  load_lcdb,
   normalize_curve,
   sample_accepted_curves,
   sample_curve_params,
@@ -42,6 +40,7 @@ from jaxlab.data.reasoning import (
   multiplication_dataset,
   parse_chain,
 )
+from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes

@@ -13,7 +13,7 @@ import optax
 
 from jaxlab._checks import check_at_least
 from jaxlab.data.generated import load_generated
-from jaxlab.data.learning_curves import LearningCurves
+from jaxlab.data.recorded_curves import LearningCurves
 from jaxlab.data.sources import as_arrays, load_source
 
 # Sources with at least 1,600 rows on which a network needs more than a few epochs.

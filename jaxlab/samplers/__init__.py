@@ -16,6 +16,12 @@ from jaxlab.samplers.generation import (
   generate_n,
   markov_greedy,
 )
+from jaxlab.samplers.gp_priors import (
+  gp_hyper_prior,
+  gp_prior,
+  standardized_gp_kernel,
+  standardized_gp_prior,
+)
 from jaxlab.samplers.mcmc import (
   McmcResult,
   StretchProposal,
@@ -29,16 +35,7 @@ from jaxlab.samplers.mixing import (
   sample_partner_table,
   sample_partners,
 )
-from jaxlab.samplers.priors import (
-  PriorBatch,
-  bnn_prior,
-  draw_data_sets,
-  gp_hyper_prior,
-  gp_prior,
-  ridge_prior,
-  standardized_gp_kernel,
-  standardized_gp_prior,
-)
+from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
 from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
 from jaxlab.samplers.speculative import (
   SpeculativeOutput,

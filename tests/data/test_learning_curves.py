@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxlab import data
 from jaxlab.data import learning_curves as lc
 from jaxlab.uncertainty.learning_curves import basis_curve, combined_curve, is_learning_curve
 
@@ -317,7 +318,7 @@ def small_lcdb(tmp_path, monkeypatch):
 
 
 def test_load_lcdb_averages_seeds_and_sorts_anchors(small_lcdb):
-  curves = lc.load_lcdb(min_anchors=1)
+  curves = data.load_lcdb(min_anchors=1)
   np.testing.assert_array_equal(curves.dataset_ids, [3, 3, 12])
   assert curves.learners.tolist() == ["svm", "tree", "tree"]
   np.testing.assert_array_equal(curves.lengths, [3, 1, 2])
@@ -325,24 +326,24 @@ def test_load_lcdb_averages_seeds_and_sorts_anchors(small_lcdb):
   nan = np.nan
   expected = np.array([[0.375, 0.5, 0.75], [0.9, nan, nan], [0.125, 0.5, nan]], np.float32)
   np.testing.assert_array_equal(curves.values, expected)
-  assert lc.load_lcdb(min_anchors=2).learners.tolist() == ["svm", "tree"]
+  assert data.load_lcdb(min_anchors=2).learners.tolist() == ["svm", "tree"]
 
 
 def test_load_lcdb_errors(monkeypatch):
   with pytest.raises(ValueError, match="metric.*'f1'"):
-    lc.load_lcdb(metric="f1")
+    data.load_lcdb(metric="f1")
   with pytest.raises(ValueError, match="min_anchors.*0"):
-    lc.load_lcdb(min_anchors=0)
+    data.load_lcdb(min_anchors=0)
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ImportError, match=r"jaxlab\[series\]"):
-    lc.load_lcdb()
+    data.load_lcdb()
 
 
 def test_load_lcdb_counts():
   pytest.importorskip("pandas")
   if importlib.util.find_spec("lcdb") is None:
     pytest.skip("lcdb is not installed")
-  curves = lc.load_lcdb()
+  curves = data.load_lcdb()
   assert len(curves.lengths) == 3988 and curves.lengths.min() == 10
   assert len(np.unique(curves.learners)) == 20 and curves.values.dtype == np.float32
   np.testing.assert_array_equal(np.isfinite(curves.values).sum(1), curves.lengths)

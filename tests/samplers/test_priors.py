@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlab import samplers
 from jaxlab.samplers import priors
 from jaxlab.uncertainty.gp import kernel_matrix
 
@@ -25,10 +26,10 @@ def draw(prior, key=KEY, **settings):
 
 @functools.cache
 def pairs_program(kernel):
-  """Pairs of points under given hyper-priors."""
+  """Pairs of points under given hyper-samplers."""
 
   def pairs(lengthscale, outputscale, noise, min_noise=1e-4):
-    return priors.gp_hyper_prior(
+    return samplers.gp_hyper_prior(
       KEY,
       batch_size=20_000,
       num_points=2,
@@ -50,11 +51,11 @@ def assert_mean(samples, value):
 
 
 @pytest.mark.parametrize(
-  "prior", [priors.gp_prior, priors.gp_hyper_prior, priors.ridge_prior, priors.bnn_prior]
+  "prior", [samplers.gp_prior, samplers.gp_hyper_prior, samplers.ridge_prior, samplers.bnn_prior]
 )
 def test_shapes_and_determinism(prior):
   settings = {"batch_size": 64, "num_points": 30, "num_features": 6}
-  settings = TABULAR if prior is priors.bnn_prior else settings
+  settings = TABULAR if prior is samplers.bnn_prior else settings
   batch = draw(prior, **settings)
   assert batch.x.shape == (64, 30, 6) and batch.y.shape == batch.targets.shape == (64, 30)
   assert all(np.all(np.isfinite(a)) and a.dtype == np.float32 for a in batch)
@@ -64,7 +65,7 @@ def test_shapes_and_determinism(prior):
   np.testing.assert_array_equal(batch.y, again.y)
   assert np.any(batch.x != other.x) and np.any(batch.y != other.y)
   assert np.any(batch.x[0] != batch.x[1])
-  if prior is not priors.ridge_prior:
+  if prior is not samplers.ridge_prior:
     np.testing.assert_array_equal(batch.y, batch.targets)
 
 
@@ -72,7 +73,7 @@ def test_shapes_and_determinism(prior):
 def test_equidistant_gp_has_the_covariance_of_its_kernel(kernel):
   setting = {"lengthscale": 0.3, "outputscale": 2.0, "kernel": kernel}
   batch = draw(
-    priors.gp_prior, batch_size=20_000, num_points=4, noise=0.1, equidistant=True, **setting
+    samplers.gp_prior, batch_size=20_000, num_points=4, noise=0.1, equidistant=True, **setting
   )
   np.testing.assert_allclose(batch.x[0, :, 0], np.linspace(0, 1, 4), rtol=1e-6)
   np.testing.assert_array_equal(batch.x[0], batch.x[-1])
@@ -85,7 +86,7 @@ def test_equidistant_gp_has_the_covariance_of_its_kernel(kernel):
 
 def test_gp_on_random_points_has_the_covariance_of_its_kernel():
   batch = draw(
-    priors.gp_prior,
+    samplers.gp_prior,
     batch_size=20_000,
     num_points=3,
     num_features=2,
@@ -108,7 +109,7 @@ def test_gp_on_random_points_has_the_covariance_of_its_kernel():
 
 
 def test_gp_stays_finite_at_the_published_setting():
-  batch = draw(priors.gp_prior, batch_size=2, num_points=200)
+  batch = draw(samplers.gp_prior, batch_size=2, num_points=200)
   assert np.all(np.isfinite(batch.y))
 
 
@@ -139,8 +140,8 @@ def test_hyper_prior_mixes_kernels():
 
 
 def test_standardized_gp_has_unit_targets_of_the_inputs_it_uses():
-  prior = functools.partial(priors.standardized_gp_prior, num_points=40, num_features=4)
-  many = jax.jit(lambda key: priors.draw_data_sets(jax.random.split(key, 200), prior))
+  prior = functools.partial(samplers.standardized_gp_prior, num_points=40, num_features=4)
+  many = jax.jit(lambda key: samplers.draw_data_sets(jax.random.split(key, 200), prior))
   x, y, targets = jax.device_get(many(KEY))
   np.testing.assert_array_equal(targets, y)
   np.testing.assert_allclose(y.mean(1), 0.0, atol=1e-4)
@@ -158,7 +159,7 @@ def test_standardized_gp_has_unit_targets_of_the_inputs_it_uses():
 
 def test_standardized_gp_kernel_is_linear_or_bent_with_noise_of_mean_one():
   x, x2 = np.random.default_rng(0).uniform(size=(2, 5, 3)).astype(np.float32)
-  draw = jax.jit(jax.vmap(lambda key: priors.standardized_gp_kernel(key, x, x2, num_used=3)))
+  draw = jax.jit(jax.vmap(lambda key: samplers.standardized_gp_kernel(key, x, x2, num_used=3)))
   covariance, noise = jax.device_get(draw(jax.random.split(KEY, 2000)))
   assert_mean(noise, 1.001)
   linear = 4 * (x - 0.5) @ (x2 - 0.5).T
@@ -170,7 +171,7 @@ def test_standardized_gp_kernel_is_linear_or_bent_with_noise_of_mean_one():
 
 def test_ridge_prior():
   batch = draw(
-    priors.ridge_prior,
+    samplers.ridge_prior,
     batch_size=20_000,
     num_points=4,
     num_features=2,
@@ -190,7 +191,7 @@ def test_ridge_prior():
 
 
 def test_ridge_prior_defaults():
-  batch = draw(priors.ridge_prior, batch_size=20_000, num_points=1)
+  batch = draw(samplers.ridge_prior, batch_size=20_000, num_points=1)
   assert_mean(np.asarray(batch.targets) ** 2, 0.01 / 3)
   assert_mean((np.asarray(batch.y) - np.asarray(batch.targets)) ** 2, 0.01)
 
@@ -198,9 +199,9 @@ def test_ridge_prior_defaults():
 @pytest.fixture(scope="module")
 def tabular():
   return {
-    "binary": draw(priors.bnn_prior, **TABULAR),
-    "real": draw(priors.bnn_prior, binary=False, **TABULAR),
-    "classes": draw(priors.bnn_prior, num_classes=4, **TABULAR),
+    "binary": draw(samplers.bnn_prior, **TABULAR),
+    "real": draw(samplers.bnn_prior, binary=False, **TABULAR),
+    "classes": draw(samplers.bnn_prior, num_classes=4, **TABULAR),
   }
 
 
@@ -262,7 +263,7 @@ def small_networks():
   """Two groups of 8 networks with weights near 0.1, given the distribution of the noise."""
 
   def networks(noise_std_gamma):
-    return priors.bnn_prior(
+    return samplers.bnn_prior(
       KEY,
       batch_size=16,
       num_points=300,
@@ -292,7 +293,7 @@ def test_bnn_with_small_weights_is_linear_and_shared_in_a_group(small_networks):
 
 
 def test_bnn_last_group_may_be_smaller():
-  batch = draw(priors.bnn_prior, **{**TABULAR, "batch_size": 12})
+  batch = draw(samplers.bnn_prior, **{**TABULAR, "batch_size": 12})
   x = np.asarray(batch.x)
   assert x.shape == (12, 30, 6) and batch.y.shape == (12, 30) and np.all(np.isfinite(batch.y))
   used = np.any(x != 0, axis=1)
@@ -307,9 +308,11 @@ def test_bnn_noise_hides_the_function(small_networks):
 
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_data_sets_of_several_keys_are_joined(one_by_one):
-  prior_fn = functools.partial(priors.ridge_prior, batch_size=2, num_points=5, num_features=3)
+  prior_fn = functools.partial(samplers.ridge_prior, batch_size=2, num_points=5, num_features=3)
   keys = jax.random.split(KEY, 3)
-  joined = jax.jit(lambda keys: priors.draw_data_sets(keys, prior_fn, one_by_one=one_by_one))(keys)
+  joined = jax.jit(lambda keys: samplers.draw_data_sets(keys, prior_fn, one_by_one=one_by_one))(
+    keys
+  )
   draw_one = jax.jit(prior_fn)
   single = [draw_one(key) for key in keys]
   for name in ("x", "y", "targets"):
@@ -320,17 +323,17 @@ def test_data_sets_of_several_keys_are_joined(one_by_one):
 @pytest.mark.parametrize(
   ("prior", "settings", "message"),
   [
-    (priors.gp_prior, {"kernel": "cubic"}, "'cubic'"),
-    (priors.gp_prior, {"equidistant": True, "num_features": 2}, "num_features=2"),
-    (priors.gp_prior, {"num_points": 0}, "num_points .* got 0"),
-    (priors.gp_hyper_prior, {"kernel": ("rbf", "cubic")}, "'cubic'"),
-    (priors.gp_hyper_prior, {"kernel": ()}, "at least one kernel"),
-    (priors.ridge_prior, {"num_features": 0}, "num_features .* got 0"),
-    (priors.bnn_prior, {"group_size": 0}, "group_size .* got 0"),
-    (priors.bnn_prior, {"num_points": 1}, "num_points .* got 1"),
-    (priors.bnn_prior, {"max_hidden": 1}, "max_hidden .* got 1"),
-    (priors.bnn_prior, {"num_classes": 6}, "num_classes .* got 6"),
-    (priors.bnn_prior, {"num_classes": 3, "binary": False}, "num_classes=3 needs binary"),
+    (samplers.gp_prior, {"kernel": "cubic"}, "'cubic'"),
+    (samplers.gp_prior, {"equidistant": True, "num_features": 2}, "num_features=2"),
+    (samplers.gp_prior, {"num_points": 0}, "num_points .* got 0"),
+    (samplers.gp_hyper_prior, {"kernel": ("rbf", "cubic")}, "'cubic'"),
+    (samplers.gp_hyper_prior, {"kernel": ()}, "at least one kernel"),
+    (samplers.ridge_prior, {"num_features": 0}, "num_features .* got 0"),
+    (samplers.bnn_prior, {"group_size": 0}, "group_size .* got 0"),
+    (samplers.bnn_prior, {"num_points": 1}, "num_points .* got 1"),
+    (samplers.bnn_prior, {"max_hidden": 1}, "max_hidden .* got 1"),
+    (samplers.bnn_prior, {"num_classes": 6}, "num_classes .* got 6"),
+    (samplers.bnn_prior, {"num_classes": 3, "binary": False}, "num_classes=3 needs binary"),
   ],
 )
 def test_errors(prior, settings, message):

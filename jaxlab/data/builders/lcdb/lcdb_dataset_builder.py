@@ -4,7 +4,7 @@ import tensorflow_datasets as tfds
 
 from jaxlab.data.builders.catalogue import LCDB_METRICS
 from jaxlab.data.builders.columns import Columns, ColumnsBuilder, encode_classes
-from jaxlab.data.learning_curves import load_lcdb
+from jaxlab.data.recorded_curves import load_lcdb
 
 
 class Builder(ColumnsBuilder, skip_registration=True):
