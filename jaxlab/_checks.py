@@ -4,6 +4,8 @@ Checks read the values of Python numbers and NumPy arrays only; these values are
 arrays have no values to read, and reading an array on a device would block every eager call.
 """
 
+import functools
+import re
 from collections.abc import Collection
 
 import chex
@@ -56,6 +58,76 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
       raise ValueError(f"{name} must lie in [0, {num_classes}), got {low} to {high}.")
   classes = classes.astype(jnp.promote_types(classes.dtype, jnp.int32))
   return jnp.where(classes < 0, num_classes, classes)
+
+
+def check_arrays(**arguments: tuple[chex.ArrayTree | None, str]) -> None:
+  """Raises if arrays do not have the types and shapes that are written as in docstrings.
+
+  `check_arrays(logits=(logits, "float [..., k]"), labels=(labels, "int [...]"))` wants logits of
+  floats, labels of integers, and the same leading axes.
+
+  Args:
+    **arguments: array (or number, or list of numbers) and form by the caller's names for them. A
+      form is an axis list, behind "float ", "int " or "bool " if the type matters. An axis is a
+      name, which has one size in all arguments; a number; "*", of any size; or, once per list,
+      "...", which stands for any number of axes, the same in all arguments. Arguments are held to
+      the forms from left to right; None is not checked.
+
+  Raises:
+    ValueError: naming the first argument of another shape, its form, the sizes that earlier
+      arguments gave, and the shape.
+    TypeError: naming the first argument of another type, the type wanted, and the type.
+  """
+  sizes: dict[str, object] = {}
+  for name, (array, form) in arguments.items():
+    if array is None:
+      continue
+    if not hasattr(array, "shape"):
+      array = jnp.asarray(array)
+    shape = array.shape
+    kind, axes = _parse_form(form)
+    if kind is not None and not jnp.issubdtype(array.dtype, _KINDS[kind]):
+      raise TypeError(f"{name} must be of type {kind}, got {array.dtype}{list(shape)}.")
+    bound = _bind(axes, shape, sizes)
+    if bound is None:
+      shown = form.removeprefix(f"{kind} ")
+      known = ", ".join(f"{k} = {v}" for k, v in sizes.items() if k in axes)
+      raise ValueError(
+        f"{name} must have shape {shown}{' with ' * bool(known)}{known}, got {list(shape)}."
+      )
+    sizes.update(bound)
+
+
+_KINDS = {"float": jnp.floating, "int": jnp.integer, "bool": jnp.bool_}
+
+
+@functools.cache
+def _parse_form(form: str) -> tuple[str | None, tuple[str, ...]]:
+  """The type, or None, and the axes of a form."""
+  match = re.fullmatch(r"(?:(float|int|bool) )?\[(.*)\]", form)
+  if match is None:
+    raise ValueError(f"a form must look like 'float [..., k]', got {form!r}.")
+  return match[1], tuple(axis.strip() for axis in match[2].split(",") if axis.strip())
+
+
+def _bind(axes: tuple[str, ...], shape: tuple[int, ...], sizes: dict) -> dict | None:
+  """Names of axes -> sizes, or None if the shape does not fit the axes and the known sizes."""
+  bound = {}
+  if "..." in axes:
+    at, extra = axes.index("..."), len(shape) - len(axes) + 1
+    if extra < 0:
+      return None
+    bound["..."] = list(shape[at : at + extra])
+    axes, shape = axes[:at] + axes[at + 1 :], shape[:at] + shape[at + extra :]
+  if len(axes) != len(shape):
+    return None
+  for axis, size in zip(axes, shape):
+    if axis.isdigit():
+      if size != int(axis):
+        return None
+    elif axis != "*" and bound.setdefault(axis, size) != size:
+      return None
+  return bound if all(sizes.get(k, v) == v for k, v in bound.items()) else None
 
 
 def check_range(name: str, value: chex.Numeric, interval: str) -> None:

@@ -9,6 +9,7 @@ from jaxlab import losses, metrics
 from jaxlab._checks import (
   as_accumulator,
   as_classes,
+  check_arrays,
   check_at_least,
   check_choice,
   check_range,
@@ -135,3 +136,81 @@ def test_device_labels_outside_the_classes_give_nan_in_their_rows(function):
   np.testing.assert_array_equal(np.isnan(values), [True, False, True])
   with pytest.raises(ValueError, match="labels must lie"):
     function(np.zeros((3, 3), np.float32), np.array([-1, 0, 3]))
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    {"logits": (np.zeros((2, 3)), "float [..., k]"), "labels": (np.zeros(2, int), "int [...]")},
+    {"logits": (np.zeros((2, 4, 3)), "[..., k]"), "labels": (np.zeros((2, 4), int), "int [...]")},
+    {
+      "logits": (np.zeros(3), "[..., k]"),
+      "weights": ([1, 2, 3], "[k]"),
+      "scale": (2.0, "float []"),
+    },
+    {
+      "images": (np.zeros((5, 8, 8, 3)), "[b, h, h, 3]"),
+      "mask": (np.zeros((5, 1), bool), "[b, *]"),
+    },
+    {
+      "x": (np.zeros((2, 7, 7, 3)), "[b, ..., 3]"),
+      "y": (None, "[b]"),
+      "z": (np.zeros((7, 7)), "[...]"),
+    },
+    {"x": (jnp.zeros((2, 3), jnp.bfloat16), "float [b, k]")},
+  ],
+)
+def test_arrays_that_fit_their_forms(arguments):
+  check_arrays(**arguments)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "error", "message"),
+  [
+    (
+      {"logits": (np.zeros((2, 3)), "[..., k]"), "labels": (np.zeros(5, int), "int [...]")},
+      ValueError,
+      r"labels must have shape \[...\] with ... = \[2\], got \[5\]",
+    ),
+    (
+      {"logits": (np.zeros((2, 3)), "float [b, k]"), "labels": (np.zeros(5, int), "int [b]")},
+      ValueError,
+      r"labels must have shape \[b\] with b = 2, got \[5\]",
+    ),
+    (
+      {"logits": (np.zeros(3), "[b, k]")},
+      ValueError,
+      r"logits must have shape \[b, k\], got \[3\]",
+    ),
+    (
+      {"kernel": (np.zeros((2, 3)), "[n, n]")},
+      ValueError,
+      r"kernel must .* \[n, n\], got \[2, 3\]",
+    ),
+    ({"points": (np.zeros((2, 3)), "[n, 2]")}, ValueError, r"points .* \[n, 2\], got \[2, 3\]"),
+    ({"x": (1.0, "[..., k]")}, ValueError, r"x must have shape \[..., k\], got \[\]"),
+    (
+      {"labels": ([0.5, 1.0], "int [b]")},
+      TypeError,
+      r"labels must be of type int, got float32\[2\]",
+    ),
+    ({"mask": (np.ones(2), "bool [b]")}, TypeError, "mask must be of type bool, got float"),
+    (
+      {"logits": (np.ones(2, int), "float [b]")},
+      TypeError,
+      "logits must be of type float, got int",
+    ),
+    ({"x": (1.0, "k")}, ValueError, "a form must look like"),
+  ],
+)
+def test_arrays_that_do_not_fit_are_named(arguments, error, message):
+  with pytest.raises(error, match=message):
+    check_arrays(**arguments)
+
+
+def test_array_checks_of_traced_arrays():
+  with pytest.raises(ValueError, match="labels must have shape"):
+    jax.eval_shape(
+      lambda x, y: check_arrays(logits=(x, "[b, k]"), labels=(y, "[b]")),
+      *(np.zeros((2, 3)), np.zeros(3)),
+    )
