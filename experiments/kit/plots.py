@@ -1,4 +1,7 @@
-"""Pictures of records: intervals over seeds, curves with bands, histograms."""
+"""Pictures of records: intervals over seeds, curves with bands, histograms.
+
+What colors tell apart has one color in all panels of a figure.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,12 +36,10 @@ def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "met
     color: "method" or the setting that colors tell apart.
     **where: what the records must have.
   """
-  groups, labels = (
-    results.distinct(by, quantity=quantity, **where),
-    _labels(results, color, quantity, where),
-  )
-  for i, label in enumerate(labels):
-    offset = 0.6 * ((i + 0.5) / len(labels) - 0.5)
+  groups = results.distinct(by, quantity=quantity, **where)
+  colors = _colors(results, color, quantity, where)
+  for i, (label, shade) in enumerate(colors.items()):
+    offset = 0.6 * ((i + 0.5) / len(colors) - 0.5)
     xs, means, errors = [], [], []
     for x, group in enumerate(groups):
       # A method may lack a setting.
@@ -48,7 +49,7 @@ def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "met
         xs.append(x + offset)
         means.append(mean)
         errors.append(error)
-    ax.errorbar(xs, means, errors, fmt="o", capsize=3, label=str(label))
+    ax.errorbar(xs, means, errors, fmt="o", capsize=3, color=shade, label=str(label))
   ax.set_xticks(range(len(groups)), [str(group) for group in groups], rotation=20, ha="right")
   ax.set_ylabel(quantity)
 
@@ -64,13 +65,13 @@ def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method"
     color: "method" or the setting that colors tell apart.
     **where: what the records must have.
   """
-  for label in _labels(results, color, quantity, where):
+  for label, shade in _colors(results, color, quantity, where).items():
     records = results.matching(quantity=quantity, **{**where, color: label})
     records = sorted((r for r in records if r.field(x) is not None), key=lambda r: r.field(x))
     xs = [record.field(x) for record in records]
     means, errors = np.transpose([_mean_and_half_width(record) for record in records])
-    (line,) = ax.plot(xs, means, ".-", label=str(label))
-    ax.fill_between(xs, means - errors, means + errors, color=line.get_color(), alpha=0.2)
+    ax.plot(xs, means, ".-", color=shade, label=str(label))
+    ax.fill_between(xs, means - errors, means + errors, color=shade, alpha=0.2)
   ax.set(xlabel=x, ylabel=quantity)
 
 
@@ -118,9 +119,14 @@ def prediction(ax, x, low, median, high, *, color: str, label: str):
   ax.plot(x, median, color=color, label=label)
 
 
-def _labels(results: Results, color: str, quantity: str, where: Mapping[str, Any]) -> list[Any]:
-  """The values that colors tell apart, or the one that `where` names."""
-  return [where[color]] if color in where else results.distinct(color, quantity=quantity, **where)
+def _colors(results: Results, color: str, quantity: str, where: Mapping[str, Any]) -> dict:
+  """The values that colors tell apart, or the one that `where` names -> color, by its place."""
+  import matplotlib
+
+  labels = [where[color]] if color in where else results.distinct(color, quantity=quantity, **where)
+  places = {label: i for i, label in enumerate(results.distinct(color))}
+  shades = matplotlib.colormaps["tab10" if len(places) <= 10 else "tab20"].colors
+  return {label: shades[places[label] % len(shades)] for label in labels}
 
 
 def _mean_and_half_width(record: Record) -> tuple[float, float]:

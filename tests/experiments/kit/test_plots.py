@@ -59,3 +59,13 @@ def test_histograms_have_a_label_each():
   _, axes = plots.panels(2)
   plots.histograms(axes[0], {"a": np.arange(10.0), "b": np.ones((2, 3))}, bins=4)
   assert len(axes) == 2 and axes[0].get_legend_handles_labels()[1] == ["a", "b"]
+
+
+def test_a_method_has_one_color_in_all_panels(results):
+  _, axes = plots.panels(3)
+  plots.curves(axes[0], results, "loss", x="step")
+  plots.curves(axes[1], results, "loss", x="step", method="b")
+  plots.intervals(axes[2], results, "accuracy", by="dataset", method="b")
+  (drawn,) = (line for line in axes[0].get_lines() if line.get_label() == "b")
+  assert axes[1].get_lines()[0].get_color() == drawn.get_color()
+  assert axes[2].containers[0][0].get_color() == drawn.get_color()
