@@ -12,7 +12,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import catalogue
 from experiments.kit import datasets, plots
@@ -26,13 +25,14 @@ from experiments.mixing_adaptation.open_set_tta.adapters import (
   NORM,
   SOURCE,
   TENT,
+  THRESHOLD,
   adapters,
 )
 from jaxlab import algorithms, augment, metrics, training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "open_set_tta"
-SEEDS = {"laptop": 8}
+SEEDS = {"laptop": 16}
 ERROR, KEPT = "closed-set error", "share kept"
 PRECISION = "share of right rows among kept"
 FIXED = "fixed threshold, same recall"
@@ -56,9 +56,7 @@ class Config:
   severity: int = 3  # Their severity.
   batch_size: int = 50  # Known rows of a batch, and as many unknown ones.
   rounds: int = 40  # Times that the corruptions come, drawn anew.
-  learning_rates: tuple[float, ...] = (1e-3, 3e-5)  # Of Adam; all methods run at each.
-  tent_rate: float = 3e-5  # TENT's own, with the lowest error in a pilot.
-  filter_rate: float = 1e-3  # That of the filter.
+  learning_rates: tuple[float, ...] = (1e-3, 3e-5)  # Of Adam; first the paper's, of most claims.
   diversity_weight: float = 0.5  # Weight of the marginal entropy.
   entropy_threshold: float = 0.4  # Of the fixed rule: the largest entropy over that of uniform.
 
@@ -74,7 +72,6 @@ PRESETS = {
     batch_size=10,
     rounds=2,
     learning_rates=(1e-3,),
-    tent_rate=1e-3,
   ),
   "laptop": Config(),
   "paper": Config(
@@ -88,7 +85,6 @@ PRESETS = {
     batch_size=200,
     rounds=50,
     learning_rates=(1e-3,),
-    tent_rate=1e-3,
   ),
 }
 
@@ -180,15 +176,22 @@ def round_scores(logits, kept, labels) -> dict[str, jax.Array]:
 # ------------------------------------------------------------------------------- claims and figure
 
 
+def best_rate(config: Config, method: str) -> float:
+  """The learning rate that was best in the pilot, among those that ran."""
+  tried = [
+    record
+    for record in catalogue.selection(PAPER).matching(quantity=ERROR, method=method)
+    if record.setting["learning_rate"] in config.learning_rates
+  ]
+  return min(tried, key=lambda record: record.values.mean()).setting["learning_rate"]
+
+
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, at the first learning rate if none is named; means over late rounds."""
   rate = {"learning_rate": config.learning_rates[0]}
 
   def error(method, **where):
     return results.select(ERROR, method=method, **where)
-
-  def kept(rows):
-    return results.select(KEPT, method=MAIN, rows=rows, **rate)
 
   norm, tent, ours = error(NORM), error(TENT, **rate), error(MAIN, **rate)
   works = precondition("norm adaptation errs on 20% or less", norm, at_most=0.2)
@@ -212,20 +215,17 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ),
     lower(
       "each at the rate that a pilot chose: the filter's closed-set error is below TENT's",
-      error(MAIN, learning_rate=config.filter_rate),
-      error(TENT, learning_rate=config.tent_rate),
+      *(error(method, learning_rate=best_rate(config, method)) for method in (MAIN, TENT)),
     ),
     lower(
       "the filter lowers the closed-set error of TENT with the marginal entropy",
       *(ours, error(DIVERSE, **rate)),
       margin=0.005,
     ),
-    compare(
-      "right rows are kept more often than wrong and unknown ones",
-      kept("right"),
-      np.maximum(kept("wrong"), kept("unknown")),
-      margin=0.1,
-      requires=(works,),
+    lower(
+      "the filter's closed-set error is lower than that of rows below a fixed entropy",
+      *(ours, error(THRESHOLD, **rate)),
+      margin=0.005,
     ),
     compare(
       "kept rows are right more often than those above a fixed confidence, at equal recall",
