@@ -182,7 +182,8 @@ def figure(results: Results):
     color, title = ("cutoff", "epoch curves") if task == "epochs" else ("task", "LCDB")
     plots.intervals(ax, records, quantity, by="method", color=color, task=task)
     ax.set_title(title)
-  panels[0].legend(title="epochs seen", fontsize=7, loc="center right")
+  panels[0].margins(y=0.3)
+  panels[0].legend(title="epochs seen", fontsize=7, loc="upper right", ncols=2)
   for method in results.distinct("method", task="stopping"):
     both = (results.matching(quantity=q, method=method) for q in ("steps", "regret"))
     stops.plot(*([r.values.mean() for r in rows] for rows in both), ".-", label=method)
