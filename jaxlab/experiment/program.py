@@ -10,6 +10,8 @@ and, where it wants them::
   PAPER       its name; the module's name otherwise
   PRESETS     {"smoke": Config(...), "laptop": Config(...), "paper": Config(...)}
   SEEDS       {"laptop": 8}: number of seeds by preset; 1 for smoke and 5 for others otherwise
+  validate    (config) -> None; a ValueError says which sizes are impossible, before anything is
+              written
   claims      (config, results) -> list of Claim, made by compare
   figure      (results) -> matplotlib Figure
   abstract    (config, mesh) -> (update, state, batch) as shapes, for --dry_run
@@ -42,6 +44,7 @@ from jaxlab.experiment import claims as claiming
 from jaxlab.experiment import flags as config_flags
 from jaxlab.experiment import records, report, workdir
 from jaxlab.experiment.arguments import (
+  FIRST_PILOT_SEED,
   FRAME_FLAGS,
   Arguments,
   default_preset,
@@ -58,8 +61,6 @@ from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.records import Results
 from jaxlab.training.loop import Interrupted, NonFiniteLossError
 from jaxlab.training.writers import TensorBoardWriter, Writer
-
-_FIRST_PILOT_SEED = 1000  # No measured run has that many seeds.
 
 
 class About(NamedTuple):
@@ -144,7 +145,7 @@ def _run(
   resumed = writes and workdir.begin(directory, asked, overwrite=arguments.overwrite)
   title = f"{about.title}, preset {arguments.preset}, {arguments.seeds} seeds"
   title += " of a pilot" if arguments.pilot else ""
-  first_seed = _FIRST_PILOT_SEED if arguments.pilot else 0
+  first_seed = FIRST_PILOT_SEED if arguments.pilot else 0
   if agreed((directory / "results.json").exists()):
     if writes:
       _show(module, title, directory)
@@ -158,6 +159,7 @@ def _run(
         first_seed=first_seed,
         writers=_writers(directory),
         mesh=mesh,
+        made_by=workdir.encode_json(asked),
       )
       results = module.run(arguments.config, context)
       _check_results(results, arguments.seeds)
@@ -176,6 +178,8 @@ def _run(
         "claims": [claiming.claim_to_stored(claim) for claim in claims],
         "records": records.to_stored(results),
       }
+      # One that was left here is not of these results.
+      (directory / "figure.png").unlink(missing_ok=True)
       workdir.save_json(directory / "results.json", stored)
       _show(module, title, directory)
       return 0

@@ -65,7 +65,10 @@ def test_help_opens_with_what_it_is_about(capsys):
     (["--stpes=3"], ["--stpes=3", "--steps"]),
     (["--steps=many"], ["--steps=many", "an integer"]),
     (["--steps=-1"], ["steps must not be negative, got -1"]),
-    (["--seeds=0"], ["--seeds=0", "at least 1"]),
+    (["--seeds=0"], ["--seeds=0", "from 1 to 1000"]),
+    (["--seeds=100000000000000000000"], ["from 1 to 1000"]),
+    (["--nonoisy=3"], ["nonoisy=3", "does not take an argument"]),
+    (["--features=7", "--steps=3"], ["features=7 does not go with 3 steps"]),
     (["--mesh=data"], ["--mesh=data", "data:-1,model:1"]),
     (["--mesh=data:2,data:2"], ["--mesh=data:2,data:2"]),
     (["--mesh=data:0"], ["--mesh=data:0"]),
@@ -160,13 +163,39 @@ def test_another_configuration_is_refused(finished, capsys):
   assert {path: path.read_bytes() for path in before} == before
 
 
-def test_overwrite_starts_anew(tmp_path):
+STRANGERS = (
+  "notes.txt",
+  "stages/notes.txt",
+  "stages/line/deep.txt",
+  "checkpoints/2 reasons.txt",
+  "checkpoints/line/seed0/notes.txt",
+  "tensorboard/theirs",
+)
+
+
+def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path):
   assert run(tmp_path, "--steps=2") == 0
-  (tmp_path / "notes.txt").write_text("mine")
+  (tmp_path / "checkpoints/line/seed0/3.orbax-checkpoint-tmp").mkdir()  # Of a killed run.
+  for name in STRANGERS:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
   assert run(tmp_path, "--overwrite") == 0
   assert stored(tmp_path)["config"]["steps"] == 4
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-  assert (tmp_path / "notes.txt").read_text() == "mine"
+  names = {path.name for path in (tmp_path / "checkpoints/line/seed0").iterdir()}
+  assert names == {"2", "4", "notes.txt"}
+  assert [(tmp_path / name).read_text() for name in STRANGERS] == ["mine"] * len(STRANGERS)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2"}', '{"slug": "other"}', "[1]"])
+def test_overwrite_needs_a_run_of_the_same_program(tmp_path, capsys, content):
+  (tmp_path / "config.json").write_text(content)
+  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+  (tmp_path / "results.json").write_text("theirs")
+  assert run(tmp_path, "--overwrite") == 2
+  assert "Choose another --workdir; nothing was changed" in capsys.readouterr().err
+  assert (tmp_path / "config.json").read_text() == content
+  assert (tmp_path / "results.json").exists() and (tmp_path / "checkpoints" / "1").exists()
 
 
 def test_one_seed_decides_nothing_and_wall_seconds_are_whole_runs_only(tmp_path, monkeypatch):
