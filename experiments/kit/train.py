@@ -20,11 +20,14 @@ class Trained(NamedTuple):
     params: the parameters.
     model_state: running statistics, or an empty dict.
     scores: what `evaluate` gave, stacked over evaluations; None without one.
+    bad_step: the first step whose loss was not finite, -1 if there was none. After one, parameters
+      and running statistics are NaN, so that nothing is measured with them.
   """
 
   params: chex.ArrayTree
   model_state: chex.ArrayTree
   scores: Any = None
+  bad_step: chex.Numeric = -1
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -126,22 +129,46 @@ def train(
   update = training.build_update(loss_fn, optimizer)
   batch = jax.tree.map(jnp.asarray, batch)
 
-  def step(state, inputs):
-    rows, now = inputs
+  def step(carry, inputs):
+    (state, bad_step), (rows, now) = carry, inputs
     seen = jax.tree.map(lambda array: array[rows], batch)
     if schedule is not None:
       seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
-    state, _ = update(state, seen)
-    return state, None
+    stepped, metrics = update(state, seen)
+    is_first = (bad_step < 0) & ~jnp.isfinite(metrics["loss"])
+    return (stepped, jnp.where(is_first, state.step, bad_step)), None
 
-  def phase(state, inputs):
-    state, _ = jax.lax.scan(step, state, inputs)
-    return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
+  def trained(state):
+    return Trained(state.params, state.model_state)
+
+  def phase(carry, inputs):
+    carry, _ = jax.lax.scan(step, carry, inputs)
+    return carry, None if evaluate is None else evaluate(trained(carry[0]))
 
   rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
-  state, scores = jax.lax.scan(phase, state, inputs)
-  return Trained(state.params, state.model_state, scores)
+  (state, bad_step), scores = jax.lax.scan(phase, (state, jnp.int32(-1)), inputs)
+  params, model_state = nan_unless(bad_step < 0, (state.params, state.model_state))
+  return Trained(params, model_state, scores, bad_step)
+
+
+def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:
+  """The floating leaves where the condition holds, NaN in their place where it does not."""
+
+  def leaf(x):
+    is_float = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.where(condition, x, jnp.nan) if is_float else x
+
+  return jax.tree.map(leaf, tree)
+
+
+def agrees(logits: chex.Array, labels: chex.Array) -> jax.Array:
+  """1 where the highest of the last axis is the label's, else 0; NaN where none is a number.
+
+  A plain argmax gives a class for NaN, so that a network that diverged would be right by chance.
+  """
+  right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+  return jnp.where(jnp.isfinite(jnp.max(logits, -1)), right, jnp.nan)
 
 
 def epoch_rows(key, num_rows: int, *, num_steps: int, batch_size: int) -> jax.Array:
@@ -163,6 +190,6 @@ def predict(module: nn.Module, variables, inputs: chex.Array, *, batch_size: int
 
 
 def accuracy(module: nn.Module, variables, split: Split) -> jax.Array:
-  """Share of right argmaxes, in evaluation mode."""
+  """Share of right argmaxes, in evaluation mode; NaN if the network gives no numbers."""
   logits = predict(module, variables, jnp.asarray(split.inputs)).logits
-  return jnp.mean(jnp.argmax(logits, -1) == split.labels)
+  return jnp.mean(agrees(logits, split.labels))
