@@ -45,12 +45,13 @@ FRAME_FLAGS = {
   ),
   "compilation_cache": (str, "Directory of compiled programs; empty: none."),
   "data_dir": (str, "Where data sets are prepared; default $JAXLAB_DATA_DIR or ~/.cache/jaxlab."),
+  "debug": (bool, "Show the traceback of whatever ends the program."),
   "help": (bool, "Show this and stop."),
 }
 
 
 # Where things stand and how fast they go; another value measures the same numbers.
-_PLACES = ("workdir", "overwrite", "compilation_cache", "data_dir", "host_devices")
+_PLACES = ("workdir", "overwrite", "compilation_cache", "data_dir", "host_devices", "debug")
 
 
 class Arguments(NamedTuple):

@@ -13,6 +13,7 @@ import chex
 import jax
 
 from jaxlab.experiment.processes import agreed
+from jaxlab.experiment.wall import Stopped
 from jaxlab.experiment.workdir import (
   DamagedFileError,
   load_tree,
@@ -23,6 +24,7 @@ from jaxlab.experiment.workdir import (
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.loop import FitResult, fit, resume
 from jaxlab.training.mesh import make_mesh
+from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import ConsoleWriter, Writer, read_jsonl
 
@@ -46,6 +48,7 @@ class Context:
     mesh: the devices; by default all of them, on the axis `data`.
     made_by: what a stored stage must have been made by to be gone on with, as JSON holds it: the
       configuration, a `jaxlab.training.fingerprint` of data. None asks for nothing.
+    signals: what notes a signal to stop; stages look at it at their ends. None looks at nothing.
   """
 
   workdir: pathlib.Path
@@ -55,6 +58,7 @@ class Context:
   writers: Sequence[Callable[[str], Writer]] = ()
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=lambda: make_mesh({"data": -1}))
   made_by: Any = None
+  signals: StopSignals | None = None
   _taken: set[tuple[str, str]] = dataclasses.field(default_factory=set, init=False, repr=False)
 
   @property
@@ -119,6 +123,7 @@ class Context:
       DamagedFileError: if rows of the stage that were logged are no longer there.
       NonFiniteLossError: if training breaks down.
       Interrupted: on SIGTERM or SIGINT, with everything saved.
+      Stopped: if the signal came before.
     """
     if not (hasattr(batches, "get_state") and hasattr(batches, "set_state")):
       raise TypeError(
@@ -127,6 +132,7 @@ class Context:
         "jaxlab.data.SeededBatches makes batches of a function and a position."
       )
     self._take("fit", name)
+    self._stop_if_asked()
     directory = self.workdir / "checkpoints" / name
     rows = _StageRows(self.workdir / "metrics.jsonl", name)
     writers = [rows, *(make(name) for make in self.writers)]
@@ -180,8 +186,10 @@ class Context:
       ValueError: if the name is taken or no name.
       MismatchError: if what is stored was made by something else.
       TypeError: if `fn` gives what cannot be stored; the message says where.
+      Stopped: after a signal, with the result stored.
     """
     self._take("cached", name)
+    self._stop_if_asked()
     path = self.workdir / "stages" / f"{name}.npz"
     if agreed(path.exists()):
       return load_tree(path, made_by=self.made_by)
@@ -191,8 +199,13 @@ class Context:
     if jax.process_index() == 0:
       write_atomic(path, lambda file: file.write(buffer.getbuffer()))
       print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    self._stop_if_asked()
     buffer.seek(0)
     return load_tree(buffer)
+
+  def _stop_if_asked(self) -> None:
+    if self.signals is not None and self.signals.requested(agree=True):
+      raise Stopped(self.signals.signum)
 
   def _take(self, kind: str, name: str) -> None:
     """Two stages of one name, or one inside the other, would read each other's files."""

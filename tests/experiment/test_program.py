@@ -3,6 +3,8 @@ import json
 import os
 import pathlib
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,16 +269,91 @@ def test_sigint_in_training_exits_130_and_the_command_goes_on(finished, tmp_path
   assert ours == whole
 
 
-def test_sigterm_outside_of_training_exits_143(tmp_path, capsys, monkeypatch):
+def test_sigterm_outside_of_training_lets_the_stage_end_and_exits_143(
+  tmp_path, capsys, monkeypatch
+):
+  done = []
+
   def stop(config, context):
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1)
+    def stage():
+      signal.raise_signal(signal.SIGTERM)
+      done.append("the rest of the stage")
+      return 1
+
+    context.cached("first", stage)
+    context.cached("second", pytest.fail)
 
   monkeypatch.setattr(tiny, "run", stop)
   handler = signal.getsignal(signal.SIGTERM)
   assert run(tmp_path) == 143
-  assert "stopped by SIGTERM; to go on:" in capsys.readouterr().err
+  errors = capsys.readouterr().err
+  assert (
+    "SIGTERM: stopping where nothing is lost" in errors
+    and "stopped by SIGTERM; to go on:" in errors
+  )
+  assert done and (tmp_path / "stages/first.npz").exists()
   assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_second_signal_stops_at_once(tmp_path, capsys, monkeypatch):
+  def stop(config, context):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    pytest.fail("went on")
+
+  monkeypatch.setattr(tiny, "run", stop)
+  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert run(tmp_path) == 130
+  finally:
+    signal.signal(signal.SIGINT, inherited)
+  assert "stopped by SIGINT; to go on:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, status", [("results.json", 1), ("extras.npz", 1), ("config.json", 1)]
+)
+def test_damaged_files_are_named(finished, tmp_path, capsys, name, status):
+  directory = shutil.copytree(finished, tmp_path / "run")
+  for content in (b"", (directory / name).read_bytes()[:-40]):
+    (directory / name).write_bytes(content)
+    capsys.readouterr()
+    assert run(directory, "--seeds=3") == status
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {directory / name} is damaged") and errors.count("\n") == 1
+
+
+# The storage library leaves an unfinished coroutine behind where a file is damaged.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:skipping")
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "checkpoints"])
+def test_what_is_lost_is_named(finished, tmp_path, capsys, lost):
+  directory = shutil.copytree(finished, tmp_path / "run")
+  (directory / "results.json").unlink()
+  (directory / "metrics.jsonl").unlink()
+  if lost == "checkpoints":
+    for path in (directory / "checkpoints/line/seed0").rglob("*"):
+      if path.is_file():
+        path.write_bytes(b"")
+  assert run(directory, "--seeds=3") == 1
+  errors = capsys.readouterr().err
+  assert (
+    errors.startswith("error: ") and errors.count("\n") == 1 and f"{directory / lost}" in errors
+  )
+
+
+@pytest.mark.parametrize("limit", [100, 5000])
+def test_a_full_disk_is_named(tmp_path, capsys, monkeypatch, limit):
+  monkeypatch.setattr(program, "_writers", lambda directory: ())
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    assert run(tmp_path / "run") == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  errors = capsys.readouterr().err
+  assert errors.startswith("error: ") and errors.count("\n") == 1
+  assert "File too large" in errors or "cannot write" in errors
+  assert run(tmp_path / "run") == 0
 
 
 def test_without_tensorboard_a_note(tmp_path, capsys, monkeypatch):

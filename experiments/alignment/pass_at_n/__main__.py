@@ -68,7 +68,9 @@ class Config:
 
   def __post_init__(self):
     if not {1, self.headline_samples} <= set(self.samples):
-      raise ValueError(f"samples must hold 1 and {self.headline_samples}, got {self.samples}.")
+      raise ValueError(
+        f"samples must hold 1 and {self.headline_samples} (headline_samples), got {self.samples}."
+      )
 
 
 PRESETS = {
