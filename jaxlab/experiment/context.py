@@ -143,7 +143,7 @@ class Context:
         raise ValueError(f"stage {name!r} is at step {step} already, past num_steps={num_steps}.")
       before = [row for row in rows.read() if row["step"] <= step]
       if step == num_steps:
-        if not before or before[-1]["step"] != step:
+        if step and (not before or before[-1]["step"] != step):
           raise DamagedFileError(f"{rows.path} lacks rows of stage {name!r}, which is finished.")
         return FitResult(state, before)
       if jax.process_index() == 0:

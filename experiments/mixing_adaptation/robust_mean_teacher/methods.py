@@ -150,7 +150,7 @@ def chosen_settings(dataset: str, pilot: Results) -> dict[str, dict[str, float]]
         {name: value for name, value in record.setting.items() if name != "stream"}
         for record in sorted(
           pilot.matching(quantity=ERROR, method=method, stream="continual"),
-          key=lambda record: record.values.mean(),
+          key=lambda record: np.nan_to_num(record.values.mean(), nan=np.inf),
         )
       ]
       chosen[method] = tried[0]
