@@ -18,6 +18,7 @@ from jaxlab.experiment.workdir import (
   DamagedFileError,
   load_tree,
   names_damage,
+  names_file,
   save_tree,
   write_atomic,
 )
@@ -231,7 +232,7 @@ class _StageRows:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row and hands it to the operating system, so that a kill does not lose it."""
-    with open(self.path, "a", encoding="utf-8") as file:
+    with names_file(self.path), open(self.path, "a", encoding="utf-8") as file:
       file.write(_line({"stage": self._stage, "step": step, **metrics}))
 
   def truncate(self, step: int) -> None:

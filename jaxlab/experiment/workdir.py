@@ -170,7 +170,7 @@ def write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = _partial(path)
   try:
-    with open(temporary, "wb") as file:
+    with names_file(path), open(temporary, "wb") as file:
       write(file)
       file.flush()
       os.fsync(file.fileno())
@@ -178,6 +178,24 @@ def write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
   except BaseException:  # On a full disk what was written of it would stay in the way.
     temporary.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def names_file(path: pathlib.Path) -> Iterator[None]:
+  """Adds the file to an OSError that names none, as one of a full disk does.
+
+  Args:
+    path: the file.
+
+  Raises:
+    OSError: as it was raised, naming the file.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:
