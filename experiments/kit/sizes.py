@@ -39,7 +39,7 @@ def check_sizes(
         check_at_most(_MOST, **{name: item})
 
 
-def check_at_most(limit: int, **counts: int) -> None:
+def check_at_most(limit: int, /, **counts: int) -> None:
   """Raises if a count exceeds what there is; name batches and the rows they are drawn from.
 
   Args:
@@ -54,7 +54,7 @@ def check_at_most(limit: int, **counts: int) -> None:
       raise ValueError(f"{name} must be at most {limit}, got {count}.")
 
 
-def check_divides(part: int, **wholes: int) -> None:
+def check_divides(part: int, /, **wholes: int) -> None:
   """Raises unless a number of steps, rows or channels consists of whole parts.
 
   Args:
@@ -69,7 +69,7 @@ def check_divides(part: int, **wholes: int) -> None:
       raise ValueError(f"{name} must be a multiple of {part}, got {whole}.")
 
 
-def check_known(known: Sequence[str], **chosen: Sequence[str]) -> None:
+def check_known(known: Sequence[str], /, **chosen: Sequence[str]) -> None:
   """Raises if a name is none of those that there are.
 
   Args:
