@@ -20,14 +20,11 @@ class Trained(NamedTuple):
     params: the parameters.
     model_state: running statistics, or an empty dict.
     scores: what `evaluate` gave, stacked over evaluations; None without one.
-    bad_step: the first step whose loss was not finite, -1 if there was none. After one, parameters
-      and running statistics are NaN, so that nothing is measured with them.
   """
 
   params: chex.ArrayTree
   model_state: chex.ArrayTree
   scores: Any = None
-  bad_step: chex.Numeric = -1
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -113,7 +110,9 @@ def train(
     eval_every: steps between evaluations.
 
   Returns:
-    A `Trained`.
+    A `Trained`. After a loss that is not finite the parameters are NaN, and so is what `accuracy`
+    and `agrees` measure of them. (To read the loss in the loop would change what XLA fuses, and
+    with it the last bits of all results.)
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
   num_rows = jax.tree.leaves(batch)[0].shape[0]
@@ -129,27 +128,22 @@ def train(
   update = training.build_update(loss_fn, optimizer)
   batch = jax.tree.map(jnp.asarray, batch)
 
-  def step(carry, inputs):
-    (state, bad_step), (rows, now) = carry, inputs
+  def step(state, inputs):
+    rows, now = inputs
     seen = jax.tree.map(lambda array: array[rows], batch)
     if schedule is not None:
       seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
-    stepped, metrics = update(state, seen)
-    is_first = (bad_step < 0) & ~jnp.isfinite(metrics["loss"])
-    return (stepped, jnp.where(is_first, state.step, bad_step)), None
+    state, _ = update(state, seen)
+    return state, None
 
-  def trained(state):
-    return Trained(state.params, state.model_state)
-
-  def phase(carry, inputs):
-    carry, _ = jax.lax.scan(step, carry, inputs)
-    return carry, None if evaluate is None else evaluate(trained(carry[0]))
+  def phase(state, inputs):
+    state, _ = jax.lax.scan(step, state, inputs)
+    return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
 
   rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
-  (state, bad_step), scores = jax.lax.scan(phase, (state, jnp.int32(-1)), inputs)
-  params, model_state = nan_unless(bad_step < 0, (state.params, state.model_state))
-  return Trained(params, model_state, scores, bad_step)
+  state, scores = jax.lax.scan(phase, state, inputs)
+  return Trained(state.params, state.model_state, scores)
 
 
 def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:

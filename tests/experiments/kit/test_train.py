@@ -82,23 +82,11 @@ def test_learns_and_is_evaluated_on_the_way(split):
   assert scores[-1] == jax.jit(evaluate)(trained)
 
 
-def test_a_training_that_diverges_says_at_which_step_and_measures_nothing(split):
-  """Also where the parameters stay finite, as here."""
-  spike = kit.classification_loss(
-    _MODULE, lambda apply, key, batch: 0 * apply(batch[0].inputs).logits[:, 0] + batch[1]
-  )
-
-  @jax.jit
-  def run(schedule):
-    own = jax.random.key(0), _MODULE, spike, optax.sgd(0.1), split
-    trained = kit.train(*own, num_steps=4, batch_size=10, schedule=schedule)
-    return trained, kit.accuracy(_MODULE, trained.variables, split)
-
-  for schedule, step in (((0, 0, np.inf, np.inf), 2), ((np.nan, 0, 0, 0), 0), ((0, 1, 2, 3), -1)):
-    trained, accuracy = jax.device_get(run(np.float32(schedule)))
-    assert trained.bad_step == step and np.isnan(accuracy) == (step >= 0)
-    for leaf in jax.tree.leaves(trained.variables):
-      assert np.isnan(leaf).all() == (step >= 0)
+def test_a_training_that_diverges_measures_nothing(split):
+  trained = jax.jit(lambda rate: _train(split, kit.sgd_cosine(rate, 6, weight_decay=0.1)))
+  measure = jax.jit(lambda trained: kit.accuracy(_MODULE, trained.variables, split))
+  assert 0 <= measure(trained(0.3)) <= 1
+  assert np.isnan(measure(trained(1e30)))
 
 
 def test_no_number_agrees_with_no_label():
