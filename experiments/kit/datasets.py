@@ -50,7 +50,7 @@ class Dataset(NamedTuple):
   name: str
   shape: tuple[int, ...]
   num_classes: int
-  num_rows: tuple[int, ...]
+  num_rows: tuple[int, ...] = ()
 
   @property
   def is_image(self) -> bool:

@@ -108,13 +108,15 @@ def corrupted(config: Config, test: Split, key) -> list[Split]:
 
 def network(config: Config, name: str):
   """A base model."""
-  _, shape, num_classes = datasets.describe(config.dataset)
+  dataset = datasets.describe(config.dataset)
   if name == "MLP":
-    return models.MLP(num_classes, config.dense_widths)
-  if len(shape) == 2:
-    return models.ConvNet(num_classes, config.conv_widths)
+    return models.MLP(dataset.num_classes, config.dense_widths)
+  if not dataset.is_image:
+    return models.ConvNet(dataset.num_classes, config.conv_widths)
   strides = (1,) + (2,) * (len(config.conv_widths) - 1)
-  return models.ConvNet(num_classes, config.conv_widths, kernel_size=(3, 3), strides=strides)
+  return models.ConvNet(
+    dataset.num_classes, config.conv_widths, kernel_size=(3, 3), strides=strides
+  )
 
 
 def validate(config: Config) -> None:
