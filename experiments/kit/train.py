@@ -110,9 +110,9 @@ def train(
     eval_every: steps between evaluations.
 
   Returns:
-    A `Trained`. After a loss that is not finite the parameters are NaN, and so is what `accuracy`
-    and `agrees` measure of them. (To read the loss in the loop would change what XLA fuses, and
-    with it the last bits of all results.)
+    A `Trained`. The gradient of a loss that is not finite turns its parameters to NaN, and so is
+    what `accuracy` and `agrees` measure of them. (To read the loss in the loop would change what
+    XLA fuses, and with it the last bits of all results.)
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
   num_rows = jax.tree.leaves(batch)[0].shape[0]
