@@ -13,6 +13,7 @@ import rich.table
 from experiments import catalogue
 from jaxlab.experiment import report
 from jaxlab.experiment.records import from_stored
+from jaxlab.experiment.wall import guard
 
 
 def main(argv: Sequence[str] | None = None, *, root: pathlib.Path = catalogue.ROOT) -> int:
@@ -84,4 +85,4 @@ def _show(paper: catalogue.Paper, directory: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(guard(main))

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from jaxlab import experiment
 from jaxlab.experiment.arguments import default_seeds
 from jaxlab.experiment.records import from_stored
+from jaxlab.experiment.wall import guard
 from jaxlab.experiment.workdir import (
   encode_json,
   first_difference,
@@ -275,4 +276,4 @@ def main(argv: Sequence[str] | None = None, *, root: pathlib.Path = ROOT) -> int
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(guard(main))

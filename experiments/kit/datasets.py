@@ -18,12 +18,13 @@ class Split(NamedTuple):
   labels: chex.Array
 
 
-# What dry runs need of sets that are not on disk: the shape of an image, and the classes.
+# What dry runs and checks need of sets that are not on disk: the shape of an image, the classes,
+# and the rows of the training and of the test part.
 _TFDS_IMAGES = {
-  "cifar10": ((32, 32, 3), 10),
-  "cifar100": ((32, 32, 3), 100),
-  "fashion_mnist": ((28, 28, 1), 10),
-  "svhn_cropped": ((32, 32, 3), 10),
+  "cifar10": ((32, 32, 3), 10, (50_000, 10_000)),
+  "cifar100": ((32, 32, 3), 100, (50_000, 10_000)),
+  "fashion_mnist": ((28, 28, 1), 10, (60_000, 10_000)),
+  "svhn_cropped": ((32, 32, 3), 10, (73_257, 26_032)),
 }
 
 # The fifteen corruptions of CIFAR-10-C, as tfds names them: `cifar10_corrupted/<kind>_<severity>`.
@@ -43,16 +44,32 @@ class Dataset(NamedTuple):
       of tfds.
     shape: of one input: `(length, 1)` of signals, `(height, width, channels)` of images.
     num_classes: number of classes.
+    num_rows: rows of each part that splits are drawn from; () if they are made on demand.
   """
 
   name: str
   shape: tuple[int, ...]
   num_classes: int
+  num_rows: tuple[int, ...] = ()
 
   @property
   def is_image(self) -> bool:
     """Whether inputs are images; signals otherwise."""
     return len(self.shape) == 3
+
+  def check_splits(self, *sizes: int) -> None:
+    """Raises if there are not so many rows; reads no data.
+
+    Args:
+      *sizes: as of `splits`.
+
+    Raises:
+      ValueError: naming the set, the sizes and the rows that there are.
+    """
+    parts = (sizes[:-1], sizes[-1:]) if len(self.num_rows) > 1 else (sizes,)
+    for wanted, rows in zip(parts, self.num_rows):
+      if sum(wanted) > rows:
+        raise ValueError(f"sizes {wanted} exceed the {rows} rows of {self.name}.")
 
   def splits(self, *sizes: int, seed: int = 0, **generator) -> tuple[Split, ...]:
     """Draws disjoint splits, standardized by what the first one holds.
@@ -107,7 +124,7 @@ def describe(name: str) -> Dataset:
   Raises:
     ValueError: if there is no description of that name.
   """
-  known = {"mnist1d": ((40, 1), 10), "digits": ((8, 8, 1), 10), **_TFDS_IMAGES}
+  known = {"mnist1d": ((40, 1), 10, ()), "digits": ((8, 8, 1), 10, (1797,)), **_TFDS_IMAGES}
   if name not in known:
     raise ValueError(f"no data set {name!r}: there is {', '.join(known)}.")
   return Dataset(name, *known[name])

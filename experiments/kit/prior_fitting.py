@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments.kit import sizes
 from jaxlab import algorithms, data, samplers, training
 from jaxlab.experiment import Context, Results
 
@@ -134,6 +135,19 @@ class PriorTrainer:
     state = jax.eval_shape(single.init, jax.random.key(0))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(single.batches(0)))
     return single.update, state, batch
+
+
+# What is seen of a data set in an evaluation, and what there is of it.
+_CONTEXTS = {"context_sizes": "num_points", "max_context": "num_points", "cutoffs": "length"}
+
+
+def validate(config) -> None:
+  """Raises ValueError where sizes of a paper that fits networks to priors are impossible."""
+  sizes.check_sizes(config, zero=("context_sizes",), shares=("warmup_fraction", "dropout"))
+  sizes.check_divides(getattr(config, "accumulate", 1), batch_size=config.batch_size)
+  for name, whole in _CONTEXTS.items():
+    if (seen := getattr(config, name, None)) is not None:
+      sizes.check_at_most(getattr(config, whole), **{name: np.max(seen)})
 
 
 class Fitted(NamedTuple):

@@ -110,7 +110,9 @@ def train(
     eval_every: steps between evaluations.
 
   Returns:
-    A `Trained`.
+    A `Trained`. The gradient of a loss that is not finite turns its parameters to NaN, and so is
+    what `accuracy` and `agrees` measure of them. (To read the loss in the loop would change what
+    XLA fuses, and with it the last bits of all results.)
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
   num_rows = jax.tree.leaves(batch)[0].shape[0]
@@ -144,6 +146,25 @@ def train(
   return Trained(state.params, state.model_state, scores)
 
 
+def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:
+  """The floating leaves where the condition holds, NaN in their place where it does not."""
+
+  def leaf(x):
+    is_float = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.where(condition, x, jnp.nan) if is_float else x
+
+  return jax.tree.map(leaf, tree)
+
+
+def agrees(logits: chex.Array, labels: chex.Array) -> jax.Array:
+  """1 where the highest of the last axis is the label's, else 0; NaN where none is a number.
+
+  A plain argmax gives a class for NaN, so that a network that diverged would be right by chance.
+  """
+  right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+  return jnp.where(jnp.isfinite(jnp.max(logits, -1)), right, jnp.nan)
+
+
 def epoch_rows(key, num_rows: int, *, num_steps: int, batch_size: int) -> jax.Array:
   """Row numbers `[num_steps, batch_size]`: shuffled epochs, incomplete batches dropped."""
   per_epoch = num_rows // batch_size
@@ -163,6 +184,6 @@ def predict(module: nn.Module, variables, inputs: chex.Array, *, batch_size: int
 
 
 def accuracy(module: nn.Module, variables, split: Split) -> jax.Array:
-  """Share of right argmaxes, in evaluation mode."""
+  """Share of right argmaxes, in evaluation mode; NaN if the network gives no numbers."""
   logits = predict(module, variables, jnp.asarray(split.inputs)).logits
-  return jnp.mean(jnp.argmax(logits, -1) == split.labels)
+  return jnp.mean(agrees(logits, split.labels))

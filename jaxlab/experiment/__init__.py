@@ -13,8 +13,9 @@ from jaxlab.experiment.claims import (
 from jaxlab.experiment.context import Context
 from jaxlab.experiment.dry_run import Cost, count_flops, step_cost
 from jaxlab.experiment.flags import UsageError
-from jaxlab.experiment.program import About, Stopped, execute, main, stop_signals
+from jaxlab.experiment.program import About, execute, main
 from jaxlab.experiment.records import Quantity, Record, Results, quantity
+from jaxlab.experiment.wall import Stopped, stop_signals
 
 __all__ = [
   "About",

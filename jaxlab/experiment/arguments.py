@@ -20,6 +20,8 @@ from jaxlab.training.mesh import initialize_multihost, make_mesh
 
 _DEFAULT_MESH = "data:-1,model:1"
 _DEFAULT_SEEDS = 5
+FIRST_PILOT_SEED = 1000  # No measured run has so many seeds that it meets this one.
+_MOST_DEVICES = 1024
 _LONGEST_NAME = 120
 _FEWEST_THREADS = 16
 # A program that is not run need not be fast; its memory figures stay the same.
@@ -43,12 +45,13 @@ FRAME_FLAGS = {
   ),
   "compilation_cache": (str, "Directory of compiled programs; empty: none."),
   "data_dir": (str, "Where data sets are prepared; default $JAXLAB_DATA_DIR or ~/.cache/jaxlab."),
+  "debug": (bool, "Show the traceback of whatever ends the program."),
   "help": (bool, "Show this and stop."),
 }
 
 
 # Where things stand and how fast they go; another value measures the same numbers.
-_PLACES = ("workdir", "overwrite", "compilation_cache", "data_dir", "host_devices")
+_PLACES = ("workdir", "overwrite", "compilation_cache", "data_dir", "host_devices", "debug")
 
 
 class Arguments(NamedTuple):
@@ -147,11 +150,14 @@ def read_arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[
   """
   given = {name: values[name].value for name in FRAME_FLAGS}
   preset = given["preset"] or default_preset(module)
-  for name in ("seeds", "host_devices"):
-    if given[name] is not None and given[name] < 1:
-      raise UsageError(f"--{name}={given[name]} is not allowed: an integer of at least 1.")
+  for name, most in (("seeds", FIRST_PILOT_SEED), ("host_devices", _MOST_DEVICES)):
+    if given[name] is not None and not 1 <= given[name] <= most:
+      raise UsageError(f"--{name}={given[name]} is not allowed: an integer from 1 to {most}.")
   base = presets_of(module)[preset]
   config = config_flags.config_from_flags(values, base)
+  if hasattr(module, "validate"):
+    with config_flags.refused_values():
+      module.validate(config)
   usual_seeds = default_seeds(module, preset)
   seeds = given["seeds"] or usual_seeds
   changed = _changes(base, config) | ({} if seeds == usual_seeds else {"seeds": seeds})

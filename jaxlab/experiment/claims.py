@@ -34,10 +34,10 @@ class Precondition(NamedTuple):
 
   @property
   def met(self) -> bool:
-    """Whether the condition holds; NaN meets nothing."""
+    """Whether the condition holds; what is not finite meets nothing."""
     above = self.at_least is None or self.measured >= self.at_least
     below = self.at_most is None or self.measured <= self.at_most
-    return above and below
+    return above and below and math.isfinite(self.measured)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Claim:
   seeds: int
   paper: float | str | None = None
   requires: tuple[Precondition, ...] = ()
+
+  @property
+  def is_finite(self) -> bool:
+    """Whether both sides are numbers in every seed: no method in it diverged."""
+    return math.isfinite(self.difference)
 
 
 def precondition(

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import re
 import time
@@ -12,13 +11,21 @@ from typing import Any
 
 import chex
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from jaxlab.experiment.workdir import load_tree, save_tree, write_atomic
+from jaxlab.experiment.processes import agreed
+from jaxlab.experiment.wall import Stopped
+from jaxlab.experiment.workdir import (
+  DamagedFileError,
+  load_tree,
+  names_damage,
+  names_file,
+  save_tree,
+  write_atomic,
+)
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.loop import FitResult, fit, resume
 from jaxlab.training.mesh import make_mesh
+from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import ConsoleWriter, Writer, read_jsonl
 
@@ -40,6 +47,9 @@ class Context:
     first_seed: number of the first of them; a pilot has others than a measured run.
     writers: each makes a metric writer for the training stage of a name.
     mesh: the devices; by default all of them, on the axis `data`.
+    made_by: what a stored stage must have been made by to be gone on with, as JSON holds it: the
+      configuration, a `jaxlab.training.fingerprint` of data. None asks for nothing.
+    signals: what notes a signal to stop; stages look at it at their ends. None looks at nothing.
   """
 
   workdir: pathlib.Path
@@ -48,6 +58,8 @@ class Context:
   first_seed: int = 0
   writers: Sequence[Callable[[str], Writer]] = ()
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=lambda: make_mesh({"data": -1}))
+  made_by: Any = None
+  signals: StopSignals | None = None
   _taken: set[tuple[str, str]] = dataclasses.field(default_factory=set, init=False, repr=False)
 
   @property
@@ -91,8 +103,8 @@ class Context:
       name: the stage, for example f"teacher/seed{seed}"; words between slashes, once a run.
       state: the state to begin with if there is no checkpoint.
       update: as for `fit`.
-      batches: as for `fit`; an iterator with `get_state` and `set_state` goes on at its next batch,
-        any other one starts anew after a kill and so must not care.
+      batches: an iterator with `get_state` and `set_state`, by which a killed run goes on at its
+        next batch: `jaxlab.data.SeededBatches` of a function, `jaxlab.data.batch_iterator`.
       num_steps: total number of updates.
       steps_per_call: as for `fit`.
       log_every: as for `fit`.
@@ -106,20 +118,34 @@ class Context:
       The final state, and every logged row from the first step on, whichever process logged it.
 
     Raises:
-      ValueError: if the name is taken or no name, or its checkpoint belongs to another state.
+      TypeError: if `batches` has no state: after a kill it would begin at its first batch again.
+      ValueError: if the name is taken or no name.
+      MismatchError: if its checkpoint belongs to another state or was made by something else.
+      DamagedFileError: if rows of the stage that were logged are no longer there.
       NonFiniteLossError: if training breaks down.
       Interrupted: on SIGTERM or SIGINT, with everything saved.
+      Stopped: if the signal came before.
     """
+    if not (hasattr(batches, "get_state") and hasattr(batches, "set_state")):
+      raise TypeError(
+        f"batches of stage {name!r} must have get_state and set_state, which "
+        f"{type(batches).__name__} lacks: after a kill it would begin at its first batch again. "
+        "jaxlab.data.SeededBatches makes batches of a function and a position."
+      )
     self._take("fit", name)
+    self._stop_if_asked()
+    directory = self.workdir / "checkpoints" / name
     rows = _StageRows(self.workdir / "metrics.jsonl", name)
     writers = [rows, *(make(name) for make in self.writers)]
-    with Checkpointer(self.workdir / "checkpoints" / name) as checkpointer:
+    with Checkpointer(directory, config=self.made_by) as checkpointer:
       state = resume(checkpointer, state, batches, writers=writers)
       step = int(state.step)
       if step > num_steps:
         raise ValueError(f"stage {name!r} is at step {step} already, past num_steps={num_steps}.")
       before = [row for row in rows.read() if row["step"] <= step]
       if step == num_steps:
+        if step and (not before or before[-1]["step"] != step):
+          raise DamagedFileError(f"{rows.path} lacks rows of stage {name!r}, which is finished.")
         return FitResult(state, before)
       if jax.process_index() == 0:
         print(f"{name}: {num_steps} steps" + (f", from step {step} on" if step else ""), flush=True)
@@ -159,20 +185,28 @@ class Context:
 
     Raises:
       ValueError: if the name is taken or no name.
+      MismatchError: if what is stored was made by something else.
       TypeError: if `fn` gives what cannot be stored; the message says where.
+      Stopped: after a signal, with the result stored.
     """
     self._take("cached", name)
+    self._stop_if_asked()
     path = self.workdir / "stages" / f"{name}.npz"
     if agreed(path.exists()):
-      return load_tree(path)
+      return load_tree(path, made_by=self.made_by)
     started = time.monotonic()
     buffer = io.BytesIO()
-    save_tree(buffer, fn(*args, **kwargs))
+    save_tree(buffer, fn(*args, **kwargs), made_by=self.made_by)
     if jax.process_index() == 0:
       write_atomic(path, lambda file: file.write(buffer.getbuffer()))
       print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    self._stop_if_asked()
     buffer.seek(0)
     return load_tree(buffer)
+
+  def _stop_if_asked(self) -> None:
+    if self.signals is not None and self.signals.requested(agree=True):
+      raise Stopped(self.signals.signum)
 
   def _take(self, kind: str, name: str) -> None:
     """Two stages of one name, or one inside the other, would read each other's files."""
@@ -185,18 +219,11 @@ class Context:
     self._taken.add((kind, name))
 
 
-def agreed(value: bool) -> bool:
-  """What process 0 says, in every process: files may show up at different times on each host."""
-  if jax.process_count() == 1:
-    return value
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
 class _StageRows:
   """The rows of one stage in the run's `metrics.jsonl`."""
 
   def __init__(self, path: pathlib.Path, stage: str):
-    self._path, self._stage = path, stage
+    self.path, self._stage = path, stage
 
   def read(self) -> list[dict[str, Any]]:
     """The stage's rows, as `fit` logged them."""
@@ -205,20 +232,26 @@ class _StageRows:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row and hands it to the operating system, so that a kill does not lose it."""
-    with open(self._path, "a", encoding="utf-8") as file:
+    with names_file(self.path), open(self.path, "a", encoding="utf-8") as file:
       file.write(_line({"stage": self._stage, "step": step, **metrics}))
 
   def truncate(self, step: int) -> None:
     """Drops this stage's rows past `step`, and a line that a kill left half-written."""
     rows = [row for row in self._all() if row["stage"] != self._stage or row["step"] <= step]
     text = "".join(map(_line, rows)).encode()
-    write_atomic(self._path, lambda file: file.write(text))
+    write_atomic(self.path, lambda file: file.write(text))
 
   def close(self) -> None:
     """Nothing stays open."""
 
   def _all(self) -> list[dict[str, Any]]:
-    return read_jsonl(self._path) if os.path.exists(self._path) else []
+    if not self.path.exists():
+      return []
+    with names_damage(self.path):
+      rows = read_jsonl(self.path)
+      if not all({"stage", "step"} <= row.keys() for row in rows):
+        raise ValueError("a row has no stage or no step")
+      return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:

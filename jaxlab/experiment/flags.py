@@ -12,6 +12,7 @@ ml_collections names flags --config.x, shows no comment and checks no `Literal`.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -21,7 +22,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -90,7 +91,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     near = difflib.get_close_matches(error.flagname, list(values), n=3)
     hint = f"there is --{', --'.join(near)}" if near else "--help lists those that there are"
     raise UsageError(f"{error.flagvalue} is no flag of this program; {hint}.") from error
-  except flags.Error as error:
+  except (flags.Error, ValueError) as error:  # A ValueError is of --noNAME=VALUE.
     raise UsageError(str(error)) from error
   if rest:
     raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value.")
@@ -111,8 +112,15 @@ def config_from_flags(values: flags.FlagValues, preset: Any) -> Any:
   """
   names = [field.name for field in dataclasses.fields(preset)]
   given = {name: values[name].value for name in names if values[name].present}
-  try:
+  with refused_values():
     return dataclasses.replace(preset, **given)
+
+
+@contextlib.contextmanager
+def refused_values() -> Iterator[None]:
+  """Turns the ValueError of a configuration that is refused into a `UsageError`."""
+  try:
+    yield
   except ValueError as error:
     raise UsageError(f"the flags do not fit together: {error}") from error
 

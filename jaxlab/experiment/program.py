@@ -10,6 +10,8 @@ and, where it wants them::
   PAPER       its name; the module's name otherwise
   PRESETS     {"smoke": Config(...), "laptop": Config(...), "paper": Config(...)}
   SEEDS       {"laptop": 8}: number of seeds by preset; 1 for smoke and 5 for others otherwise
+  validate    (config) -> None; a ValueError says which sizes are impossible, before anything is
+              written
   claims      (config, results) -> list of Claim, made by compare
   figure      (results) -> matplotlib Figure
   abstract    (config, mesh) -> (update, state, batch) as shapes, for --dry_run
@@ -23,15 +25,14 @@ Exit status: 0 complete, 1 failed, 2 the command line cannot be obeyed (and noth
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
-import signal
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from jaxlab.experiment import claims as claiming
 from jaxlab.experiment import flags as config_flags
 from jaxlab.experiment import records, report, workdir
 from jaxlab.experiment.arguments import (
+  FIRST_PILOT_SEED,
   FRAME_FLAGS,
   Arguments,
   default_preset,
@@ -52,14 +54,13 @@ from jaxlab.experiment.arguments import (
   slug_of,
   start_jax,
 )
-from jaxlab.experiment.context import Context, agreed
+from jaxlab.experiment.context import Context
 from jaxlab.experiment.dry_run import print_cost, step_cost
-from jaxlab.experiment.flags import UsageError
+from jaxlab.experiment.processes import agreed, check_agreement, on_process_0
 from jaxlab.experiment.records import Results
-from jaxlab.training.loop import Interrupted, NonFiniteLossError
+from jaxlab.experiment.wall import guard
+from jaxlab.training.signals import StopSignals
 from jaxlab.training.writers import TensorBoardWriter, Writer
-
-_FIRST_PILOT_SEED = 1000  # No measured run has that many seeds.
 
 
 class About(NamedTuple):
@@ -109,7 +110,9 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     The exit status.
   """
   about = about or _about(module)
-  try:
+  debug = "--debug" in argv
+
+  def run() -> int:
     values = define_flags(module)
     config_flags.parse(values, argv)
     if values["help"].value:
@@ -121,100 +124,78 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     if arguments.dry_run:
       print_cost(step_cost(module, arguments.config, mesh))
       return 0
-    writes = jax.process_index() == 0
-    with workdir.lock(arguments.workdir) if writes else contextlib.nullcontext():
-      return _run(module, about, arguments, mesh, writes)
-  except UsageError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    asked = {
+      "slug": slug_of(module),
+      "preset": arguments.preset,
+      "seeds": arguments.seeds,
+      "pilot": arguments.pilot,
+      "config": dataclasses.asdict(arguments.config),
+    }
+    of_all = {"versions": _versions(), "mesh": arguments.mesh, "command": arguments.command}
+    check_agreement(asked | of_all)
+    with contextlib.ExitStack() as held:
+      on_process_0(lambda: held.enter_context(workdir.lock(arguments.workdir)))
+      return guard(
+        functools.partial(_run, module, about, arguments, mesh, asked),
+        debug=debug,
+        resume=f"to go on:\n  {arguments.resume}",
+        advice="nothing was measured.",
+      )
+
+  return guard(run, debug=debug)
 
 
 def _run(
-  module: ModuleType, about: About, arguments: Arguments, mesh: jax.sharding.Mesh, writes: bool
+  module: ModuleType,
+  about: About,
+  arguments: Arguments,
+  mesh: jax.sharding.Mesh,
+  asked: dict[str, Any],
 ) -> int:
-  """Starts, continues or shows the run of a workdir that this process holds."""
-  started, directory = time.monotonic(), arguments.workdir
-  asked = {
-    "slug": slug_of(module),
-    "preset": arguments.preset,
-    "seeds": arguments.seeds,
-    "pilot": arguments.pilot,
-    "config": dataclasses.asdict(arguments.config),
-  }
-  resumed = writes and workdir.begin(directory, asked, overwrite=arguments.overwrite)
+  """Starts, continues or shows the run of a workdir that process 0 holds."""
+  started, directory, writes = time.monotonic(), arguments.workdir, jax.process_index() == 0
+  begin = functools.partial(workdir.begin, directory, asked, overwrite=arguments.overwrite)
+  resumed = on_process_0(begin)
   title = f"{about.title}, preset {arguments.preset}, {arguments.seeds} seeds"
   title += " of a pilot" if arguments.pilot else ""
-  first_seed = _FIRST_PILOT_SEED if arguments.pilot else 0
+  first_seed = FIRST_PILOT_SEED if arguments.pilot else 0
   if agreed((directory / "results.json").exists()):
     if writes:
       _show(module, title, directory)
     return 0
-  try:
-    with stop_signals():
-      context = Context(
-        workdir=directory,
-        key=jax.random.key(first_seed),
-        seeds=arguments.seeds,
-        first_seed=first_seed,
-        writers=_writers(directory),
-        mesh=mesh,
-      )
-      results = module.run(arguments.config, context)
-      _check_results(results, arguments.seeds)
-      claims = module.claims(arguments.config, results) if hasattr(module, "claims") else []
-      if not writes:
-        return 0
-      workdir.write_atomic(
-        directory / "extras.npz", lambda file: workdir.save_tree(file, results.extras)
-      )
-      stored = {
-        **asked,
-        "command": arguments.command,
-        **_provenance(mesh),
-        # What the earlier processes of a run took is not known.
-        "wall_seconds": None if resumed else time.monotonic() - started,
-        "claims": [claiming.claim_to_stored(claim) for claim in claims],
-        "records": records.to_stored(results),
-      }
-      workdir.save_json(directory / "results.json", stored)
-      _show(module, title, directory)
+  with StopSignals(note="stopping where nothing is lost; once more stops at once.") as signals:
+    context = Context(
+      workdir=directory,
+      key=jax.random.key(first_seed),
+      seeds=arguments.seeds,
+      first_seed=first_seed,
+      writers=_writers(directory),
+      mesh=mesh,
+      made_by=workdir.encode_json(asked),
+      signals=signals,
+    )
+    results = module.run(arguments.config, context)
+    _check_results(results, arguments.seeds)
+    claims = module.claims(arguments.config, results) if hasattr(module, "claims") else []
+    if not writes:
       return 0
-  except NonFiniteLossError as error:
-    print(f"error: {error}; nothing was measured.", file=sys.stderr)
-    return 1
-  except (Interrupted, Stopped) as stop:
-    print(f"{stop}; to go on:\n  {arguments.resume}", file=sys.stderr)
-    return 128 + stop.signum
-
-
-class Stopped(BaseException):
-  """A signal came outside of training; no `except Exception` in between may swallow it.
-
-  Attributes:
-    signum: the signal's number.
-  """
-
-  def __init__(self, signum: int):
-    super().__init__(signum)
-    self.signum = signum
-
-  def __str__(self) -> str:
-    return f"stopped by {signal.Signals(self.signum).name}"
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-  """Turns SIGTERM and SIGINT into `Stopped`; `fit`, which saves first, has its own handlers."""
-
-  def stop(signum: int, frame: Any) -> None:
-    raise Stopped(signum)
-
-  previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield
-  finally:
-    for signum, handler in previous.items():
-      signal.signal(signum, handler)
+    workdir.write_atomic(
+      directory / "extras.npz", lambda file: workdir.save_tree(file, results.extras)
+    )
+    stored = {
+      **asked,
+      "command": arguments.command,
+      **_provenance(mesh),
+      # What the earlier processes of a run took is not known.
+      "wall_seconds": None if resumed else time.monotonic() - started,
+      "claims": [claiming.claim_to_stored(claim) for claim in claims],
+      "records": records.to_stored(results),
+    }
+    # One that was left here is not of these results.
+    (directory / "figure.png").unlink(missing_ok=True)
+    workdir.save_json(directory / "results.json", stored)
+    _show(module, title, directory)
+    return 0
 
 
 def _writers(directory: pathlib.Path) -> tuple[Callable[[str], Writer], ...]:
@@ -234,13 +215,17 @@ def _check_results(results: Any, seeds: int) -> None:
       )
 
 
+def _versions() -> dict[str, str]:
+  return {
+    "jax": jax.__version__,
+    "flax": importlib.metadata.version("flax"),
+    "jaxlab": importlib.metadata.version("jaxlab"),
+  }
+
+
 def _provenance(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   return {
-    "versions": {
-      "jax": jax.__version__,
-      "flax": importlib.metadata.version("flax"),
-      "jaxlab": importlib.metadata.version("jaxlab"),
-    },
+    "versions": _versions(),
     "device": mesh.devices.flat[0].device_kind,
     "mesh": dict(mesh.shape),
   }

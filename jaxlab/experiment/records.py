@@ -118,6 +118,14 @@ class Results:
     values = dict.fromkeys(record.field(name) for record in self.matching(**where))
     return [value for value in values if value is not None]
 
+  def diverged(self) -> dict[str, list[str]]:
+    """The methods that were not finite in some seed, and their quantities that were not."""
+    found: dict[str, dict[str, None]] = {}
+    for record in self.records:
+      if not np.isfinite(record.values).all():
+        found.setdefault(record.method, {})[record.quantity] = None
+    return {method: list(quantities) for method, quantities in found.items()}
+
   def __iter__(self) -> Iterator[Record]:
     return iter(self.records)
 

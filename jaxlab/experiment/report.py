@@ -54,8 +54,11 @@ def print_report(title: str, results: Results, claims: Sequence[Claim]) -> None:
   for name, number in count.items():
     if number > _MAX_ROWS:
       print(f"{name}: {number} records, in results.json")
+  diverged = results.diverged()
+  for method, quantities in diverged.items():
+    print(f"{method} diverged, or had nothing to measure: {', '.join(quantities)}")
   for claim in claims:
-    print(format_claim(claim))
+    print(format_claim(claim, diverged))
 
 
 def _grouped(items: Iterable[Any], group: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -90,9 +93,13 @@ def console() -> rich.console.Console:
 
 
 def format_quantity(values: Any) -> str:
-  """Mean ± standard error, with as many digits as the error has to say."""
+  """Mean ± standard error, with as many digits as the error has to say; or that there is none."""
+  finite = np.isfinite(values)
+  if not finite.all():
+    seeds = f" in {np.sum(~finite)} of {finite.size} seeds" if finite.ndim else ""
+    return f"not finite{seeds}"
   mean, error = quantity(values)
-  if not (math.isfinite(error) and math.isfinite(mean)) or error == 0.0:
+  if not math.isfinite(error) or error == 0.0:
     return f"{mean:.4g}"
   digits = 1 - math.floor(math.log10(error))
   if not 0 <= digits <= 6:
@@ -100,13 +107,21 @@ def format_quantity(values: Any) -> str:
   return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def format_claim(claim: Claim) -> str:
-  """The verdict, the claim, and the numbers it rests on; a failed precondition on its own line."""
+def format_claim(claim: Claim, diverged: Iterable[str] = ()) -> str:
+  """The verdict, the claim, and the numbers it rests on; why it was not tested on own lines.
+
+  Args:
+    claim: the claim.
+    diverged: the methods with values that are not finite.
+  """
   text = f"{claim.verdict}: {claim.text} ({format_numbers(claim)})"
   if claim.paper is not None:
     text += f"; paper: {format_paper(claim)}"
   failed = [condition for condition in claim.requires if not condition.met]
-  return "\n".join([text, *(f"  not met: {c.text} (measured {c.measured:.4g})" for c in failed)])
+  lines = [text, *(f"  not met: {c.text} (measured {c.measured:.4g})" for c in failed)]
+  if not claim.is_finite:
+    lines.append(f"  not judged: no finite values of {', '.join(diverged) or 'a side'}")
+  return "\n".join(lines)
 
 
 def format_numbers(claim: Claim) -> str:

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -30,18 +31,21 @@ import ml_dtypes
 import numpy as np
 
 from jaxlab.experiment.flags import UsageError
+from jaxlab.training.provenance import check_config
 
-_NAMES = (
-  "metrics.jsonl",
-  "stages",
-  "checkpoints",
-  "tensorboard",
-  "extras.npz",
-  "figure.png",
-  "results.json",
-  "config.json",
-)
+_CONFIG = "config.json"
+_FILES = ("results.json", "figure.png", "extras.npz", "metrics.jsonl")
+# Folders, and what a run writes into them at any depth.
+_FOLDERS = {
+  "stages": r".+\.npz(\.partial)?",
+  "checkpoints": r"\d+(\.corrupt|\.probe|\.orbax-checkpoint-tmp.*)?",
+  "tensorboard": r"events\.out\.tfevents\..+",
+}
 _LOCK = ".lock"
+
+
+class DamagedFileError(RuntimeError):
+  """A file of a run cannot be read back as it was written."""
 
 
 @contextlib.contextmanager
@@ -85,47 +89,63 @@ def begin(workdir: pathlib.Path, config: dict[str, Any], *, overwrite: bool = Fa
   Args:
     workdir: a directory that this process holds.
     config: what was asked for, as JSON would hold it (nested dicts count field by field).
-    overwrite: whether to remove what an earlier run left.
+    overwrite: whether to remove what an earlier run of the same `slug` left.
 
   Returns:
     Whether an earlier run of the same configuration is being continued.
 
   Raises:
     UsageError: if the configurations differ (the message names the first field that does), or if
-      files stand there that no run of ours wrote.
+      files stand there that no run of this program wrote.
   """
   config = json.loads(json.dumps(encode_json(config)))
-  path = workdir / "config.json"
+  path = workdir / _CONFIG
   if not path.exists():
-    foreign = [name for name in _NAMES if (workdir / name).exists()]
+    foreign = [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]
     if foreign:
       raise UsageError(
         f"--workdir={workdir} holds {foreign[0]} but no config.json: another program's directory? "
         "Nothing was changed; choose another one."
       )
-  elif overwrite:
-    clear(workdir)
   else:
     difference = first_difference(load_json(path), config)
-    if difference:
+    if difference is None and not overwrite:
+      return True
+    ours = difference is None or difference[0] not in ("", "slug")
+    if not (overwrite and ours):
       name, stored, asked = difference
       raise UsageError(
-        f"--workdir={workdir} holds a run with {name} = {stored!r}, this command asks for "
-        f"{asked!r}. Choose another --workdir, or --overwrite to lose that run."
+        f"--workdir={workdir} holds a run with {name or 'config.json'} = {stored!r}, this command "
+        f"asks for {asked!r}. Choose another --workdir"
+        + (", or --overwrite to lose that run." if ours else "; nothing was changed.")
       )
-    return True
+    clear(workdir)
   save_json(path, config)
   return False
 
 
 def clear(workdir: pathlib.Path) -> None:
-  """Removes what a run wrote, and nothing else; `config.json` goes last."""
-  for name in _NAMES:
-    path = workdir / name
-    if path.is_dir() and not path.is_symlink():
-      shutil.rmtree(path)
-    else:
-      path.unlink(missing_ok=True)
+  """Removes what a run wrote, and nothing else; what was measured goes first, `config.json` stays.
+
+  A run that is cut off in between has no results, so that old ones are never shown as new.
+  """
+  for name in _FILES:
+    _remove(workdir / name)
+    _remove(_partial(workdir / name))
+  for name, written in _FOLDERS.items():
+    folder = (workdir / name).resolve()  # Large folders may be links to another disk.
+    for path in [path for path in folder.rglob("*") if re.fullmatch(written, path.name)]:
+      _remove(path)
+    for path in sorted(folder.glob("**/"), reverse=True):
+      with contextlib.suppress(OSError):  # It holds files of others.
+        path.rmdir()
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:
@@ -148,12 +168,38 @@ def write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
     write: called with an open binary file.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.partial")
-  with open(temporary, "wb") as file:
-    write(file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  temporary = _partial(path)
+  try:
+    with names_file(path), open(temporary, "wb") as file:
+      write(file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:  # On a full disk what was written of it would stay in the way.
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def names_file(path: pathlib.Path) -> Iterator[None]:
+  """Adds the file to an OSError that names none, as one of a full disk does.
+
+  Args:
+    path: the file.
+
+  Raises:
+    OSError: as it was raised, naming the file.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f".{path.name}.partial")
 
 
 def save_json(path: pathlib.Path, value: Any) -> None:
@@ -181,8 +227,32 @@ def _is_nested(value: Any) -> bool:
 
 
 def load_json(path: pathlib.Path) -> Any:
-  """Reads what `save_json` wrote."""
-  return json.loads(path.read_text())
+  """Reads what `save_json` wrote.
+
+  Raises:
+    DamagedFileError: if the file is no longer as it was written.
+  """
+  with names_damage(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def names_damage(path: Any) -> Iterator[None]:
+  """Turns what reading a file of ours raises, which archives do by any exception, into its damage.
+
+  Args:
+    path: the file.
+
+  Raises:
+    DamagedFileError: naming the file.
+    OSError: if it cannot be read at all.
+  """
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise DamagedFileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def encode_json(value: Any) -> Any:
@@ -198,12 +268,13 @@ def encode_json(value: Any) -> Any:
   return value
 
 
-def save_tree(file: IO[bytes], tree: Any) -> None:
+def save_tree(file: IO[bytes], tree: Any, *, made_by: Any = None) -> None:
   """Writes nested dicts, lists and tuples of arrays and plain values as one npz, without pickle.
 
   Args:
     file: open for writing.
     tree: leaves are NumPy or JAX arrays, numbers, text, booleans, None; keys of dicts are text.
+    made_by: what `load_tree` may ask for, as JSON holds it.
 
   Raises:
     TypeError: for any other leaf or key; the message says where it stands.
@@ -214,13 +285,29 @@ def save_tree(file: IO[bytes], tree: Any) -> None:
   # and their names stand in the structure.
   raw = [array if _is_native(array.dtype) else array.view(np.uint8) for array in arrays]
   named = {f"array_{i}": array for i, array in enumerate(raw)}
-  np.savez(file, structure=np.array(structure), **named)
+  np.savez(file, structure=np.array(structure), made_by=np.array(json.dumps(made_by)), **named)
 
 
-def load_tree(file: IO[bytes] | pathlib.Path) -> Any:
-  """Reads what `save_tree` wrote; arrays are NumPy's, those without axes its scalars."""
-  with np.load(file, allow_pickle=False) as stored:
-    return _rebuild(json.loads(str(stored["structure"])), stored)
+def load_tree(path: pathlib.Path | IO[bytes], *, made_by: Any = None) -> Any:
+  """Reads what `save_tree` wrote; arrays are NumPy's, those without axes its scalars.
+
+  Args:
+    path: the file, or one that is open.
+    made_by: what it must have been made by; None asks for nothing.
+
+  Returns:
+    The tree.
+
+  Raises:
+    MismatchError: if it was made by something else.
+    DamagedFileError: if the file is no longer as it was written.
+  """
+  with names_damage(path), np.load(path, allow_pickle=False) as stored:
+    tree = _rebuild(json.loads(str(stored["structure"])), stored)
+    by = json.loads(str(stored["made_by"])) if "made_by" in stored else None
+  if made_by is not None:
+    check_config(str(path), by, made_by)
+  return tree
 
 
 def _structure(tree: Any, arrays: list[np.ndarray], where: str) -> dict[str, Any]:

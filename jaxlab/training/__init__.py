@@ -10,6 +10,7 @@ from jaxlab.training.mesh import (
   shard_batch,
   shard_params,
 )
+from jaxlab.training.provenance import MismatchError, fingerprint
 from jaxlab.training.seeds import over_seeds
 from jaxlab.training.state import TrainState, init_state, num_params
 from jaxlab.training.update import LossOutput, build_evaluate, build_update
@@ -29,6 +30,7 @@ __all__ = [
   "ConsoleWriter",
   "CorruptCheckpointError",
   "data_parallel",
+  "fingerprint",
   "fit",
   "FitResult",
   "init_state",
@@ -37,6 +39,7 @@ __all__ = [
   "JsonlWriter",
   "LossOutput",
   "make_mesh",
+  "MismatchError",
   "NonFiniteLossError",
   "num_params",
   "over_seeds",

@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxlab._checks import check_at_least
+from jaxlab.training.mesh import texts_of_processes
+from jaxlab.training.provenance import MismatchError, check_config, check_same
 
 
 class CorruptCheckpointError(RuntimeError):
@@ -61,8 +63,9 @@ class Checkpointer:
     Args:
       directory: where the checkpoints are, one folder per step.
       max_to_keep: number of newest checkpoints that are kept; None keeps all.
-      config: settings of the run: a dataclass or anything JSON can hold. Restoring with a different
-        config is an error; None skips this check.
+      config: what makes the checkpoints: settings of the run, and the `fingerprint` of its data: a
+        dataclass or anything JSON can hold. Restoring with a different one is an error; None skips
+        this check.
 
     Raises:
       ValueError: if `max_to_keep` is below 1 or `config` is not JSON-able.
@@ -111,7 +114,7 @@ class Checkpointer:
       "leaves": _descriptions(state),
       "key_impls": [str(jax.random.key_impl(x)) for x in jax.tree.leaves(state) if _is_key(x)],
       "fingerprints": _fingerprints(stored),
-      "data_states": _from_every_process(data_state),
+      "data_states": texts_of_processes(data_state),
     }
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(stored),
@@ -137,7 +140,7 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: if there is no checkpoint, or none of `step`.
-      ValueError: if the checkpoint has a different config, or other shapes or dtypes; names the
+      MismatchError: if the checkpoint has a different config, or other shapes or dtypes; names the
         first path that differs, with both values.
       CorruptCheckpointError: if the checkpoint of `step`, or every one, is corrupt.
     """
@@ -215,8 +218,8 @@ class Checkpointer:
       if stored["crc32"] != _crc32(record):
         raise ValueError("its record does not match its checksum")
     if self._config is not None:
-      _raise_if_different(name, _flat(record["config"]), _flat(self._config))
-    _raise_if_different(name, record["leaves"], _descriptions(state_like))
+      check_config(name, record["config"], self._config)
+    check_same(name, record["leaves"], _descriptions(state_like))
     data_state = _of_this_process(name, record["data_states"])
 
     with _marks_corrupt(name):
@@ -257,13 +260,6 @@ def _marks_corrupt(name: str) -> Iterator[None]:
 def _brief(error: Exception) -> str:
   first_line = str(error).strip().partition("\n")[0]
   return f"{type(error).__name__}: {first_line[:300]}"
-
-
-def _raise_if_different(name: str, saved: Mapping[str, str], given: Mapping[str, str]) -> None:
-  for path in dict.fromkeys([*given, *saved]):
-    there, here = saved.get(path, "absent"), given.get(path, "absent")
-    if there != here:
-      raise ValueError(f"{name} differs: {path} is {there} in the checkpoint, {here} here")
 
 
 def _descriptions(state: chex.ArrayTree) -> dict[str, str]:
@@ -346,15 +342,6 @@ def _dumps(name: str, value: Any) -> str:
     raise ValueError(f"{name} must be JSON-able: {error}") from error
 
 
-def _flat(config: Any) -> dict[str, str]:
-  """Flattens a config to path -> JSON text (text, because NaN differs from itself)."""
-  leaves = jax.tree_util.tree_leaves_with_path({"config": config}, is_leaf=lambda x: x is None)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): json.dumps(value)
-    for path, value in leaves
-  }
-
-
 def _crc32(record: Any) -> int:
   return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
@@ -383,20 +370,10 @@ def _decode(value: Any) -> Any:
   return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
-def _from_every_process(text: str) -> list[str]:
-  if jax.process_count() == 1:
-    return [text]
-  data = np.frombuffer(text.encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(data.size))
-  padded = np.pad(data, (0, int(sizes.max()) - data.size))
-  rows = multihost_utils.process_allgather(padded)
-  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
-
-
 def _of_this_process(name: str, states: list[str]) -> str:
   count = jax.process_count()
   if len(states) == count:
     return states[jax.process_index()]
   if len(set(states)) == 1:
     return states[0]
-  raise ValueError(f"{name} differs: {len(states)} processes in the checkpoint, {count} here")
+  raise MismatchError(f"{name} differs: {len(states)} processes in the checkpoint, {count} here")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxlab._checks import check_at_least
 from jaxlab.training.checkpoint import Checkpointer
+from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import Writer, write_all
 
@@ -141,7 +141,7 @@ def fit(
 
   iterator = iter(batches)
   window = _Window(steps_per_call)
-  with _StopSignals() as stop:
+  with StopSignals() as stop, _notes_step(lambda: step):
     while step < num_steps:
       try:
         batch = next(iterator)
@@ -233,6 +233,16 @@ def _check_arguments(
     raise ValueError(f"save_every={save_every} needs a checkpointer")
 
 
+@contextlib.contextmanager
+def _notes_step(step: Callable[[], int]) -> Iterator[None]:
+  """Says at which step the runtime failed: out of memory, or another process is gone."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    error.add_note(f"at step {step()}")
+    raise
+
+
 def _save(checkpointer: Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
   # Finite losses do not imply finite parameters: the last optimizer step may have overflowed.
   if not _all_finite(state.params):
@@ -293,39 +303,3 @@ class _Window:
       name: float(np.mean([np.mean(row[name], dtype=np.float64) for row in rows]))
       for name in rows[0]
     }
-
-
-class _StopSignals:
-  """Records the first SIGTERM or SIGINT, which then does not end the process."""
-
-  def __init__(self):
-    self.signum: int | None = None
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> _StopSignals:
-    # Python runs handlers, and lets them be set, in the main thread only.
-    if threading.current_thread() is threading.main_thread():
-      for signum in (signal.SIGTERM, signal.SIGINT):
-        self._previous[signum] = signal.signal(signum, self._note)
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self._restore()
-
-  def requested(self, *, agree: bool) -> bool:
-    """Whether to stop; several processes decide together, in calls where all pass `agree`."""
-    if jax.process_count() > 1:
-      if not agree:
-        return False
-      self.signum = int(multihost_utils.process_allgather(np.int32(self.signum or 0)).max()) or None
-    return self.signum is not None
-
-  def _note(self, signum: int, frame: Any) -> None:
-    self.signum = signum
-    self._restore()
-
-  def _restore(self) -> None:
-    while self._previous:
-      signum, handler = self._previous.popitem()
-      # None stands for a handler that was not set from Python, which cannot be put back.
-      signal.signal(signum, signal.SIG_DFL if handler is None else handler)

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _DATA = "data"
@@ -295,6 +296,24 @@ def initialize_multihost(
   if not 0 <= process_id < num_processes:
     raise ValueError(f"process_id {process_id} lies outside [0, num_processes {num_processes})")
   jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def texts_of_processes(text: str) -> list[str]:
+  """Exchanges one text per process; all processes call it together.
+
+  Args:
+    text: the text of this process.
+
+  Returns:
+    The texts of all processes, in the order of their indices.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(data.size))
+  padded = np.pad(data, (0, int(sizes.max()) - data.size))
+  rows = multihost_utils.process_allgather(padded)
+  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
 
 
 def _from_environment(value: int | None, variable: str) -> int | None:

@@ -65,7 +65,11 @@ def test_nothing_is_tested_where_a_precondition_fails():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_method_that_diverged_is_not_tested(value):
-  assert compare("c", [1.0, value, 1.0], 0.0).verdict == "no test"
+  claim = compare("c", [1.0, value, 1.0], 0.0)
+  assert claim.verdict == "no test" and not claim.is_finite
+  last = report.format_claim(claim, {"ours": ["accuracy"]}).splitlines()[-1]
+  assert last == "  not judged: no finite values of ours"
+  assert not precondition("p", [1.0, value], at_least=0.0).met
 
 
 def test_errors():
@@ -103,4 +107,5 @@ def test_claims_survive_storage_and_are_printed():
   assert report.format_claim(claims[0]) == (
     "shown: first (2.25 against 1.25, difference +1 [+1, +1], margin 0.5, n = 2)"
   )
-  assert report.format_claim(claims[1]).endswith("n = 1); paper: 3 points")
+  lines = report.format_claim(claims[1]).splitlines()
+  assert lines[0].endswith("n = 1); paper: 3 points")

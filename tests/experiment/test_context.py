@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab import experiment, training
+from jaxlab.experiment import workdir
 from tests.experiment import tiny_experiment as tiny
 
 
@@ -97,3 +98,46 @@ def test_fit_takes_a_finished_stage_from_the_workdir(tmp_path):
   assert longer.history[:3] == whole.history and longer.history[3]["step"] == 8
   with pytest.raises(ValueError, match="is at step 8 already, past num_steps=4"):
     train(4, tiny.Batches(0, config))
+
+
+def test_stages_of_another_origin_are_refused(tmp_path):
+  config = tiny.Config(steps=2)
+  init, update = tiny.build(config, None)
+
+  def stages(**made_by):
+    context = experiment.Context(tmp_path, jax.random.key(0), made_by=made_by)
+    batches = tiny.Batches(0, config)
+    context.fit("s", init(jax.random.key(1)), update, batches, num_steps=2, log_every=2)
+    return context.cached("c", int)
+
+  stages(template="a")
+  assert stages(template="a") == 0
+  refused = r"checkpoints/s/2 differs: config/template is \"a\" in the checkpoint, \"b\" here"
+  with pytest.raises(training.MismatchError, match=refused):
+    stages(template="b")
+  with pytest.raises(training.MismatchError, match=r"c\.npz differs: config/template is \"a\""):
+    experiment.Context(tmp_path, jax.random.key(0), made_by={"template": "b"}).cached("c", int)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 2}\n', "{}\n", "cut\n{}\n"])
+def test_rows_that_are_gone_are_missed(tmp_path, content):
+  config = tiny.Config(steps=2)
+  init, update = tiny.build(config, None)
+
+  def train():
+    state, batches = init(jax.random.key(1)), tiny.Batches(0, config)
+    return context_at(tmp_path).fit("s", state, update, batches, num_steps=2, log_every=2)
+
+  train()
+  path = tmp_path / "metrics.jsonl"
+  path.unlink() if content is None else path.write_text(content)
+  with pytest.raises(workdir.DamagedFileError, match=str(path)):
+    train()
+
+
+@pytest.mark.parametrize("batches", [[1.0], iter([1.0]), (x for x in [1.0]), np.ones((3, 2))])
+def test_batches_that_would_begin_anew_after_a_kill_are_refused(tmp_path, batches):
+  name = type(batches).__name__
+  with pytest.raises(TypeError, match=f"'s' must have get_state and set_state, which {name} lacks"):
+    context_at(tmp_path).fit("s", None, None, batches, num_steps=3)
+  assert list(tmp_path.iterdir()) == []

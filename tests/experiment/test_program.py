@@ -3,6 +3,8 @@ import json
 import os
 import pathlib
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +67,10 @@ def test_help_opens_with_what_it_is_about(capsys):
     (["--stpes=3"], ["--stpes=3", "--steps"]),
     (["--steps=many"], ["--steps=many", "an integer"]),
     (["--steps=-1"], ["steps must not be negative, got -1"]),
-    (["--seeds=0"], ["--seeds=0", "at least 1"]),
+    (["--seeds=0"], ["--seeds=0", "from 1 to 1000"]),
+    (["--seeds=100000000000000000000"], ["from 1 to 1000"]),
+    (["--nonoisy=3"], ["nonoisy=3", "does not take an argument"]),
+    (["--features=7", "--steps=3"], ["features=7 does not go with 3 steps"]),
     (["--mesh=data"], ["--mesh=data", "data:-1,model:1"]),
     (["--mesh=data:2,data:2"], ["--mesh=data:2,data:2"]),
     (["--mesh=data:0"], ["--mesh=data:0"]),
@@ -160,13 +165,39 @@ def test_another_configuration_is_refused(finished, capsys):
   assert {path: path.read_bytes() for path in before} == before
 
 
-def test_overwrite_starts_anew(tmp_path):
+STRANGERS = (
+  "notes.txt",
+  "stages/notes.txt",
+  "stages/line/deep.txt",
+  "checkpoints/2 reasons.txt",
+  "checkpoints/line/seed0/notes.txt",
+  "tensorboard/theirs",
+)
+
+
+def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path):
   assert run(tmp_path, "--steps=2") == 0
-  (tmp_path / "notes.txt").write_text("mine")
+  (tmp_path / "checkpoints/line/seed0/3.orbax-checkpoint-tmp").mkdir()  # Of a killed run.
+  for name in STRANGERS:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
   assert run(tmp_path, "--overwrite") == 0
   assert stored(tmp_path)["config"]["steps"] == 4
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-  assert (tmp_path / "notes.txt").read_text() == "mine"
+  names = {path.name for path in (tmp_path / "checkpoints/line/seed0").iterdir()}
+  assert names == {"2", "4", "notes.txt"}
+  assert [(tmp_path / name).read_text() for name in STRANGERS] == ["mine"] * len(STRANGERS)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2"}', '{"slug": "other"}', "[1]"])
+def test_overwrite_needs_a_run_of_the_same_program(tmp_path, capsys, content):
+  (tmp_path / "config.json").write_text(content)
+  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+  (tmp_path / "results.json").write_text("theirs")
+  assert run(tmp_path, "--overwrite") == 2
+  assert "Choose another --workdir; nothing was changed" in capsys.readouterr().err
+  assert (tmp_path / "config.json").read_text() == content
+  assert (tmp_path / "results.json").exists() and (tmp_path / "checkpoints" / "1").exists()
 
 
 def test_one_seed_decides_nothing_and_wall_seconds_are_whole_runs_only(tmp_path, monkeypatch):
@@ -238,16 +269,91 @@ def test_sigint_in_training_exits_130_and_the_command_goes_on(finished, tmp_path
   assert ours == whole
 
 
-def test_sigterm_outside_of_training_exits_143(tmp_path, capsys, monkeypatch):
+def test_sigterm_outside_of_training_lets_the_stage_end_and_exits_143(
+  tmp_path, capsys, monkeypatch
+):
+  done = []
+
   def stop(config, context):
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1)
+    def stage():
+      signal.raise_signal(signal.SIGTERM)
+      done.append("the rest of the stage")
+      return 1
+
+    context.cached("first", stage)
+    context.cached("second", pytest.fail)
 
   monkeypatch.setattr(tiny, "run", stop)
   handler = signal.getsignal(signal.SIGTERM)
   assert run(tmp_path) == 143
-  assert "stopped by SIGTERM; to go on:" in capsys.readouterr().err
+  errors = capsys.readouterr().err
+  assert (
+    "SIGTERM: stopping where nothing is lost" in errors
+    and "stopped by SIGTERM; to go on:" in errors
+  )
+  assert done and (tmp_path / "stages/first.npz").exists()
   assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_second_signal_stops_at_once(tmp_path, capsys, monkeypatch):
+  def stop(config, context):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    pytest.fail("went on")
+
+  monkeypatch.setattr(tiny, "run", stop)
+  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert run(tmp_path) == 130
+  finally:
+    signal.signal(signal.SIGINT, inherited)
+  assert "stopped by SIGINT; to go on:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, status", [("results.json", 1), ("extras.npz", 1), ("config.json", 1)]
+)
+def test_damaged_files_are_named(finished, tmp_path, capsys, name, status):
+  directory = shutil.copytree(finished, tmp_path / "run")
+  for content in (b"", (directory / name).read_bytes()[:-40]):
+    (directory / name).write_bytes(content)
+    capsys.readouterr()
+    assert run(directory, "--seeds=3") == status
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {directory / name} is damaged") and errors.count("\n") == 1
+
+
+# The storage library leaves an unfinished coroutine behind where a file is damaged.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:skipping")
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "checkpoints"])
+def test_what_is_lost_is_named(finished, tmp_path, capsys, lost):
+  directory = shutil.copytree(finished, tmp_path / "run")
+  (directory / "results.json").unlink()
+  (directory / "metrics.jsonl").unlink()
+  if lost == "checkpoints":
+    for path in (directory / "checkpoints/line/seed0").rglob("*"):
+      if path.is_file():
+        path.write_bytes(b"")
+  assert run(directory, "--seeds=3") == 1
+  errors = capsys.readouterr().err
+  assert (
+    errors.startswith("error: ") and errors.count("\n") == 1 and f"{directory / lost}" in errors
+  )
+
+
+@pytest.mark.parametrize(("limit", "name"), [(100, "config.json"), (5000, "figure.png")])
+def test_a_full_disk_is_named(tmp_path, capsys, monkeypatch, limit, name):
+  monkeypatch.setattr(program, "_writers", lambda directory: ())
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    assert run(tmp_path / "run") == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  errors = capsys.readouterr().err
+  assert errors.startswith("error: ") and errors.count("\n") == 1
+  assert str(tmp_path / "run" / name) in errors
+  assert run(tmp_path / "run") == 0
 
 
 def test_without_tensorboard_a_note(tmp_path, capsys, monkeypatch):

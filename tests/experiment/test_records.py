@@ -112,6 +112,17 @@ def test_tables_show_digits_that_mean_something(capsys):
   assert ["a", "digits", "5", "9.25", "±", "0.25"] in lines and ["floor", "0.1"] in lines
 
 
+def test_a_method_that_diverged_is_shown_as_diverged(capsys):
+  made = results()
+  made.add({"hot": {"accuracy": [math.nan, 0.5], "loss": [math.inf, 0.5], "time": [1.0, 1.0]}})
+  assert made.diverged() == {"hot": ["accuracy", "loss"]}
+  report.print_report("T", made, [experiment.compare("c", made.select("loss", method="hot"), 0.0)])
+  out = capsys.readouterr().out
+  assert "not finite in 1 of 2 seeds" in out and "nan" not in out.split("no test")[0]
+  assert "hot diverged, or had nothing to measure: accuracy, loss\n" in out
+  assert out.endswith("not judged: no finite values of hot\n")
+
+
 def test_wide_tables_are_cut_and_curves_are_counted(capsys):
   made = Results()
   made.add({"ours": {f"q{i}": [1.0, 2.0] for i in range(8)}})

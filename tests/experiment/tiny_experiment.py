@@ -47,6 +47,11 @@ PRESETS = {
 }
 
 
+def validate(config):
+  if config.features == 7:
+    raise ValueError(f"features=7 does not go with {config.steps} steps")
+
+
 class Batches:
   """Rows of a random line; a position says it all."""
 

@@ -1,6 +1,11 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from experiments import __main__ as program
+from experiments import catalogue
 from tests.experiments.test_catalogue import TINY, write_result
 
 
@@ -67,3 +72,25 @@ def test_wrong_flags_exit_2(capsys):
   with pytest.raises(SystemExit) as caught:
     program.main(["--shw=pfn"])
   assert caught.value.code == 2 and "--shw=pfn" in capsys.readouterr().err
+
+
+IMPORTS = """
+import os, signal, sys
+sys.argv = ["-m", *sys.argv[1:]]
+import experiments
+os.kill(os.getpid(), signal.SIGINT)
+import time
+time.sleep(9)
+"""
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_ctrl_c_during_imports_is_a_line(debug):
+  root = catalogue.ROOT
+  command = [sys.executable, "-c", IMPORTS, *debug]
+  # A shell starts what it puts into the background with this signal ignored.
+  restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True, preexec_fn=restore)
+  assert done.returncode in (-signal.SIGINT, 130)
+  assert ("Traceback" in done.stderr) == bool(debug)
+  assert bool(debug) or done.stderr == "stopped by SIGINT.\n"

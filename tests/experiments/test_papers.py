@@ -69,6 +69,38 @@ def test_an_experiment_has_all_parts(slug, capsys):
   assert "catalogue.run(sys.modules[__name__])" in ast.unparse(last)
 
 
+@pytest.mark.parametrize("slug", [slug for slug in PAPERS if slug != "open_set_tta"])
+def test_impossible_sizes_are_refused_before_anything_is_written(slug, tmp_path, capsys):
+  module = load(slug)
+  for preset in module.PRESETS.values():
+    module.validate(preset)
+  smallest = 0
+  for field in dataclasses.fields(module.Config):
+    value = getattr(module.PRESETS["smoke"], field.name)
+    first = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(first, bool) or not isinstance(first, int | float):
+      continue
+    text = ",".join(["-1", *map(str, value[1:])]) if isinstance(value, tuple) else "-1"
+    arguments = ("--preset=smoke", f"--workdir={tmp_path / 'run'}", f"--{field.name}={text}")
+    assert execute(module, *arguments) == 2
+    assert field.name in capsys.readouterr().err
+    smallest += 1
+  assert smallest >= 5 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("slug", [slug for slug in PAPERS if slug != "open_set_tta"])
+def test_batches_are_no_larger_than_the_data(slug, tmp_path, capsys):
+  module = load(slug)
+  names = [f.name for f in dataclasses.fields(module.Config) if "batch" in f.name]
+  # Fresh data are drawn for every update of these.
+  fresh = {"pfn": names, "lc_pfn": names, "self_ensembled_icl": ["pretraining_batch"]}
+  for name in set(names) - {*fresh.get(slug, ()), "ghost_batch"}:
+    arguments = ("--preset=smoke", f"--workdir={tmp_path / 'run'}", f"--{name}=1000000000")
+    assert execute(module, *arguments) == 2
+    assert name in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
 @of_papers(pytest.mark.smoke)
 def test_smoke_measures_claims_and_draws(slug, smoke):
   content = stored(smoke(slug))

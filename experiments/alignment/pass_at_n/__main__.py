@@ -16,7 +16,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.alignment.pass_at_n import chains, products
 from experiments.alignment.pass_at_n.products import CHOSEN, COVERAGE, CROSS_ENTROPY, PLAIN, TUNED
-from experiments.kit import plots
+from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.train import adamw_cosine
 from jaxlab import data
@@ -68,7 +68,9 @@ class Config:
 
   def __post_init__(self):
     if not {1, self.headline_samples} <= set(self.samples):
-      raise ValueError(f"samples must hold 1 and {self.headline_samples}, got {self.samples}.")
+      raise ValueError(
+        f"samples must hold 1 and {self.headline_samples} (headline_samples), got {self.samples}."
+      )
 
 
 PRESETS = {
@@ -88,6 +90,19 @@ PRESETS = {
     num_terms=8,
   ),
 }  # fmt: skip
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  shares = "label_smoothing", "dropout", "misconceptions"
+  sizes.check_sizes(config, empty=("search_epochs",), shares=shares)
+  sizes.check_at_most(config.num_train, batch_size=config.batch_size)
+  sizes.check_at_most(config.num_chains, chain_batch=config.chain_batch)
+  sizes.check_divides(config.eval_epochs, num_epochs=config.num_epochs)
+  sizes.check_divides(config.chain_eval_updates, chain_updates=config.chain_updates)
+  widths = {"decoder": config.decoder[0], "chain_decoder": config.chain_decoder[0]}
+  sizes.check_divides(config.num_heads, **widths)
+  sizes.check_known(tuple(products.recipes(config)), chosen_regularizers=config.chosen_regularizers)
 
 
 def run(config: Config, context: Context) -> Results:

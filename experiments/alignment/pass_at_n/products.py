@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.kit.sweep import choose, grid
-from experiments.kit.train import adamw_cosine, train
+from experiments.kit.train import adamw_cosine, nan_unless, train
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data.reasoning import EOS_TOKEN
 from jaxlab.experiment import Results
@@ -115,7 +115,8 @@ def confidence(config, key, model, params, rows) -> dict[str, jax.Array]:
   answers = samplers.generate(key, fns, prompts, rows.prompt_lengths, **options)
   right = jnp.all(answers.tokens == responses, axis=1)
   calibration = metrics.greedy_calibration(answers.log_probs.sum(1), right)
-  accuracy, overconfidence = calibration.accuracy, calibration.overconfidence
+  overconfidence = calibration.overconfidence
+  accuracy = nan_unless(jnp.isfinite(overconfidence), calibration.accuracy)
   return {"greedy accuracy": accuracy, "overconfidence": overconfidence}
 
 

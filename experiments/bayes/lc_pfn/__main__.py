@@ -15,6 +15,7 @@ from experiments import catalogue
 from experiments.bayes.lc_pfn import networks, prediction, stopping
 from experiments.kit import plots
 from experiments.kit.prior_fitting import add_along, score_seeds
+from experiments.kit.prior_fitting import validate as validate
 from jaxlab.data.epoch_curves import EPOCH_CURVE_SETS
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 

@@ -17,6 +17,7 @@ from experiments import catalogue
 from experiments.bayes.pfn import gaussian
 from experiments.bayes.pfn.gaussian import COVERAGE, EXACT, FITTED, MIXTURE, PFN, RESTARTED, SAMPLED
 from experiments.kit import plots
+from experiments.kit.prior_fitting import validate as validate
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "pfn"
@@ -155,10 +156,9 @@ def figure(results: Results):
       plots.intervals(ax, results, quantity, by=x, task=task)
       ax.tick_params(axis="x", labelsize=7)
     ax.set_title(task)
+    ax.legend(fontsize=6)
   if contexts:
     picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-  for ax in axes[len(contexts) :]:
-    ax.legend(fontsize=6)
   return picture
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from experiments import catalogue
-from experiments.kit import plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import Split
 from experiments.mixing_adaptation.c_mixup import digits, mixing, tables
@@ -72,6 +72,19 @@ PRESETS = {
   ),
 }  # fmt: skip
 SEEDS = {"laptop": 20}
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config)
+  for table in config.tables:
+    sizes.check_at_most(tables.num_rows(table), table_sizes=sum(config.table_sizes))
+  sizes.check_at_most(config.image_sizes[0], image_batch_size=config.image_batch_size)
+  sizes.check_divides(config.eval_every, image_steps=config.image_steps)
+  sizes.check_divides(config.epochs_per_evaluation, num_epochs=config.num_epochs)
+  datasets.describe(config.images).check_splits(*config.image_sizes)
+  for name in (*config.tables, DIGITS):
+    _space(config, name, config.learning_rate)  # Raises where nothing was chosen.
 
 
 def run(config: Config, context: Context) -> Results:

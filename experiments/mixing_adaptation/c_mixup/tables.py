@@ -14,7 +14,13 @@ from jaxlab import data, metrics, models, samplers
 from jaxlab.experiment import Context
 
 BATCH_SIZE = 32  # Rows per update.
+_MANY = 10**6
 FRIEDMAN = "friedman"  # A known function of ten inputs, of which five matter.
+
+
+def num_rows(name: str) -> int:
+  """The rows that a run may use: half of a table's, as many as are asked for of a function's."""
+  return _MANY if name == FRIEDMAN else len(data.load_regression_table(name).targets) // 2
 
 
 def load_task(name: str, seed: int, *, sizes: tuple[int, ...], half: int) -> Task:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import CIFAR10_CORRUPTIONS, Split, raw_images
 from experiments.kit.train import adamw_cosine, classification_loss
@@ -108,13 +108,29 @@ def corrupted(config: Config, test: Split, key) -> list[Split]:
 
 def network(config: Config, name: str):
   """A base model."""
-  _, shape, num_classes = datasets.describe(config.dataset)
+  dataset = datasets.describe(config.dataset)
   if name == "MLP":
-    return models.MLP(num_classes, config.dense_widths)
-  if len(shape) == 2:
-    return models.ConvNet(num_classes, config.conv_widths)
+    return models.MLP(dataset.num_classes, config.dense_widths)
+  if not dataset.is_image:
+    return models.ConvNet(dataset.num_classes, config.conv_widths)
   strides = (1,) + (2,) * (len(config.conv_widths) - 1)
-  return models.ConvNet(num_classes, config.conv_widths, kernel_size=(3, 3), strides=strides)
+  return models.ConvNet(
+    dataset.num_classes, config.conv_widths, kernel_size=(3, 3), strides=strides
+  )
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config)
+  dataset = datasets.describe(config.dataset)
+  dataset.check_splits(config.num_train, config.num_calibration, config.num_test)
+  kinds = augment.SIGNAL_CORRUPTIONS if config.dataset == "mnist1d" else CIFAR10_CORRUPTIONS
+  sizes.check_known(kinds, corruptions=config.corruptions)
+  sizes.check_known(("CNN", "MLP"), networks=config.networks)
+  sizes.check_at_most(5, severities=max(config.severities))
+  sizes.check_at_most(dataset.num_classes, top_k=config.top_k)
+  sizes.check_at_most(config.num_train, batch_size=config.batch_size)
+  sizes.check_at_most(config.num_calibration, calibrator_batch=config.calibrator_batch)
 
 
 def run(config: Config, context: Context) -> Results:

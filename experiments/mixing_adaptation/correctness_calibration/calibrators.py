@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.kit.datasets import Split
-from experiments.kit.train import adamw_cosine, classification_loss, predict, train
+from experiments.kit.train import adamw_cosine, classification_loss, nan_unless, predict, train
 from jaxlab import augment, losses, metrics, uncertainty
 
 
@@ -114,4 +114,5 @@ def evaluate(config, module, fitted: dict[str, Any], split: Split) -> dict[str, 
       "confidence of misses": jnp.sum(jnp.where(narrow, confidence, 0.0)),
     }
 
-  return jax.lax.map(score, jnp.stack(temperatures))
+  scores = jax.lax.map(score, jnp.stack(temperatures))
+  return nan_unless(jnp.all(jnp.isfinite(logits)), scores)

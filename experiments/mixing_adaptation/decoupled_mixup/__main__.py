@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import Dataset
 from experiments.kit.sweep import choose, grid
@@ -104,6 +104,22 @@ def search_space(config: Config) -> dict[str, list[dict[str, float]]]:
     DECOUPLED: [{"alpha_scale": scale, "eta": eta, "coupled": 0.0} for scale, eta in pairs],
     COUPLED: [{"alpha_scale": scale, "eta": 0.0, "coupled": eta} for scale, eta in pairs],
   }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, zero=("crop", "num_labeled"))
+  counts = config.num_train, config.num_validation, config.num_test
+  names = "num_train", "num_validation", "num_test", "num_steps", "datasets"
+  sizes.check_lengths(**{name: getattr(config, name) for name in names})
+  sizes.check_lengths(policies=config.policies, alphas=config.alphas)
+  sizes.check_lengths(scales=config.scales, etas=config.etas)
+  sizes.check_known(("mixup", "box", "manifold", "saliency"), policies=config.policies)
+  sizes.check_at_most(min(config.num_train), batch_size=config.batch_size)
+  for name, *rows in zip(config.datasets, *counts):
+    datasets.describe(name).check_splits(*rows)
+  if config.num_labeled:
+    sizes.check_at_most(config.num_unlabeled, semi_batch=config.semi_batch)
 
 
 def run(config: Config, context: Context) -> Results:

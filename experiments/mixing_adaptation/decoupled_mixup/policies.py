@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from experiments.kit.datasets import Dataset, Split
-from experiments.kit.train import classification_loss
+from experiments.kit.train import classification_loss, nan_unless
 from jaxlab import augment, losses, models
 
 # Beta(100, 100): both shares lie close to a half.
@@ -109,8 +109,9 @@ def both_on_top(config, dataset: Dataset, policy: str, variables, key, test: Spl
     )
     both = jnp.take_along_axis(logits, jnp.stack(labels, -1), axis=-1)
     top = jnp.sum(logits > jnp.min(both, -1, keepdims=True), -1) <= 1
+    top = nan_unless(jnp.all(jnp.isfinite(logits)), top.astype(jnp.float32))
     hard = (labels[0] != labels[1]) & (jnp.minimum(ratio, 1 - ratio) >= 0.25)
-    return jnp.sum(top & hard), jnp.sum(hard)
+    return jnp.sum(top * hard), jnp.sum(hard)
 
   rows = min(_PROBE_ROWS, len(test.labels))
   batches = jax.tree.map(

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.mixing_adaptation.few_shot_sfda import domains
 from experiments.mixing_adaptation.few_shot_sfda.domains import SCENARIOS
 from experiments.mixing_adaptation.few_shot_sfda.methods import adapt, draw_shots, tune
-from jaxlab import training
+from jaxlab import augment, training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "few_shot_sfda"
@@ -94,6 +94,22 @@ PRESETS = {
     num_copies=4,
   ),
 }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config)
+  sizes.check_known(("mnist1d", "domainnet"), dataset=[config.dataset])
+  if config.dataset == "mnist1d":
+    sizes.check_at_most(config.pool_size - config.num_source, num_target=config.num_target)
+    sizes.check_at_most(10, num_classes=config.num_classes)
+    parts = [part.split() for target in config.targets for part in target.split(" + ")]
+    sizes.check_known(augment.SIGNAL_CORRUPTIONS, targets=[part[0] for part in parts])
+  sizes.check_at_most(config.num_source, source_batch_size=config.source_batch_size)
+  sizes.check_at_most(config.num_target, stream_batch_size=config.stream_batch_size)
+  least = min(domains.num_known(config, scenario) for scenario in SCENARIOS)
+  copies = least * max(config.shots) * config.num_copies
+  sizes.check_at_most(copies, batch_size=config.batch_size)
 
 
 def run(config: Config, context: Context) -> Results:

@@ -11,14 +11,15 @@ from flax import linen as nn
 
 from experiments.kit.datasets import Split
 from experiments.kit.source_model import augmented, forward_fn
-from experiments.kit.train import predict
+from experiments.kit.train import nan_unless, predict
 from jaxlab import algorithms, data, metrics
 
 
 def accuracy(module: nn.Module, logits, labels) -> jax.Array:
-  """Mean accuracy over the classes that the source knows."""
+  """Mean accuracy over the classes that the source knows; NaN for logits that are no numbers."""
   predictions = jnp.argmax(logits, -1)
-  return metrics.mean_class_accuracy(predictions, labels, num_classes=module.num_classes)
+  mean = metrics.mean_class_accuracy(predictions, labels, num_classes=module.num_classes)
+  return nan_unless(jnp.all(jnp.isfinite(jnp.max(logits, -1))), mean)
 
 
 # ---------------------------------------------------------------------------------- without labels
@@ -54,7 +55,8 @@ def adapt(config, module: nn.Module):
     def chosen(draw):
       *_, validation, rest = jax.tree.map(lambda x: x[-1], draw)
       likelihood = jax.nn.log_softmax(tried[:, validation])
-      best = jnp.argmax(jnp.mean(likelihood[:, jnp.arange(len(validation)), labels[validation]], 1))
+      of_labels = likelihood[:, jnp.arange(len(validation)), labels[validation]]
+      best = jnp.nanargmax(jnp.mean(of_labels, 1))
       return accuracy(module, tried[best], jnp.where(rest, labels, -1))
 
     return {
@@ -163,7 +165,7 @@ def tune(config, module: nn.Module):
 
       tuned = jax.lax.map(fit, jnp.asarray(config.learning_rates, jnp.float32))
       # One labeled example per class chooses the learning rate.
-      best = jnp.argmin(tuned.best_validation_loss)
+      best = jnp.nanargmin(tuned.best_validation_loss)
 
       def tested(params):
         logits = predict(module, jax.tree.map(lambda x: x[best], params), inputs).logits

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import Dataset
 from experiments.kit.sweep import grid, sweep
@@ -93,6 +93,17 @@ PRESETS = {
     num_epochs=200,
   ),
 }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config)
+  rows = config.num_train, config.num_validation, config.num_test
+  datasets.describe(config.dataset).check_splits(*rows)
+  batches = {name: getattr(config, name) for name in ("small_batch", "large_batch", "ghost_batch")}
+  sizes.check_at_most(config.num_train, **batches)
+  sizes.check_divides(config.ghost_batch, large_batch=config.large_batch)
+  sizes.check_at_most(config.num_epochs, boundaries=max(config.boundaries))
 
 
 def run(config: Config, context: Context) -> Results:

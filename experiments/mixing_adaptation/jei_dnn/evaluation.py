@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.kit.train import agrees
 from experiments.mixing_adaptation.jei_dnn.exits import METHODS, UNWEIGHTED
 from jaxlab import losses, metrics, uncertainty
 
@@ -87,15 +88,17 @@ def _true(probs, labels):
 
 def _ends(probs, labels):
   """Accuracy where all samples leave at the first exit, and where all leave at the last."""
-  return (probs[:, [0, -1]].argmax(-1) == labels[:, None]).mean(0)
+  ends = probs[:, [0, -1]]
+  right = (ends.argmax(-1) == labels[:, None]) + 0.0 * ends.max(-1)  # NaN stays NaN.
+  return right.mean(0, np.float64)
 
 
 @jax.jit
 def _measure(setting, labels, costs) -> dict:
   """Cost, accuracy, confidence and prediction sets of one setting of a method."""
   (held_out, held_out_levels), (probs, levels) = setting
-  own = metrics.cost_accuracy(held_out_levels, held_out.argmax(-1) == labels[0][:, None], costs)
-  correct = probs.argmax(-1) == labels[1][:, None]
+  own = metrics.cost_accuracy(held_out_levels, agrees(held_out, labels[0][:, None]), costs)
+  correct = agrees(probs, labels[1][:, None])
   cost, accuracy, share = metrics.cost_accuracy(levels, correct, costs)
   probs, correct = (metrics.exited_values(values, levels) for values in (probs, correct))
   left = jax.nn.one_hot(levels, len(costs))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import choose, grid
 from experiments.kit.train import sgd_cosine
@@ -74,6 +74,15 @@ PRESETS = {
   ),
 }  # fmt: skip
 SEEDS = {"laptop": 6}
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, shares=("ratio", "label_ratio", "stop_share"))
+  datasets.describe(config.dataset).check_splits(*config.splits)
+  sizes.check_at_most(config.splits[0], batch_size=config.batch_size)
+  sizes.check_divides(config.log_every, descent_steps=config.descent_steps)
+  sizes.check_divides(config.num_evaluations, network_steps=config.network_steps)
 
 
 def run(config: Config, context: Context) -> Results:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.kit.train import agrees
 from jaxlab import data, losses, metrics, models
 
 ALIGNED, PERMUTED = "aligned", "permuted"
@@ -63,8 +64,8 @@ def descend(config, key, splits, setting) -> dict[str, jax.Array]:
     return weights - config.step_size * grads, None
 
   def error(weights, examples):
-    predicted = jnp.argmax(models.patch_cnn_logits(weights, examples.patches), axis=-1)
-    return jnp.mean(predicted != examples.labels)
+    logits = models.patch_cnn_logits(weights, examples.patches)
+    return jnp.mean(1 - agrees(logits, examples.labels))
 
   def measure(weights):
     alignment = metrics.feature_alignment(weights, train.features)

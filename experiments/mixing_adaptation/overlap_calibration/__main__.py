@@ -22,8 +22,9 @@ from experiments import catalogue
 from experiments.kit import datasets, plots
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import grid
-from experiments.kit.train import accuracy, classification_loss, predict, train
+from experiments.kit.train import accuracy, agrees, classification_loss, predict, train
 from experiments.mixing_adaptation.overlap_calibration import problems
+from experiments.mixing_adaptation.overlap_calibration.problems import validate as validate
 from jaxlab import augment, losses, metrics, uncertainty
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
@@ -152,7 +153,7 @@ def score(module, noisy, clean_labels, key, variables) -> dict[str, jax.Array]:
   """Test scores of the raw and of the scaled logits, `[2]` each."""
   rows, held_out, test = noisy
   held_out_logits, logits = (predict(module, variables, s.inputs).logits for s in (held_out, test))
-  error, fitted = jnp.mean(jnp.argmax(logits, -1) != test.labels), accuracy(module, variables, rows)
+  error, fitted = jnp.mean(1 - agrees(logits, test.labels)), accuracy(module, variables, rows)
 
   def at(temperature):
     scaled = uncertainty.apply_temperature(logits, temperature=temperature)
@@ -196,9 +197,6 @@ def run(config: Config, context: Context) -> Results:
           row = {quantity: values[:, level, i, j] for quantity, values in scores.items()}
           add({name: {**row, "excess NLL": row["NLL"] - bayes}}, scaled=scaled)
   return results
-
-
-# ------------------------------------------------------------------------------- claims and figure
 
 
 def claims(config: Config, results: Results) -> list[Claim]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from scipy.special import entr
 
-from experiments.kit import datasets
+from experiments.kit import datasets, sizes
 from experiments.kit.datasets import Split
 from jaxlab import data, models
 
@@ -38,6 +38,17 @@ class Task(NamedTuple):
   module: nn.Module
   batch_size: int
   num_steps: int
+
+
+def validate(config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, empty=("class_counts",), shares=("noise_rates", "smoothing"))
+  rows = config.num_train, config.num_held_out, config.num_test
+  for name in config.datasets:
+    datasets.describe(name).check_splits(*rows)
+  sizes.check_at_most(config.num_train, batch_size=config.batch_size)
+  steps = {"num_steps": config.num_steps, "dense_steps": config.dense_steps}
+  sizes.check_divides(config.num_evals, **steps)
 
 
 def tasks(config) -> Iterator[Task]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import plots
+from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.mixing_adaptation.repri import base, coco, tasks
 from experiments.mixing_adaptation.repri.tasks import (
@@ -91,6 +91,14 @@ PRESETS = {
 }
 
 
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  zero = "base_classes", "novel_classes", "clutter"
+  sizes.check_sizes(config, zero=zero, shares=("label_smoothing",))
+  sizes.check_at_most(config.num_train, batch_size=config.batch_size)
+  sizes.check_at_most(config.num_scenes - 1, shots=max(config.shots))
+
+
 def run(config: Config, context: Context) -> Results:
   """Base networks of all seeds; then the tasks of every number of shots."""
   results = Results()
@@ -118,9 +126,6 @@ def conditions(config: Config, shots: int) -> dict[str, dict]:
   others = {"shift": {"noise": 2 * base.NOISE}, "alone": {"clutter": 0}}
   has_others = config.dataset != "coco" and shots == config.other_shots
   return {"clean": {}} | (others if has_others else {})
-
-
-# ------------------------------------------------------------------------------- claims and figure
 
 
 def claims(config: Config, results: Results) -> list[Claim]:

@@ -69,15 +69,18 @@ def measure(segment, config, shots, key, variables, rates, *, kind: str, **optio
   counts, shares = jax.device_get(segment((features, jnp.asarray(pool.masks)), tasks, rates))
   ids, num = np.searchsorted(classes, tasks["class"]), len(classes)
 
-  def iou(counts):
-    return float(metrics.mean_iou_by_class(*counts.T, ids, num_classes=num).mean)
+  def ious(counts, shares):
+    counts = np.moveaxis(counts, 1, 0)
+    values = [metrics.mean_iou_by_class(*of.T, ids, num_classes=num).mean for of in counts]
+    # Pixels of NaN are background, which makes a small foreground right by chance.
+    return np.where(np.isnan(shares).any(0), np.nan, np.array(values, np.float64))
 
   def row(i):
     estimated, predicted, true = np.moveaxis(shares[:, i], -1, 0)
     query, support = np.moveaxis(counts[:, i], 2, 0)
     return {
-      IOU: np.array([iou(query[:, j]) for j in range(query.shape[1])]),
-      SUPPORT_IOU: np.array([iou(support[:, j]) for j in range(query.shape[1])]),
+      IOU: ious(query, predicted),
+      SUPPORT_IOU: ious(support, predicted),
       "estimated share": estimated.mean(0),
       "predicted share": predicted.mean(0),
       "true share": true.mean(0),

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.sweep import grid
 from experiments.mixing_adaptation.robust_mean_teacher import methods, streams
 from experiments.mixing_adaptation.robust_mean_teacher.methods import (
@@ -83,6 +83,18 @@ PRESETS = {
     num_augmentations=32,
   ),
 }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, zero=("num_gradual",))
+  signals = config.dataset == "mnist1d"
+  kinds = augment.SIGNAL_CORRUPTIONS if signals else datasets.CIFAR10_CORRUPTIONS
+  sizes.check_known(kinds, kinds=config.kinds)
+  sizes.check_at_most(5, severity=config.severity)
+  datasets.describe(config.dataset).check_splits(config.num_train, config.num_test)
+  streams = [config.num_test, *([config.num_gradual] if config.num_gradual else [])]
+  sizes.check_at_most(min(config.num_train, *streams), batch_size=config.batch_size)
 
 
 def run(config: Config, context: Context) -> Results:

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from experiments.kit.datasets import Split
 from experiments.kit.source_model import forward_fn, smoothed_loss
-from experiments.kit.train import Trained, accuracy, adamw_cosine, epoch_rows, train
+from experiments.kit.train import Trained, accuracy, adamw_cosine, agrees, epoch_rows, train
 from jaxlab import algorithms, augment, losses, models
 from jaxlab.experiment import Results
 
@@ -150,7 +150,7 @@ def chosen_settings(dataset: str, pilot: Results) -> dict[str, dict[str, float]]
         {name: value for name, value in record.setting.items() if name != "stream"}
         for record in sorted(
           pilot.matching(quantity=ERROR, method=method, stream="continual"),
-          key=lambda record: record.values.mean(),
+          key=lambda record: np.nan_to_num(record.values.mean(), nan=np.inf),
         )
       ]
       chosen[method] = tried[0]
@@ -196,7 +196,7 @@ def online_errors(config, name: str, key, data, *, setting) -> dict[str, jax.Arr
     (inputs, labels), begin = batch
     state = jax.tree.map(functools.partial(jnp.where, begin), first, state)
     state, info = adapter.update(key, state, inputs, *extra)
-    return state, jnp.mean(jnp.argmax(info.logits, -1) != labels)
+    return state, jnp.mean(1 - agrees(info.logits, labels))
 
   replayed = None
   if name == REPLAY:

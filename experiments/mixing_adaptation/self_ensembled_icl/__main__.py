@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import catalogue
-from experiments.kit import plots
+from experiments.kit import plots, sizes
 from experiments.mixing_adaptation.self_ensembled_icl import pretraining
 from experiments.mixing_adaptation.self_ensembled_icl.answers import (
   ICL,
@@ -92,6 +92,18 @@ PRESETS = {
     adaptation_rate=5e-5,
   ),
 }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, shares=("pretraining_noise", "task_noise"))
+  sizes.check_divides(config.num_heads, embed_dim=config.embed_dim)
+  per_call = pretraining.steps_per_call(config)
+  sizes.check_divides(per_call, pretraining_steps=config.pretraining_steps)
+  sizes.check_at_most(config.num_train, adaptation_batch=config.adaptation_batch)
+  # A training example is shown others.
+  sizes.check_at_most((config.num_train - 1) // config.num_draws, num_shots=config.num_shots)
+  sizes.check_at_most(pretraining.WORD_DIM, rule_dims=config.rule_dims)
 
 
 def run(config: Config, context: Context) -> Results:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from experiments.kit.datasets import Split
-from experiments.kit.train import Trained, train
+from experiments.kit.train import Trained, nan_unless, train
 from experiments.mixing_adaptation.self_ensembled_icl import pretraining
 from experiments.mixing_adaptation.self_ensembled_icl.pretraining import NUM_CLASSES, Decoder
 from jaxlab import data, metrics, training, uncertainty
@@ -193,7 +193,7 @@ def softened(logits, confidence):
 
 def _scores(pooled: uncertainty.EnsemblePrediction, truth):
   """Accuracy and calibration of all tasks' answers together."""
-  right = pooled.predictions == truth
+  right = nan_unless(jnp.isfinite(pooled.probs.max(-1)), jnp.float32(pooled.predictions == truth))
   chosen = jnp.take_along_axis(pooled.probs, truth[:, None], axis=-1)
   return {
     "accuracy": right.mean(),

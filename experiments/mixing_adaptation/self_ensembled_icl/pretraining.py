@@ -71,7 +71,7 @@ def answer_loss(config):
 
 def pretrain(config, context: Context):
   """Weights of all seeds, stacked."""
-  per_call = min(_STEPS_PER_CALL, config.pretraining_steps)
+  per_call = steps_per_call(config)
   init, update = pretraining_step(config, context.mesh, steps_per_call=per_call)
   init = jax.jit(init)
   shape = per_call, config.pretraining_batch
@@ -87,6 +87,11 @@ def pretrain(config, context: Context):
     )
     params.append(jax.tree.map(np.asarray, result.state.params))
   return jax.tree.map(lambda *leaves: np.stack(leaves), *params)
+
+
+def steps_per_call(config) -> int:
+  """Updates in one compiled program."""
+  return min(_STEPS_PER_CALL, config.pretraining_steps)
 
 
 def pretraining_step(config, mesh, **options):

@@ -82,6 +82,19 @@ def test_learns_and_is_evaluated_on_the_way(split):
   assert scores[-1] == jax.jit(evaluate)(trained)
 
 
+def test_a_training_that_diverges_measures_nothing(split):
+  trained = jax.jit(lambda rate: _train(split, kit.sgd_cosine(rate, 6, weight_decay=0.1)))
+  measure = jax.jit(lambda trained: kit.accuracy(_MODULE, trained.variables, split))
+  assert 0 <= measure(trained(0.3)) <= 1
+  assert np.isnan(measure(trained(1e30)))
+
+
+def test_no_number_agrees_with_no_label():
+  logits = np.float32([[0, 1], [np.nan, 1], [np.inf, 0], [-np.inf, 0]])
+  found = jax.jit(kit.agrees)(logits, np.array([1, 1, 0, 0]))
+  np.testing.assert_array_equal(found, [1, np.nan, np.nan, 0])
+
+
 def test_goes_on_from_a_start(split):
   trained = jax.jit(lambda: _train(split))()
   again = jax.jit(lambda start: _train(split, num_steps=1, start=start))(trained)
