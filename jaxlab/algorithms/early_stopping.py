@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
 
 
 class EarlyStoppingRun(NamedTuple):
@@ -36,14 +36,15 @@ def predictive_stop(
     Which runs to stop, `bool[n]`.
 
   Raises:
-    ValueError: if `confidence` lies outside (0, 1) or `horizon` is unknown.
+    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `exceedance` is not
+      `[n, steps]`.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
   Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
-  chex.assert_rank(exceedance, 2)
   exceedance = as_accumulator(exceedance)
+  check_arrays(exceedance=(exceedance, "[n, steps]"))
   chance = exceedance[:, -1] if horizon == "final" else jnp.max(exceedance, axis=1)
   return chance < 1 - confidence
 
@@ -80,16 +81,15 @@ def run_with_early_stopping(
     highest value seen in runs 0..i.
 
   Raises:
-    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `min_steps` or
-      `interval` is below 1.
+    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, `min_steps` or
+      `interval` is below 1, or `curves` or what `exceedance_fn` gives has another shape.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
-  check_at_least(1, min_steps=min_steps)
-  check_at_least(1, interval=interval)
-  chex.assert_rank(curves, 2)
+  check_at_least(1, min_steps=min_steps, interval=interval)
   curves = as_accumulator(curves)
+  check_arrays(curves=(curves, "[n, T]"))
   length = curves.shape[1]
   decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
   steps = jnp.arange(length)
@@ -98,7 +98,7 @@ def run_with_early_stopping(
     if not decisions.size:
       return jnp.int32(length)
     exceedance = jax.vmap(lambda observed: exceedance_fn(curve, observed, best))(decisions)
-    chex.assert_shape(exceedance, (decisions.size, length))
+    check_arrays(exceedance=(exceedance, f"[*, {length}]"))
     to_come = jnp.where(steps >= decisions[:, None], exceedance, -jnp.inf)
     stop = predictive_stop(to_come, confidence=confidence, horizon=horizon)
     return jnp.min(jnp.where(stop, decisions, length))

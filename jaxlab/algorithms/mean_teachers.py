@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
 from jaxlab.algorithms.online_adaptation import (
   ForwardFn,
   OnlineAdapter,
@@ -84,8 +84,9 @@ def robust_mean_teacher(
     `update(key, state, inputs, source_batch=None)`, where `source_batch` is (inputs, labels).
 
   Raises:
-    ValueError: if `alpha`, `decay` or `temperature` is out of range, a weight is negative; on a
-      call, if `source_weight` > 0 and there is no `source_batch`.
+    ValueError: if `alpha`, `decay` or `temperature` is out of range, a weight is negative, or
+      `prototypes` is not `[k, d]`; on a call, if `source_weight` > 0 and there is no
+      `source_batch`.
 
   Reference: Döbler et al., Robust Mean Teacher for Continual and Gradual Test-Time Adaptation,
   CVPR 2023, section 3, https://arxiv.org/abs/2211.13081.
@@ -96,7 +97,7 @@ def robust_mean_teacher(
   check_range("self_training_weight", self_training_weight, "[0, inf)")
   check_range("contrastive_weight", contrastive_weight, "[0, inf)")
   check_range("source_weight", source_weight, "[0, inf)")
-  chex.assert_rank(prototypes, 2)
+  check_arrays(prototypes=(prototypes, "[k, d]"))
 
   def init(params, projector_params):
     params, projector = jax.tree.map(jnp.asarray, (params, projector_params))

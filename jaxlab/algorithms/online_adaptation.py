@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
 
 ForwardFn = Callable[[chex.ArrayTree, chex.Array], Any]
 Path = tuple[str, ...]
@@ -127,7 +127,7 @@ def loss_adapter(
     if the source is kept.
 
   Raises:
-    ValueError: on a call, if no leaf is trained.
+    ValueError: on a call, if no leaf is trained, or the loss does not have one value per row.
   """
 
   def init(params):
@@ -146,7 +146,8 @@ def loss_adapter(
       forward = partial(forward_fn, params)
       outputs = forward(inputs)
       loss = loss_fn(key, AdaptBatch(inputs, outputs, source_outputs, forward))
-      chex.assert_shape(loss.values, outputs.logits.shape[:1])
+      form = f"[{outputs.logits.shape[0]}]"
+      check_arrays(**{"AdaptLoss.values": (loss.values, form)})
       selected = jnp.ones_like(loss.values) if loss.selected is None else loss.selected
       return jnp.mean(as_accumulator(loss.values)), (outputs.logits, selected)
 

@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays
+
 
 class SequentialResult(NamedTuple):
   """The course of a sequential optimization.
@@ -52,15 +54,15 @@ def optimize_on_grid(
     `SequentialResult(indices, best)`.
 
   Raises:
-    ValueError: if `num_init` or `num_steps` is negative, both are 0, or their sum exceeds m.
+    ValueError: if `num_init` or `num_steps` is negative, both are 0, or their sum exceeds m; if
+      the shapes do not agree.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510; Jones et al., Efficient Global Optimization, 1998,
   https://doi.org/10.1023/A:1008306431147.
   """
-  chex.assert_rank([candidates, values], [2, 1])
-  chex.assert_equal_shape_prefix([candidates, values], 1)
   candidates, values = jnp.asarray(candidates), jnp.asarray(values)
+  check_arrays(candidates=(candidates, "[m, f]"), values=(values, "[m]"))
   num_candidates, total = values.shape[0], num_init + num_steps
   if num_init < 0 or num_steps < 0 or not 1 <= total <= num_candidates:
     raise ValueError(
@@ -79,7 +81,7 @@ def optimize_on_grid(
     x = jnp.where(mask[:, None], candidates[indices], 0)
     y = jnp.where(mask, values[indices], 0)
     merit = acquisition_fn(jax.random.fold_in(key_steps, step), x, y, mask, candidates)
-    chex.assert_shape(merit, (num_candidates,))
+    check_arrays(**{"the result of acquisition_fn": (merit, f"[{num_candidates}]")})
     merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
     # A free candidate of merit -inf must win over candidates that were chosen before.
     merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdaptLoss,
@@ -66,10 +66,7 @@ def centroid_pseudo_labels(
   """
   check_at_least(1, num_rounds=num_rounds)
   features, probs = as_accumulator(features), as_accumulator(probs)
-  if features.ndim != 2 or probs.ndim != 2 or features.shape[0] != probs.shape[0]:
-    raise ValueError(
-      f"features must be [n, d] and probs [n, k], got shapes {features.shape} and {probs.shape}."
-    )
+  check_arrays(features=(features, "[n, d]"), probs=(probs, "[n, k]"))
   features, probs = jax.lax.stop_gradient((features, probs))
   num_classes = probs.shape[1]
   features = jnp.pad(features, ((0, 0), (0, 1)), constant_values=1.0)
@@ -131,8 +128,8 @@ def fine_tune(
     `validation`, the first one on ties.
 
   Raises:
-    ValueError: if `num_steps`, `batch_size` or `eval_every` < 1, `data` or `validation` is empty,
-      a label lies outside [0, k), or nothing is trainable.
+    ValueError: if `num_steps`, `batch_size` or `eval_every` < 1, `data` or `validation` is empty
+      or does not have one label per row, a label lies outside [0, k), or nothing is trainable.
 
   Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
   section 3, https://arxiv.org/abs/2304.00792.
@@ -183,10 +180,8 @@ def fine_tune(
 
 def _labeled(name: str, pair: Labeled, num_classes: int) -> tuple[jax.Array, jax.Array]:
   inputs, labels = jnp.asarray(pair[0]), as_classes(f"{name} labels", pair[1], num_classes)
-  chex.assert_rank(labels, 1)
-  chex.assert_equal_shape_prefix([inputs, labels], 1)
-  if labels.shape[0] == 0:
-    raise ValueError(f"{name} is empty.")
+  check_arrays(**{f"{name} labels": (labels, "[n]"), f"{name} inputs": (inputs, "[n, ...]")})
+  check_at_least(1, **{f"the number of rows of {name}": labels.shape[0]})
   return inputs, labels
 
 

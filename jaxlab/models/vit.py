@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays
 from jaxlab.models.classifiers import Mix, ModelOutput
 from jaxlab.models.convolution import Conv
 
@@ -50,10 +51,11 @@ class ViT(nn.Module):
       A `ModelOutput`; the features are the normalized class token.
 
     Raises:
-      ValueError: if the patches do not tile the images or the heads do not divide `embed_dim`.
+      ValueError: if `inputs` are no images, the patches do not tile them, or the heads do not
+        divide `embed_dim`.
     """
     del train
-    chex.assert_rank(inputs, 4)
+    check_arrays(inputs=(inputs, "[b, h, w, c]"))
     batch, height, width, _ = inputs.shape
     if height % self.patch_size or width % self.patch_size:
       raise ValueError(f"patch_size {self.patch_size} does not divide images {height} x {width}.")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 from jaxlab.losses.sequence import token_log_probs
 
 
@@ -91,10 +91,12 @@ def table_decode_fns(transition_logits: chex.Array) -> DecodeFns:
 
   Returns:
     The `DecodeFns`, with an empty cache; the table is a leaf of them.
+
+  Raises:
+    ValueError: if the table is not square.
   """
   transition_logits = as_accumulator(transition_logits)
-  chex.assert_rank(transition_logits, 2)
-  chex.assert_axis_dimension(transition_logits, 1, transition_logits.shape[0])
+  check_arrays(transition_logits=(transition_logits, "[v, v]"))
   init_cache = jax.tree_util.Partial(_empty_cache)
   return DecodeFns(init_cache, jax.tree_util.Partial(_table_apply, transition_logits))
 
@@ -116,15 +118,18 @@ def score_sequences(
     `[b, t]`.
 
   Raises:
-    ValueError: if a concrete length lies outside its range.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, or a concrete length lies outside its range.
   """
-  chex.assert_rank(tokens, 2)
-  batch_size, width = jnp.shape(tokens)
+  check_arrays(
+    tokens=(tokens, "int [b, t]"),
+    lengths=(lengths, "int [b]"),
+    prompt_lengths=(prompt_lengths, "int [b]"),
+  )
+  batch_size, width = np.shape(tokens)
   check_range("lengths", lengths, f"[0, {width}]")
   check_range("prompt_lengths", prompt_lengths, "[0, inf)")
   tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
-  chex.assert_shape([lengths, prompt_lengths], tokens.shape[:1])
-  chex.assert_type([tokens, lengths, prompt_lengths], int)
   if width < 2:
     return jnp.zeros(tokens.shape, jnp.float32)
   columns = jnp.arange(width, dtype=jnp.int32)
@@ -158,15 +163,15 @@ def prefill(
     The `Prefilled` cache.
 
   Raises:
-    ValueError: if a concrete length lies outside [1, p].
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, or a concrete length lies outside [1, p].
   """
-  prompt_tokens = jnp.asarray(prompt_tokens)
-  chex.assert_rank(prompt_tokens, 2)
-  batch_size, width = prompt_tokens.shape
+  check_arrays(
+    prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
+  )
+  batch_size, width = np.shape(prompt_tokens)
   check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
-  prompt_lengths = jnp.asarray(prompt_lengths)
-  chex.assert_shape(prompt_lengths, (batch_size,))
-  chex.assert_type([prompt_tokens, prompt_lengths], int)
+  prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
   prompt_tokens = prompt_tokens.astype(jnp.int32)
   last = prompt_lengths.astype(jnp.int32) - 1
   cache = decode_fns.init_cache(batch_size, max_length)

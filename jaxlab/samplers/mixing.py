@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
 
 _KERNELS = ("gaussian", "tophat")
 
@@ -61,12 +61,7 @@ def label_similarity_logits(
   check_range("bandwidth", bandwidth, "(0, inf]")
   check_choice("kernel", kernel, _KERNELS)
   labels, queries = as_accumulator(labels, queries)
-  for name, array in (("labels", labels), ("queries", queries)):
-    if array.ndim != 2 or array.shape[1] != labels.shape[-1]:
-      raise ValueError(
-        f"{name} must be [rows, d] with one d for both, got shapes {labels.shape} and "
-        f"{queries.shape}."
-      )
+  check_arrays(labels=(labels, "[n, d]"), queries=(queries, "[q, d]"))
   # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows.
   # Explicit differences, because the expanded square loses precision for close labels.
   scaled = (queries[:, None] - labels[None]) / bandwidth
@@ -96,12 +91,12 @@ def sample_partners(
     Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
 
   Raises:
+    TypeError: if indices are not integers.
     ValueError: as `label_similarity_probabilities`, and if a concrete index lies outside [0, n).
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  chex.assert_rank(indices, 1)
-  chex.assert_type(indices, int)
+  check_arrays(indices=(indices, "int [b]"))
   check_range("indices", indices, f"[0, {jnp.shape(labels)[0]})")
   labels, indices = jnp.asarray(labels), jnp.asarray(indices)
   logits = label_similarity_logits(labels, labels[indices], bandwidth=bandwidth, kernel=kernel)
@@ -139,7 +134,7 @@ def sample_partner_table(
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  check_range("num_draws", num_draws, "[0, inf)")
+  check_at_least(0, num_draws=num_draws)
   probs = label_similarity_probabilities(labels, bandwidth=bandwidth, kernel=kernel)
   cumulative = jnp.cumsum(probs, axis=1)
   # In float32 the sum need not be 1, and a share rounded up to it would pass the last partner.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_arrays, check_at_least
 
 
 class PriorBatch(NamedTuple):
@@ -208,9 +208,12 @@ def draw_data_sets(
   Returns:
     `PriorBatch` of k * g data sets.
 
+  Raises:
+    ValueError: if `keys` is not a vector of keys.
+
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, algorithm 1,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_rank(keys, 1)
+  check_arrays(keys=(keys, "[k]"))
   draws = jax.lax.map(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
   return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), draws)

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 
 class VoteResult(NamedTuple):
@@ -41,6 +41,7 @@ def majority_vote(
     The `VoteResult`; on ties the answer that occurs first wins.
 
   Raises:
+    TypeError: if answers are not integers.
     ValueError: if a concrete weight is negative.
 
   Reference: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models,
@@ -48,7 +49,7 @@ def majority_vote(
   https://arxiv.org/abs/2203.11171.
   """
   answers = jnp.asarray(answers)
-  chex.assert_type(answers, int)
+  check_arrays(answers=(answers, "int [..., n]"))
   valid = answers >= 0
   if mask is not None:
     valid &= jnp.broadcast_to(jnp.asarray(mask) != 0, answers.shape)

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -77,17 +77,23 @@ def speculative_verify(
   Returns:
     The `SpeculativeVerdict`, probabilities in float32 or wider.
 
+  Raises:
+    TypeError: if tokens are not integers.
+    ValueError: if the shapes do not agree.
+
   Reference: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, ICML 2023,
   algorithm 1, https://arxiv.org/abs/2211.17192; Chen et al., 2023,
   https://arxiv.org/abs/2302.01318.
   """
   draft_tokens = jnp.asarray(draft_tokens)
   draft_probs, target_probs, uniforms = as_accumulator(draft_probs, target_probs, uniforms)
-  chex.assert_rank(draft_probs, 3)
+  check_arrays(
+    draft_probs=(draft_probs, "[b, g, v]"),
+    draft_tokens=(draft_tokens, "int [b, g]"),
+    uniforms=(uniforms, "[b, g]"),
+  )
   batch_size, num_drafts, vocab_size = draft_probs.shape
-  chex.assert_shape([draft_tokens, uniforms], (batch_size, num_drafts))
-  chex.assert_type(draft_tokens, int)
-  chex.assert_shape(target_probs, (batch_size, num_drafts + 1, vocab_size))
+  check_arrays(target_probs=(target_probs, f"[{batch_size}, {num_drafts + 1}, {vocab_size}]"))
   drafted = partial(jnp.take_along_axis, indices=draft_tokens[..., None], axis=-1)
   accepted = uniforms * drafted(draft_probs)[..., 0] < drafted(target_probs[:, :-1])[..., 0]
   num_accepted = jnp.sum(jnp.cumprod(accepted, axis=1, dtype=jnp.int32), axis=1)
@@ -143,7 +149,8 @@ def speculative_decode(
     The `SpeculativeOutput`.
 
   Raises:
-    ValueError: if an option or a concrete prompt length lies outside its range.
+    ValueError: if an option or a concrete prompt length lies outside its range, or the models'
+      vocabularies differ.
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
@@ -155,7 +162,7 @@ def speculative_decode(
   target = prefill(target_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   draft = prefill(draft_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   like, draft_like = next_token_logits(target_fns, target), next_token_logits(draft_fns, draft)
-  chex.assert_equal(like.shape, draft_like.shape)
+  check_arrays(target_logits=(like, "[b, v]"), draft_logits=(draft_like, "[b, v]"))
   greedy = is_greedy(temperature)
 
   def places(positions):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 from jaxlab.samplers.top_k import row_top_k
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -164,14 +164,14 @@ def apply_repetition_penalty(
     Logits, `[..., v]`.
 
   Raises:
-    ValueError: if `penalty` <= 0.
+    TypeError: if `seen` is not boolean.
+    ValueError: if `penalty` <= 0 or the shapes differ.
 
   Reference: Keskar et al., CTRL, 2019, section 4.1, https://arxiv.org/abs/1909.05858.
   """
   check_range("penalty", penalty, "(0, inf)")
   logits, seen = jnp.asarray(logits), jnp.asarray(seen)
-  chex.assert_equal_shape([logits, seen])
-  chex.assert_type(seen, bool)
+  check_arrays(logits=(logits, "[..., v]"), seen=(seen, "bool [..., v]"))
   penalized = jnp.where(logits < 0, logits * penalty, logits / penalty)
   return jnp.where(seen, penalized.astype(logits.dtype), logits)
 

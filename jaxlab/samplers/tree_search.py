@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 from jaxlab.samplers.top_k import row_top_k
 
 
@@ -76,7 +76,8 @@ def best_first_search(
     several solutions in one expansion the first proposal wins.
 
   Raises:
-    ValueError: if `num_expansions`, `branching` or `max_depth` is below 1.
+    ValueError: if `num_expansions`, `branching` or `max_depth` is below 1, or `propose_fn` gives
+      another number of proposals.
 
   Reference: Polu and Sutskever, Generative Language Modeling for Automated Theorem Proving, 2020,
   section 4.2, https://arxiv.org/abs/2009.03393.
@@ -95,7 +96,8 @@ def best_first_search(
     node = jnp.argmax(search.priority)
     state = jax.tree.map(lambda leaf: leaf[node], search.states)
     actions, log_probs = propose_fn(jax.random.fold_in(key, search.num_expansions), state)
-    chex.assert_shape([actions, log_probs], (branching,))
+    proposals = f"[{branching}]"
+    check_arrays(actions=(actions, proposals), log_probs=(log_probs, proposals))
     children, status = jax.vmap(transition_fn, in_axes=(None, 0))(state, actions)
     log_probs = search.log_prob[node] + as_accumulator(log_probs).astype(dtype)
     depth = search.depth[node] + 1
@@ -169,13 +171,15 @@ def table_best_first_search(
     The `TreeSearchResult`.
 
   Raises:
-    ValueError: if `num_expansions` or `max_depth` is below 1.
+    TypeError: if `next_state` is not of integers.
+    ValueError: if `num_expansions` or `max_depth` is below 1, or the shapes do not agree.
   """
   log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
-  chex.assert_rank(log_probs, 2)
-  chex.assert_shape(next_state, log_probs.shape)
-  chex.assert_type(next_state, int)
-  chex.assert_shape(solved, log_probs.shape[:1])
+  check_arrays(
+    log_probs=(log_probs, "[s, a]"),
+    next_state=(next_state, "int [s, a]"),
+    solved=(solved, "[s]"),
+  )
   num_actions = log_probs.shape[1]
 
   def propose(_, state):

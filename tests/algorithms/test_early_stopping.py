@@ -157,7 +157,7 @@ def test_errors():
     run_with_early_stopping(CURVES, fn, min_steps=0)
   with pytest.raises(ValueError, match="interval.*0"):
     run_with_early_stopping(CURVES, fn, interval=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="curves must have shape"):
     run_with_early_stopping(CURVES[0], fn)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="exceedance must have shape"):
     run_with_early_stopping(CURVES, lambda curve, observed, best: jnp.ones(LENGTH - 1))

@@ -145,7 +145,7 @@ def test_bad_sizes(num_init, num_steps):
 
 
 def test_bad_shapes():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="values must have shape"):
     optimize_on_grid(jax.random.key(0), _CANDIDATES, _VALUES[1:], _nearest_value_plus_distance)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="acquisition_fn must have shape"):
     optimize_on_grid(jax.random.key(0), _CANDIDATES, _VALUES, lambda *_: jnp.zeros(3), num_steps=2)

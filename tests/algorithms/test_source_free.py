@@ -124,8 +124,12 @@ def test_no_gradient_flows_through_pseudo_labels(clusters):
 
 
 def test_pseudo_label_errors():
-  for shapes in (((3, 2), (4, 2)), ((3, 2), (3,)), ((3,), (3, 2))):
-    with pytest.raises(ValueError, match="probs"):
+  for shapes, name in (
+    (((3, 2), (4, 2)), "probs"),
+    (((3, 2), (3,)), "probs"),
+    (((3,), (3, 2)), "features"),
+  ):
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
       algorithms.centroid_pseudo_labels(*map(jnp.ones, shapes))
   with pytest.raises(ValueError, match="num_rounds"):
     algorithms.centroid_pseudo_labels(jnp.ones((3, 2)), jnp.ones((3, 2)), num_rounds=0)
@@ -314,7 +318,9 @@ def test_fine_tuning_errors(sets):
       tune(sets, optax.sgd(0.1), **{name: 0})(PARAMS)
   with pytest.raises(ValueError, match="trainable"):
     tune(sets, optax.sgd(0.1), trainable=lambda path: False)(PARAMS)
-  with pytest.raises(ValueError, match="validation is empty"):
+  with pytest.raises(
+    ValueError, match="the number of rows of validation must be at least 1, got 0"
+  ):
     tune((data, (np.zeros((0, 2)), np.zeros(0, int))), optax.sgd(0.1))(PARAMS)
   with pytest.raises(ValueError, match="labels must lie"):
     algorithms.fine_tune(

@@ -207,5 +207,5 @@ def test_errors(task):
       proportion_regularized_inference(*task, scale=scale)
     with pytest.raises(ValueError, match="scale"):
       cosine_logits(task[2], np.ones((N, C)), scale=scale)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="support_masks must have shape"):
     proportion_regularized_inference(task[0], task[1][:, :1], *task[2:])

@@ -65,5 +65,5 @@ def test_errors():
   with pytest.raises(ValueError, match="strides"):
     module = ConvNet(2, (4, 4), (3, 3), strides=(1,))
     jax.eval_shape(module.init, jax.random.key(0), IMAGES)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"inputs must have shape \[b, t, c\]"):
     jax.eval_shape(ConvNet(2).init, jax.random.key(0), IMAGES)

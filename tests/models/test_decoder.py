@@ -322,13 +322,13 @@ def test_errors(tokens):
   assert decoder.init_cache(CONFIGS["llama"], batch_size=1, max_length=33).keys.shape == (
     (1, 33, 3, 2, 8)
   )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="attention_mask must have shape"):
     model.apply(params, tokens, attention_mask=jnp.ones((2, T, T - 1), bool))
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="attention_mask must be of type bool"):
     model.apply(params, tokens, attention_mask=mask.astype(jnp.float32))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="positions must have shape"):
     model.apply(params, tokens, tokens[:, 1:])
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="cache.keys must have shape"):
     model.apply(
       params, tokens, cache=decoder.init_cache(CONFIGS["gpt2"], batch_size=1, max_length=9)
     )

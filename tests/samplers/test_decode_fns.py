@@ -227,11 +227,11 @@ def test_token_ids():
 
 def test_errors():
   table = np.zeros((V, V), np.float32)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="transition_logits must have shape"):
     contract.table_decode_fns(table[:3])
   with pytest.raises(ValueError, match="lengths.*9"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS * 0 + 9, LENGTHS)
   with pytest.raises(ValueError, match="prompt_lengths.*-1"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS, LENGTHS * 0 - 1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="lengths must have shape"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS[:2], LENGTHS)

@@ -71,5 +71,5 @@ def test_best_of_n():
 def test_errors():
   with pytest.raises(ValueError, match="weights"):
     selection.majority_vote(jnp.array([1, 2]), weights=np.array([1.0, -0.5]))
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="answers must be of type int"):
     selection.majority_vote(jnp.array([1.0, 2.0]))

@@ -196,10 +196,10 @@ def test_errors(options, message):
 
 
 def test_mismatched_shapes_raise():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"target_probs must have shape \[2, 4, 5\]"):
     verify(np.zeros((2, 3), int), random_probs(2, 3), random_probs(2, 3), np.zeros((2, 3)))
   wide = contract.table_decode_fns(np.zeros((V + 1, V + 1), np.float32))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="draft_logits"):
     speculative.speculative_decode(
       jax.random.key(0), TARGET_FNS, wide, PROMPTS, LENGTHS, max_new_tokens=2
     )
