@@ -37,7 +37,7 @@ def predictive_stop(
 
   Raises:
     ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `exceedance` is not
-      `[n, steps]`.
+      `[n, steps]` or has no steps.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
   Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
@@ -45,6 +45,7 @@ def predictive_stop(
   _check_rule(confidence, horizon)
   exceedance = as_accumulator(exceedance)
   check_arrays(exceedance=(exceedance, "[n, steps]"))
+  check_at_least(1, **{"the number of steps in exceedance": exceedance.shape[1]})
   chance = exceedance[:, -1] if horizon == "final" else jnp.max(exceedance, axis=1)
   return chance < 1 - confidence
 
@@ -78,7 +79,7 @@ def run_with_early_stopping(
 
   Returns:
     `EarlyStoppingRun(steps_used i32[n], best_so_far[n], total_steps)`; `best_so_far[i]` is the
-    highest value seen in runs 0..i.
+    highest value seen in runs 0..i, NaN if one was seen in run i.
 
   Raises:
     ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, `min_steps` or
@@ -91,6 +92,7 @@ def run_with_early_stopping(
   curves = as_accumulator(curves)
   check_arrays(curves=(curves, "[n, T]"))
   length = curves.shape[1]
+  check_at_least(1, **{"the number of steps in curves": length})
   decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
   steps = jnp.arange(length)
 
@@ -106,9 +108,10 @@ def run_with_early_stopping(
   def run(best, inputs):
     index, curve = inputs
     used = jnp.where(index == 0, length, stopping_step(curve, best))
-    seen = jnp.max(jnp.where(steps < used, curve, -jnp.inf))
-    best = jnp.maximum(best, seen)
-    return best, (used.astype(jnp.int32), best)
+    seen = jnp.where(steps < used, curve, -jnp.inf)
+    lost = jnp.any(jnp.isnan(seen))
+    best = jnp.maximum(best, jnp.max(jnp.where(jnp.isnan(seen), -jnp.inf, seen)))
+    return best, (used.astype(jnp.int32), jnp.where(lost, jnp.nan, best))
 
   start = jnp.array(-jnp.inf, curves.dtype)
   _, (steps_used, best_so_far) = jax.lax.scan(run, start, (jnp.arange(curves.shape[0]), curves))

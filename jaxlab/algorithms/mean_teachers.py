@@ -235,12 +235,14 @@ def continual_mean_teacher(
     logits.
 
   Raises:
-    ValueError: if `decay` or `restore_prob` lies outside [0, 1] or `num_augmentations` < 1.
+    ValueError: if `decay` or `restore_prob` lies outside [0, 1], `confidence_threshold` is negative
+      or `num_augmentations` < 1.
 
   Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022, section 3,
   https://arxiv.org/abs/2203.13591.
   """
   check_range("decay", decay, "[0, 1]")
+  check_range("confidence_threshold", confidence_threshold, "[0, inf)")
   check_range("restore_prob", restore_prob, "[0, 1]")
   check_at_least(1, num_augmentations=num_augmentations)
 

@@ -280,11 +280,12 @@ def prior_fitting_optimizer(
     The gradient transformation.
 
   Raises:
-    ValueError: as `warmup_cosine`.
+    ValueError: as `warmup_cosine`, and if `learning_rate` is negative.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
   https://arxiv.org/abs/2112.10510.
   """
+  check_range("learning_rate", learning_rate, "[0, inf)")
   schedule = warmup_cosine(learning_rate, num_steps, warmup_fraction=warmup_fraction)
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 

@@ -16,7 +16,8 @@ class SequentialResult(NamedTuple):
   Attributes:
     indices: candidates in the order in which they were evaluated, int32
       `[num_init + num_steps]`, all different.
-    best: highest value seen up to and including each evaluation, `[num_init + num_steps]`.
+    best: highest value seen up to and including each evaluation, `[num_init + num_steps]`; NaN
+      where the evaluation itself gives NaN.
   """
 
   indices: chex.Array
@@ -89,4 +90,7 @@ def optimize_on_grid(
     return indices.at[step].set(index), chosen.at[index].set(True)
 
   indices, _ = jax.lax.fori_loop(num_init, total, choose, (indices, chosen))
-  return SequentialResult(indices, jax.lax.cummax(values[indices]))
+  seen = values[indices]
+  is_nan = jnp.isnan(seen)
+  best = jax.lax.cummax(jnp.where(is_nan, -jnp.inf, seen))
+  return SequentialResult(indices, jnp.where(is_nan, seen, best))

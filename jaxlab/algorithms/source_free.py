@@ -57,7 +57,8 @@ def centroid_pseudo_labels(
   Returns:
     Labels, int32 `[n]`: the class whose centroid has the smallest cosine distance (a constant 1 is
     appended to features), among the classes predicted for at least one sample; the lowest class on
-    ties. No gradient flows.
+    ties. Samples with a feature or probability that is not finite have no part in the centroids and
+    get -1. No gradient flows.
 
   Raises:
     ValueError: if `num_rounds` < 1, or `features` and `probs` are not `[n, d]` and `[n, k]`.
@@ -69,14 +70,17 @@ def centroid_pseudo_labels(
   check_arrays(features=(features, "[n, d]"), probs=(probs, "[n, k]"))
   features, probs = jax.lax.stop_gradient((features, probs))
   num_classes = probs.shape[1]
+  check_at_least(1, **{"the number of classes in probs": num_classes})
+  valid = jnp.all(jnp.isfinite(features), axis=1) & jnp.all(jnp.isfinite(probs), axis=1)
+  features, probs = (jnp.where(valid[:, None], rows, 0.0) for rows in (features, probs))
   features = jnp.pad(features, ((0, 0), (0, 1)), constant_values=1.0)
   features = _unit(features / jnp.max(jnp.abs(features), axis=1, keepdims=True))
-  affinity, labels = probs, jnp.argmax(probs, axis=1)
+  affinity, labels = probs, jnp.where(valid, jnp.argmax(probs, axis=1), -1)
   for _ in range(num_rounds):
     centroids = affinity.T @ features / (1e-8 + jnp.sum(affinity, axis=0)[:, None])
     predicted = jnp.sum(jax.nn.one_hot(labels, num_classes), axis=0) > 0
     distances = jnp.where(predicted, 1 - features @ _unit(centroids).T, jnp.inf)
-    labels = jnp.argmin(distances, axis=1)
+    labels = jnp.where(valid, jnp.argmin(distances, axis=1), -1)
     affinity = jax.nn.one_hot(labels, num_classes)
   return labels.astype(jnp.int32)
 

@@ -130,7 +130,8 @@ def proportion_regularized_inference(
     A `ProportionRegularized`.
 
   Raises:
-    ValueError: if `num_steps` < 1, `scale` is not positive or the shapes do not agree.
+    ValueError: if `num_steps` < 1, `scale` is not positive, the rate or a weight is negative, a
+      proportion lies outside [0, 1], there are no shots, or the shapes do not agree.
 
   Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning: A Good Transductive
   Inference Is All You Need?, CVPR 2021, section 3, https://arxiv.org/abs/2012.06166.
@@ -146,8 +147,18 @@ def proportion_regularized_inference(
     proportion=(proportion, "[n]"),
   )
   shots = support.shape[1]
+  check_at_least(1, **{"the number of shots": shots})
   kl_weight = 1 / shots if kl_weight is None else kl_weight
   entropy_weight = 1 / shots if entropy_weight is None else entropy_weight
+  for name, value in (
+    ("learning_rate", learning_rate),
+    ("cross_entropy_weight", cross_entropy_weight),
+    ("kl_weight", kl_weight),
+    ("entropy_weight", entropy_weight),
+  ):
+    check_range(name, value, "[0, inf)")
+  if proportion is not None:
+    check_range("proportion", proportion, "[0, 1]")
   support_norms, query_norms = _norm(support), _norm(query)
   valid = jnp.asarray(query_valid) == 1
   num_valid = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3)), 1)

@@ -1,5 +1,6 @@
 """Small classifiers of vectors, signals and images that also return the features of the head."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class MLP(nn.Module):
     Returns:
       A `ModelOutput`.
     """
-    hidden = _mixed(mix, 0, inputs).reshape(inputs.shape[0], -1)
+    hidden = _mixed(mix, 0, inputs)
+    hidden = hidden.reshape(hidden.shape[0], math.prod(hidden.shape[1:]))
     for i, width in enumerate(self.widths):
       hidden = nn.Dense(width, name=f"dense_{i}")(hidden)
       if self.norm is not None:

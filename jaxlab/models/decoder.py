@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._checks import as_classes, check_arrays, check_at_least, check_range
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.decoder_blocks import (
   AttentionContext,
@@ -112,7 +112,7 @@ class DecoderLM(nn.Module):
     to rewind, pass smaller positions.
 
     Args:
-      tokens: `[b, t]` integers.
+      tokens: `[b, t]` integers. Traced ones outside the vocabulary give NaN in their own row.
       positions: `[b, t]`; None counts from 0, restarting in each segment.
       cache: keys and values of earlier calls; None for training.
       segment_ids: `[b, t]`, equal within each of the sequences packed into a row; tokens see their
@@ -128,8 +128,9 @@ class DecoderLM(nn.Module):
 
     Raises:
       TypeError: if tokens are not integers or a mask is not boolean.
-      ValueError: if shapes do not agree, a cache is combined with `attention_mask` or
-        `segment_ids`, or there are more tokens than learned positions.
+      ValueError: if shapes do not agree, a concrete token lies outside the vocabulary, a cache is
+        combined with `attention_mask` or `segment_ids`, or there are more tokens than learned
+        positions.
     """
     cfg = self.config
     check_arrays(
@@ -137,6 +138,7 @@ class DecoderLM(nn.Module):
       positions=(positions, "[b, t]"),
       segment_ids=(segment_ids, "[b, t]"),
     )
+    tokens = as_classes("tokens", tokens, cfg.vocab_size)
     length = tokens.shape[1]
     if cache is not None and not (attention_mask is None and segment_ids is None):
       raise ValueError("attention_mask and segment_ids must be None with a cache.")

@@ -153,10 +153,11 @@ def stage_costs(model: EarlyExitNet, input_shape: Sequence[int]) -> jax.Array:
     Costs that rise to 1, f32 `[L + 1]`.
 
   Raises:
-    ValueError: if the compiler counts no operations on this backend.
+    ValueError: if there are no stages, or the compiler counts no operations on this backend.
 
   Reference: Chataoui et al., ICLR 2024, section 5, https://arxiv.org/abs/2310.09163.
   """
+  check_at_least(1, **{"the number of stages": len(model.stages)})
   inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
 

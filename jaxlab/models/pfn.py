@@ -121,11 +121,12 @@ class PFN(nn.Module):
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
 
     Raises:
-      ValueError: if the shapes do not agree, `max_context` lies outside [1, T], or `num_context` is
-        concrete and lies outside [0, T] or above `max_context`.
+      ValueError: if the shapes do not agree, T is 0, `max_context` lies outside [1, T], or
+        `num_context` is concrete and lies outside [0, T] or above `max_context`.
     """
     check_arrays(x=(x, "[b, T, f]"), y=(y, "[b, T]"))
     num_points, num_features = x.shape[1:]
+    check_at_least(1, **{"the number of points T": num_points})
     mask = _attention_mask(num_points, num_context, max_context)
     is_context = jnp.arange(num_points) < num_context
 

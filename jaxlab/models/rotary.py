@@ -172,6 +172,7 @@ def apply_rotary(
 
   Reference: Su et al., RoFormer, section 3.2, https://arxiv.org/abs/2104.09864.
   """
+  x, positions = jnp.asarray(x), jnp.asarray(positions)
   check_arrays(
     x=(x, "[..., heads, d]"),
     positions=(positions, "[...]"),

@@ -1,5 +1,7 @@
 """A vision transformer for small images."""
 
+import math
+
 import chex
 import flax.linen as nn
 import jax
@@ -64,7 +66,7 @@ class ViT(nn.Module):
     hidden = inputs if mix is None else mix(0, inputs)
     patch = (self.patch_size, self.patch_size)
     patches = Conv(self.embed_dim, patch, strides=patch, padding="VALID", name="patches")(hidden)
-    patches = patches.reshape(batch, -1, self.embed_dim)
+    patches = patches.reshape(batch, math.prod(patches.shape[1:3]), self.embed_dim)
     class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.embed_dim))
     positions = self.param(
       "positions", nn.initializers.normal(0.02), (1, 1 + patches.shape[1], self.embed_dim)

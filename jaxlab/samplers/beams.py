@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_choice, check_range
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
@@ -74,8 +74,8 @@ def beam_search(
     The `BeamSearchOutput`.
 
   Raises:
-    ValueError: if `num_beams` < 1, `max_new_tokens` < 1, `early_stopping` is none of the three, or
-      a concrete prompt length lies outside its range.
+    ValueError: if `num_beams` < 1, `max_new_tokens` < 1, `early_stopping` is none of the three,
+      `length_penalty` is not finite, or a concrete prompt length lies outside its range.
 
   Reference: Wolf et al., Transformers, EMNLP 2020, https://arxiv.org/abs/1910.03771;
   length penalty: Wu et al., Google's Neural Machine Translation System, 2016, section 7,
@@ -83,6 +83,7 @@ def beam_search(
   """
   check_at_least(1, num_beams=num_beams, max_new_tokens=max_new_tokens)
   check_choice("early_stopping", early_stopping, (True, False, "never"))
+  check_range("length_penalty", length_penalty, "(-inf, inf)")
   eos_ids = as_token_ids(eos_token_id)
   max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
   start = prefill(decode_fns, prompt_tokens, prompt_lengths, max_length=max_length)
@@ -187,9 +188,10 @@ def markov_beam_search(
     The `BeamSearchOutput`.
 
   Raises:
-    ValueError: as `beam_search`.
+    ValueError: as `beam_search`, and if the table is not square or a concrete start token lies
+      outside it.
   """
-  start_tokens = jnp.asarray(start_tokens)
+  start_tokens = as_classes("start_tokens", start_tokens, len(transition_logits))
   return beam_search(
     table_decode_fns(transition_logits),
     start_tokens[:, None],

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 from jaxlab.losses.sequence import token_log_probs
 
 
@@ -108,14 +108,14 @@ def score_sequences(
 
   Args:
     decode_fns: the model.
-    tokens: prompt and continuation of each row, padded on the right, i32 `[b, t]`.
+    tokens: prompt and continuation of each row, padded on the right with any token, i32 `[b, t]`.
     lengths: length of the two together, i32 `[b]`, in [0, t].
     prompt_lengths: length of the prompt, i32 `[b]`, at least 0; the first token of a row, which
       follows nothing, is never scored.
 
   Returns:
     Log-probability of each token given those before it in nats, 0 on the prompt and after the end,
-    `[b, t]`.
+    `[b, t]`. A token outside the vocabulary makes it NaN, in its own row.
 
   Raises:
     TypeError: if tokens or lengths are not integers.
@@ -132,10 +132,11 @@ def score_sequences(
   tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
   if width < 2:
     return jnp.zeros(tokens.shape, jnp.float32)
-  columns = jnp.arange(width, dtype=jnp.int32)
-  positions = jnp.broadcast_to(columns[:-1], (batch_size, width - 1))
+  columns = jnp.arange(width, dtype=jnp.int32)[None]
+  positions = jnp.broadcast_to(columns[:, :-1], (batch_size, width - 1))
+  tokens = _without_pads(tokens, lengths)
   cache = decode_fns.init_cache(batch_size, width)
-  logits, _ = decode_fns.apply(tokens[:, :-1].astype(jnp.int32), cache, positions)
+  logits, _ = decode_fns.apply(tokens[:, :-1], cache, positions)
   scores = token_log_probs(logits, tokens[:, 1:])
   scored = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
   return jnp.where(scored, jnp.pad(scores, ((0, 0), (1, 0))), 0.0)
@@ -155,7 +156,7 @@ def prefill(
 
   Args:
     decode_fns: the model.
-    prompt_tokens: prompts padded on the right, i32 `[b, p]`.
+    prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     max_length: slots of the cache, prompt and new tokens together.
 
@@ -164,15 +165,16 @@ def prefill(
 
   Raises:
     TypeError: if tokens or lengths are not integers.
-    ValueError: if shapes do not agree, or a concrete length lies outside [1, p].
+    ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
   """
   check_arrays(
     prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
   )
   batch_size, width = np.shape(prompt_tokens)
+  check_at_least(1, **{"the width of prompt_tokens": width})
   check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
   prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
-  prompt_tokens = prompt_tokens.astype(jnp.int32)
+  prompt_tokens = _without_pads(prompt_tokens, prompt_lengths)
   last = prompt_lengths.astype(jnp.int32) - 1
   cache = decode_fns.init_cache(batch_size, max_length)
   if width > 1:
@@ -180,6 +182,12 @@ def prefill(
     _, cache = decode_fns.apply(prompt_tokens[:, :-1], cache, positions)
   tokens = jnp.take_along_axis(prompt_tokens, last[:, None], axis=1)[:, 0]
   return Prefilled(cache, tokens, last)
+
+
+def _without_pads(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Token 0 for all pads: a model may know no such token, and its NaN would reach the row."""
+  is_real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+  return jnp.where(is_real, tokens, 0).astype(jnp.int32)
 
 
 def repeat_rows(tree: chex.ArrayTree, num: int) -> chex.ArrayTree:
@@ -269,4 +277,5 @@ def _empty_cache(batch_size, max_length):
 
 def _table_apply(transition_logits, tokens, cache, positions):
   del positions
-  return transition_logits[tokens], cache
+  tokens = as_classes("tokens", tokens, transition_logits.shape[0])
+  return transition_logits.at[tokens].get(mode="fill"), cache

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range, is_known
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -258,9 +258,10 @@ def markov_greedy(
     The `GenerateOutput`.
 
   Raises:
-    ValueError: if `max_new_tokens` < 1.
+    ValueError: if `max_new_tokens` < 1, the table is not square, or a concrete start token lies
+      outside it.
   """
-  start_tokens = jnp.asarray(start_tokens)
+  start_tokens = as_classes("start_tokens", start_tokens, len(transition_logits))
   return generate(
     jax.random.key(0),
     table_decode_fns(transition_logits),
@@ -373,8 +374,8 @@ def _ends_with_any(recent: jax.Array, stops: tuple[tuple[int, ...], ...]) -> jax
 
 def _seen_in(prompt_tokens, prompt_lengths, vocab_size: int) -> jax.Array:
   """Which tokens occur in the prompts, padding excluded."""
-  prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
-  real = jnp.arange(prompt_tokens.shape[1]) < prompt_lengths[:, None]
+  prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens, jnp.int32), jnp.asarray(prompt_lengths)
+  real = jnp.arange(prompt_tokens.shape[1])[None] < prompt_lengths[:, None]
   none = jnp.zeros((prompt_tokens.shape[0], vocab_size), bool)
   # `vmap` over rows, so that the compiler keeps a sharded batch on its devices.
   return jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(none, prompt_tokens, real)

@@ -4,7 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_range,
+)
 
 _KERNELS = ("gaussian", "tophat")
 
@@ -29,7 +36,8 @@ def label_similarity_probabilities(
     own row is NaN.
 
   Raises:
-    ValueError: if `bandwidth` is not positive, `kernel` is unknown or `labels` is not `[n, d]`.
+    ValueError: if `bandwidth` is not positive, `kernel` is unknown, or `labels` is not `[n, d]` or
+      has no rows.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, equation 6, https://arxiv.org/abs/2210.05775.
   """
@@ -62,6 +70,7 @@ def label_similarity_logits(
   check_choice("kernel", kernel, _KERNELS)
   labels, queries = as_accumulator(labels, queries)
   check_arrays(labels=(labels, "[n, d]"), queries=(queries, "[q, d]"))
+  check_at_least(1, **{"the number of labels": labels.shape[0]})
   # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows.
   # Explicit differences, because the expanded square loses precision for close labels.
   scaled = (queries[:, None] - labels[None]) / bandwidth
@@ -88,7 +97,8 @@ def sample_partners(
     kernel: as in `label_similarity_probabilities`.
 
   Returns:
-    Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
+    Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner. A traced
+    index outside [0, n) gives n or more.
 
   Raises:
     TypeError: if indices are not integers.
@@ -96,10 +106,11 @@ def sample_partners(
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  check_arrays(indices=(indices, "int [b]"))
-  check_range("indices", indices, f"[0, {jnp.shape(labels)[0]})")
-  labels, indices = jnp.asarray(labels), jnp.asarray(indices)
-  logits = label_similarity_logits(labels, labels[indices], bandwidth=bandwidth, kernel=kernel)
+  labels = as_accumulator(labels)
+  check_arrays(labels=(labels, "[n, d]"), indices=(indices, "int [b]"))
+  indices = as_classes("indices", indices, labels.shape[0])
+  queries = labels.at[indices].get(mode="fill")  # NaN for an index outside.
+  logits = label_similarity_logits(labels, queries, bandwidth=bandwidth, kernel=kernel)
   partners = jax.random.categorical(key, logits, axis=-1)
   alone = jnp.all(jnp.isneginf(logits), axis=-1)
   return jnp.where(alone, indices, partners).astype(jnp.int32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_arrays, check_at_least
+from jaxlab._checks import check_arrays, check_at_least, check_range
 
 
 class PriorBatch(NamedTuple):
@@ -53,12 +53,14 @@ def ridge_prior(
     `PriorBatch` whose targets are the noiseless values.
 
   Raises:
-    ValueError: if a size is below 1.
+    ValueError: if a size is below 1 or a standard deviation is negative.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
   check_at_least(1, batch_size=batch_size, num_points=num_points, num_features=num_features)
+  check_range("weight_std", weight_std, "[0, inf)")
+  check_range("noise_std", noise_std, "[0, inf)")
   x_key, weight_key, noise_key = jax.random.split(key, 3)
   x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
   weights = weight_std * jax.random.normal(weight_key, (batch_size, num_features))
@@ -105,17 +107,17 @@ def bnn_prior(
     `PriorBatch` with targets equal to `y`; class indices are floats.
 
   Raises:
-    ValueError: if a size is below its minimum, `num_classes` lies outside `[2, num_points]`, or
-      more than two classes are asked for without `binary`.
+    ValueError: if a size is below its minimum, a shape or scale is negative, `num_classes` lies
+      outside `[2, num_points]`, or more than two classes are asked for without `binary`.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 6 and
   appendix, https://arxiv.org/abs/2112.10510.
   """
   check_at_least(1, batch_size=batch_size, num_features=num_features, group_size=group_size)
-  check_at_least(2, num_points=num_points)
-  check_at_least(2, max_hidden=max_hidden)
-  if not 2 <= num_classes <= num_points:
-    raise ValueError(f"num_classes must lie in [2, {num_points}], got {num_classes}.")
+  check_at_least(2, num_points=num_points, max_hidden=max_hidden)
+  check_range("weight_std_gamma", weight_std_gamma, "(0, inf)")
+  check_range("noise_std_gamma", noise_std_gamma, "[0, inf)")
+  check_range("num_classes", num_classes, f"[2, {num_points}]")
   if not binary and num_classes > 2:
     raise ValueError(f"num_classes={num_classes} needs binary=True.")
   network_key, hyper_key, x_key, label_key = jax.random.split(key, 4)

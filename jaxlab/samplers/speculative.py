@@ -4,14 +4,13 @@ The output is distributed exactly as if the large model had drawn it token by to
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -75,17 +74,17 @@ def speculative_verify(
     uniforms: uniform numbers in [0, 1), `[b, g]`.
 
   Returns:
-    The `SpeculativeVerdict`, probabilities in float32 or wider.
+    The `SpeculativeVerdict`, probabilities in float32 or wider; NaN in rows with a NaN probability
+    or a traced token outside the vocabulary.
 
   Raises:
     TypeError: if tokens are not integers.
-    ValueError: if the shapes do not agree.
+    ValueError: if the shapes do not agree, or a concrete token lies outside [0, v).
 
   Reference: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, ICML 2023,
   algorithm 1, https://arxiv.org/abs/2211.17192; Chen et al., 2023,
   https://arxiv.org/abs/2302.01318.
   """
-  draft_tokens = jnp.asarray(draft_tokens)
   draft_probs, target_probs, uniforms = as_accumulator(draft_probs, target_probs, uniforms)
   check_arrays(
     draft_probs=(draft_probs, "[b, g, v]"),
@@ -94,8 +93,12 @@ def speculative_verify(
   )
   batch_size, num_drafts, vocab_size = draft_probs.shape
   check_arrays(target_probs=(target_probs, f"[{batch_size}, {num_drafts + 1}, {vocab_size}]"))
-  drafted = partial(jnp.take_along_axis, indices=draft_tokens[..., None], axis=-1)
-  accepted = uniforms * drafted(draft_probs)[..., 0] < drafted(target_probs[:, :-1])[..., 0]
+  drafted = as_classes("draft_tokens", draft_tokens, vocab_size)[..., None]
+  q, p = (
+    jnp.take_along_axis(probs, drafted, axis=-1, mode="fill")[..., 0]
+    for probs in (draft_probs, target_probs[:, :-1])
+  )
+  accepted = uniforms * q < p
   num_accepted = jnp.sum(jnp.cumprod(accepted, axis=1, dtype=jnp.int32), axis=1)
   # After the last draft token the draft's distribution counts as 0: the residual is the target's.
   draft_probs = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
@@ -103,11 +106,12 @@ def speculative_verify(
   target, draft = (
     jnp.take_along_axis(probs, place, axis=1)[:, 0] for probs in (target_probs, draft_probs)
   )
-  rest = jnp.maximum(target - draft, 0.0)
+  rest = jnp.where(target < draft, 0.0, target - draft)
   total = jnp.sum(rest, axis=-1, keepdims=True)
   # Rounding may leave no residual of two distributions that are nearly equal.
-  probs = jnp.where(total > 0, rest / jnp.where(total > 0, total, 1.0), target)
-  return SpeculativeVerdict(num_accepted, probs)
+  probs = jnp.where(total == 0, target, rest / jnp.where(total == 0, 1.0, total))
+  unknown = jnp.any(jnp.isnan(p + q), axis=1, keepdims=True)
+  return SpeculativeVerdict(num_accepted, jnp.where(unknown, jnp.nan, probs))
 
 
 def speculative_decode(

@@ -64,8 +64,8 @@ def filter_top_p(
   https://arxiv.org/abs/1904.09751.
   """
   check_range("top_p", top_p, "(0, 1]")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   ascending = jnp.sort(logits, axis=-1)
   mass = jnp.cumsum(jax.nn.softmax(as_accumulator(ascending), axis=-1), axis=-1)
   num_removed = jnp.sum(mass <= 1.0 - top_p, axis=-1, keepdims=True)
@@ -101,8 +101,8 @@ def filter_min_p(
   Outputs, ICLR 2025, section 3, https://arxiv.org/abs/2407.01082.
   """
   check_range("min_p", min_p, "[0, 1]")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   scores = as_accumulator(logits)
   relative = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   removed = relative < min_p
@@ -134,8 +134,8 @@ def filter_typical_p(
   https://arxiv.org/abs/2202.00666.
   """
   check_range("typical_p", typical_p, "(0, 1)")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   log_probs = jax.nn.log_softmax(as_accumulator(logits), axis=-1)
   probs = jnp.exp(log_probs)
   possible = probs > 0
@@ -265,9 +265,9 @@ def is_greedy(temperature: chex.Numeric) -> bool:
   return known and np.ndim(temperature) == 0 and float(temperature) == 0.0
 
 
-def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
+def _num_to_keep(logits: jax.Array, min_tokens_to_keep: int) -> int:
   check_at_least(1, min_tokens_to_keep=min_tokens_to_keep)
-  return min(min_tokens_to_keep, jnp.shape(logits)[-1])
+  return min(min_tokens_to_keep, logits.shape[-1])
 
 
 def _is_among_largest(scores: jax.Array, num: int) -> jax.Array:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 from jaxlab.samplers.top_k import row_top_k
 
 
@@ -63,7 +64,7 @@ def best_first_search(
   Args:
     key: random key; expansion i proposes with `fold_in(key, i)`.
     propose_fn: `(key, state) -> (actions i32[branching], log_probs[branching])`; a proposal of
-      log-probability -inf counts as none.
+      log-probability -inf or NaN counts as none.
     transition_fn: `(state, action) -> (state, status)`, with status 1 for a solution, 0 for a state
       that is open and -1 for a failure; it is mapped over actions.
     root_state: where to start, a pytree of arrays; the root is open.
@@ -161,7 +162,7 @@ def table_best_first_search(
 
   Args:
     log_probs: log-probability of each action in each state, `[s, a]`.
-    next_state: where it leads, int `[s, a]`; negative where it fails.
+    next_state: where it leads, int `[s, a]`; negative, or a traced s or more, where it fails.
     solved: whether a state is a solution, bool `[s]`; the root always counts as open.
     root: the state to start from.
     num_expansions: how many nodes may be expanded, at least 1.
@@ -172,23 +173,27 @@ def table_best_first_search(
 
   Raises:
     TypeError: if `next_state` is not of integers.
-    ValueError: if `num_expansions` or `max_depth` is below 1, or the shapes do not agree.
+    ValueError: if `num_expansions` or `max_depth` is below 1, the shapes do not agree, or a
+      concrete state is s or more.
   """
-  log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
   check_arrays(
     log_probs=(log_probs, "[s, a]"),
     next_state=(next_state, "int [s, a]"),
     solved=(solved, "[s]"),
   )
-  num_actions = log_probs.shape[1]
+  num_states, num_actions = np.shape(log_probs)
+  check_range("next_state", next_state, f"(-inf, {num_states})")
+  check_range("root", root, f"[0, {num_states})")
+  log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
 
   def propose(_, state):
     return jnp.arange(num_actions, dtype=jnp.int32), log_probs[state]
 
   def move(state, action):
     reached = next_state[state, action].astype(jnp.int32)
-    status = jnp.where(reached < 0, -1, (solved[jnp.maximum(reached, 0)] != 0).astype(jnp.int32))
-    return jnp.maximum(reached, 0), status
+    fails = (reached < 0) | (reached >= num_states)
+    reached = jnp.where(fails, 0, reached)
+    return reached, jnp.where(fails, -1, (solved[reached] != 0).astype(jnp.int32))
 
   return best_first_search(
     jax.random.key(0),

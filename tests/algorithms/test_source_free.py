@@ -113,6 +113,15 @@ def test_pseudo_labels_of_one_sample_one_class_and_ties():
   np.testing.assert_array_equal(one, 1)
 
 
+def test_a_sample_that_is_not_finite_moves_no_centroid(clusters):
+  features, probs, truth = clusters
+  features, probs = features.copy(), probs.copy()
+  features[3, 1], features[30, 0], probs[50, 2] = np.nan, np.inf, np.nan
+  expected = truth.copy()
+  expected[[3, 30, 50]] = -1
+  np.testing.assert_array_equal(pseudo_labels(features, probs), expected)
+
+
 def test_no_gradient_flows_through_pseudo_labels(clusters):
   features, probs, _ = clusters
 

@@ -306,6 +306,17 @@ def test_sharded_over_heads(name, tokens):
   np.testing.assert_allclose(actual, run(name, tokens).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_unknown_tokens(tokens):
+  model, params = DecoderLM(CONFIGS["llama"]), {"params": random_params("llama")}
+  run_on = jax.jit(lambda tokens: model.apply(params, tokens).logits)
+  spoiled = run_on(tokens.at[0, T - 1].set(-1))
+  np.testing.assert_array_equal(spoiled[1], run_on(tokens)[1])
+  assert np.isnan(spoiled[0, T - 1]).all()
+  for token in (-1, 10**6):
+    with pytest.raises(ValueError, match="tokens must lie in"):
+      model.apply(params, np.full((1, 2), token))
+
+
 def test_errors(tokens):
   model, params = DecoderLM(CONFIGS["gpt2"]), {"params": random_params("gpt2")}
   mask = jnp.ones((2, T, T), bool)
