@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 
 class EarlyStoppingRun(NamedTuple):
@@ -91,8 +92,13 @@ def run_with_early_stopping(
   check_at_least(1, min_steps=min_steps, interval=interval)
   curves = as_accumulator(curves)
   check_arrays(curves=(curves, "[n, T]"))
+  check_at_least(1, **{"the number of steps in curves": curves.shape[1]})
+  return _replay(curves, exceedance_fn, confidence, horizon, min_steps, interval)
+
+
+@compiled_once
+def _replay(curves, exceedance_fn, confidence, horizon, min_steps, interval) -> EarlyStoppingRun:
   length = curves.shape[1]
-  check_at_least(1, **{"the number of steps in curves": length})
   decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
   steps = jnp.arange(length)
 
@@ -101,7 +107,7 @@ def run_with_early_stopping(
       return jnp.int32(length)
     exceedance = jax.vmap(lambda observed: exceedance_fn(curve, observed, best))(decisions)
     check_arrays(exceedance=(exceedance, f"[*, {length}]"))
-    to_come = jnp.where(steps >= decisions[:, None], exceedance, -jnp.inf)
+    to_come = jnp.where(steps[None] >= decisions[:, None], exceedance, -jnp.inf)
     stop = predictive_stop(to_come, confidence=confidence, horizon=horizon)
     return jnp.min(jnp.where(stop, decisions, length))
 
@@ -113,8 +119,9 @@ def run_with_early_stopping(
     best = jnp.maximum(best, jnp.max(jnp.where(jnp.isnan(seen), -jnp.inf, seen)))
     return best, (used.astype(jnp.int32), jnp.where(lost, jnp.nan, best))
 
-  start = jnp.array(-jnp.inf, curves.dtype)
-  _, (steps_used, best_so_far) = jax.lax.scan(run, start, (jnp.arange(curves.shape[0]), curves))
+  rows = (jnp.arange(curves.shape[0]), curves)
+  start = varying_carry(run, jnp.array(-jnp.inf, curves.dtype), rows)
+  _, (steps_used, best_so_far) = jax.lax.scan(run, start, rows)
   return EarlyStoppingRun(steps_used, best_so_far, jnp.sum(steps_used))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.algorithms.online_adaptation import (
   ForwardFn,
   OnlineAdapter,
@@ -187,6 +188,21 @@ def mean_teacher_warm_up(
   """
   check_range("alpha", alpha, "[0, 1]")
   check_range("decay", decay, "[0, 1]")
+  student, teacher = _warm_up(
+    forward_fn,
+    optimizer_with_schedule,
+    state.student,
+    state.teacher,
+    jnp.asarray(source_inputs),
+    alpha,
+    decay,
+  )
+  return state._replace(student=student, teacher=teacher)
+
+
+@compiled_once
+def _warm_up(forward_fn, optimizer, student, teacher, source_inputs, alpha, decay):
+  """The new student and teacher."""
 
   def step(carry, inputs):
     student, teacher, opt_state = carry
@@ -196,15 +212,16 @@ def mean_teacher_warm_up(
       logits = forward_fn(params, inputs).logits
       return jnp.mean(symmetric_cross_entropy(logits, target, alpha=alpha)), logits
 
-    taken = guarded_step(objective, optimizer_with_schedule, student, opt_state, inputs=inputs)
+    taken = guarded_step(objective, optimizer, student, opt_state, inputs=inputs)
     teacher = ema_update(teacher, taken.params, decay=decay)
     new = taken.params, teacher, taken.opt_state
     carry, _ = accept_step(taken, carry, new, logits=taken.aux, selected=jnp.ones(target.shape[0]))
     return carry, None
 
-  start = state.student, state.teacher, init_optimizer(optimizer_with_schedule, state.student)
+  start = student, teacher, init_optimizer(optimizer, student)
+  start = varying_carry(step, start, source_inputs)
   (student, teacher, _), _ = jax.lax.scan(step, start, source_inputs)
-  return state._replace(student=student, teacher=teacher)
+  return student, teacher
 
 
 def continual_mean_teacher(
@@ -276,6 +293,7 @@ def continual_mean_teacher(
 
     return structure.unflatten(map(back, keys, leaves, jax.tree.leaves(source)))
 
+  @compiled_once
   def update(key, state, inputs):
     augment_key, restore_key = jax.random.split(key)
     target = teach(augment_key, state, inputs)

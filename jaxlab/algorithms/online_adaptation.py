@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import as_accumulator, check_arrays
+from jaxlab._programs import compiled_once, varying_carry
 
 ForwardFn = Callable[[chex.ArrayTree, chex.Array], Any]
 Path = tuple[str, ...]
@@ -161,6 +162,7 @@ def loss_adapter(
   return OnlineAdapter(init, update)
 
 
+@compiled_once
 def adapt_stream(
   key: chex.PRNGKey,
   adapter: OnlineAdapter,
@@ -188,8 +190,8 @@ def adapt_stream(
     extra = () if source_batches is None else (source_batch,)
     return adapter.update(key, state, inputs, *extra)
 
-  keys = jax.random.split(key, num_batches)
-  return jax.lax.scan(step, state, (keys, batches, source_batches))
+  rows = (jax.random.split(key, num_batches), batches, source_batches)
+  return jax.lax.scan(step, varying_carry(step, state, rows), rows)
 
 
 class GuardedStep(NamedTuple):

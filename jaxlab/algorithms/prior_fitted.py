@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once
 from jaxlab.samplers import contexts
 from jaxlab.samplers.priors import draw_data_sets
 from jaxlab.uncertainty.bar import bar_borders
@@ -206,7 +207,7 @@ def loss_by_context(
   """Mean loss of the queries at several context sizes, on the same data sets.
 
   This is the learning curve of the network as an inference algorithm. The sizes are run one after
-  another inside one program, so they share its compilation and memory; jit the call.
+  another inside one program, so they share its compilation and memory.
 
   Args:
     apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`.
@@ -228,10 +229,13 @@ def loss_by_context(
   check_range("context_sizes", context_sizes, f"[0, {num_points - 1}]")
   sizes = jnp.asarray(context_sizes, jnp.int32)
   check_arrays(context_sizes=(sizes, "[n]"))
+  return _losses_at(apply_fn, params, batch.x, batch.y, batch.targets, loss_fn, sizes)
 
+
+@compiled_once
+def _losses_at(apply_fn, params, x, y, targets, loss_fn, sizes) -> jax.Array:
   def loss_at(num_context):
-    outputs = apply_fn(params, batch.x, batch.y, num_context)
-    return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
+    return query_mean_loss(loss_fn(apply_fn(params, x, y, num_context), targets), num_context)
 
   return jax.lax.map(loss_at, sizes)
 

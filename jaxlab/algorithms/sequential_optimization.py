@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import check_arrays
+from jaxlab._programs import compiled_once, varying_carry
 
 
 class SequentialResult(NamedTuple):
@@ -70,6 +71,12 @@ def optimize_on_grid(
       "num_init and num_steps must be non-negative with a sum from 1 to the number of candidates, "
       f"got {num_init} and {num_steps} for {num_candidates} candidates"
     )
+  return _optimize(key, candidates, values, acquisition_fn, num_init, num_steps)
+
+
+@compiled_once
+def _optimize(key, candidates, values, acquisition_fn, num_init, num_steps) -> SequentialResult:
+  num_candidates, total = values.shape[0], num_init + num_steps
   key_init, key_steps = jax.random.split(key)
   first = jax.random.permutation(key_init, num_candidates)[:num_init].astype(jnp.int32)
   slots = jnp.arange(total)
@@ -89,8 +96,8 @@ def optimize_on_grid(
     index = jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
     return indices.at[step].set(index), chosen.at[index].set(True)
 
-  indices, _ = jax.lax.fori_loop(num_init, total, choose, (indices, chosen))
+  carry = varying_carry(lambda carry: choose(num_init, carry), (indices, chosen))
+  indices, _ = jax.lax.fori_loop(num_init, total, choose, carry)
   seen = values[indices]
-  is_nan = jnp.isnan(seen)
-  best = jax.lax.cummax(jnp.where(is_nan, -jnp.inf, seen))
-  return SequentialResult(indices, jnp.where(is_nan, seen, best))
+  best = jax.lax.associative_scan(jnp.fmax, seen)  # Leaves out NaN.
+  return SequentialResult(indices, jnp.where(jnp.isnan(seen), seen, best))

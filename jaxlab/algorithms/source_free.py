@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdaptLoss,
@@ -143,6 +144,36 @@ def fine_tune(
   classes = jax.eval_shape(lambda: _logits(apply_fn(params, jnp.asarray(validation[0])))).shape[-1]
   data = _labeled("data", data, classes)
   validation = _labeled("validation", validation, classes)
+  return _fine_tune(
+    key,
+    apply_fn,
+    params,
+    optimizer,
+    data,
+    validation,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    trainable=trainable,
+    eval_every=eval_every,
+    train_fn=train_fn,
+  )
+
+
+@compiled_once
+def _fine_tune(
+  key,
+  apply_fn,
+  params,
+  optimizer,
+  data,
+  validation,
+  *,
+  num_steps,
+  batch_size,
+  trainable,
+  eval_every,
+  train_fn,
+) -> FineTuned:
   train_fn = train_fn or (lambda params, inputs: (apply_fn(params, inputs), params))
 
   def step(carry, rows):
@@ -178,6 +209,7 @@ def fine_tune(
   carry = ((params, opt_state), start, jnp.int32(0))
   rows = _repeated_rows(key, data[1].shape[0], num_phases * eval_every * batch_size)
   rows = rows.reshape(num_phases, eval_every, batch_size)
+  carry = varying_carry(phase, carry, rows) if num_phases else carry
   ((last, _), best, _), _ = jax.lax.scan(phase, carry, rows)
   return best._replace(last_params=last)
 

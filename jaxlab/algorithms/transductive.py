@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 
 _EPSILON = 1e-10
@@ -159,8 +160,39 @@ def proportion_regularized_inference(
     check_range(name, value, "[0, inf)")
   if proportion is not None:
     check_range("proportion", proportion, "[0, 1]")
+  return _infer(
+    support,
+    jnp.asarray(support_masks),
+    query,
+    jnp.asarray(query_valid) == 1,
+    None if proportion is None else jnp.asarray(proportion, support.dtype),
+    scale=scale,
+    num_steps=num_steps,
+    learning_rate=learning_rate,
+    proportion_update_step=proportion_update_step,
+    cross_entropy_weight=cross_entropy_weight,
+    kl_weight=kl_weight,
+    entropy_weight=entropy_weight,
+  )
+
+
+@compiled_once
+def _infer(
+  support,
+  support_masks,
+  query,
+  valid,
+  proportion,
+  *,
+  scale,
+  num_steps,
+  learning_rate,
+  proportion_update_step,
+  cross_entropy_weight,
+  kl_weight,
+  entropy_weight,
+) -> ProportionRegularized:
   support_norms, query_norms = _norm(support), _norm(query)
-  valid = jnp.asarray(query_valid) == 1
   num_valid = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3)), 1)
 
   def probabilities(params, features, norms):
@@ -194,10 +226,9 @@ def proportion_regularized_inference(
 
   start = masked_prototype(support, support_masks)
   params = start, jnp.mean(_cosine_logits(query, query_norms, start, scale), axis=(1, 2, 3))
-  if proportion is None:
-    target = share(params)
-  else:
-    target = jnp.asarray(proportion, support.dtype)
+  target = share(params) if proportion is None else proportion
   carry = params, target, jnp.asarray(kl_weight, support.dtype)
+  # One more index than steps, since the first must exist to tell the type.
+  carry = varying_carry(step, carry, jnp.arange(1, num_steps + 1))
   (params, target, _), _ = jax.lax.scan(step, carry, jnp.arange(1, num_steps))
   return ProportionRegularized(*params, target, probabilities(params, query, query_norms))

@@ -329,7 +329,7 @@ def _context(config, positions, cache, segment_ids, attention_mask) -> Attention
     form = f"[{batch}, s, {config.num_layers}, {config.num_kv_heads}, {config.head_dim}]"
     check_arrays(**{"cache.keys": (cache.keys, form), "cache.values": (cache.values, form)})
     queries, slots = positions[:, :, None], cache_slots(positions, num_keys)
-  distance = queries - jnp.arange(num_keys)
+  distance = queries - jnp.arange(num_keys)[None, None]
   mask = distance >= 0
   if segment_ids is not None:
     mask &= segment_ids[:, :, None] == segment_ids[:, None, :]

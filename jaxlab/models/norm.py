@@ -130,7 +130,7 @@ def mixed_batch_norm(
   wide = as_accumulator(x)
   axes = tuple(range(x.ndim - 1))
   batch_mean = wide.mean(axes)
-  batch_var = jnp.square(wide - batch_mean).mean(axes)
+  batch_var = jnp.square(wide - _broadcast(batch_mean, x)).mean(axes)
   mixed_mean = source_weight * mean + (1 - source_weight) * batch_mean
   mixed_var = source_weight * var + (1 - source_weight) * batch_var
   return _normalized(x, scale, bias, mixed_mean, mixed_var, epsilon)
@@ -220,11 +220,16 @@ class GroupNorm(nn.GroupNorm):
 def _normalized(x, scale, bias, mean, var, epsilon) -> jax.Array:
   """Normalizes by statistics of each channel."""
   wide = as_accumulator(x)
-  return _affine((wide - mean) * jax.lax.rsqrt(var + epsilon), scale, bias).astype(x.dtype)
+  normed = (wide - _broadcast(mean, x)) * _broadcast(jax.lax.rsqrt(var + epsilon), x)
+  return _affine(normed, scale, bias).astype(x.dtype)
 
 
 def _affine(normed: jax.Array, scale: chex.Array, bias: chex.Array) -> jax.Array:
-  return normed * scale + bias
+  return normed * _broadcast(scale, normed) + _broadcast(bias, normed)
+
+
+def _broadcast(per_channel: chex.Array, x: jax.Array) -> jax.Array:
+  return jnp.expand_dims(per_channel, tuple(range(x.ndim - 1)))
 
 
 def _checked(x, scale, bias, mean, var) -> tuple[jax.Array, ...]:

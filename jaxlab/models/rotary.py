@@ -178,6 +178,7 @@ def apply_rotary(
     positions=(positions, "[...]"),
     inv_freq=(inv_freq, f"[{x.shape[-1] // 2}]"),
   )
+  inv_freq = jnp.expand_dims(inv_freq, tuple(range(x.ndim - 1)))
   angles = positions[..., None, None].astype(jnp.float32) * inv_freq
   cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
   first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)

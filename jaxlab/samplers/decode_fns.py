@@ -167,21 +167,41 @@ def prefill(
     TypeError: if tokens or lengths are not integers.
     ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
   """
-  check_arrays(
-    prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
-  )
-  batch_size, width = np.shape(prompt_tokens)
-  check_at_least(1, **{"the width of prompt_tokens": width})
-  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
-  prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
+  prompt_tokens, prompt_lengths = check_prompts(prompt_tokens, prompt_lengths)
+  batch_size, width = prompt_tokens.shape
   prompt_tokens = _without_pads(prompt_tokens, prompt_lengths)
-  last = prompt_lengths.astype(jnp.int32) - 1
+  last = prompt_lengths - 1
   cache = decode_fns.init_cache(batch_size, max_length)
   if width > 1:
     positions = jnp.broadcast_to(jnp.arange(width - 1, dtype=jnp.int32), (batch_size, width - 1))
     _, cache = decode_fns.apply(prompt_tokens[:, :-1], cache, positions)
   tokens = jnp.take_along_axis(prompt_tokens, last[:, None], axis=1)[:, 0]
   return Prefilled(cache, tokens, last)
+
+
+def check_prompts(
+  prompt_tokens: chex.Array, prompt_lengths: chex.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Raises if prompts do not have the types, shapes and lengths that decoders take.
+
+  Args:
+    prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
+    prompt_lengths: their lengths, i32 `[b]`, in [1, p].
+
+  Returns:
+    Both as int32.
+
+  Raises:
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
+  """
+  check_arrays(
+    prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
+  )
+  width = np.shape(prompt_tokens)[1]
+  check_at_least(1, **{"the width of prompt_tokens": width})
+  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
+  return jnp.asarray(prompt_tokens, jnp.int32), jnp.asarray(prompt_lengths, jnp.int32)
 
 
 def _without_pads(tokens: jax.Array, lengths: jax.Array) -> jax.Array:

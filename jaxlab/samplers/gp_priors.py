@@ -136,7 +136,7 @@ def gp_hyper_prior(
   concentrations, rates = jnp.array(
     [lengthscale_gamma] * num_features + [outputscale_gamma, noise_gamma]
   ).T
-  gammas = jax.random.gamma(hyper_key, concentrations, (batch_size, num_features + 2)) / rates
+  gammas = jax.random.gamma(hyper_key, concentrations, (batch_size, num_features + 2)) / rates[None]
   lengthscales, outputscales = gammas[:, :-2], gammas[:, -2]
   noises = jnp.maximum(gammas[:, -1], min_noise)
   choices = jax.random.randint(kernel_key, (batch_size,), 0, len(kernels))
@@ -227,7 +227,7 @@ def standardized_gp_prior(
   used_key, x_key, hyper_key, y_key = jax.random.split(key, 4)
   num_used = jax.random.randint(used_key, (), 1, num_features + 1)
   used = jnp.arange(num_features) < num_used
-  x = jnp.where(used, jax.random.uniform(x_key, (num_points, num_features)), 0.5)
+  x = jnp.where(used[None], jax.random.uniform(x_key, (num_points, num_features)), 0.5)
   covariance, noise = standardized_gp_kernel(hyper_key, x, x, num_used=num_used, kernel=kernel)
   y = _noisy_cholesky(covariance, noise) @ jax.random.normal(y_key, (num_points,))
   y = (y - y.mean()) / (y.std() + 1e-6)

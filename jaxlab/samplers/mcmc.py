@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 
 class StretchProposal(NamedTuple):
@@ -138,10 +139,16 @@ def affine_invariant_mcmc(
     raise ValueError(f"walkers must be even in number and at least {2 * dim}, got {num_walkers}.")
   check_at_least(0, burn_in=burn_in)
   check_at_least(1, thin=thin)
-  num_kept = (num_steps - burn_in) // thin
-  if num_kept < 1:
+  if num_steps - burn_in < thin:
     raise ValueError(f"num_steps must be at least burn_in + thin, got {num_steps}.")
   check_range("stretch", stretch, "(1, inf)")
+  return _mcmc(key, log_prob_fn, walkers, num_steps, burn_in, thin, stretch)
+
+
+@compiled_once
+def _mcmc(key, log_prob_fn, walkers, num_steps, burn_in, thin, stretch) -> McmcResult:
+  num_walkers, dim = walkers.shape
+  num_kept = (num_steps - burn_in) // thin
 
   def log_probs_fn(positions):
     return _nan_to_minus_inf(as_accumulator(jax.vmap(log_prob_fn)(positions)))
@@ -186,6 +193,7 @@ def affine_invariant_mcmc(
     kept,
   )
   inputs = (jnp.arange(num_steps), jax.random.split(key, num_steps))
+  state = varying_carry(step, state, inputs)
   (_, _, num_accepted, (samples, log_probs)), _ = jax.lax.scan(step, state, inputs)
   return McmcResult(
     samples[:num_kept].reshape(-1, dim),

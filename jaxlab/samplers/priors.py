@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once
 
 
 class PriorBatch(NamedTuple):
@@ -126,8 +127,8 @@ def bnn_prior(
   used, hidden, weight_std, noise_std = _network_hyperparameters(
     hyper_key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
   )
-  x *= (jnp.arange(num_features) < used[:, None])[:, None, None, :]
-  units = jnp.arange(max_hidden) < hidden[:, None]
+  x *= (jnp.arange(num_features)[None] < used[:, None])[:, None, None, :]
+  units = jnp.arange(max_hidden)[None] < hidden[:, None]
   network_keys = jax.random.split(network_key, num_groups)
   y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
   x = _standardize(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
@@ -170,7 +171,7 @@ def _random_network(key, x, units, weight_std, noise_std):
   Masking the units beyond the drawn width lets all widths share one program.
   """
   weight_key, noise_key = jax.random.split(key)
-  num_inputs, num_units = x.shape[-1], units.shape[0]
+  num_inputs, num_units = x.shape[-1], units.shape[-1]
   # Few large draws, since each random call costs a second of compilation.
   sizes = ((num_inputs + 1, num_units), (num_units + 1, num_units), (num_units + 1, 1))
   ends = np.cumsum([rows * columns for rows, columns in sizes])
@@ -179,9 +180,10 @@ def _random_network(key, x, units, weight_std, noise_std):
   noise = noise_std * jax.random.normal(noise_key, (*x.shape[:-1], num_units + 1))
 
   def linear(inputs, weights):
-    return inputs @ weights[:-1] + weights[-1]
+    return inputs @ weights[:-1] + weights[None, -1:]
 
   values = linear(x, first)
+  units = units[None, None]
   values = linear(jnp.tanh(values) * units, second) + noise[..., 1:]
   return linear(jnp.tanh(values) * units, third)[..., 0] + noise[..., 0]
 
@@ -217,5 +219,8 @@ def draw_data_sets(
   https://arxiv.org/abs/2112.10510.
   """
   check_arrays(keys=(keys, "[k]"))
-  draws = jax.lax.map(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
+  draws = _one_by_one(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
   return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), draws)
+
+
+_one_by_one = compiled_once(jax.lax.map)

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
+  check_prompts,
   is_any_token,
   next_token_logits,
   prefill,
@@ -153,21 +155,47 @@ def speculative_decode(
     The `SpeculativeOutput`.
 
   Raises:
-    ValueError: if an option or a concrete prompt length lies outside its range, or the models'
-      vocabularies differ.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, an option or a concrete prompt length lies outside its
+      range, or the models' vocabularies differ.
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
   check_at_least(1, num_draft_tokens=num_draft_tokens, max_new_tokens=max_new_tokens)
   options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
-  check_sampling_options(options)
-  eos_ids = as_token_ids(eos_token_id)
-  max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
+  return _speculative_decode(
+    key,
+    target_fns,
+    draft_fns,
+    *check_prompts(prompt_tokens, prompt_lengths),
+    num_draft_tokens=num_draft_tokens,
+    max_new_tokens=max_new_tokens,
+    options=check_sampling_options(options),
+    eos_ids=as_token_ids(eos_token_id),
+    pad_token_id=pad_token_id,
+  )
+
+
+@compiled_once
+def _speculative_decode(
+  key,
+  target_fns,
+  draft_fns,
+  prompt_tokens,
+  prompt_lengths,
+  *,
+  num_draft_tokens: int,
+  max_new_tokens: int,
+  options: SamplingOptions,
+  eos_ids: tuple[int, ...],
+  pad_token_id: int,
+) -> SpeculativeOutput:
+  max_length = prompt_tokens.shape[1] + max_new_tokens
   target = prefill(target_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   draft = prefill(draft_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   like, draft_like = next_token_logits(target_fns, target), next_token_logits(draft_fns, draft)
   check_arrays(target_logits=(like, "[b, v]"), draft_logits=(draft_like, "[b, v]"))
-  greedy = is_greedy(temperature)
+  greedy = is_greedy(options.temperature)
 
   def places(positions):
     # No row needs later positions, and the model may not support them.
@@ -210,7 +238,7 @@ def speculative_decode(
       draft_key, state.draft_cache, state.previous, state.last, position
     )
     block = jnp.concatenate([state.last[:, None], drafted], axis=1)
-    offsets = jnp.arange(num_draft_tokens + 1, dtype=jnp.int32)
+    offsets = jnp.arange(num_draft_tokens + 1, dtype=jnp.int32)[None]
     logits, target_cache = target_fns.apply(
       block, state.target_cache, places(position[:, None] + offsets)
     )
@@ -231,17 +259,17 @@ def speculative_decode(
     kept = jnp.sum((offsets <= accepted[:, None]) & before_end, axis=1, dtype=jnp.int32)
     lengths = jnp.minimum(state.lengths + jnp.where(ended, 0, kept), max_new_tokens)
     # Where a column of the output lies in this round's block.
-    source = jnp.arange(max_new_tokens) - state.lengths[:, None]
+    source = jnp.arange(max_new_tokens)[None] - state.lengths[:, None]
     is_new = (source >= 0) & (source < (lengths - state.lengths)[:, None])
     source = jnp.clip(source, 0, num_draft_tokens)
 
     def write(buffer, values):
       return jnp.where(is_new, jnp.take_along_axis(values, source, axis=1), buffer)
 
-    emitted = offsets[None] < kept[:, None]
+    emitted = offsets < kept[:, None]
     newest = jnp.take_along_axis(
       jnp.concatenate([state.last[:, None], fresh], axis=1),
-      accepted[:, None] + jnp.arange(2),
+      accepted[:, None] + jnp.arange(2)[None],
       axis=1,
     )
     return _LoopState(
@@ -263,7 +291,7 @@ def speculative_decode(
   before = jnp.maximum(target.positions - 1, 0)[:, None]
   state = _LoopState(
     round=jnp.zeros((), jnp.int32),
-    previous=jnp.take_along_axis(jnp.asarray(prompt_tokens, jnp.int32), before, axis=1)[:, 0],
+    previous=jnp.take_along_axis(prompt_tokens, before, axis=1)[:, 0],
     last=target.tokens,
     target_cache=target.cache,
     draft_cache=draft.cache,
@@ -274,6 +302,7 @@ def speculative_decode(
     num_target_calls=none,
     num_accepted=none,
   )
+  state = varying_carry(advance, state)
   state = jax.lax.while_loop(lambda state: ~jnp.all(state.ended), advance, state)
   return SpeculativeOutput(
     state.tokens, state.lengths, state.log_probs, state.num_target_calls, state.num_accepted

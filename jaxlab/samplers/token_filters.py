@@ -201,11 +201,12 @@ def process_logits(
   Raises:
     ValueError: if an option lies outside its range.
   """
-  check_sampling_options(SamplingOptions(temperature, top_k, top_p, min_p, typical_p))
-  if is_greedy(temperature):
+  options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
+  if is_greedy(check_sampling_options(options).temperature):
     logits = as_accumulator(logits)
     first = jnp.argmax(logits, axis=-1, keepdims=True)
-    return jnp.where(jnp.arange(logits.shape[-1]) == first, logits, -jnp.inf)
+    columns = jax.lax.broadcasted_iota(first.dtype, logits.shape, logits.ndim - 1)
+    return jnp.where(columns == first, logits, -jnp.inf)
   logits = apply_temperature(logits, temperature=temperature)
   if top_k is not None:
     logits = filter_top_k(logits, top_k=top_k)
@@ -236,11 +237,14 @@ class SamplingOptions(NamedTuple):
   typical_p: chex.Numeric | None
 
 
-def check_sampling_options(options: SamplingOptions) -> None:
+def check_sampling_options(options: SamplingOptions) -> SamplingOptions:
   """Raises on an option outside its range, even if greedy decoding ignores it.
 
   Args:
     options: the options.
+
+  Returns:
+    The options; a concrete temperature of 0 as a Python number, which stays static.
 
   Raises:
     ValueError: naming the option and its value.
@@ -250,6 +254,7 @@ def check_sampling_options(options: SamplingOptions) -> None:
   for name, interval in (("top_p", "(0, 1]"), ("min_p", "[0, 1]"), ("typical_p", "(0, 1)")):
     if getattr(options, name) is not None:
       check_range(name, getattr(options, name), interval)
+  return options._replace(temperature=0.0) if is_greedy(options.temperature) else options
 
 
 def is_greedy(temperature: chex.Numeric) -> bool:

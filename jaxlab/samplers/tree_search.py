@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.samplers.top_k import row_top_k
 
 
@@ -85,6 +86,13 @@ def best_first_search(
   """
   check_at_least(1, num_expansions=num_expansions, branching=branching, max_depth=max_depth)
   root_state = jax.tree.map(jnp.asarray, root_state)
+  return _search(key, propose_fn, transition_fn, root_state, num_expansions, branching, max_depth)
+
+
+@compiled_once
+def _search(
+  key, propose_fn, transition_fn, root_state, num_expansions, branching, max_depth
+) -> TreeSearchResult:
   log_probs = jax.eval_shape(propose_fn, key, root_state)[1]
   dtype = jnp.promote_types(log_probs.dtype, jnp.float32)
   capacity = 1 + num_expansions * branching
@@ -138,7 +146,7 @@ def best_first_search(
     action=integers,
     parent=integers,
   )
-  search = jax.lax.while_loop(proceed, expand, search)
+  search = jax.lax.while_loop(proceed, expand, varying_carry(expand, search))
   solved = search.solution > 0
   return TreeSearchResult(
     solved=solved,
@@ -164,7 +172,7 @@ def table_best_first_search(
     log_probs: log-probability of each action in each state, `[s, a]`.
     next_state: where it leads, int `[s, a]`; negative, or a traced s or more, where it fails.
     solved: whether a state is a solution, bool `[s]`; the root always counts as open.
-    root: the state to start from.
+    root: the state to start from, int; a traced one outside the table proposes nothing.
     num_expansions: how many nodes may be expanded, at least 1.
     max_depth: most actions of a solution, at least 1.
 
@@ -174,7 +182,7 @@ def table_best_first_search(
   Raises:
     TypeError: if `next_state` is not of integers.
     ValueError: if `num_expansions` or `max_depth` is below 1, the shapes do not agree, or a
-      concrete state is s or more.
+      concrete state lies outside the table.
   """
   check_arrays(
     log_probs=(log_probs, "[s, a]"),
@@ -183,27 +191,28 @@ def table_best_first_search(
   )
   num_states, num_actions = np.shape(log_probs)
   check_range("next_state", next_state, f"(-inf, {num_states})")
-  check_range("root", root, f"[0, {num_states})")
+  root = as_classes("root", root, num_states)
   log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
-
-  def propose(_, state):
-    return jnp.arange(num_actions, dtype=jnp.int32), log_probs[state]
-
-  def move(state, action):
-    reached = next_state[state, action].astype(jnp.int32)
-    fails = (reached < 0) | (reached >= num_states)
-    reached = jnp.where(fails, 0, reached)
-    return reached, jnp.where(fails, -1, (solved[reached] != 0).astype(jnp.int32))
-
   return best_first_search(
     jax.random.key(0),
-    propose,
-    move,
-    jnp.asarray(root, jnp.int32),
+    jax.tree_util.Partial(_propose_all, log_probs),
+    jax.tree_util.Partial(_move_in_table, next_state, solved),
+    root,
     num_expansions=num_expansions,
     branching=num_actions,
     max_depth=max_depth,
   )
+
+
+def _propose_all(log_probs, _, state):
+  return jnp.arange(log_probs.shape[1], dtype=jnp.int32), log_probs.at[state].get(mode="fill")
+
+
+def _move_in_table(next_state, solved, state, action):
+  reached = next_state[state, action].astype(jnp.int32)
+  fails = (reached < 0) | (reached >= solved.shape[0])
+  reached = jnp.where(fails, 0, reached)
+  return reached, jnp.where(fails, -1, (solved[reached] != 0).astype(jnp.int32))
 
 
 def sample_without_replacement(
