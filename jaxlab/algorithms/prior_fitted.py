@@ -320,14 +320,9 @@ def warmup_cosine(
   check_at_least(1, num_steps=num_steps)
   check_range("warmup_fraction", warmup_fraction, "[0, 1]")
   warmup = math.floor(warmup_fraction * num_steps)
-
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0, 1)
-    rising = step / max(warmup, 1)
-    return peak * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
-
-  return schedule
+  # Of height 1, since optax compares the peak with 0 and ours may be traced.
+  schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(num_steps, warmup + 1))
+  return lambda step: peak * schedule(step)
 
 
 def transformer_peak_learning_rate(num_params: int) -> float:
