@@ -59,7 +59,8 @@ def label_similarity_logits(
     kernel: as in `label_similarity_probabilities`.
 
   Returns:
-    Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN.
+    Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN;
+    NaN for queries with a NaN.
 
   Raises:
     ValueError: as `label_similarity_probabilities`, and if the widths d differ.
@@ -76,7 +77,9 @@ def label_similarity_logits(
   scaled = (queries[:, None] - labels[None]) / bandwidth
   square = jnp.sum(jnp.square(scaled), axis=-1)
   logits = -square / 2 if kernel == "gaussian" else jnp.where(square < 1, 0.0, -jnp.inf)
-  return jnp.where(jnp.isnan(square), -jnp.inf, logits)
+  logits = jnp.where(jnp.isnan(square), -jnp.inf, logits)
+  is_unknown = jnp.any(jnp.isnan(queries), axis=1, keepdims=True)
+  return jnp.where(is_unknown, jnp.nan, logits)
 
 
 def sample_partners(
@@ -112,7 +115,7 @@ def sample_partners(
   queries = labels.at[indices].get(mode="fill")  # NaN for an index outside.
   logits = label_similarity_logits(labels, queries, bandwidth=bandwidth, kernel=kernel)
   partners = jax.random.categorical(key, logits, axis=-1)
-  alone = jnp.all(jnp.isneginf(logits), axis=-1)
+  alone = ~jnp.any(logits > -jnp.inf, axis=-1)  # Nor is NaN above it.
   return jnp.where(alone, indices, partners).astype(jnp.int32)
 
 

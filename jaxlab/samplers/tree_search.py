@@ -273,4 +273,5 @@ def _path(search: _Search, max_depth: int) -> jax.Array:
     return search.parent[node], actions
 
   start = (search.solution, jnp.full(max_depth, -1, jnp.int32))
+  start = varying_carry(lambda carry: place(0, carry), start)
   return jax.lax.fori_loop(0, max_depth, place, start)[1]

@@ -208,11 +208,12 @@ def test_mismatched_shapes_raise():
 def test_nan_and_unknown_tokens_show_in_their_rows():
   draft, target = np.array(random_probs(5, 2)), np.array(random_probs(5, 3))
   tokens = np.zeros((5, 2), np.int32)
-  clean = verify(tokens, draft, target, np.ones((5, 2)))
+  uniforms = np.full((5, 2), 1e6)  # Rejects the first token.
+  clean = verify(tokens, draft, target, uniforms)
   draft[1, 0, 3], target[2, 0, 4] = np.nan, np.nan  # Neither is the probability of a draft token.
   tokens[3, 0], tokens[4, 0] = -1, V
-  spoiled = verify(tokens, draft, target, np.ones((5, 2)))
+  spoiled = verify(tokens, draft, target, uniforms)
   np.testing.assert_array_equal(np.isnan(spoiled.next_token_probs).any(1), [0, 1, 1, 1, 1])
   np.testing.assert_array_equal(spoiled.next_token_probs[0], clean.next_token_probs[0])
   with pytest.raises(ValueError, match="draft_tokens must lie in"):
-    speculative.speculative_verify(tokens, draft, target, np.ones((5, 2)))
+    speculative.speculative_verify(tokens, draft, target, uniforms)

@@ -195,7 +195,7 @@ def test_states_outside_the_table():
   with pytest.raises(ValueError, match="root must lie in"):
     search(np.array([[0, 1], [0, 0]]), root=2)
   # Traced, it fails as a negative one does, and does not stand for the last row.
-  result = search(jnp.array([[2, -1], [0, 0]]))
+  result = jax.jit(search)(np.array([[2, -1], [0, 0]]))
   assert not result.solved and result.num_expansions == 1
 
 
