@@ -7,7 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 
 class EarlyStoppingRun(NamedTuple):
@@ -36,14 +37,16 @@ def predictive_stop(
     Which runs to stop, `bool[n]`.
 
   Raises:
-    ValueError: if `confidence` lies outside (0, 1) or `horizon` is unknown.
+    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `exceedance` is not
+      `[n, steps]` or has no steps.
 
   Reference: Adriaensen et al., Efficient Bayesian Learning Curve Extrapolation using Prior-Data
   Fitted Networks, NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
-  chex.assert_rank(exceedance, 2)
   exceedance = as_accumulator(exceedance)
+  check_arrays(exceedance=(exceedance, "[n, steps]"))
+  check_at_least(1, **{"the number of steps in exceedance": exceedance.shape[1]})
   chance = exceedance[:, -1] if horizon == "final" else jnp.max(exceedance, axis=1)
   return chance < 1 - confidence
 
@@ -77,19 +80,24 @@ def run_with_early_stopping(
 
   Returns:
     `EarlyStoppingRun(steps_used i32[n], best_so_far[n], total_steps)`; `best_so_far[i]` is the
-    highest value seen in runs 0..i.
+    highest value seen in runs 0..i, NaN if one was seen in run i.
 
   Raises:
-    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, or `min_steps` or
-      `interval` is below 1.
+    ValueError: if `confidence` lies outside (0, 1), `horizon` is unknown, `min_steps` or
+      `interval` is below 1, or `curves` or what `exceedance_fn` gives has another shape.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   _check_rule(confidence, horizon)
-  check_at_least(1, min_steps=min_steps)
-  check_at_least(1, interval=interval)
-  chex.assert_rank(curves, 2)
+  check_at_least(1, min_steps=min_steps, interval=interval)
   curves = as_accumulator(curves)
+  check_arrays(curves=(curves, "[n, T]"))
+  check_at_least(1, **{"the number of steps in curves": curves.shape[1]})
+  return _replay(curves, exceedance_fn, confidence, horizon, min_steps, interval)
+
+
+@compiled_once
+def _replay(curves, exceedance_fn, confidence, horizon, min_steps, interval) -> EarlyStoppingRun:
   length = curves.shape[1]
   decisions = jnp.arange(min_steps, length, interval, dtype=jnp.int32)
   steps = jnp.arange(length)
@@ -98,20 +106,22 @@ def run_with_early_stopping(
     if not decisions.size:
       return jnp.int32(length)
     exceedance = jax.vmap(lambda observed: exceedance_fn(curve, observed, best))(decisions)
-    chex.assert_shape(exceedance, (decisions.size, length))
-    to_come = jnp.where(steps >= decisions[:, None], exceedance, -jnp.inf)
+    check_arrays(exceedance=(exceedance, f"[*, {length}]"))
+    to_come = jnp.where(steps[None] >= decisions[:, None], exceedance, -jnp.inf)
     stop = predictive_stop(to_come, confidence=confidence, horizon=horizon)
     return jnp.min(jnp.where(stop, decisions, length))
 
   def run(best, inputs):
     index, curve = inputs
     used = jnp.where(index == 0, length, stopping_step(curve, best))
-    seen = jnp.max(jnp.where(steps < used, curve, -jnp.inf))
-    best = jnp.maximum(best, seen)
-    return best, (used.astype(jnp.int32), best)
+    seen = jnp.where(steps < used, curve, -jnp.inf)
+    lost = jnp.any(jnp.isnan(seen))
+    best = jnp.maximum(best, jnp.max(jnp.where(jnp.isnan(seen), -jnp.inf, seen)))
+    return best, (used.astype(jnp.int32), jnp.where(lost, jnp.nan, best))
 
-  start = jnp.array(-jnp.inf, curves.dtype)
-  _, (steps_used, best_so_far) = jax.lax.scan(run, start, (jnp.arange(curves.shape[0]), curves))
+  rows = (jnp.arange(curves.shape[0]), curves)
+  start = varying_carry(run, jnp.array(-jnp.inf, curves.dtype), rows)
+  _, (steps_used, best_so_far) = jax.lax.scan(run, start, rows)
   return EarlyStoppingRun(steps_used, best_so_far, jnp.sum(steps_used))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import chex
@@ -34,7 +35,7 @@ def scaled_learning_rate(
   "sqrt" keeps the covariance of an update; "linear" keeps the mean of the updates over an epoch.
 
   Args:
-    learning_rate: the rate tuned for `base_batch_size`.
+    learning_rate: the rate tuned for `base_batch_size`, at least 0.
     batch_size: the new number of examples per batch.
     base_batch_size: examples per batch that the rate was tuned for.
     rule: "sqrt" or "linear" in the ratio of sizes, or "none".
@@ -43,12 +44,13 @@ def scaled_learning_rate(
     The learning rate.
 
   Raises:
-    ValueError: if the rule is unknown or a size is not positive.
+    ValueError: if the rule is unknown, a size is not positive or the rate is negative.
 
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4.1,
   https://arxiv.org/abs/1705.08741.
   """
   check_at_least(1, batch_size=batch_size, base_batch_size=base_batch_size)
+  check_range("learning_rate", learning_rate, "[0, inf)")
   ratio = batch_size / base_batch_size
   factors = {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}
   check_choice("rule", rule, factors)
@@ -72,12 +74,14 @@ def adapt_regime(
     The `Regime` with all epochs times the ratio of sizes, rounded up.
 
   Raises:
-    ValueError: if a size is not positive.
+    ValueError: if a size or the length is not positive, or the boundaries do not increase from 0.
 
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 5,
   https://arxiv.org/abs/1705.08741.
   """
-  check_at_least(1, batch_size=batch_size, base_batch_size=base_batch_size)
+  check_at_least(1, num_epochs=num_epochs, batch_size=batch_size, base_batch_size=base_batch_size)
+  if any(early >= late for early, late in pairwise((-1, *boundaries))):
+    raise ValueError(f"boundaries must increase from 0 on, got {boundaries}.")
   factor = -(-batch_size // base_batch_size)
   return Regime(tuple(epoch * factor for epoch in boundaries), num_epochs * factor)
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.algorithms.online_adaptation import (
   ForwardFn,
   OnlineAdapter,
@@ -84,8 +85,9 @@ def robust_mean_teacher(
     `update(key, state, inputs, source_batch=None)`, where `source_batch` is (inputs, labels).
 
   Raises:
-    ValueError: if `alpha`, `decay` or `temperature` is out of range, a weight is negative; on a
-      call, if `source_weight` > 0 and there is no `source_batch`.
+    ValueError: if `alpha`, `decay` or `temperature` is out of range, a weight is negative, or
+      `prototypes` is not `[k, d]`; on a call, if `source_weight` > 0 and there is no
+      `source_batch`.
 
   Reference: Döbler et al., Robust Mean Teacher for Continual and Gradual Test-Time Adaptation,
   CVPR 2023, section 3, https://arxiv.org/abs/2211.13081.
@@ -96,7 +98,7 @@ def robust_mean_teacher(
   check_range("self_training_weight", self_training_weight, "[0, inf)")
   check_range("contrastive_weight", contrastive_weight, "[0, inf)")
   check_range("source_weight", source_weight, "[0, inf)")
-  chex.assert_rank(prototypes, 2)
+  check_arrays(prototypes=(prototypes, "[k, d]"))
 
   def init(params, projector_params):
     params, projector = jax.tree.map(jnp.asarray, (params, projector_params))
@@ -186,6 +188,21 @@ def mean_teacher_warm_up(
   """
   check_range("alpha", alpha, "[0, 1]")
   check_range("decay", decay, "[0, 1]")
+  student, teacher = _warm_up(
+    forward_fn,
+    optimizer_with_schedule,
+    state.student,
+    state.teacher,
+    jnp.asarray(source_inputs),
+    alpha,
+    decay,
+  )
+  return state._replace(student=student, teacher=teacher)
+
+
+@compiled_once
+def _warm_up(forward_fn, optimizer, student, teacher, source_inputs, alpha, decay):
+  """The new student and teacher."""
 
   def step(carry, inputs):
     student, teacher, opt_state = carry
@@ -195,15 +212,16 @@ def mean_teacher_warm_up(
       logits = forward_fn(params, inputs).logits
       return jnp.mean(symmetric_cross_entropy(logits, target, alpha=alpha)), logits
 
-    taken = guarded_step(objective, optimizer_with_schedule, student, opt_state, inputs=inputs)
+    taken = guarded_step(objective, optimizer, student, opt_state, inputs=inputs)
     teacher = ema_update(teacher, taken.params, decay=decay)
     new = taken.params, teacher, taken.opt_state
     carry, _ = accept_step(taken, carry, new, logits=taken.aux, selected=jnp.ones(target.shape[0]))
     return carry, None
 
-  start = state.student, state.teacher, init_optimizer(optimizer_with_schedule, state.student)
+  start = student, teacher, init_optimizer(optimizer, student)
+  start = varying_carry(step, start, source_inputs)
   (student, teacher, _), _ = jax.lax.scan(step, start, source_inputs)
-  return state._replace(student=student, teacher=teacher)
+  return student, teacher
 
 
 def continual_mean_teacher(
@@ -234,12 +252,14 @@ def continual_mean_teacher(
     logits.
 
   Raises:
-    ValueError: if `decay` or `restore_prob` lies outside [0, 1] or `num_augmentations` < 1.
+    ValueError: if `decay` or `restore_prob` lies outside [0, 1], `confidence_threshold` is negative
+      or `num_augmentations` < 1.
 
   Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022, section 3,
   https://arxiv.org/abs/2203.13591.
   """
   check_range("decay", decay, "[0, 1]")
+  check_range("confidence_threshold", confidence_threshold, "[0, inf)")
   check_range("restore_prob", restore_prob, "[0, 1]")
   check_at_least(1, num_augmentations=num_augmentations)
 
@@ -273,6 +293,7 @@ def continual_mean_teacher(
 
     return structure.unflatten(map(back, keys, leaves, jax.tree.leaves(source)))
 
+  @compiled_once
   def update(key, state, inputs):
     augment_key, restore_key = jax.random.split(key)
     target = teach(augment_key, state, inputs)

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
+from jaxlab._programs import compiled_once, varying_carry
 
 ForwardFn = Callable[[chex.ArrayTree, chex.Array], Any]
 Path = tuple[str, ...]
@@ -127,7 +128,7 @@ def loss_adapter(
     if the source is kept.
 
   Raises:
-    ValueError: on a call, if no leaf is trained.
+    ValueError: on a call, if no leaf is trained, or the loss does not have one value per row.
   """
 
   def init(params):
@@ -146,7 +147,8 @@ def loss_adapter(
       forward = partial(forward_fn, params)
       outputs = forward(inputs)
       loss = loss_fn(key, AdaptBatch(inputs, outputs, source_outputs, forward))
-      chex.assert_shape(loss.values, outputs.logits.shape[:1])
+      form = f"[{outputs.logits.shape[0]}]"
+      check_arrays(**{"AdaptLoss.values": (loss.values, form)})
       selected = jnp.ones_like(loss.values) if loss.selected is None else loss.selected
       return jnp.mean(as_accumulator(loss.values)), (outputs.logits, selected)
 
@@ -160,6 +162,7 @@ def loss_adapter(
   return OnlineAdapter(init, update)
 
 
+@compiled_once
 def adapt_stream(
   key: chex.PRNGKey,
   adapter: OnlineAdapter,
@@ -187,8 +190,8 @@ def adapt_stream(
     extra = () if source_batches is None else (source_batch,)
     return adapter.update(key, state, inputs, *extra)
 
-  keys = jax.random.split(key, num_batches)
-  return jax.lax.scan(step, state, (keys, batches, source_batches))
+  rows = (jax.random.split(key, num_batches), batches, source_batches)
+  return jax.lax.scan(step, varying_carry(step, state, rows), rows)
 
 
 class GuardedStep(NamedTuple):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once
 from jaxlab.samplers import contexts
 from jaxlab.samplers.priors import draw_data_sets
 from jaxlab.uncertainty.bar import bar_borders
@@ -133,12 +134,14 @@ def query_mean_loss(loss: chex.Array, num_context: chex.Numeric) -> chex.Array:
     Mean over b and points j >= c, float32 scalar; 0 if there are no queries (c = T).
 
   Raises:
-    ValueError: if `num_context` is concrete and lies outside [0, T].
+    ValueError: if the shapes differ from these, or `num_context` is concrete and lies outside
+      [0, T].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, equation 2,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_rank([loss, num_context], [2, 0])
+  loss = jnp.asarray(loss)
+  check_arrays(loss=(loss, "[b, T]"), num_context=(num_context, "[]"))
   batch_size, num_points = loss.shape
   check_range("num_context", num_context, f"[0, {num_points}]")
   is_query = jnp.arange(num_points) >= num_context
@@ -181,11 +184,14 @@ def query_losses(
   Returns:
     `QueryLosses`.
 
+  Raises:
+    ValueError: if the losses are not `[b, T]` or `num_context` is no scalar.
+
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, equation 2,
   https://arxiv.org/abs/2112.10510.
   """
   values = loss_fn(apply_fn(params, batch.x, batch.y, num_context), batch.targets)
-  chex.assert_rank([values, num_context], [2, 0])
+  check_arrays(**{"the result of loss_fn": (values, "[b, T]"), "num_context": (num_context, "[]")})
   is_query = jnp.arange(values.shape[1]) >= num_context
   return QueryLosses(values, jnp.broadcast_to(is_query, values.shape).astype(jnp.float32))
 
@@ -201,7 +207,7 @@ def loss_by_context(
   """Mean loss of the queries at several context sizes, on the same data sets.
 
   This is the learning curve of the network as an inference algorithm. The sizes are run one after
-  another inside one program, so they share its compilation and memory; jit the call.
+  another inside one program, so they share its compilation and memory.
 
   Args:
     apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`.
@@ -214,7 +220,7 @@ def loss_by_context(
     Mean loss for each size, float32 `[len(context_sizes)]`.
 
   Raises:
-    ValueError: if a concrete context size lies outside [0, T - 1].
+    ValueError: if `context_sizes` is no vector, or a concrete size lies outside [0, T - 1].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
@@ -222,11 +228,14 @@ def loss_by_context(
   num_points = batch.x.shape[1]
   check_range("context_sizes", context_sizes, f"[0, {num_points - 1}]")
   sizes = jnp.asarray(context_sizes, jnp.int32)
-  chex.assert_rank(sizes, 1)
+  check_arrays(context_sizes=(sizes, "[n]"))
+  return _losses_at(apply_fn, params, batch.x, batch.y, batch.targets, loss_fn, sizes)
 
+
+@compiled_once
+def _losses_at(apply_fn, params, x, y, targets, loss_fn, sizes) -> jax.Array:
   def loss_at(num_context):
-    outputs = apply_fn(params, batch.x, batch.y, num_context)
-    return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
+    return query_mean_loss(loss_fn(apply_fn(params, x, y, num_context), targets), num_context)
 
   return jax.lax.map(loss_at, sizes)
 
@@ -275,11 +284,12 @@ def prior_fitting_optimizer(
     The gradient transformation.
 
   Raises:
-    ValueError: as `warmup_cosine`.
+    ValueError: as `warmup_cosine`, and if `learning_rate` is negative.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
   https://arxiv.org/abs/2112.10510.
   """
+  check_range("learning_rate", learning_rate, "[0, inf)")
   schedule = warmup_cosine(learning_rate, num_steps, warmup_fraction=warmup_fraction)
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
@@ -308,17 +318,11 @@ def warmup_cosine(
   https://arxiv.org/abs/1608.03983.
   """
   check_at_least(1, num_steps=num_steps)
-  if not 0 <= warmup_fraction <= 1:
-    raise ValueError(f"warmup_fraction must lie in [0, 1], got {warmup_fraction}")
+  check_range("warmup_fraction", warmup_fraction, "[0, 1]")
   warmup = math.floor(warmup_fraction * num_steps)
-
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0, 1)
-    rising = step / max(warmup, 1)
-    return peak * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
-
-  return schedule
+  # Of height 1, since optax compares the peak with 0 and ours may be traced.
+  schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(num_steps, warmup + 1))
+  return lambda step: peak * schedule(step)
 
 
 def transformer_peak_learning_rate(num_params: int) -> float:

@@ -7,6 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays
+from jaxlab._programs import compiled_once, varying_carry
+
 
 class SequentialResult(NamedTuple):
   """The course of a sequential optimization.
@@ -14,7 +17,8 @@ class SequentialResult(NamedTuple):
   Attributes:
     indices: candidates in the order in which they were evaluated, int32
       `[num_init + num_steps]`, all different.
-    best: highest value seen up to and including each evaluation, `[num_init + num_steps]`.
+    best: highest value seen up to and including each evaluation, `[num_init + num_steps]`; NaN
+      where the evaluation itself gives NaN.
   """
 
   indices: chex.Array
@@ -52,21 +56,27 @@ def optimize_on_grid(
     `SequentialResult(indices, best)`.
 
   Raises:
-    ValueError: if `num_init` or `num_steps` is negative, both are 0, or their sum exceeds m.
+    ValueError: if `num_init` or `num_steps` is negative, both are 0, or their sum exceeds m; if
+      the shapes do not agree.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510; Jones et al., Efficient Global Optimization, 1998,
   https://doi.org/10.1023/A:1008306431147.
   """
-  chex.assert_rank([candidates, values], [2, 1])
-  chex.assert_equal_shape_prefix([candidates, values], 1)
   candidates, values = jnp.asarray(candidates), jnp.asarray(values)
+  check_arrays(candidates=(candidates, "[m, f]"), values=(values, "[m]"))
   num_candidates, total = values.shape[0], num_init + num_steps
   if num_init < 0 or num_steps < 0 or not 1 <= total <= num_candidates:
     raise ValueError(
       "num_init and num_steps must be non-negative with a sum from 1 to the number of candidates, "
       f"got {num_init} and {num_steps} for {num_candidates} candidates"
     )
+  return _optimize(key, candidates, values, acquisition_fn, num_init, num_steps)
+
+
+@compiled_once
+def _optimize(key, candidates, values, acquisition_fn, num_init, num_steps) -> SequentialResult:
+  num_candidates, total = values.shape[0], num_init + num_steps
   key_init, key_steps = jax.random.split(key)
   first = jax.random.permutation(key_init, num_candidates)[:num_init].astype(jnp.int32)
   slots = jnp.arange(total)
@@ -79,12 +89,15 @@ def optimize_on_grid(
     x = jnp.where(mask[:, None], candidates[indices], 0)
     y = jnp.where(mask, values[indices], 0)
     merit = acquisition_fn(jax.random.fold_in(key_steps, step), x, y, mask, candidates)
-    chex.assert_shape(merit, (num_candidates,))
+    check_arrays(**{"the result of acquisition_fn": (merit, f"[{num_candidates}]")})
     merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
     # A free candidate of merit -inf must win over candidates that were chosen before.
     merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)
     index = jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
     return indices.at[step].set(index), chosen.at[index].set(True)
 
-  indices, _ = jax.lax.fori_loop(num_init, total, choose, (indices, chosen))
-  return SequentialResult(indices, jax.lax.cummax(values[indices]))
+  carry = varying_carry(lambda carry: choose(num_init, carry), (indices, chosen))
+  indices, _ = jax.lax.fori_loop(num_init, total, choose, carry)
+  seen = values[indices]
+  best = jax.lax.associative_scan(jnp.fmax, seen)  # Leaves out NaN.
+  return SequentialResult(indices, jnp.where(jnp.isnan(seen), seen, best))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
   AdaptLoss,
@@ -57,7 +58,8 @@ def centroid_pseudo_labels(
   Returns:
     Labels, int32 `[n]`: the class whose centroid has the smallest cosine distance (a constant 1 is
     appended to features), among the classes predicted for at least one sample; the lowest class on
-    ties. No gradient flows.
+    ties. Samples with a feature or probability that is not finite have no part in the centroids and
+    get -1. No gradient flows.
 
   Raises:
     ValueError: if `num_rounds` < 1, or `features` and `probs` are not `[n, d]` and `[n, k]`.
@@ -66,20 +68,20 @@ def centroid_pseudo_labels(
   """
   check_at_least(1, num_rounds=num_rounds)
   features, probs = as_accumulator(features), as_accumulator(probs)
-  if features.ndim != 2 or probs.ndim != 2 or features.shape[0] != probs.shape[0]:
-    raise ValueError(
-      f"features must be [n, d] and probs [n, k], got shapes {features.shape} and {probs.shape}."
-    )
+  check_arrays(features=(features, "[n, d]"), probs=(probs, "[n, k]"))
   features, probs = jax.lax.stop_gradient((features, probs))
   num_classes = probs.shape[1]
+  check_at_least(1, **{"the number of classes in probs": num_classes})
+  valid = jnp.all(jnp.isfinite(features), axis=1) & jnp.all(jnp.isfinite(probs), axis=1)
+  features, probs = (jnp.where(valid[:, None], rows, 0.0) for rows in (features, probs))
   features = jnp.pad(features, ((0, 0), (0, 1)), constant_values=1.0)
   features = _unit(features / jnp.max(jnp.abs(features), axis=1, keepdims=True))
-  affinity, labels = probs, jnp.argmax(probs, axis=1)
+  affinity, labels = probs, jnp.where(valid, jnp.argmax(probs, axis=1), -1)
   for _ in range(num_rounds):
     centroids = affinity.T @ features / (1e-8 + jnp.sum(affinity, axis=0)[:, None])
     predicted = jnp.sum(jax.nn.one_hot(labels, num_classes), axis=0) > 0
     distances = jnp.where(predicted, 1 - features @ _unit(centroids).T, jnp.inf)
-    labels = jnp.argmin(distances, axis=1)
+    labels = jnp.where(valid, jnp.argmin(distances, axis=1), -1)
     affinity = jax.nn.one_hot(labels, num_classes)
   return labels.astype(jnp.int32)
 
@@ -131,8 +133,8 @@ def fine_tune(
     `validation`, the first one on ties.
 
   Raises:
-    ValueError: if `num_steps`, `batch_size` or `eval_every` < 1, `data` or `validation` is empty,
-      a label lies outside [0, k), or nothing is trainable.
+    ValueError: if `num_steps`, `batch_size` or `eval_every` < 1, `data` or `validation` is empty
+      or does not have one label per row, a label lies outside [0, k), or nothing is trainable.
 
   Reference: Lee et al., Few-shot Fine-tuning is All You Need for Source-free Domain Adaptation,
   section 3, https://arxiv.org/abs/2304.00792.
@@ -142,6 +144,36 @@ def fine_tune(
   classes = jax.eval_shape(lambda: _logits(apply_fn(params, jnp.asarray(validation[0])))).shape[-1]
   data = _labeled("data", data, classes)
   validation = _labeled("validation", validation, classes)
+  return _fine_tune(
+    key,
+    apply_fn,
+    params,
+    optimizer,
+    data,
+    validation,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    trainable=trainable,
+    eval_every=eval_every,
+    train_fn=train_fn,
+  )
+
+
+@compiled_once
+def _fine_tune(
+  key,
+  apply_fn,
+  params,
+  optimizer,
+  data,
+  validation,
+  *,
+  num_steps,
+  batch_size,
+  trainable,
+  eval_every,
+  train_fn,
+) -> FineTuned:
   train_fn = train_fn or (lambda params, inputs: (apply_fn(params, inputs), params))
 
   def step(carry, rows):
@@ -177,16 +209,15 @@ def fine_tune(
   carry = ((params, opt_state), start, jnp.int32(0))
   rows = _repeated_rows(key, data[1].shape[0], num_phases * eval_every * batch_size)
   rows = rows.reshape(num_phases, eval_every, batch_size)
+  carry = varying_carry(phase, carry, rows) if num_phases else carry
   ((last, _), best, _), _ = jax.lax.scan(phase, carry, rows)
   return best._replace(last_params=last)
 
 
 def _labeled(name: str, pair: Labeled, num_classes: int) -> tuple[jax.Array, jax.Array]:
   inputs, labels = jnp.asarray(pair[0]), as_classes(f"{name} labels", pair[1], num_classes)
-  chex.assert_rank(labels, 1)
-  chex.assert_equal_shape_prefix([inputs, labels], 1)
-  if labels.shape[0] == 0:
-    raise ValueError(f"{name} is empty.")
+  check_arrays(**{f"{name} labels": (labels, "[n]"), f"{name} inputs": (inputs, "[n, ...]")})
+  check_at_least(1, **{f"the number of rows of {name}": labels.shape[0]})
   return inputs, labels
 
 

@@ -6,7 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 
 _EPSILON = 1e-10
@@ -38,12 +39,14 @@ def masked_prototype(features: chex.Array, masks: chex.Array) -> jax.Array:
   Returns:
     Prototypes, `[n, c]`; 0 where there is no foreground.
 
+  Raises:
+    ValueError: if the shapes do not agree.
+
   Reference: Zhang et al., SG-One, 2018, https://arxiv.org/abs/1810.09091; Boudiaf et al., Few-Shot
   Segmentation Without Meta-Learning, CVPR 2021, section 3, https://arxiv.org/abs/2012.06166.
   """
   features, masks = as_accumulator(features), jnp.asarray(masks)
-  chex.assert_rank(features, 5)
-  chex.assert_shape(masks, features.shape[:-1])
+  check_arrays(features=(features, "[n, s, h, w, c]"), masks=(masks, "[n, s, h, w]"))
   inside = (masks == 1).astype(features.dtype)
   total = jnp.einsum("nshwc,nshw->nc", features, inside)
   return total / (jnp.sum(inside, axis=(1, 2, 3))[:, None] + _EPSILON)
@@ -63,14 +66,13 @@ def cosine_logits(
     Logits in [-scale, scale], 0 for a feature or a prototype of 0, `[n, s, h, w]`.
 
   Raises:
-    ValueError: if `scale` is not positive.
+    ValueError: if `scale` is not positive or the shapes do not agree.
 
   Reference: Boudiaf et al., CVPR 2021, section 3, https://arxiv.org/abs/2012.06166.
   """
   check_range("scale", scale, "(0, inf)")
   features, prototype = as_accumulator(features, prototype)
-  chex.assert_rank(features, 5)
-  chex.assert_shape(prototype, (features.shape[0], features.shape[-1]))
+  check_arrays(features=(features, "[n, s, h, w, c]"), prototype=(prototype, "[n, c]"))
   return _cosine_logits(features, _norm(features), prototype, scale)
 
 
@@ -129,7 +131,8 @@ def proportion_regularized_inference(
     A `ProportionRegularized`.
 
   Raises:
-    ValueError: if `num_steps` < 1 or `scale` is not positive.
+    ValueError: if `num_steps` < 1, `scale` is not positive, the rate or a weight is negative, a
+      proportion lies outside [0, 1], there are no shots, or the shapes do not agree.
 
   Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning: A Good Transductive
   Inference Is All You Need?, CVPR 2021, section 3, https://arxiv.org/abs/2012.06166.
@@ -137,15 +140,59 @@ def proportion_regularized_inference(
   check_range("scale", scale, "(0, inf)")
   check_at_least(1, num_steps=num_steps)
   support, query = as_accumulator(support_features, query_features)
-  chex.assert_rank([support, query], 5)
-  num_tasks, shots = support.shape[:2]
-  chex.assert_shape(query, (num_tasks, 1, *support.shape[2:]))
-  chex.assert_shape(support_masks, support.shape[:-1])
-  chex.assert_shape(query_valid, query.shape[:-1])
+  check_arrays(
+    support_features=(support, "[n, s, h, w, c]"),
+    support_masks=(support_masks, "[n, s, h, w]"),
+    query_features=(query, "[n, 1, h, w, c]"),
+    query_valid=(query_valid, "[n, 1, h, w]"),
+    proportion=(proportion, "[n]"),
+  )
+  shots = support.shape[1]
+  check_at_least(1, **{"the number of shots": shots})
   kl_weight = 1 / shots if kl_weight is None else kl_weight
   entropy_weight = 1 / shots if entropy_weight is None else entropy_weight
+  for name, value in (
+    ("learning_rate", learning_rate),
+    ("cross_entropy_weight", cross_entropy_weight),
+    ("kl_weight", kl_weight),
+    ("entropy_weight", entropy_weight),
+  ):
+    check_range(name, value, "[0, inf)")
+  if proportion is not None:
+    check_range("proportion", proportion, "[0, 1]")
+  return _infer(
+    support,
+    jnp.asarray(support_masks),
+    query,
+    jnp.asarray(query_valid) == 1,
+    None if proportion is None else jnp.asarray(proportion, support.dtype),
+    scale=scale,
+    num_steps=num_steps,
+    learning_rate=learning_rate,
+    proportion_update_step=proportion_update_step,
+    cross_entropy_weight=cross_entropy_weight,
+    kl_weight=kl_weight,
+    entropy_weight=entropy_weight,
+  )
+
+
+@compiled_once
+def _infer(
+  support,
+  support_masks,
+  query,
+  valid,
+  proportion,
+  *,
+  scale,
+  num_steps,
+  learning_rate,
+  proportion_update_step,
+  cross_entropy_weight,
+  kl_weight,
+  entropy_weight,
+) -> ProportionRegularized:
   support_norms, query_norms = _norm(support), _norm(query)
-  valid = jnp.asarray(query_valid) == 1
   num_valid = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3)), 1)
 
   def probabilities(params, features, norms):
@@ -179,11 +226,9 @@ def proportion_regularized_inference(
 
   start = masked_prototype(support, support_masks)
   params = start, jnp.mean(_cosine_logits(query, query_norms, start, scale), axis=(1, 2, 3))
-  if proportion is None:
-    target = share(params)
-  else:
-    chex.assert_shape(proportion, (num_tasks,))
-    target = jnp.asarray(proportion, support.dtype)
+  target = share(params) if proportion is None else proportion
   carry = params, target, jnp.asarray(kl_weight, support.dtype)
+  # One more index than steps, since the first must exist to tell the type.
+  carry = varying_carry(step, carry, jnp.arange(1, num_steps + 1))
   (params, target, _), _ = jax.lax.scan(step, carry, jnp.arange(1, num_steps))
   return ProportionRegularized(*params, target, probabilities(params, query, query_norms))

@@ -1,5 +1,6 @@
 """Small classifiers of vectors, signals and images that also return the features of the head."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays
 from jaxlab.models.convolution import Conv
 from jaxlab.models.norm import GhostBatchNorm
 
@@ -56,7 +58,8 @@ class MLP(nn.Module):
     Returns:
       A `ModelOutput`.
     """
-    hidden = _mixed(mix, 0, inputs).reshape(inputs.shape[0], -1)
+    hidden = _mixed(mix, 0, inputs)
+    hidden = hidden.reshape(hidden.shape[0], math.prod(hidden.shape[1:]))
     for i, width in enumerate(self.widths):
       hidden = nn.Dense(width, name=f"dense_{i}")(hidden)
       if self.norm is not None:
@@ -99,12 +102,13 @@ class ConvNet(nn.Module):
       A `ModelOutput`; the features are the last block's channels.
 
     Raises:
-      ValueError: if `strides` and `widths` differ in length.
+      ValueError: if `inputs` has another shape, or `strides` and `widths` differ in length.
     """
     if len(self.strides) != len(self.widths):
       raise ValueError(f"strides {self.strides} and widths {self.widths} must have equal lengths.")
     rank = len(self.kernel_size)
-    chex.assert_rank(inputs, rank + 2)
+    spatial = "t" if rank == 1 else "h, w"
+    check_arrays(inputs=(inputs, f"[b, {spatial}, c]"))
     hidden = _mixed(mix, 0, inputs)
     for i, (width, stride) in enumerate(zip(self.widths, self.strides)):
       hidden = Conv(width, self.kernel_size, strides=stride, name=f"conv_{i}")(hidden)

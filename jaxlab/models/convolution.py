@@ -94,7 +94,7 @@ class Conv(nn.Module):
         inputs, kernel, cpu=partial(_im2col, **settings), default=native
       )
     if bias is not None:
-      outputs = outputs + bias
+      outputs = outputs + jnp.expand_dims(bias, tuple(range(outputs.ndim - 1)))
     return outputs.reshape(*batch, *outputs.shape[1:])
 
 

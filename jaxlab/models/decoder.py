@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import as_classes, check_arrays, check_at_least, check_range
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.decoder_blocks import (
   AttentionContext,
@@ -91,8 +91,7 @@ class DecoderLM(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}.")
+    check_range("dropout_rate", self.dropout_rate, "[0, 1)")
 
   @nn.compact
   def __call__(
@@ -113,7 +112,7 @@ class DecoderLM(nn.Module):
     to rewind, pass smaller positions.
 
     Args:
-      tokens: `[b, t]` integers.
+      tokens: `[b, t]` integers. Traced ones outside the vocabulary give NaN in their own row.
       positions: `[b, t]`; None counts from 0, restarting in each segment.
       cache: keys and values of earlier calls; None for training.
       segment_ids: `[b, t]`, equal within each of the sequences packed into a row; tokens see their
@@ -128,12 +127,18 @@ class DecoderLM(nn.Module):
       A `DecoderOutput`.
 
     Raises:
-      ValueError: if a cache is combined with `attention_mask` or `segment_ids`, or there are more
-        tokens than learned positions.
+      TypeError: if tokens are not integers or a mask is not boolean.
+      ValueError: if shapes do not agree, a concrete token lies outside the vocabulary, a cache is
+        combined with `attention_mask` or `segment_ids`, or there are more tokens than learned
+        positions.
     """
     cfg = self.config
-    chex.assert_rank(tokens, 2)
-    chex.assert_type(tokens, int)
+    check_arrays(
+      tokens=(tokens, "int [b, t]"),
+      positions=(positions, "[b, t]"),
+      segment_ids=(segment_ids, "[b, t]"),
+    )
+    tokens = as_classes("tokens", tokens, cfg.vocab_size)
     length = tokens.shape[1]
     if cache is not None and not (attention_mask is None and segment_ids is None):
       raise ValueError("attention_mask and segment_ids must be None with a cache.")
@@ -141,7 +146,6 @@ class DecoderLM(nn.Module):
       raise ValueError(f"{length} tokens exceed max_positions {cfg.max_positions}.")
     if positions is None:
       positions = _default_positions(tokens, segment_ids)
-    chex.assert_equal_shape([tokens, positions])
 
     embed = nn.Embed(
       cfg.vocab_size,
@@ -301,7 +305,6 @@ def _default_positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.
   steps = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   if segment_ids is None:
     return steps
-  chex.assert_equal_shape([tokens, segment_ids])
   starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
   return steps - jax.lax.cummax(jnp.where(starts, steps, 0), axis=1)
 
@@ -315,18 +318,18 @@ def _context(config, positions, cache, segment_ids, attention_mask) -> Attention
     settings = dataclasses.asdict(config.rope)
     frequencies = rotary_frequencies(head_dim=config.head_dim, max_positions=num_keys, **settings)
   if attention_mask is not None:
-    chex.assert_type(attention_mask, bool)
     if attention_mask.ndim == 3:
       attention_mask = attention_mask[:, None]
-    chex.assert_shape(attention_mask, (batch, 1, length, length))
+    form = f"bool [{batch}, 1, {length}, {length}]"
+    check_arrays(attention_mask=(attention_mask, form))
     return AttentionContext(positions, *frequencies, attention_mask, None, None)
   if cache is None:
     queries, slots = jnp.arange(length)[None, :, None], None
   else:
-    shape = (batch, num_keys, config.num_layers, config.num_kv_heads, config.head_dim)
-    chex.assert_shape(list(cache), shape)
+    form = f"[{batch}, s, {config.num_layers}, {config.num_kv_heads}, {config.head_dim}]"
+    check_arrays(**{"cache.keys": (cache.keys, form), "cache.values": (cache.values, form)})
     queries, slots = positions[:, :, None], cache_slots(positions, num_keys)
-  distance = queries - jnp.arange(num_keys)
+  distance = queries - jnp.arange(num_keys)[None, None]
   mask = distance >= 0
   if segment_ids is not None:
     mask &= segment_ids[:, :, None] == segment_ids[:, None, :]

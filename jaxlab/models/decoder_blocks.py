@@ -71,7 +71,8 @@ class Linear(nn.Module):
     outputs = product(inputs.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
       zeros = nn.initializers.zeros
-      outputs += self.param("bias", zeros, (self.features,), self.param_dtype)
+      bias = self.param("bias", zeros, (self.features,), self.param_dtype)
+      outputs += jnp.expand_dims(bias, tuple(range(outputs.ndim - 1)))
     return outputs.astype(self.out_dtype or self.dtype)
 
 
@@ -108,7 +109,9 @@ class Norm(nn.Module):
   def __call__(self, inputs: chex.Array) -> jax.Array:
     """Normalizes the last axis."""
     shape, dtype = inputs.shape[-1:], inputs.dtype
+    leading = tuple(range(inputs.ndim - 1))
     scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+    scale = jnp.expand_dims(scale, leading)
     x = inputs.astype(jnp.promote_types(dtype, jnp.float32))
     if self.kind == "layer_norm":
       x -= x.mean(axis=-1, keepdims=True)
@@ -117,7 +120,7 @@ class Norm(nn.Module):
       # Rounded before the scale, as the checkpoints were trained.
       return x.astype(dtype) * scale.astype(dtype)
     bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-    return (x * scale + bias).astype(dtype)
+    return (x * scale + jnp.expand_dims(bias, leading)).astype(dtype)
 
 
 class Block(nn.Module):
@@ -297,7 +300,7 @@ def cache_slots(positions: chex.Array, max_length: int) -> jax.Array:
     int32 `[b, t]`.
   """
   inside = (positions >= 0) & (positions < max_length)
-  later = jnp.triu(jnp.ones((positions.shape[1],) * 2, bool), 1)
+  later = jnp.triu(jnp.ones((positions.shape[1],) * 2, bool), 1)[None]
   same = positions[:, :, None] == positions[:, None, :]
   written_again = jnp.any(same & later, axis=-1)
   return jnp.where(inside & ~written_again, positions, max_length).astype(jnp.int32)

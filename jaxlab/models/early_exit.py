@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 
 
 class EarlyExitOutput(NamedTuple):
@@ -42,8 +42,8 @@ def gate_features(logits: chex.Array) -> jax.Array:
   ICLR 2024, section 5, https://arxiv.org/abs/2310.09163.
   """
   logits = jax.lax.stop_gradient(as_accumulator(logits))
-  if logits.shape[-1] < 2:
-    raise ValueError(f"logits must score at least two classes, got shape {logits.shape}.")
+  check_arrays(logits=(logits, "[..., k]"))
+  check_at_least(2, **{"the number of classes in logits": logits.shape[-1]})
   top = jax.lax.top_k(jax.nn.softmax(logits), 2)[0]
   return jnp.stack(
     [top[..., 0], _entropy(logits), top[..., 0] - top[..., 1], _entropy(2 * logits)], axis=-1
@@ -153,10 +153,11 @@ def stage_costs(model: EarlyExitNet, input_shape: Sequence[int]) -> jax.Array:
     Costs that rise to 1, f32 `[L + 1]`.
 
   Raises:
-    ValueError: if the compiler counts no operations on this backend.
+    ValueError: if there are no stages, or the compiler counts no operations on this backend.
 
   Reference: Chataoui et al., ICLR 2024, section 5, https://arxiv.org/abs/2310.09163.
   """
+  check_at_least(1, **{"the number of stages": len(model.stages)})
   inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
 

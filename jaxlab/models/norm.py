@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 
 class NormOutput(NamedTuple):
@@ -55,21 +55,21 @@ def ghost_batch_norm(
     A `NormOutput`.
 
   Raises:
-    ValueError: if `ghost_batch_size` < 1 or does not divide b, or another argument lies outside
-      its range.
+    TypeError: if `x` is not floating.
+    ValueError: if shapes do not agree, `ghost_batch_size` < 1 or does not divide b, or another
+      argument lies outside its range.
 
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, algorithm 1,
   https://arxiv.org/abs/1705.08741.
   """
   check_at_least(1, ghost_batch_size=ghost_batch_size)
+  x, scale, bias, mean, var = _checked(x, scale, bias, mean, var)
   if x.shape[0] % ghost_batch_size:
     raise ValueError(
       f"ghost_batch_size {ghost_batch_size} does not divide the {x.shape[0]} rows of x."
     )
   check_range("momentum", momentum, "[0, 1]")
   check_range("epsilon", epsilon, "[0, inf)")
-  x = jnp.asarray(x)
-  _check_channels(x, scale, bias, mean, var)
   wide = as_accumulator(x)
   chunks = wide.reshape(-1, ghost_batch_size, *x.shape[1:])
   axes = tuple(range(1, chunks.ndim - 1))
@@ -85,7 +85,7 @@ def ghost_batch_norm(
 
   def running(old, new):
     after = (1 - momentum) ** num * old + jnp.sum(shares[:, None] * new, axis=0)
-    return jax.lax.stop_gradient(after).astype(jnp.asarray(old).dtype)
+    return jax.lax.stop_gradient(after).astype(old.dtype)
 
   return NormOutput(outputs, running(mean, chunk_mean), running(var, chunk_var))
 
@@ -118,19 +118,19 @@ def mixed_batch_norm(
     The normalized inputs, in the shape and dtype of `x`.
 
   Raises:
-    ValueError: if `source_weight` or `epsilon` lies outside its range.
+    TypeError: if `x` is not floating.
+    ValueError: if shapes do not agree, or `source_weight` or `epsilon` lies outside its range.
 
   Reference: Schneider et al., Improving robustness against common corruptions by covariate shift
   adaptation, NeurIPS 2020, https://arxiv.org/abs/2006.16971.
   """
   check_range("source_weight", source_weight, "[0, 1]")
   check_range("epsilon", epsilon, "[0, inf)")
-  x = jnp.asarray(x)
-  _check_channels(x, scale, bias, mean, var)
+  x, scale, bias, mean, var = _checked(x, scale, bias, mean, var)
   wide = as_accumulator(x)
   axes = tuple(range(x.ndim - 1))
   batch_mean = wide.mean(axes)
-  batch_var = jnp.square(wide - batch_mean).mean(axes)
+  batch_var = jnp.square(wide - _broadcast(batch_mean, x)).mean(axes)
   mixed_mean = source_weight * mean + (1 - source_weight) * batch_mean
   mixed_var = source_weight * var + (1 - source_weight) * batch_var
   return _normalized(x, scale, bias, mixed_mean, mixed_var, epsilon)
@@ -220,14 +220,24 @@ class GroupNorm(nn.GroupNorm):
 def _normalized(x, scale, bias, mean, var, epsilon) -> jax.Array:
   """Normalizes by statistics of each channel."""
   wide = as_accumulator(x)
-  return _affine((wide - mean) * jax.lax.rsqrt(var + epsilon), scale, bias).astype(x.dtype)
+  normed = (wide - _broadcast(mean, x)) * _broadcast(jax.lax.rsqrt(var + epsilon), x)
+  return _affine(normed, scale, bias).astype(x.dtype)
 
 
 def _affine(normed: jax.Array, scale: chex.Array, bias: chex.Array) -> jax.Array:
-  return normed * scale + bias
+  return normed * _broadcast(scale, normed) + _broadcast(bias, normed)
 
 
-def _check_channels(x: jax.Array, *per_channel: chex.Array) -> None:
-  chex.assert_type(x, float)  # Integers could not hold the outputs.
-  for array in per_channel:
-    chex.assert_shape(array, x.shape[-1:])
+def _broadcast(per_channel: chex.Array, x: jax.Array) -> jax.Array:
+  return jnp.expand_dims(per_channel, tuple(range(x.ndim - 1)))
+
+
+def _checked(x, scale, bias, mean, var) -> tuple[jax.Array, ...]:
+  check_arrays(
+    x=(x, "float [..., c]"),  # Integers could not hold the outputs.
+    scale=(scale, "[c]"),
+    bias=(bias, "[c]"),
+    mean=(mean, "[c]"),
+    var=(var, "[c]"),
+  )
+  return tuple(map(jnp.asarray, (x, scale, bias, mean, var)))

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 
 def init_patch_cnn(
@@ -22,9 +22,14 @@ def init_patch_cnn(
   Returns:
     Weights, float32 `[k, m, d]`.
 
+  Raises:
+    ValueError: if a size is below 1 or `scale` is negative.
+
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
   https://arxiv.org/abs/2303.08433.
   """
+  check_at_least(1, num_classes=num_classes, num_filters=num_filters, dim=dim)
+  check_range("scale", scale, "[0, inf)")
   return scale * jax.random.normal(key, (num_classes, num_filters, dim))
 
 
@@ -37,6 +42,9 @@ def patch_cnn_logits(weights: chex.Array, patches: chex.Array) -> jax.Array:
 
   Returns:
     Logits, at least 0, float32 or wider `[n, k]`.
+
+  Raises:
+    ValueError: if the shapes do not agree.
 
   Reference: Zou et al., ICML 2023, equation 3.1, https://arxiv.org/abs/2303.08433.
   """
@@ -60,7 +68,7 @@ def all_pairs_patch_logits(
     Logits of `ratio * patches[i] + (1 - ratio) * patches[j]`, float32 or wider `[n, n, k]`.
 
   Raises:
-    ValueError: if `ratio` lies outside [0, 1].
+    ValueError: if `ratio` lies outside [0, 1] or the shapes do not agree.
 
   Reference: Zou et al., ICML 2023, equations 3.2 and 3.3, https://arxiv.org/abs/2303.08433.
   """
@@ -75,7 +83,6 @@ def all_pairs_patch_logits(
 
 def _responses(weights: chex.Array, patches: chex.Array) -> jax.Array:
   """Inner products of filters and patches, `[n, k, m, P]`."""
-  chex.assert_rank([weights, patches], 3)
-  chex.assert_equal(weights.shape[-1], patches.shape[-1])
+  check_arrays(weights=(weights, "[k, m, d]"), patches=(patches, "[n, P, d]"))
   weights, patches = as_accumulator(weights, patches)
   return jnp.einsum("kmd,npd->nkmp", weights, patches)

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least, check_choice, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_choice, check_range
 
 
 def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array:
@@ -23,13 +23,14 @@ def context_query_mask(num_points: int, num_context: chex.Numeric) -> chex.Array
     Mask, bool `[T, T]`: entry (i, j) says that point i attends to point j, `j < c or i == j`.
 
   Raises:
-    ValueError: if `num_context` is concrete and lies outside [0, `num_points`].
+    ValueError: if `num_points` is negative, or `num_context` is no scalar, or concrete and outside
+      [0, `num_points`].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 3,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_scalar_non_negative(num_points)
-  chex.assert_rank(num_context, 0)
+  check_at_least(0, num_points=num_points)
+  check_arrays(num_context=(num_context, "[]"))
   check_range("num_context", num_context, f"[0, {num_points}]")
   points = jnp.arange(num_points)
   return (points[None, :] < num_context) | (points[:, None] == points[None, :])
@@ -120,12 +121,12 @@ class PFN(nn.Module):
       Outputs `[b, T, num_outputs]`; rows below `num_context` mean nothing.
 
     Raises:
-      ValueError: if `max_context` lies outside [1, T], or `num_context` is concrete and lies
-        outside [0, T] or above `max_context`.
+      ValueError: if the shapes do not agree, T is 0, `max_context` lies outside [1, T], or
+        `num_context` is concrete and lies outside [0, T] or above `max_context`.
     """
-    chex.assert_rank([x, y], [3, 2])
-    chex.assert_equal_shape_prefix([x, y], 2)
+    check_arrays(x=(x, "[b, T, f]"), y=(y, "[b, T]"))
     num_points, num_features = x.shape[1:]
+    check_at_least(1, **{"the number of points T": num_points})
     mask = _attention_mask(num_points, num_context, max_context)
     is_context = jnp.arange(num_points) < num_context
 

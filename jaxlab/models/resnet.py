@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_choice
+from jaxlab._checks import check_arrays, check_choice
 from jaxlab.models.classifiers import Mix, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.norm import GhostBatchNorm
@@ -65,7 +65,8 @@ class ResNet(nn.Module):
       A `ModelOutput`; the features are the last stage's channels.
 
     Raises:
-      ValueError: if `block` or `stem` is unknown, or basic blocks are combined with groups.
+      ValueError: if `inputs` are no images, `block` or `stem` is unknown, or basic blocks are
+        combined with groups.
     """
     check_choice("block", self.block, ("basic", "bottleneck"))
     check_choice("stem", self.stem, ("imagenet", "cifar"))
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
       raise ValueError(
         f"basic blocks have one group of 64, got {self.groups} of {self.group_width}."
       )
-    chex.assert_rank(inputs, 4)
+    check_arrays(inputs=(inputs, "[b, h, w, c]"))
     hidden = _mixed(mix, 0, inputs)
     size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
     hidden = _conv(self.width, size, stride, name="stem_conv")(hidden)
@@ -129,12 +130,12 @@ class WideResNet(nn.Module):
       A `ModelOutput`; the features are the last stage's channels.
 
     Raises:
-      ValueError: if `depth` is not 6 n + 4.
+      ValueError: if `inputs` are no images or `depth` is not 6 n + 4.
     """
     num_blocks, rest = divmod(self.depth - 4, 6)
     if rest or num_blocks < 1:
       raise ValueError(f"depth must be 10, 16, 22, 28, ..., got {self.depth}.")
-    chex.assert_rank(inputs, 4)
+    check_arrays(inputs=(inputs, "[b, h, w, c]"))
     hidden = _conv(16, 3, name="stem_conv")(_mixed(mix, 0, inputs))
     for i in range(3):
       for j in range(num_blocks):

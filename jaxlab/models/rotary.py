@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_choice, check_range
+from jaxlab._checks import check_arrays, check_choice, check_range
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -167,10 +167,18 @@ def apply_rotary(
     The rotated vectors in the dtype of `x`, `[..., t, heads, d]`; angles, cosine, sine and products
     are float32.
 
+  Raises:
+    ValueError: if the shapes do not agree.
+
   Reference: Su et al., RoFormer, section 3.2, https://arxiv.org/abs/2104.09864.
   """
-  chex.assert_shape(inv_freq, (x.shape[-1] // 2,))
-  chex.assert_equal_shape_prefix([x, positions], x.ndim - 2)
+  x, positions = jnp.asarray(x), jnp.asarray(positions)
+  check_arrays(
+    x=(x, "[..., heads, d]"),
+    positions=(positions, "[...]"),
+    inv_freq=(inv_freq, f"[{x.shape[-1] // 2}]"),
+  )
+  inv_freq = jnp.expand_dims(inv_freq, tuple(range(x.ndim - 1)))
   angles = positions[..., None, None].astype(jnp.float32) * inv_freq
   cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
   first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)

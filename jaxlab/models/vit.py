@@ -1,10 +1,13 @@
 """A vision transformer for small images."""
 
+import math
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays
 from jaxlab.models.classifiers import Mix, ModelOutput
 from jaxlab.models.convolution import Conv
 
@@ -50,10 +53,11 @@ class ViT(nn.Module):
       A `ModelOutput`; the features are the normalized class token.
 
     Raises:
-      ValueError: if the patches do not tile the images or the heads do not divide `embed_dim`.
+      ValueError: if `inputs` are no images, the patches do not tile them, or the heads do not
+        divide `embed_dim`.
     """
     del train
-    chex.assert_rank(inputs, 4)
+    check_arrays(inputs=(inputs, "[b, h, w, c]"))
     batch, height, width, _ = inputs.shape
     if height % self.patch_size or width % self.patch_size:
       raise ValueError(f"patch_size {self.patch_size} does not divide images {height} x {width}.")
@@ -62,7 +66,7 @@ class ViT(nn.Module):
     hidden = inputs if mix is None else mix(0, inputs)
     patch = (self.patch_size, self.patch_size)
     patches = Conv(self.embed_dim, patch, strides=patch, padding="VALID", name="patches")(hidden)
-    patches = patches.reshape(batch, -1, self.embed_dim)
+    patches = patches.reshape(batch, math.prod(patches.shape[1:3]), self.embed_dim)
     class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.embed_dim))
     positions = self.param(
       "positions", nn.initializers.normal(0.02), (1, 1 + patches.shape[1], self.embed_dim)

@@ -7,10 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_choice, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
+  check_prompts,
   is_any_token,
   next_token_logits,
   prefill,
@@ -26,7 +28,7 @@ class BeamSearchOutput(NamedTuple):
   Attributes:
     tokens: new tokens, EOS included, then pad; i32 `[b, num_beams, t]`.
     scores: log-probability over length^length_penalty, `[b, num_beams]`; -inf where there are
-      fewer hypotheses than beams.
+      fewer hypotheses than beams, NaN in rows where the model gives NaN.
     lengths: number of new tokens, i32 `[b, num_beams]`; 0 where there is no hypothesis.
   """
 
@@ -74,8 +76,10 @@ def beam_search(
     The `BeamSearchOutput`.
 
   Raises:
-    ValueError: if `num_beams` < 1, `max_new_tokens` < 1, `early_stopping` is none of the three, or
-      a concrete prompt length lies outside its range.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, `num_beams` < 1, `max_new_tokens` < 1, `early_stopping` is
+      none of the three, `length_penalty` is not finite, or a concrete prompt length lies outside
+      its range.
 
   Reference: Wolf et al., Transformers, EMNLP 2020, https://arxiv.org/abs/1910.03771;
   length penalty: Wu et al., Google's Neural Machine Translation System, 2016, section 7,
@@ -83,8 +87,33 @@ def beam_search(
   """
   check_at_least(1, num_beams=num_beams, max_new_tokens=max_new_tokens)
   check_choice("early_stopping", early_stopping, (True, False, "never"))
-  eos_ids = as_token_ids(eos_token_id)
-  max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
+  check_range("length_penalty", length_penalty, "(-inf, inf)")
+  return _beam_search(
+    decode_fns,
+    *check_prompts(prompt_tokens, prompt_lengths),
+    num_beams=num_beams,
+    max_new_tokens=max_new_tokens,
+    eos_ids=as_token_ids(eos_token_id),
+    pad_token_id=pad_token_id,
+    length_penalty=length_penalty,
+    early_stopping=early_stopping,
+  )
+
+
+@compiled_once
+def _beam_search(
+  decode_fns,
+  prompt_tokens,
+  prompt_lengths,
+  *,
+  num_beams: int,
+  max_new_tokens: int,
+  eos_ids: tuple[int, ...],
+  pad_token_id: int,
+  length_penalty: chex.Numeric,
+  early_stopping: bool | Literal["never"],
+) -> BeamSearchOutput:
+  max_length = prompt_tokens.shape[1] + max_new_tokens
   start = prefill(decode_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   start = repeat_rows(start, num_beams)
   like = next_token_logits(decode_fns, start)
@@ -100,7 +129,11 @@ def beam_search(
       state.last.reshape(-1, 1), state.cache, start.positions[:, None] + state.step
     )
     log_probs = jax.nn.log_softmax(as_accumulator(logits[:, 0]), axis=-1)
-    totals = state.scores[..., None] + log_probs.reshape(batch_size, num_beams, vocab_size)
+    log_probs = log_probs.reshape(batch_size, num_beams, vocab_size)
+    is_live = state.scores > -jnp.inf
+    totals = jnp.where(is_live[..., None], state.scores[..., None] + log_probs, -jnp.inf)
+    # One NaN logit makes all log-probabilities of its beam NaN.
+    is_lost = state.open_rows & jnp.any(jnp.isnan(totals[..., 0]), axis=1)
     totals, flat = row_top_k(totals.reshape(batch_size, -1), num_candidates)
     beams, tokens = flat // vocab_size, flat % vocab_size
     written = jax.lax.dynamic_update_slice_in_dim(
@@ -109,7 +142,8 @@ def beam_search(
     ends = is_any_token(tokens, eos_ids) | (length == max_new_tokens)
 
     divisor = jnp.power(length.astype(totals.dtype), length_penalty)
-    enters = ends & (jnp.arange(num_candidates) < num_beams) & state.open_rows[:, None]
+    is_first = jnp.arange(num_candidates)[None] < num_beams
+    enters = ends & is_first & state.open_rows[:, None]
     pool = _best(
       _Pool(
         jnp.concatenate([state.pool.tokens, written], axis=1),
@@ -119,6 +153,7 @@ def beam_search(
       num_beams,
     )
 
+    pool = pool._replace(scores=jnp.where(is_lost[:, None], jnp.nan, pool.scores))
     scores, chosen = row_top_k(jnp.where(ends, -jnp.inf, totals), num_beams)
     # A row that stops by this bound stays stopped, even if a later hypothesis would score better.
     longest = jnp.where(jnp.asarray(length_penalty) > 0, max_new_tokens, length)
@@ -126,7 +161,7 @@ def beam_search(
     bound = scores[:, 0] / jnp.power(reach.astype(totals.dtype), length_penalty)
     full = pool.scores[:, -1] > -jnp.inf
     settled = full if early_stopping is True else full & (bound <= pool.scores[:, -1])
-    open_rows = state.open_rows & ~settled & (scores[:, 0] > -jnp.inf)
+    open_rows = state.open_rows & ~settled & ~is_lost & (scores[:, 0] > -jnp.inf)
     origin = jnp.take_along_axis(beams, chosen, axis=1)
     return _LoopState(
       step=length,
@@ -151,7 +186,7 @@ def beam_search(
     pool=_Pool(blank, none, jnp.zeros(shape, jnp.int32)),
     open_rows=jnp.ones(batch_size, bool),
   )
-  pool = jax.lax.while_loop(proceed, advance, state).pool
+  pool = jax.lax.while_loop(proceed, advance, varying_carry(advance, state)).pool
   is_filled = pool.scores > -jnp.inf
   return BeamSearchOutput(
     tokens=jnp.where(is_filled[..., None], pool.tokens, pad_token_id),
@@ -187,9 +222,10 @@ def markov_beam_search(
     The `BeamSearchOutput`.
 
   Raises:
-    ValueError: as `beam_search`.
+    ValueError: as `beam_search`, and if the table is not square or a concrete start token lies
+      outside it.
   """
-  start_tokens = jnp.asarray(start_tokens)
+  start_tokens = as_classes("start_tokens", start_tokens, len(transition_logits))
   return beam_search(
     table_decode_fns(transition_logits),
     start_tokens[:, None],

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 from jaxlab.losses.sequence import token_log_probs
 
 
@@ -91,10 +91,12 @@ def table_decode_fns(transition_logits: chex.Array) -> DecodeFns:
 
   Returns:
     The `DecodeFns`, with an empty cache; the table is a leaf of them.
+
+  Raises:
+    ValueError: if the table is not square.
   """
   transition_logits = as_accumulator(transition_logits)
-  chex.assert_rank(transition_logits, 2)
-  chex.assert_axis_dimension(transition_logits, 1, transition_logits.shape[0])
+  check_arrays(transition_logits=(transition_logits, "[v, v]"))
   init_cache = jax.tree_util.Partial(_empty_cache)
   return DecodeFns(init_cache, jax.tree_util.Partial(_table_apply, transition_logits))
 
@@ -106,31 +108,35 @@ def score_sequences(
 
   Args:
     decode_fns: the model.
-    tokens: prompt and continuation of each row, padded on the right, i32 `[b, t]`.
+    tokens: prompt and continuation of each row, padded on the right with any token, i32 `[b, t]`.
     lengths: length of the two together, i32 `[b]`, in [0, t].
     prompt_lengths: length of the prompt, i32 `[b]`, at least 0; the first token of a row, which
       follows nothing, is never scored.
 
   Returns:
     Log-probability of each token given those before it in nats, 0 on the prompt and after the end,
-    `[b, t]`.
+    `[b, t]`. A token outside the vocabulary makes it NaN, in its own row.
 
   Raises:
-    ValueError: if a concrete length lies outside its range.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, or a concrete length lies outside its range.
   """
-  chex.assert_rank(tokens, 2)
-  batch_size, width = jnp.shape(tokens)
+  check_arrays(
+    tokens=(tokens, "int [b, t]"),
+    lengths=(lengths, "int [b]"),
+    prompt_lengths=(prompt_lengths, "int [b]"),
+  )
+  batch_size, width = np.shape(tokens)
   check_range("lengths", lengths, f"[0, {width}]")
   check_range("prompt_lengths", prompt_lengths, "[0, inf)")
   tokens, lengths, prompt_lengths = map(jnp.asarray, (tokens, lengths, prompt_lengths))
-  chex.assert_shape([lengths, prompt_lengths], tokens.shape[:1])
-  chex.assert_type([tokens, lengths, prompt_lengths], int)
   if width < 2:
     return jnp.zeros(tokens.shape, jnp.float32)
-  columns = jnp.arange(width, dtype=jnp.int32)
-  positions = jnp.broadcast_to(columns[:-1], (batch_size, width - 1))
+  columns = jnp.arange(width, dtype=jnp.int32)[None]
+  positions = jnp.broadcast_to(columns[:, :-1], (batch_size, width - 1))
+  tokens = _without_pads(tokens, lengths)
   cache = decode_fns.init_cache(batch_size, width)
-  logits, _ = decode_fns.apply(tokens[:, :-1].astype(jnp.int32), cache, positions)
+  logits, _ = decode_fns.apply(tokens[:, :-1], cache, positions)
   scores = token_log_probs(logits, tokens[:, 1:])
   scored = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
   return jnp.where(scored, jnp.pad(scores, ((0, 0), (1, 0))), 0.0)
@@ -150,7 +156,7 @@ def prefill(
 
   Args:
     decode_fns: the model.
-    prompt_tokens: prompts padded on the right, i32 `[b, p]`.
+    prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
     max_length: slots of the cache, prompt and new tokens together.
 
@@ -158,23 +164,50 @@ def prefill(
     The `Prefilled` cache.
 
   Raises:
-    ValueError: if a concrete length lies outside [1, p].
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
   """
-  prompt_tokens = jnp.asarray(prompt_tokens)
-  chex.assert_rank(prompt_tokens, 2)
+  prompt_tokens, prompt_lengths = check_prompts(prompt_tokens, prompt_lengths)
   batch_size, width = prompt_tokens.shape
-  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
-  prompt_lengths = jnp.asarray(prompt_lengths)
-  chex.assert_shape(prompt_lengths, (batch_size,))
-  chex.assert_type([prompt_tokens, prompt_lengths], int)
-  prompt_tokens = prompt_tokens.astype(jnp.int32)
-  last = prompt_lengths.astype(jnp.int32) - 1
+  prompt_tokens = _without_pads(prompt_tokens, prompt_lengths)
+  last = prompt_lengths - 1
   cache = decode_fns.init_cache(batch_size, max_length)
   if width > 1:
     positions = jnp.broadcast_to(jnp.arange(width - 1, dtype=jnp.int32), (batch_size, width - 1))
     _, cache = decode_fns.apply(prompt_tokens[:, :-1], cache, positions)
   tokens = jnp.take_along_axis(prompt_tokens, last[:, None], axis=1)[:, 0]
   return Prefilled(cache, tokens, last)
+
+
+def check_prompts(
+  prompt_tokens: chex.Array, prompt_lengths: chex.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Raises if prompts do not have the types, shapes and lengths that decoders take.
+
+  Args:
+    prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
+    prompt_lengths: their lengths, i32 `[b]`, in [1, p].
+
+  Returns:
+    Both as int32.
+
+  Raises:
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
+  """
+  check_arrays(
+    prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
+  )
+  width = np.shape(prompt_tokens)[1]
+  check_at_least(1, **{"the width of prompt_tokens": width})
+  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
+  return jnp.asarray(prompt_tokens, jnp.int32), jnp.asarray(prompt_lengths, jnp.int32)
+
+
+def _without_pads(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Token 0 for all pads: a model may know no such token, and its NaN would reach the row."""
+  is_real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+  return jnp.where(is_real, tokens, 0).astype(jnp.int32)
 
 
 def repeat_rows(tree: chex.ArrayTree, num: int) -> chex.ArrayTree:
@@ -264,4 +297,5 @@ def _empty_cache(batch_size, max_length):
 
 def _table_apply(transition_logits, tokens, cache, positions):
   del positions
-  return transition_logits[tokens], cache
+  tokens = as_classes("tokens", tokens, transition_logits.shape[0])
+  return transition_logits.at[tokens].get(mode="fill"), cache

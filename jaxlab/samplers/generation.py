@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range, is_known
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
+  check_prompts,
   is_any_token,
   next_token_logits,
   prefill,
@@ -34,8 +36,8 @@ class GenerateOutput(NamedTuple):
   Attributes:
     tokens: new tokens, the one that ended the row included, then pad; i32 `[b, t]`.
     lengths: how many were generated, i32 `[b]`.
-    log_probs: log-probability of each token under the model itself, in nats, 0 after the end;
-      `[b, t]`.
+    log_probs: log-probability of each token under the model itself, in nats, 0 after the end, NaN
+      where the model gives NaN; `[b, t]`.
     sampling_log_probs: the same under the processed logits that it was drawn from; 0 where nothing
       is drawn, at temperature 0. `[b, t]`.
     finished: whether the row ended by an end token or stop sequence, not by its length, `[b]`.
@@ -96,8 +98,9 @@ def generate(
     The `GenerateOutput`.
 
   Raises:
-    ValueError: if an option or a concrete prompt length lies outside its range, or a stop sequence
-      is empty.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, an option or a concrete prompt length lies outside its
+      range, or a stop sequence is empty.
   """
   output = generate_n(
     key,
@@ -157,25 +160,33 @@ def generate_n(
     The `GenerateOutput`, every leaf `[b, n, ...]`.
 
   Raises:
-    ValueError: if an option or a concrete prompt length lies outside its range, or a stop sequence
-      is empty.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, an option or a concrete prompt length lies outside its
+      range, or a stop sequence is empty.
 
   Reference: Brown et al., Large Language Monkeys, 2024, https://arxiv.org/abs/2407.21787.
   """
   check_at_least(1, num_samples=num_samples, max_new_tokens=max_new_tokens)
   check_at_least(0, min_new_tokens=min_new_tokens)
   options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
-  check_sampling_options(options)
+  options = check_sampling_options(options)
   if repetition_penalty is not None:
     check_range("repetition_penalty", repetition_penalty, "(0, inf)")
-  eos_ids, stops = as_token_ids(eos_token_id), _as_sequences(stop_sequences)
-  banned_ids = eos_ids if min_new_tokens else ()
-  rules = _Rules(options, repetition_penalty, min_new_tokens, banned_ids)
+  ends = as_token_ids(eos_token_id), _as_sequences(stop_sequences)
+  rules = _Rules(options, repetition_penalty, min_new_tokens, *ends, pad_token_id)
+  prompts = check_prompts(prompt_tokens, prompt_lengths)
+  return _generate_n(key, decode_fns, *prompts, rules, num_samples, max_new_tokens, return_logits)
 
+
+@compiled_once
+def _generate_n(
+  key, decode_fns, prompt_tokens, prompt_lengths, rules, num_samples, max_new_tokens, return_logits
+) -> GenerateOutput:
+  eos_ids, stops = rules.eos_ids, rules.stops
   max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
   start = prefill(decode_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   seen = None
-  if repetition_penalty is not None:
+  if rules.repetition_penalty is not None:
     vocab_size = next_token_logits(decode_fns, start).shape[-1]
     seen = repeat_rows(_seen_in(prompt_tokens, prompt_lengths, vocab_size), num_samples)
   start = repeat_rows(start, num_samples)
@@ -191,7 +202,7 @@ def generate_n(
     logits, cache = decode_fns.apply(state.last[:, None], state.cache, positions)
     logits = as_accumulator(logits[:, 0])
     tokens, drawn_from = _choose(key, step, logits, state.seen, rules)
-    tokens = jnp.where(ended, pad_token_id, tokens)
+    tokens = jnp.where(ended, rules.pad_token_id, tokens)
     written = _Columns(
       tokens,
       token_log_probs(logits, tokens),
@@ -200,7 +211,7 @@ def generate_n(
     )
     seen, recent = state.seen, state.recent
     if seen is not None:
-      seen |= tokens[:, None] == jnp.arange(seen.shape[-1])
+      seen |= tokens[:, None] == jnp.arange(seen.shape[-1])[None]
     finished = ended | is_any_token(tokens, eos_ids)
     if stops:
       recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
@@ -223,11 +234,11 @@ def generate_n(
     cache=start.cache,
     lengths=jnp.zeros(rows, jnp.int32),
     finished=jnp.zeros(rows, bool),
-    columns=_empty_columns(like, max_new_tokens, pad_token_id, rules, return_logits),
+    columns=_empty_columns(like, max_new_tokens, rules, return_logits),
     seen=seen,
     recent=jnp.full((*rows, max(map(len, stops))), -1, jnp.int32) if stops else None,
   )
-  state = jax.lax.while_loop(proceed, advance, state)
+  state = jax.lax.while_loop(proceed, advance, varying_carry(advance, state))
   tokens, log_probs, sampling_log_probs, logits = state.columns
   if not rules.reshape_probs:
     sampling_log_probs = jnp.zeros_like(log_probs) if rules.greedy else log_probs
@@ -258,9 +269,10 @@ def markov_greedy(
     The `GenerateOutput`.
 
   Raises:
-    ValueError: if `max_new_tokens` < 1.
+    ValueError: if `max_new_tokens` < 1, the table is not square, or a concrete start token lies
+      outside it.
   """
-  start_tokens = jnp.asarray(start_tokens)
+  start_tokens = as_classes("start_tokens", start_tokens, len(transition_logits))
   return generate(
     jax.random.key(0),
     table_decode_fns(transition_logits),
@@ -274,12 +286,18 @@ def markov_greedy(
 
 
 class _Rules(NamedTuple):
-  """How a token is chosen; static, except for numbers that may be traced."""
+  """How tokens are chosen and rows end; static, except for numbers that may be traced."""
 
   options: SamplingOptions
   repetition_penalty: chex.Numeric | None
   min_new_tokens: int
-  banned_ids: tuple[int, ...]
+  eos_ids: tuple[int, ...]
+  stops: tuple[tuple[int, ...], ...]
+  pad_token_id: int
+
+  @property
+  def banned_ids(self) -> tuple[int, ...]:
+    return self.eos_ids if self.min_new_tokens else ()
 
   @property
   def greedy(self) -> bool:
@@ -321,7 +339,7 @@ def _choose(key, step, logits, seen, rules: _Rules) -> tuple[jax.Array, jax.Arra
   """The next tokens, and the logits that they were drawn from."""
   if rules.banned_ids:
     banned = is_any_token(jnp.arange(logits.shape[-1]), rules.banned_ids)
-    logits = jnp.where(banned & (step < rules.min_new_tokens), -jnp.inf, logits)
+    logits = jnp.where((banned & (step < rules.min_new_tokens))[None], -jnp.inf, logits)
   if seen is not None:
     logits = apply_repetition_penalty(logits, seen, penalty=rules.repetition_penalty)
   if rules.greedy:
@@ -331,11 +349,11 @@ def _choose(key, step, logits, seen, rules: _Rules) -> tuple[jax.Array, jax.Arra
   return tokens.astype(jnp.int32), logits
 
 
-def _empty_columns(like, max_new_tokens, pad_token_id, rules: _Rules, with_logits) -> _Columns:
+def _empty_columns(like, max_new_tokens, rules: _Rules, with_logits) -> _Columns:
   batch_size, vocab_size = like.shape
   zeros = jnp.zeros((batch_size, max_new_tokens), like.dtype)
   return _Columns(
-    jnp.full(zeros.shape, pad_token_id, jnp.int32),
+    jnp.full(zeros.shape, rules.pad_token_id, jnp.int32),
     zeros,
     zeros if rules.reshape_probs else None,
     jnp.zeros((*zeros.shape, vocab_size), like.dtype) if with_logits else None,
@@ -367,14 +385,13 @@ def _as_sequences(stop_sequences) -> tuple[tuple[int, ...], ...]:
 def _ends_with_any(recent: jax.Array, stops: tuple[tuple[int, ...], ...]) -> jax.Array:
   matches = jnp.zeros(recent.shape[:1], bool)
   for sequence in stops:
-    matches |= jnp.all(recent[:, -len(sequence) :] == jnp.array(sequence), axis=1)
+    matches |= jnp.all(recent[:, -len(sequence) :] == jnp.array([sequence]), axis=1)
   return matches
 
 
 def _seen_in(prompt_tokens, prompt_lengths, vocab_size: int) -> jax.Array:
   """Which tokens occur in the prompts, padding excluded."""
-  prompt_tokens, prompt_lengths = jnp.asarray(prompt_tokens), jnp.asarray(prompt_lengths)
-  real = jnp.arange(prompt_tokens.shape[1]) < prompt_lengths[:, None]
+  real = jnp.arange(prompt_tokens.shape[1])[None] < prompt_lengths[:, None]
   none = jnp.zeros((prompt_tokens.shape[0], vocab_size), bool)
   # `vmap` over rows, so that the compiler keeps a sharded batch on its devices.
   return jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(none, prompt_tokens, real)

@@ -7,7 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 
 class StretchProposal(NamedTuple):
@@ -38,12 +39,13 @@ def stretch_proposal(walkers: chex.Array, partners: chex.Array, z: chex.Array) -
   Returns:
     `partner + z (walker - partner)`, `[n, d]`, and `(d - 1) ln z`, `[n]`.
 
+  Raises:
+    ValueError: if the shapes do not agree.
+
   Reference: Goodman and Weare, Ensemble samplers with affine invariance, 2010, equation 7,
   https://doi.org/10.2140/camcos.2010.5.65.
   """
-  chex.assert_rank(walkers, 2)
-  chex.assert_equal_shape([walkers, partners])
-  chex.assert_shape(z, walkers.shape[:1])
+  check_arrays(walkers=(walkers, "[n, d]"), partners=(partners, "[n, d]"), z=(z, "[n]"))
   walkers, partners, z = as_accumulator(walkers, partners, z)
   proposals = partners + z[:, None] * (walkers - partners)
   return StretchProposal(proposals, (walkers.shape[1] - 1) * jnp.log(z))
@@ -69,19 +71,20 @@ def initial_walkers(
     Positions, `[num_walkers, d]`.
 
   Raises:
-    ValueError: if `num_walkers` is below 1 or above the number of candidates.
+    ValueError: if the shapes do not agree, or `num_walkers` is below 1 or above the number of
+      candidates.
 
   Reference: Kool et al., Stochastic beams and where to find them, ICML 2019, section 2,
   https://arxiv.org/abs/1903.06059.
   """
-  chex.assert_rank([candidates, log_weights], [2, 1])
-  chex.assert_equal_shape_prefix([candidates, log_weights], 1)
+  candidates, log_weights = jnp.asarray(candidates), as_accumulator(log_weights)
+  check_arrays(candidates=(candidates, "[m, d]"), log_weights=(log_weights, "[m]"))
   if not 1 <= num_walkers <= candidates.shape[0]:
     raise ValueError(f"num_walkers must lie in [1, {candidates.shape[0]}], got {num_walkers}.")
-  log_weights = _nan_to_minus_inf(as_accumulator(log_weights))
+  log_weights = _nan_to_minus_inf(log_weights)
   gumbel = jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
   _, chosen = jax.lax.top_k(log_weights + gumbel, num_walkers)
-  return jnp.asarray(candidates)[chosen]
+  return candidates[chosen]
 
 
 def affine_invariant_mcmc(
@@ -129,16 +132,23 @@ def affine_invariant_mcmc(
   https://doi.org/10.2140/camcos.2010.5.65; Foreman-Mackey et al., emcee: The MCMC Hammer, 2013,
   algorithm 3, https://arxiv.org/abs/1202.3665.
   """
-  chex.assert_rank(walkers, 2)
+  walkers = as_accumulator(walkers)
+  check_arrays(walkers=(walkers, "[n, d]"))
   num_walkers, dim = walkers.shape
   if num_walkers % 2 or num_walkers < 2 * dim:
     raise ValueError(f"walkers must be even in number and at least {2 * dim}, got {num_walkers}.")
   check_at_least(0, burn_in=burn_in)
   check_at_least(1, thin=thin)
-  num_kept = (num_steps - burn_in) // thin
-  if num_kept < 1:
+  if num_steps - burn_in < thin:
     raise ValueError(f"num_steps must be at least burn_in + thin, got {num_steps}.")
   check_range("stretch", stretch, "(1, inf)")
+  return _mcmc(key, log_prob_fn, walkers, num_steps, burn_in, thin, stretch)
+
+
+@compiled_once
+def _mcmc(key, log_prob_fn, walkers, num_steps, burn_in, thin, stretch) -> McmcResult:
+  num_walkers, dim = walkers.shape
+  num_kept = (num_steps - burn_in) // thin
 
   def log_probs_fn(positions):
     return _nan_to_minus_inf(as_accumulator(jax.vmap(log_prob_fn)(positions)))
@@ -173,7 +183,6 @@ def affine_invariant_mcmc(
     )
     return (first, second, num_accepted + first_accepted + second_accepted, kept), None
 
-  walkers = as_accumulator(walkers)
   log_probs = log_probs_fn(walkers)
   half = num_walkers // 2
   kept = [jnp.zeros((num_kept + 1, *x.shape), x.dtype) for x in (walkers, log_probs)]
@@ -184,6 +193,7 @@ def affine_invariant_mcmc(
     kept,
   )
   inputs = (jnp.arange(num_steps), jax.random.split(key, num_steps))
+  state = varying_carry(step, state, inputs)
   (_, _, num_accepted, (samples, log_probs)), _ = jax.lax.scan(step, state, inputs)
   return McmcResult(
     samples[:num_kept].reshape(-1, dim),

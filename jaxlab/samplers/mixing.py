@@ -4,7 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_range,
+)
 
 _KERNELS = ("gaussian", "tophat")
 
@@ -29,7 +36,8 @@ def label_similarity_probabilities(
     own row is NaN.
 
   Raises:
-    ValueError: if `bandwidth` is not positive, `kernel` is unknown or `labels` is not `[n, d]`.
+    ValueError: if `bandwidth` is not positive, `kernel` is unknown, or `labels` is not `[n, d]` or
+      has no rows.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, equation 6, https://arxiv.org/abs/2210.05775.
   """
@@ -51,7 +59,8 @@ def label_similarity_logits(
     kernel: as in `label_similarity_probabilities`.
 
   Returns:
-    Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN.
+    Log-weights, float32 or wider, `[q, n]`; -inf where the weight is 0, as for labels with a NaN;
+    NaN for queries with a NaN.
 
   Raises:
     ValueError: as `label_similarity_probabilities`, and if the widths d differ.
@@ -61,18 +70,16 @@ def label_similarity_logits(
   check_range("bandwidth", bandwidth, "(0, inf]")
   check_choice("kernel", kernel, _KERNELS)
   labels, queries = as_accumulator(labels, queries)
-  for name, array in (("labels", labels), ("queries", queries)):
-    if array.ndim != 2 or array.shape[1] != labels.shape[-1]:
-      raise ValueError(
-        f"{name} must be [rows, d] with one d for both, got shapes {labels.shape} and "
-        f"{queries.shape}."
-      )
+  check_arrays(labels=(labels, "[n, d]"), queries=(queries, "[q, d]"))
+  check_at_least(1, **{"the number of labels": labels.shape[0]})
   # Scaled before squaring, so that neither a large distance nor a small bandwidth overflows.
   # Explicit differences, because the expanded square loses precision for close labels.
   scaled = (queries[:, None] - labels[None]) / bandwidth
   square = jnp.sum(jnp.square(scaled), axis=-1)
   logits = -square / 2 if kernel == "gaussian" else jnp.where(square < 1, 0.0, -jnp.inf)
-  return jnp.where(jnp.isnan(square), -jnp.inf, logits)
+  logits = jnp.where(jnp.isnan(square), -jnp.inf, logits)
+  is_unknown = jnp.any(jnp.isnan(queries), axis=1, keepdims=True)
+  return jnp.where(is_unknown, jnp.nan, logits)
 
 
 def sample_partners(
@@ -93,20 +100,22 @@ def sample_partners(
     kernel: as in `label_similarity_probabilities`.
 
   Returns:
-    Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner.
+    Rows of the partners, int32 `[b]`. A row whose label has a NaN is its own partner. A traced
+    index outside [0, n) gives n or more.
 
   Raises:
+    TypeError: if indices are not integers.
     ValueError: as `label_similarity_probabilities`, and if a concrete index lies outside [0, n).
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  chex.assert_rank(indices, 1)
-  chex.assert_type(indices, int)
-  check_range("indices", indices, f"[0, {jnp.shape(labels)[0]})")
-  labels, indices = jnp.asarray(labels), jnp.asarray(indices)
-  logits = label_similarity_logits(labels, labels[indices], bandwidth=bandwidth, kernel=kernel)
+  labels = as_accumulator(labels)
+  check_arrays(labels=(labels, "[n, d]"), indices=(indices, "int [b]"))
+  indices = as_classes("indices", indices, labels.shape[0])
+  queries = labels.at[indices].get(mode="fill")  # NaN for an index outside.
+  logits = label_similarity_logits(labels, queries, bandwidth=bandwidth, kernel=kernel)
   partners = jax.random.categorical(key, logits, axis=-1)
-  alone = jnp.all(jnp.isneginf(logits), axis=-1)
+  alone = ~jnp.any(logits > -jnp.inf, axis=-1)  # Nor is NaN above it.
   return jnp.where(alone, indices, partners).astype(jnp.int32)
 
 
@@ -139,7 +148,7 @@ def sample_partner_table(
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
-  check_range("num_draws", num_draws, "[0, inf)")
+  check_at_least(0, num_draws=num_draws)
   probs = label_similarity_probabilities(labels, bandwidth=bandwidth, kernel=kernel)
   cumulative = jnp.cumsum(probs, axis=1)
   # In float32 the sum need not be 1, and a share rounded up to it would pass the last partner.

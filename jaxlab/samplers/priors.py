@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once
 
 
 class PriorBatch(NamedTuple):
@@ -53,12 +54,14 @@ def ridge_prior(
     `PriorBatch` whose targets are the noiseless values.
 
   Raises:
-    ValueError: if a size is below 1.
+    ValueError: if a size is below 1 or a standard deviation is negative.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
   check_at_least(1, batch_size=batch_size, num_points=num_points, num_features=num_features)
+  check_range("weight_std", weight_std, "[0, inf)")
+  check_range("noise_std", noise_std, "[0, inf)")
   x_key, weight_key, noise_key = jax.random.split(key, 3)
   x = jax.random.uniform(x_key, (batch_size, num_points, num_features))
   weights = weight_std * jax.random.normal(weight_key, (batch_size, num_features))
@@ -105,17 +108,17 @@ def bnn_prior(
     `PriorBatch` with targets equal to `y`; class indices are floats.
 
   Raises:
-    ValueError: if a size is below its minimum, `num_classes` lies outside `[2, num_points]`, or
-      more than two classes are asked for without `binary`.
+    ValueError: if a size is below its minimum, a shape or scale is negative, `num_classes` lies
+      outside `[2, num_points]`, or more than two classes are asked for without `binary`.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 6 and
   appendix, https://arxiv.org/abs/2112.10510.
   """
   check_at_least(1, batch_size=batch_size, num_features=num_features, group_size=group_size)
-  check_at_least(2, num_points=num_points)
-  check_at_least(2, max_hidden=max_hidden)
-  if not 2 <= num_classes <= num_points:
-    raise ValueError(f"num_classes must lie in [2, {num_points}], got {num_classes}.")
+  check_at_least(2, num_points=num_points, max_hidden=max_hidden)
+  check_range("weight_std_gamma", weight_std_gamma, "(0, inf)")
+  check_range("noise_std_gamma", noise_std_gamma, "[0, inf)")
+  check_range("num_classes", num_classes, f"[2, {num_points}]")
   if not binary and num_classes > 2:
     raise ValueError(f"num_classes={num_classes} needs binary=True.")
   network_key, hyper_key, x_key, label_key = jax.random.split(key, 4)
@@ -124,8 +127,8 @@ def bnn_prior(
   used, hidden, weight_std, noise_std = _network_hyperparameters(
     hyper_key, num_groups, num_features, max_hidden, weight_std_gamma, noise_std_gamma
   )
-  x *= (jnp.arange(num_features) < used[:, None])[:, None, None, :]
-  units = jnp.arange(max_hidden) < hidden[:, None]
+  x *= (jnp.arange(num_features)[None] < used[:, None])[:, None, None, :]
+  units = jnp.arange(max_hidden)[None] < hidden[:, None]
   network_keys = jax.random.split(network_key, num_groups)
   y = jax.vmap(_random_network)(network_keys, x, units, weight_std, noise_std)
   x = _standardize(x.reshape(-1, num_points, num_features)[:batch_size], axis=1)
@@ -168,7 +171,7 @@ def _random_network(key, x, units, weight_std, noise_std):
   Masking the units beyond the drawn width lets all widths share one program.
   """
   weight_key, noise_key = jax.random.split(key)
-  num_inputs, num_units = x.shape[-1], units.shape[0]
+  num_inputs, num_units = x.shape[-1], units.shape[-1]
   # Few large draws, since each random call costs a second of compilation.
   sizes = ((num_inputs + 1, num_units), (num_units + 1, num_units), (num_units + 1, 1))
   ends = np.cumsum([rows * columns for rows, columns in sizes])
@@ -177,9 +180,10 @@ def _random_network(key, x, units, weight_std, noise_std):
   noise = noise_std * jax.random.normal(noise_key, (*x.shape[:-1], num_units + 1))
 
   def linear(inputs, weights):
-    return inputs @ weights[:-1] + weights[-1]
+    return inputs @ weights[:-1] + weights[None, -1:]
 
   values = linear(x, first)
+  units = units[None, None]
   values = linear(jnp.tanh(values) * units, second) + noise[..., 1:]
   return linear(jnp.tanh(values) * units, third)[..., 0] + noise[..., 0]
 
@@ -208,9 +212,15 @@ def draw_data_sets(
   Returns:
     `PriorBatch` of k * g data sets.
 
+  Raises:
+    ValueError: if `keys` is not a vector of keys.
+
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, algorithm 1,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_rank(keys, 1)
-  draws = jax.lax.map(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
+  check_arrays(keys=(keys, "[k]"))
+  draws = _one_by_one(prior_fn, keys) if one_by_one else jax.vmap(prior_fn)(keys)
   return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), draws)
+
+
+_one_by_one = compiled_once(jax.lax.map)

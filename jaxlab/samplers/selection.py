@@ -5,16 +5,18 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 
 class VoteResult(NamedTuple):
   """The winner of a vote.
 
   Attributes:
-    answer: the winning answer, int `[...]`; -1 where no sample is valid.
-    share: its share of the valid weight, `[...]`; 0 where there is none.
+    answer: the winning answer, int32 or wider, `[...]`; -1 where no sample is valid.
+    share: its share of the valid weight, `[...]`; 0 where there is none, NaN where a valid weight
+      is NaN.
     index: the first sample that gave it, i32 `[...]`; 0 where no sample is valid.
   """
 
@@ -28,10 +30,12 @@ def majority_vote(
 ) -> VoteResult:
   """Self-consistency: the answer that most samples give, or that has the most weight.
 
-  Answers are only compared for equality, so they may be any integers, for example hashes.
+  Answers are only compared for equality, so they may be any integers, for example hashes of 31
+  bits.
 
   Args:
-    answers: answers of the samples, int `[..., n]`; negative ones are invalid and do not count.
+    answers: answers of the samples, int `[..., n]`; negative ones, and those beyond int32 without
+      64-bit types, are invalid and do not count.
     weights: weights of the samples, not negative, `[..., n]` or a shape that broadcasts to it; None
       for equal weights.
     mask: 1 or True where a sample counts, `[..., n]` or a shape that broadcasts to it; None for
@@ -41,14 +45,21 @@ def majority_vote(
     The `VoteResult`; on ties the answer that occurs first wins.
 
   Raises:
-    ValueError: if a concrete weight is negative.
+    TypeError: if answers are not integers.
+    ValueError: if there are no samples, a concrete weight is negative, or a concrete answer does
+      not fit the widest integer type.
 
   Reference: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models,
   ICLR 2023, section 2,
   https://arxiv.org/abs/2203.11171.
   """
+  widest = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+  check_range("answers", answers, f"[{widest.min}, {widest.max}]")
+  check_arrays(answers=(answers, "int [..., n]"))
+  check_at_least(1, **{"the number of samples in answers": np.shape(answers)[-1]})
   answers = jnp.asarray(answers)
-  chex.assert_type(answers, int)
+  # Unsigned types cannot hold the -1 of rows without an answer.
+  answers = answers.astype(jnp.result_type(answers, jnp.int32))
   valid = answers >= 0
   if mask is not None:
     valid &= jnp.broadcast_to(jnp.asarray(mask) != 0, answers.shape)
@@ -65,7 +76,7 @@ def majority_vote(
   chosen = jnp.take_along_axis(answers, index[..., None], axis=-1)[..., 0]
   return VoteResult(
     answer=jnp.where(any_valid, chosen, -1),
-    share=jnp.where(total > 0, won / jnp.where(total > 0, total, 1.0), 0.0),
+    share=jnp.where(total == 0, 0.0, won / jnp.where(total == 0, 1.0, total)),
     index=jnp.where(any_valid, index, 0).astype(jnp.int32),
   )
 
@@ -74,20 +85,28 @@ def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Arra
   """The sample with the highest score.
 
   Args:
-    scores: scores of the samples, `[..., n]`; NaN never wins over a number.
+    scores: scores of the samples, `[..., n]`, compared in their own type; NaN never wins over a
+      number.
     mask: 1 or True where a sample may be chosen, `[..., n]` or a shape that broadcasts to it; None
       for all.
 
   Returns:
     Index of the first maximum, i32 `[...]`; 0 where no sample may be chosen.
+
+  Raises:
+    ValueError: if there are no samples.
   """
-  scores = jnp.asarray(scores)
+  scores = jnp.asarray(scores) + 0  # Booleans become integers.
+  check_arrays(scores=(scores, "[..., n]"))
+  check_at_least(1, **{"the number of samples in scores": scores.shape[-1]})
+  is_float = jnp.issubdtype(scores.dtype, jnp.floating)
+  lowest = -jnp.inf if is_float else jnp.iinfo(scores.dtype).min
   valid = ~jnp.isnan(scores)
   if mask is not None:
     allowed = jnp.broadcast_to(jnp.asarray(mask) != 0, scores.shape)
   else:
     allowed = jnp.ones(scores.shape, bool)
   # Preference: the largest number, then any number, then any allowed entry; -inf is a number too.
-  best = jnp.max(jnp.where(allowed & valid, scores, -jnp.inf), axis=-1, keepdims=True)
+  best = jnp.max(jnp.where(allowed & valid, scores, lowest), axis=-1, keepdims=True)
   rank = jnp.where(allowed, jnp.where(valid, jnp.where(scores == best, 3, 2), 1), 0)
   return jnp.argmax(rank, axis=-1).astype(jnp.int32)

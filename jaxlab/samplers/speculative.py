@@ -4,18 +4,19 @@ The output is distributed exactly as if the large model had drawn it token by to
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
+  check_prompts,
   is_any_token,
   next_token_logits,
   prefill,
@@ -75,21 +76,31 @@ def speculative_verify(
     uniforms: uniform numbers in [0, 1), `[b, g]`.
 
   Returns:
-    The `SpeculativeVerdict`, probabilities in float32 or wider.
+    The `SpeculativeVerdict`, probabilities in float32 or wider; NaN in rows with a NaN probability
+    or a traced token outside the vocabulary.
+
+  Raises:
+    TypeError: if tokens are not integers.
+    ValueError: if the shapes do not agree, or a concrete token lies outside [0, v).
 
   Reference: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, ICML 2023,
   algorithm 1, https://arxiv.org/abs/2211.17192; Chen et al., 2023,
   https://arxiv.org/abs/2302.01318.
   """
-  draft_tokens = jnp.asarray(draft_tokens)
   draft_probs, target_probs, uniforms = as_accumulator(draft_probs, target_probs, uniforms)
-  chex.assert_rank(draft_probs, 3)
+  check_arrays(
+    draft_probs=(draft_probs, "[b, g, v]"),
+    draft_tokens=(draft_tokens, "int [b, g]"),
+    uniforms=(uniforms, "[b, g]"),
+  )
   batch_size, num_drafts, vocab_size = draft_probs.shape
-  chex.assert_shape([draft_tokens, uniforms], (batch_size, num_drafts))
-  chex.assert_type(draft_tokens, int)
-  chex.assert_shape(target_probs, (batch_size, num_drafts + 1, vocab_size))
-  drafted = partial(jnp.take_along_axis, indices=draft_tokens[..., None], axis=-1)
-  accepted = uniforms * drafted(draft_probs)[..., 0] < drafted(target_probs[:, :-1])[..., 0]
+  check_arrays(target_probs=(target_probs, f"[{batch_size}, {num_drafts + 1}, {vocab_size}]"))
+  drafted = as_classes("draft_tokens", draft_tokens, vocab_size)[..., None]
+  q, p = (
+    jnp.take_along_axis(probs, drafted, axis=-1, mode="fill")[..., 0]
+    for probs in (draft_probs, target_probs[:, :-1])
+  )
+  accepted = uniforms * q < p
   num_accepted = jnp.sum(jnp.cumprod(accepted, axis=1, dtype=jnp.int32), axis=1)
   # After the last draft token the draft's distribution counts as 0: the residual is the target's.
   draft_probs = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
@@ -97,11 +108,12 @@ def speculative_verify(
   target, draft = (
     jnp.take_along_axis(probs, place, axis=1)[:, 0] for probs in (target_probs, draft_probs)
   )
-  rest = jnp.maximum(target - draft, 0.0)
+  rest = jnp.where(target < draft, 0.0, target - draft)
   total = jnp.sum(rest, axis=-1, keepdims=True)
   # Rounding may leave no residual of two distributions that are nearly equal.
-  probs = jnp.where(total > 0, rest / jnp.where(total > 0, total, 1.0), target)
-  return SpeculativeVerdict(num_accepted, probs)
+  probs = jnp.where(total == 0, target, rest / jnp.where(total == 0, 1.0, total))
+  unknown = jnp.any(jnp.isnan(p + q), axis=1, keepdims=True)
+  return SpeculativeVerdict(num_accepted, jnp.where(unknown, jnp.nan, probs))
 
 
 def speculative_decode(
@@ -143,20 +155,47 @@ def speculative_decode(
     The `SpeculativeOutput`.
 
   Raises:
-    ValueError: if an option or a concrete prompt length lies outside its range.
+    TypeError: if tokens or lengths are not integers.
+    ValueError: if shapes do not agree, an option or a concrete prompt length lies outside its
+      range, or the models' vocabularies differ.
 
   Reference: Leviathan et al., ICML 2023, https://arxiv.org/abs/2211.17192.
   """
   check_at_least(1, num_draft_tokens=num_draft_tokens, max_new_tokens=max_new_tokens)
   options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
-  check_sampling_options(options)
-  eos_ids = as_token_ids(eos_token_id)
-  max_length = jnp.shape(prompt_tokens)[-1] + max_new_tokens
+  return _speculative_decode(
+    key,
+    target_fns,
+    draft_fns,
+    *check_prompts(prompt_tokens, prompt_lengths),
+    num_draft_tokens=num_draft_tokens,
+    max_new_tokens=max_new_tokens,
+    options=check_sampling_options(options),
+    eos_ids=as_token_ids(eos_token_id),
+    pad_token_id=pad_token_id,
+  )
+
+
+@compiled_once
+def _speculative_decode(
+  key,
+  target_fns,
+  draft_fns,
+  prompt_tokens,
+  prompt_lengths,
+  *,
+  num_draft_tokens: int,
+  max_new_tokens: int,
+  options: SamplingOptions,
+  eos_ids: tuple[int, ...],
+  pad_token_id: int,
+) -> SpeculativeOutput:
+  max_length = prompt_tokens.shape[1] + max_new_tokens
   target = prefill(target_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   draft = prefill(draft_fns, prompt_tokens, prompt_lengths, max_length=max_length)
   like, draft_like = next_token_logits(target_fns, target), next_token_logits(draft_fns, draft)
-  chex.assert_equal(like.shape, draft_like.shape)
-  greedy = is_greedy(temperature)
+  check_arrays(target_logits=(like, "[b, v]"), draft_logits=(draft_like, "[b, v]"))
+  greedy = is_greedy(options.temperature)
 
   def places(positions):
     # No row needs later positions, and the model may not support them.
@@ -199,7 +238,7 @@ def speculative_decode(
       draft_key, state.draft_cache, state.previous, state.last, position
     )
     block = jnp.concatenate([state.last[:, None], drafted], axis=1)
-    offsets = jnp.arange(num_draft_tokens + 1, dtype=jnp.int32)
+    offsets = jnp.arange(num_draft_tokens + 1, dtype=jnp.int32)[None]
     logits, target_cache = target_fns.apply(
       block, state.target_cache, places(position[:, None] + offsets)
     )
@@ -220,17 +259,17 @@ def speculative_decode(
     kept = jnp.sum((offsets <= accepted[:, None]) & before_end, axis=1, dtype=jnp.int32)
     lengths = jnp.minimum(state.lengths + jnp.where(ended, 0, kept), max_new_tokens)
     # Where a column of the output lies in this round's block.
-    source = jnp.arange(max_new_tokens) - state.lengths[:, None]
+    source = jnp.arange(max_new_tokens)[None] - state.lengths[:, None]
     is_new = (source >= 0) & (source < (lengths - state.lengths)[:, None])
     source = jnp.clip(source, 0, num_draft_tokens)
 
     def write(buffer, values):
       return jnp.where(is_new, jnp.take_along_axis(values, source, axis=1), buffer)
 
-    emitted = offsets[None] < kept[:, None]
+    emitted = offsets < kept[:, None]
     newest = jnp.take_along_axis(
       jnp.concatenate([state.last[:, None], fresh], axis=1),
-      accepted[:, None] + jnp.arange(2),
+      accepted[:, None] + jnp.arange(2)[None],
       axis=1,
     )
     return _LoopState(
@@ -252,7 +291,7 @@ def speculative_decode(
   before = jnp.maximum(target.positions - 1, 0)[:, None]
   state = _LoopState(
     round=jnp.zeros((), jnp.int32),
-    previous=jnp.take_along_axis(jnp.asarray(prompt_tokens, jnp.int32), before, axis=1)[:, 0],
+    previous=jnp.take_along_axis(prompt_tokens, before, axis=1)[:, 0],
     last=target.tokens,
     target_cache=target.cache,
     draft_cache=draft.cache,
@@ -263,6 +302,7 @@ def speculative_decode(
     num_target_calls=none,
     num_accepted=none,
   )
+  state = varying_carry(advance, state)
   state = jax.lax.while_loop(lambda state: ~jnp.all(state.ended), advance, state)
   return SpeculativeOutput(
     state.tokens, state.lengths, state.log_probs, state.num_target_calls, state.num_accepted

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 from jaxlab.samplers.top_k import row_top_k
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -64,8 +64,8 @@ def filter_top_p(
   https://arxiv.org/abs/1904.09751.
   """
   check_range("top_p", top_p, "(0, 1]")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   ascending = jnp.sort(logits, axis=-1)
   mass = jnp.cumsum(jax.nn.softmax(as_accumulator(ascending), axis=-1), axis=-1)
   num_removed = jnp.sum(mass <= 1.0 - top_p, axis=-1, keepdims=True)
@@ -101,8 +101,8 @@ def filter_min_p(
   Outputs, ICLR 2025, section 3, https://arxiv.org/abs/2407.01082.
   """
   check_range("min_p", min_p, "[0, 1]")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   scores = as_accumulator(logits)
   relative = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   removed = relative < min_p
@@ -134,8 +134,8 @@ def filter_typical_p(
   https://arxiv.org/abs/2202.00666.
   """
   check_range("typical_p", typical_p, "(0, 1)")
-  kept = _num_to_keep(logits, min_tokens_to_keep)
   logits = jnp.asarray(logits)
+  kept = _num_to_keep(logits, min_tokens_to_keep)
   log_probs = jax.nn.log_softmax(as_accumulator(logits), axis=-1)
   probs = jnp.exp(log_probs)
   possible = probs > 0
@@ -164,14 +164,14 @@ def apply_repetition_penalty(
     Logits, `[..., v]`.
 
   Raises:
-    ValueError: if `penalty` <= 0.
+    TypeError: if `seen` is not boolean.
+    ValueError: if `penalty` <= 0 or the shapes differ.
 
   Reference: Keskar et al., CTRL, 2019, section 4.1, https://arxiv.org/abs/1909.05858.
   """
   check_range("penalty", penalty, "(0, inf)")
   logits, seen = jnp.asarray(logits), jnp.asarray(seen)
-  chex.assert_equal_shape([logits, seen])
-  chex.assert_type(seen, bool)
+  check_arrays(logits=(logits, "[..., v]"), seen=(seen, "bool [..., v]"))
   penalized = jnp.where(logits < 0, logits * penalty, logits / penalty)
   return jnp.where(seen, penalized.astype(logits.dtype), logits)
 
@@ -201,11 +201,12 @@ def process_logits(
   Raises:
     ValueError: if an option lies outside its range.
   """
-  check_sampling_options(SamplingOptions(temperature, top_k, top_p, min_p, typical_p))
-  if is_greedy(temperature):
+  options = SamplingOptions(temperature, top_k, top_p, min_p, typical_p)
+  if is_greedy(check_sampling_options(options).temperature):
     logits = as_accumulator(logits)
     first = jnp.argmax(logits, axis=-1, keepdims=True)
-    return jnp.where(jnp.arange(logits.shape[-1]) == first, logits, -jnp.inf)
+    columns = jax.lax.broadcasted_iota(first.dtype, logits.shape, logits.ndim - 1)
+    return jnp.where(columns == first, logits, -jnp.inf)
   logits = apply_temperature(logits, temperature=temperature)
   if top_k is not None:
     logits = filter_top_k(logits, top_k=top_k)
@@ -236,11 +237,14 @@ class SamplingOptions(NamedTuple):
   typical_p: chex.Numeric | None
 
 
-def check_sampling_options(options: SamplingOptions) -> None:
+def check_sampling_options(options: SamplingOptions) -> SamplingOptions:
   """Raises on an option outside its range, even if greedy decoding ignores it.
 
   Args:
     options: the options.
+
+  Returns:
+    The options; a concrete temperature of 0 as a Python number, which stays static.
 
   Raises:
     ValueError: naming the option and its value.
@@ -250,6 +254,7 @@ def check_sampling_options(options: SamplingOptions) -> None:
   for name, interval in (("top_p", "(0, 1]"), ("min_p", "[0, 1]"), ("typical_p", "(0, 1)")):
     if getattr(options, name) is not None:
       check_range(name, getattr(options, name), interval)
+  return options._replace(temperature=0.0) if is_greedy(options.temperature) else options
 
 
 def is_greedy(temperature: chex.Numeric) -> bool:
@@ -265,9 +270,9 @@ def is_greedy(temperature: chex.Numeric) -> bool:
   return known and np.ndim(temperature) == 0 and float(temperature) == 0.0
 
 
-def _num_to_keep(logits: chex.Array, min_tokens_to_keep: int) -> int:
+def _num_to_keep(logits: jax.Array, min_tokens_to_keep: int) -> int:
   check_at_least(1, min_tokens_to_keep=min_tokens_to_keep)
-  return min(min_tokens_to_keep, jnp.shape(logits)[-1])
+  return min(min_tokens_to_keep, logits.shape[-1])
 
 
 def _is_among_largest(scores: jax.Array, num: int) -> jax.Array:

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxlab._programs import compiled_once
 
+
+@compiled_once
 def row_top_k(values: chex.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """`jax.lax.top_k` that keeps a batch sharded; no gradient flows through it.
 

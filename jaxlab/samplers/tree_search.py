@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.samplers.top_k import row_top_k
 
 
@@ -63,7 +65,7 @@ def best_first_search(
   Args:
     key: random key; expansion i proposes with `fold_in(key, i)`.
     propose_fn: `(key, state) -> (actions i32[branching], log_probs[branching])`; a proposal of
-      log-probability -inf counts as none.
+      log-probability -inf or NaN counts as none.
     transition_fn: `(state, action) -> (state, status)`, with status 1 for a solution, 0 for a state
       that is open and -1 for a failure; it is mapped over actions.
     root_state: where to start, a pytree of arrays; the root is open.
@@ -76,13 +78,21 @@ def best_first_search(
     several solutions in one expansion the first proposal wins.
 
   Raises:
-    ValueError: if `num_expansions`, `branching` or `max_depth` is below 1.
+    ValueError: if `num_expansions`, `branching` or `max_depth` is below 1, or `propose_fn` gives
+      another number of proposals.
 
   Reference: Polu and Sutskever, Generative Language Modeling for Automated Theorem Proving, 2020,
   section 4.2, https://arxiv.org/abs/2009.03393.
   """
   check_at_least(1, num_expansions=num_expansions, branching=branching, max_depth=max_depth)
   root_state = jax.tree.map(jnp.asarray, root_state)
+  return _search(key, propose_fn, transition_fn, root_state, num_expansions, branching, max_depth)
+
+
+@compiled_once
+def _search(
+  key, propose_fn, transition_fn, root_state, num_expansions, branching, max_depth
+) -> TreeSearchResult:
   log_probs = jax.eval_shape(propose_fn, key, root_state)[1]
   dtype = jnp.promote_types(log_probs.dtype, jnp.float32)
   capacity = 1 + num_expansions * branching
@@ -95,7 +105,8 @@ def best_first_search(
     node = jnp.argmax(search.priority)
     state = jax.tree.map(lambda leaf: leaf[node], search.states)
     actions, log_probs = propose_fn(jax.random.fold_in(key, search.num_expansions), state)
-    chex.assert_shape([actions, log_probs], (branching,))
+    proposals = f"[{branching}]"
+    check_arrays(actions=(actions, proposals), log_probs=(log_probs, proposals))
     children, status = jax.vmap(transition_fn, in_axes=(None, 0))(state, actions)
     log_probs = search.log_prob[node] + as_accumulator(log_probs).astype(dtype)
     depth = search.depth[node] + 1
@@ -135,7 +146,7 @@ def best_first_search(
     action=integers,
     parent=integers,
   )
-  search = jax.lax.while_loop(proceed, expand, search)
+  search = jax.lax.while_loop(proceed, expand, varying_carry(expand, search))
   solved = search.solution > 0
   return TreeSearchResult(
     solved=solved,
@@ -159,9 +170,9 @@ def table_best_first_search(
 
   Args:
     log_probs: log-probability of each action in each state, `[s, a]`.
-    next_state: where it leads, int `[s, a]`; negative where it fails.
+    next_state: where it leads, int `[s, a]`; negative, or a traced s or more, where it fails.
     solved: whether a state is a solution, bool `[s]`; the root always counts as open.
-    root: the state to start from.
+    root: the state to start from, int; a traced one outside the table proposes nothing.
     num_expansions: how many nodes may be expanded, at least 1.
     max_depth: most actions of a solution, at least 1.
 
@@ -169,32 +180,39 @@ def table_best_first_search(
     The `TreeSearchResult`.
 
   Raises:
-    ValueError: if `num_expansions` or `max_depth` is below 1.
+    TypeError: if `next_state` is not of integers.
+    ValueError: if `num_expansions` or `max_depth` is below 1, the shapes do not agree, or a
+      concrete state lies outside the table.
   """
+  check_arrays(
+    log_probs=(log_probs, "[s, a]"),
+    next_state=(next_state, "int [s, a]"),
+    solved=(solved, "[s]"),
+  )
+  num_states, num_actions = np.shape(log_probs)
+  check_range("next_state", next_state, f"(-inf, {num_states})")
+  root = as_classes("root", root, num_states)
   log_probs, next_state, solved = map(jnp.asarray, (log_probs, next_state, solved))
-  chex.assert_rank(log_probs, 2)
-  chex.assert_shape(next_state, log_probs.shape)
-  chex.assert_type(next_state, int)
-  chex.assert_shape(solved, log_probs.shape[:1])
-  num_actions = log_probs.shape[1]
-
-  def propose(_, state):
-    return jnp.arange(num_actions, dtype=jnp.int32), log_probs[state]
-
-  def move(state, action):
-    reached = next_state[state, action].astype(jnp.int32)
-    status = jnp.where(reached < 0, -1, (solved[jnp.maximum(reached, 0)] != 0).astype(jnp.int32))
-    return jnp.maximum(reached, 0), status
-
   return best_first_search(
     jax.random.key(0),
-    propose,
-    move,
-    jnp.asarray(root, jnp.int32),
+    jax.tree_util.Partial(_propose_all, log_probs),
+    jax.tree_util.Partial(_move_in_table, next_state, solved),
+    root,
     num_expansions=num_expansions,
     branching=num_actions,
     max_depth=max_depth,
   )
+
+
+def _propose_all(log_probs, _, state):
+  return jnp.arange(log_probs.shape[1], dtype=jnp.int32), log_probs.at[state].get(mode="fill")
+
+
+def _move_in_table(next_state, solved, state, action):
+  reached = next_state[state, action].astype(jnp.int32)
+  fails = (reached < 0) | (reached >= solved.shape[0])
+  reached = jnp.where(fails, 0, reached)
+  return reached, jnp.where(fails, -1, (solved[reached] != 0).astype(jnp.int32))
 
 
 def sample_without_replacement(
@@ -255,4 +273,5 @@ def _path(search: _Search, max_depth: int) -> jax.Array:
     return search.parent[node], actions
 
   start = (search.solution, jnp.full(max_depth, -1, jnp.int32))
+  start = varying_carry(lambda carry: place(0, carry), start)
   return jax.lax.fori_loop(0, max_depth, place, start)[1]

@@ -157,7 +157,23 @@ def test_errors():
     run_with_early_stopping(CURVES, fn, min_steps=0)
   with pytest.raises(ValueError, match="interval.*0"):
     run_with_early_stopping(CURVES, fn, interval=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="curves must have shape"):
     run_with_early_stopping(CURVES[0], fn)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="exceedance must have shape"):
     run_with_early_stopping(CURVES, lambda curve, observed, best: jnp.ones(LENGTH - 1))
+
+
+def test_a_diverged_run_does_not_stop_the_later_ones():
+  curves = CURVES.copy()
+  curves[2, -1] = np.nan
+  got = run_with_early_stopping(curves, lambda curve, observed, best: jnp.ones(LENGTH))
+  best = np.fmax.accumulate(np.nanmax(curves, axis=1))
+  best[2] = np.nan
+  np.testing.assert_array_equal(got.best_so_far, best)
+
+
+def test_runs_without_steps():
+  with pytest.raises(ValueError, match="steps in curves must be at least 1, got 0"):
+    run_with_early_stopping(np.zeros((3, 0)), functools.partial(extrapolate, jnp))
+  with pytest.raises(ValueError, match="steps in exceedance must be at least 1, got 0"):
+    predictive_stop(np.zeros((3, 0)))

@@ -63,6 +63,11 @@ def test_errors():
     gradient_noise_weights(jax.random.key(0), **sizes)
   with pytest.raises(ValueError, match="scale must lie in"):
     gradient_noise_weights(jax.random.key(0), batch_size=8, base_batch_size=4, scale=-1.0)
+  with pytest.raises(ValueError, match="learning_rate .* got -0.1"):
+    scaled_learning_rate(-0.1, **sizes)
+  for boundaries in ([3, 2], [2, 2], [-1, 2]):
+    with pytest.raises(ValueError, match="boundaries must increase"):
+      adapt_regime(boundaries, 5, **sizes)
   for name in sizes:
     bad = sizes | {name: 0}
     with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):

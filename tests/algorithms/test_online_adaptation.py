@@ -162,7 +162,7 @@ def test_no_trainable_leaf_raises(params):
 
 def test_loss_must_have_one_value_per_row(params, batches):
   made = adapter(lambda key, batch: algorithms.AdaptLoss(batch.outputs.logits))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="AdaptLoss.values must have shape"):
     made.update(jax.random.key(0), made.init(params), batches[0])
 
 

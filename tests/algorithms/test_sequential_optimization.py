@@ -145,7 +145,15 @@ def test_bad_sizes(num_init, num_steps):
 
 
 def test_bad_shapes():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="values must have shape"):
     optimize_on_grid(jax.random.key(0), _CANDIDATES, _VALUES[1:], _nearest_value_plus_distance)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="acquisition_fn must have shape"):
     optimize_on_grid(jax.random.key(0), _CANDIDATES, _VALUES, lambda *_: jnp.zeros(3), num_steps=2)
+
+
+def test_a_nan_value_shows_where_it_was_seen():
+  values = jnp.where(jnp.arange(_M) == 4, jnp.nan, _VALUES)
+  result = _run(jax.random.key(0), lambda key, x, y, mask, c: -c[:, 0], values)
+  seen = np.asarray(values)[np.asarray(result.indices)]
+  expected = np.where(np.isnan(seen), seen, np.fmax.accumulate(np.nan_to_num(seen, nan=-np.inf)))
+  np.testing.assert_array_equal(result.best, expected)

@@ -113,6 +113,15 @@ def test_pseudo_labels_of_one_sample_one_class_and_ties():
   np.testing.assert_array_equal(one, 1)
 
 
+def test_a_sample_that_is_not_finite_moves_no_centroid(clusters):
+  features, probs, truth = clusters
+  features, probs = features.copy(), probs.copy()
+  features[3, 1], features[30, 0], probs[50, 2] = np.nan, np.inf, np.nan
+  expected = truth.copy()
+  expected[[3, 30, 50]] = -1
+  np.testing.assert_array_equal(pseudo_labels(features, probs), expected)
+
+
 def test_no_gradient_flows_through_pseudo_labels(clusters):
   features, probs, _ = clusters
 
@@ -124,8 +133,12 @@ def test_no_gradient_flows_through_pseudo_labels(clusters):
 
 
 def test_pseudo_label_errors():
-  for shapes in (((3, 2), (4, 2)), ((3, 2), (3,)), ((3,), (3, 2))):
-    with pytest.raises(ValueError, match="probs"):
+  for shapes, name in (
+    (((3, 2), (4, 2)), "probs"),
+    (((3, 2), (3,)), "probs"),
+    (((3,), (3, 2)), "features"),
+  ):
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
       algorithms.centroid_pseudo_labels(*map(jnp.ones, shapes))
   with pytest.raises(ValueError, match="num_rounds"):
     algorithms.centroid_pseudo_labels(jnp.ones((3, 2)), jnp.ones((3, 2)), num_rounds=0)
@@ -314,7 +327,9 @@ def test_fine_tuning_errors(sets):
       tune(sets, optax.sgd(0.1), **{name: 0})(PARAMS)
   with pytest.raises(ValueError, match="trainable"):
     tune(sets, optax.sgd(0.1), trainable=lambda path: False)(PARAMS)
-  with pytest.raises(ValueError, match="validation is empty"):
+  with pytest.raises(
+    ValueError, match="the number of rows of validation must be at least 1, got 0"
+  ):
     tune((data, (np.zeros((0, 2)), np.zeros(0, int))), optax.sgd(0.1))(PARAMS)
   with pytest.raises(ValueError, match="labels must lie"):
     algorithms.fine_tune(

@@ -207,5 +207,11 @@ def test_errors(task):
       proportion_regularized_inference(*task, scale=scale)
     with pytest.raises(ValueError, match="scale"):
       cosine_logits(task[2], np.ones((N, C)), scale=scale)
-  with pytest.raises(AssertionError):
+  for options in ({"learning_rate": -1.0}, {"kl_weight": np.nan}, {"proportion": np.full(N, 1.5)}):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must lie in"):
+      proportion_regularized_inference(*task, **options)
+  empty = task[0][:, :0], task[1][:, :0]
+  with pytest.raises(ValueError, match="number of shots must be at least 1, got 0"):
+    proportion_regularized_inference(*empty, *task[2:])
+  with pytest.raises(ValueError, match="support_masks must have shape"):
     proportion_regularized_inference(task[0], task[1][:, :1], *task[2:])

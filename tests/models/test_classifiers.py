@@ -7,6 +7,7 @@ import pytest
 
 from jaxlab.models.classifiers import MLP, ConvNet
 from jaxlab.models.norm import GhostBatchNorm, GroupNorm
+from jaxlab.models.vit import ViT
 
 SIGNALS = np.random.default_rng(0).normal(size=(4, 12, 2)).astype(np.float32)
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -61,9 +62,16 @@ def test_mix_replaces_what_the_next_layer_sees():
     )
 
 
+@pytest.mark.parametrize("module", [MLP(3, (4,)), ViT(3, 4, 8, 1, 2)])
+def test_empty_batches(module):
+  images = jnp.zeros((0, 8, 8, 3))
+  outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+  assert outputs.logits.shape == (0, 3)
+
+
 def test_errors():
   with pytest.raises(ValueError, match="strides"):
     module = ConvNet(2, (4, 4), (3, 3), strides=(1,))
     jax.eval_shape(module.init, jax.random.key(0), IMAGES)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"inputs must have shape \[b, t, c\]"):
     jax.eval_shape(ConvNet(2).init, jax.random.key(0), IMAGES)

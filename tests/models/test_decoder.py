@@ -306,6 +306,17 @@ def test_sharded_over_heads(name, tokens):
   np.testing.assert_allclose(actual, run(name, tokens).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_unknown_tokens(tokens):
+  model, params = DecoderLM(CONFIGS["llama"]), {"params": random_params("llama")}
+  run_on = jax.jit(lambda tokens: model.apply(params, tokens).logits)
+  spoiled = run_on(tokens.at[0, T - 1].set(-1))
+  np.testing.assert_array_equal(spoiled[1], run_on(tokens)[1])
+  assert np.isnan(spoiled[0, T - 1]).all()
+  for token in (-1, 10**6):
+    with pytest.raises(ValueError, match="tokens must lie in"):
+      model.apply(params, np.full((1, 2), token))
+
+
 def test_errors(tokens):
   model, params = DecoderLM(CONFIGS["gpt2"]), {"params": random_params("gpt2")}
   mask = jnp.ones((2, T, T), bool)
@@ -322,13 +333,13 @@ def test_errors(tokens):
   assert decoder.init_cache(CONFIGS["llama"], batch_size=1, max_length=33).keys.shape == (
     (1, 33, 3, 2, 8)
   )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="attention_mask must have shape"):
     model.apply(params, tokens, attention_mask=jnp.ones((2, T, T - 1), bool))
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="attention_mask must be of type bool"):
     model.apply(params, tokens, attention_mask=mask.astype(jnp.float32))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="positions must have shape"):
     model.apply(params, tokens, tokens[:, 1:])
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="cache.keys must have shape"):
     model.apply(
       params, tokens, cache=decoder.init_cache(CONFIGS["gpt2"], batch_size=1, max_length=9)
     )

@@ -49,7 +49,7 @@ def test_no_gradient_reaches_the_classifier():
 
 
 def test_single_class_raises():
-  with pytest.raises(ValueError, match="two classes"):
+  with pytest.raises(ValueError, match="classes in logits must be at least 2, got 1"):
     gate_features(jnp.zeros((2, 1)))
 
 

@@ -98,5 +98,9 @@ def test_bad_arguments(example):
   for ratio in (-0.1, 1.1):
     with pytest.raises(ValueError, match=f"ratio must lie in .*{ratio}"):
       models.all_pairs_patch_logits(weights, patches, ratio=ratio)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="scale must lie in .* got -1"):
+    models.init_patch_cnn(jax.random.key(0), dim=3, scale=-1.0)
+  with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+    models.init_patch_cnn(jax.random.key(0), dim=0)
+  with pytest.raises(ValueError, match="patches must have shape"):
     models.patch_cnn_logits(weights, patches[..., 1:])

@@ -376,7 +376,9 @@ def test_bad_arguments():
   for num_context in (4, np.int32(4)):
     with pytest.raises(ValueError, match=r"num_context must lie in \[0, 3\], got 4"):
       module.apply({"params": params}, x, y, num_context, max_context=3)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="number of points T must be at least 1, got 0"):
+    module.apply({"params": params}, x[:, :0], y[:, :0], 0)
+  with pytest.raises(ValueError, match="y must have shape"):
     module.apply({"params": params}, x, y[:, 1:], 2)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="x must have shape"):
     module.apply({"params": params}, x[..., 0], y, 2)

@@ -138,5 +138,5 @@ def test_errors():
       rotary_frequencies(**{"head_dim": D} | settings)
   with pytest.raises(ValueError, match="longrope"):
     RotaryConfig(rope_type="longrope")
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="inv_freq must have shape"):
     apply_rotary(jnp.ones((1, 1, 1, D)), jnp.zeros((1, 1)), jnp.ones(D))

@@ -140,12 +140,25 @@ def test_without_eos_all_beams_have_full_length():
   assert (output.scores[:, 0] >= output.scores[:, 1]).all()
 
 
+def test_a_row_of_nan_is_nan_and_leaves_the_others_alone():
+  table = TABLE.copy()
+  table[:5, 5] = -1e4  # Nothing but the start leads to 5.
+  clean = module.markov_beam_search(table, STARTS, num_beams=3, max_new_tokens=T, eos_token_id=None)
+  table[5] = np.nan
+  output = module.markov_beam_search(
+    table, STARTS, num_beams=3, max_new_tokens=T, eos_token_id=None
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:5], b[:5]), output, clean)
+  assert np.isnan(output.scores[5]).all() and not output.lengths[5].any()
+
+
 @pytest.mark.parametrize(
   "options, message",
   [
     ({"num_beams": 0}, "num_beams.*0"),
     ({"max_new_tokens": 0}, "max_new_tokens.*0"),
     ({"early_stopping": "always"}, "early_stopping.*always"),
+    ({"length_penalty": np.inf}, "length_penalty.*inf"),
   ],
 )
 def test_errors(options, message):

@@ -216,6 +216,32 @@ def test_repeated_rows_are_adjacent():
   np.testing.assert_array_equal(output["b"], [0, 0, 1, 1])
 
 
+def test_pads_may_be_any_token_and_unknown_tokens_give_nan():
+  table = contract.table_decode_fns(RNG.normal(size=(V, V)).astype(np.float32))
+  for fns in (FNS, table):
+    score = jax.jit(
+      lambda tokens, fns=fns: contract.score_sequences(fns, tokens, LENGTHS, LENGTHS * 0)
+    )
+    pads = np.arange(4) >= LENGTHS[:, None]
+    clean = score(PROMPTS)
+    for pad in (-1, V, 10**6):
+      np.testing.assert_array_equal(score(np.where(pads, pad, PROMPTS)), clean)
+    tokens = PROMPTS.copy()
+    tokens[0, 1], tokens[4, 1] = -1, V
+    spoiled = np.asarray(score(tokens))
+    np.testing.assert_array_equal(np.isnan(spoiled).any(1), [1, 0, 0, 0, 1])
+    np.testing.assert_array_equal(spoiled[1:4], clean[1:4])
+
+
+def test_start_tokens_of_a_table_are_checked():
+  table = np.zeros((V, V), np.float32)
+  for start in (-1, V):
+    with pytest.raises(ValueError, match="start_tokens must lie in"):
+      samplers.markov_greedy(table, np.array([0, start]), max_new_tokens=1, eos_token_id=0)
+    with pytest.raises(ValueError, match="start_tokens must lie in"):
+      samplers.markov_beam_search(table, [0, start], num_beams=1, max_new_tokens=1, eos_token_id=0)
+
+
 def test_token_ids():
   assert contract.as_token_ids(None) == ()
   assert contract.as_token_ids(3) == contract.as_token_ids(np.int64(3)) == (3,)
@@ -227,11 +253,13 @@ def test_token_ids():
 
 def test_errors():
   table = np.zeros((V, V), np.float32)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="transition_logits must have shape"):
     contract.table_decode_fns(table[:3])
   with pytest.raises(ValueError, match="lengths.*9"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS * 0 + 9, LENGTHS)
   with pytest.raises(ValueError, match="prompt_lengths.*-1"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS, LENGTHS * 0 - 1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="width of prompt_tokens must be at least 1, got 0"):
+    contract.prefill(contract.table_decode_fns(table), PROMPTS[:, :0], LENGTHS, max_length=2)
+  with pytest.raises(ValueError, match="lengths must have shape"):
     contract.score_sequences(contract.table_decode_fns(table), PROMPTS, LENGTHS[:2], LENGTHS)

@@ -302,6 +302,10 @@ def test_prompt_errors():
   for lengths in (LENGTHS - 1, LENGTHS + 1):
     with pytest.raises(ValueError, match="prompt_lengths"):
       run(PROMPTS, lengths)
-  for arguments in ((PROMPTS[0], LENGTHS), (PROMPTS, LENGTHS[:3]), (PROMPTS * 1.0, LENGTHS)):
-    with pytest.raises(AssertionError):
+  for arguments, error, message in (
+    ((PROMPTS[0], LENGTHS), ValueError, "prompt_tokens must have shape"),
+    ((PROMPTS, LENGTHS[:3]), ValueError, "prompt_lengths must have shape"),
+    ((PROMPTS * 1.0, LENGTHS), TypeError, "prompt_tokens must be of type int"),
+  ):
+    with pytest.raises(error, match=message):
       run(*arguments)

@@ -187,5 +187,5 @@ def test_errors():
     run(np.zeros((4, 2)), num_steps=3, stretch=1.0)
   with pytest.raises(ValueError, match="num_walkers.*got 4"):
     mcmc.initial_walkers(jax.random.key(0), np.zeros((3, 1)), np.zeros(3), num_walkers=4)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="partners must have shape"):
     mcmc.stretch_proposal(np.zeros((3, 2)), np.zeros((3, 3)), np.ones(3))

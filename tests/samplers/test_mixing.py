@@ -167,11 +167,21 @@ def test_bandwidth_must_be_positive(labels, bandwidth):
 def test_bad_arguments(labels):
   with pytest.raises(ValueError, match="kernel.*'linear'"):
     samplers.label_similarity_probabilities(labels, bandwidth=1.0, kernel="linear")
-  with pytest.raises(ValueError, match=r"labels must be \[rows, d\]"):
+  with pytest.raises(ValueError, match=r"labels must have shape \[n, d\]"):
     samplers.label_similarity_probabilities(labels[:, 0], bandwidth=1.0)
   with pytest.raises(ValueError, match="queries"):
     samplers.label_similarity_logits(labels, labels[:, :1], bandwidth=1.0)
   with pytest.raises(ValueError, match="indices"):
     samplers.sample_partners(jax.random.key(0), labels, np.array([9]), bandwidth=1.0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="indices must be of type int"):
     samplers.sample_partners(jax.random.key(0), labels, jnp.array([0.0]), bandwidth=1.0)
+
+
+def test_indices_outside_and_empty_labels(labels):
+  draw = jax.jit(
+    lambda indices: samplers.sample_partners(jax.random.key(0), labels, indices, bandwidth=1e-3)
+  )
+  np.testing.assert_array_equal(draw(jnp.array([3, -1, 9, 200])), [3, 9, 9, 200])
+  np.testing.assert_array_equal(draw(jnp.array([3, 255], jnp.uint8)), [3, 255])
+  with pytest.raises(ValueError, match="number of labels must be at least 1, got 0"):
+    samplers.label_similarity_probabilities(labels[:0], bandwidth=1.0)

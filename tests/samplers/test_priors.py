@@ -113,6 +113,14 @@ def test_gp_stays_finite_at_the_published_setting():
   assert np.all(np.isfinite(batch.y))
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "matern52"])
+def test_gp_without_noise_stays_finite(kernel):
+  # A smooth kernel of 100 points is singular in float32.
+  settings = {"batch_size": 8, "num_points": 100, "lengthscale": 2.0, "noise": 0.0}
+  y = np.asarray(draw(samplers.gp_prior, kernel=kernel, **settings).y)
+  assert np.all(np.isfinite(y)) and y.std() > 0.1
+
+
 def test_hyper_prior_has_its_moments():
   y = np.asarray(pairs_program("matern52")((3.0, 6.0), (2.0, 0.15), (1.1, 0.05)).y, np.float64)
   assert_mean(y**2, 2 / 0.15 + 1.1 / 0.05)  # E[outputscale] + E[noise]
@@ -328,7 +336,15 @@ def test_data_sets_of_several_keys_are_joined(one_by_one):
     (samplers.gp_prior, {"num_points": 0}, "num_points .* got 0"),
     (samplers.gp_hyper_prior, {"kernel": ("rbf", "cubic")}, "'cubic'"),
     (samplers.gp_hyper_prior, {"kernel": ()}, "at least one kernel"),
+    (samplers.gp_prior, {"lengthscale": 0.0}, "lengthscale .* got 0"),
+    (samplers.gp_prior, {"outputscale": -1.0}, "outputscale .* got -1"),
+    (samplers.gp_prior, {"noise": -1e-4}, "noise .* got -0.0001"),
+    (samplers.gp_prior, {"noise": np.nan}, "noise .* got nan"),
+    (samplers.gp_hyper_prior, {"lengthscale_gamma": (3.0, 0.0)}, "lengthscale_gamma"),
+    (samplers.gp_hyper_prior, {"min_noise": -1.0}, "min_noise .* got -1"),
     (samplers.ridge_prior, {"num_features": 0}, "num_features .* got 0"),
+    (samplers.ridge_prior, {"noise_std": -0.1}, "noise_std .* got -0.1"),
+    (samplers.bnn_prior, {"weight_std_gamma": (0.0, 1.0)}, "weight_std_gamma"),
     (samplers.bnn_prior, {"group_size": 0}, "group_size .* got 0"),
     (samplers.bnn_prior, {"num_points": 1}, "num_points .* got 1"),
     (samplers.bnn_prior, {"max_hidden": 1}, "max_hidden .* got 1"),

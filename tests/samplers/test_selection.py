@@ -59,6 +59,29 @@ def test_valid_answers_without_weight():
   assert (int(result.answer), float(result.share), int(result.index)) == (4, 0.0, 1)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint32])
+def test_narrow_and_unsigned_answers(dtype):
+  result = vote(np.array([[7, 7, 3], [2, 2, 2]], dtype), mask=np.array([[1, 1, 1], [0, 0, 0]]))
+  np.testing.assert_array_equal(result.answer, [7, -1])
+  assert result.answer.dtype == jnp.int32
+
+
+def test_a_nan_weight_shows_in_its_row():
+  weights = np.array([[1.0, np.nan, 1.0], [1.0, 2.0, 1.0]], np.float32)
+  result = vote(np.array([[1, 2, 2], [1, 2, 1]]), weights=weights)
+  np.testing.assert_array_equal(result.share, [np.nan, 0.5])
+
+
+def test_best_of_large_integers():
+  best = jax.jit(selection.best_of_n)
+  large = 2**24
+  np.testing.assert_array_equal(best(np.array([[large, large + 1, large], [-large, -1, -2]])), 1)
+  lowest = np.array([-(2**31), -(2**31)], np.int32)
+  assert best(lowest, mask=np.array([False, True])) == 1
+  assert best(np.array([3, 255, 254], np.uint8)) == 1
+  assert best(np.array([False, True])) == 1
+
+
 def test_best_of_n():
   best = jax.jit(selection.best_of_n)
   scores = np.array([[1.0, 3.0, 3.0], [np.nan, -1.0, -2.0], [-np.inf, -np.inf, np.nan]])
@@ -71,5 +94,10 @@ def test_best_of_n():
 def test_errors():
   with pytest.raises(ValueError, match="weights"):
     selection.majority_vote(jnp.array([1, 2]), weights=np.array([1.0, -0.5]))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="answers must lie in"):
+    selection.majority_vote(np.array([1, 2**40]))
+  for name, function in (("answers", selection.majority_vote), ("scores", selection.best_of_n)):
+    with pytest.raises(ValueError, match=f"samples in {name} must be at least 1, got 0"):
+      function(np.zeros((3, 0), int))
+  with pytest.raises(TypeError, match="answers must be of type int"):
     selection.majority_vote(jnp.array([1.0, 2.0]))

@@ -196,10 +196,24 @@ def test_errors(options, message):
 
 
 def test_mismatched_shapes_raise():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"target_probs must have shape \[2, 4, 5\]"):
     verify(np.zeros((2, 3), int), random_probs(2, 3), random_probs(2, 3), np.zeros((2, 3)))
   wide = contract.table_decode_fns(np.zeros((V + 1, V + 1), np.float32))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="draft_logits"):
     speculative.speculative_decode(
       jax.random.key(0), TARGET_FNS, wide, PROMPTS, LENGTHS, max_new_tokens=2
     )
+
+
+def test_nan_and_unknown_tokens_show_in_their_rows():
+  draft, target = np.array(random_probs(5, 2)), np.array(random_probs(5, 3))
+  tokens = np.zeros((5, 2), np.int32)
+  uniforms = np.full((5, 2), 1e6)  # Rejects the first token.
+  clean = verify(tokens, draft, target, uniforms)
+  draft[1, 0, 3], target[2, 0, 4] = np.nan, np.nan  # Neither is the probability of a draft token.
+  tokens[3, 0], tokens[4, 0] = -1, V
+  spoiled = verify(tokens, draft, target, uniforms)
+  np.testing.assert_array_equal(np.isnan(spoiled.next_token_probs).any(1), [0, 1, 1, 1, 1])
+  np.testing.assert_array_equal(spoiled.next_token_probs[0], clean.next_token_probs[0])
+  with pytest.raises(ValueError, match="draft_tokens must lie in"):
+    speculative.speculative_verify(tokens, draft, target, uniforms)

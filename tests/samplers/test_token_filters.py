@@ -221,5 +221,5 @@ def test_errors_of_the_repetition_penalty():
   seen = np.ones(ROWS.shape, bool)
   with pytest.raises(ValueError, match="penalty.*0.0"):
     token_filters.apply_repetition_penalty(ROWS, seen, penalty=0.0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="seen must have shape"):
     token_filters.apply_repetition_penalty(ROWS, seen[0], penalty=1.1)

@@ -185,6 +185,20 @@ def test_errors(name):
     tree_search.best_first_search(jax.random.key(0), None, None, jnp.zeros(()), **options)
 
 
+def test_states_outside_the_table():
+  log_probs, solved = np.log(np.full((2, 2), 0.5)), np.array([False, True])
+  search = lambda next_state, root=0: tree_search.table_best_first_search(  # noqa: E731
+    log_probs, next_state, solved, root=root, num_expansions=3, max_depth=2
+  )
+  with pytest.raises(ValueError, match="next_state must lie in"):
+    search(np.array([[2, 1], [0, 0]]))
+  with pytest.raises(ValueError, match="root must lie in"):
+    search(np.array([[0, 1], [0, 0]]), root=2)
+  # Traced, it fails as a negative one does, and does not stand for the last row.
+  result = jax.jit(search)(np.array([[2, -1], [0, 0]]))
+  assert not result.solved and result.num_expansions == 1
+
+
 @pytest.mark.parametrize("num", [0, 5])
 def test_too_many_draws(num):
   with pytest.raises(ValueError, match=f"num_samples.*{num}"):

@@ -1,0 +1,102 @@
+"""Eager loops compile once, and loops run inside `jax.shard_map`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import samplers
+from jaxlab._programs import compiled_once, varying_carry
+
+
+class Counter:
+  """A callable without a hash."""
+
+  __hash__ = None
+
+  def __eq__(self, other):
+    return self is other
+
+  def __call__(self, x):
+    return 2 * x
+
+
+def double(x):
+  return 2 * x
+
+
+@pytest.fixture
+def repeated():
+  """A loop, and what was given to it at each trace."""
+  traces = []
+
+  @compiled_once
+  def repeat(tree, function, *, num):
+    traces.append((num, type(num)))
+    x, bias = tree["x"], tree["bias"]
+    return jax.lax.fori_loop(0, int(num), lambda _, y: function(y) + bias, x)
+
+  return repeat, traces
+
+
+def test_arrays_are_traced_and_all_else_is_static(repeated):
+  repeat, traces = repeated
+  for x in (np.ones(2, np.float32), np.full(2, 3, np.float32)):
+    result = repeat({"x": x, "bias": np.float32(0)}, double, num=3)
+    np.testing.assert_array_equal(result, 8 * x)
+  assert len(traces) == 1
+  for num in (2, 1, True):
+    result = repeat({"x": np.ones(2, np.float32), "bias": 1.0}, double, num=num)
+    np.testing.assert_array_equal(result, 2**num + 2**num - 1)
+  assert [type(num) for num, _ in traces[1:]] == [int, int, bool]
+
+
+def test_a_callable_without_a_hash_runs(repeated):
+  repeat, traces = repeated
+  for _ in range(2):
+    np.testing.assert_array_equal(repeat({"x": jnp.ones(2), "bias": 0.0}, Counter(), num=2), 4.0)
+  assert len(traces) == 2
+
+
+def test_transformations_pass_through(repeated):
+  repeat, _ = repeated
+  run = lambda x: repeat({"x": x, "bias": 0.0}, lambda y: y * x, num=1)  # noqa: E731
+  jaxpr = jax.make_jaxpr(run)(1.0)
+  assert "jit" not in {equation.primitive.name for equation in jaxpr.eqns}
+  assert jax.eval_shape(jax.vmap(run), jnp.ones(3)).shape == (3,)
+
+
+def test_an_eager_call_of_generate_is_traced_once():
+  traces = []
+  table = samplers.table_decode_fns(np.eye(4, dtype=np.float32))
+
+  def apply(tokens, cache, positions):
+    traces.append(tokens.shape)
+    return table.apply(tokens, cache, positions)
+
+  prompts, lengths = np.array([[1], [2]]), np.array([1, 1])
+  fns = samplers.DecodeFns(table.init_cache, apply)
+  run = functools.partial(samplers.generate, jax.random.key(0), fns, max_new_tokens=2)
+  run(prompts, lengths)
+  first = len(traces)
+  run(prompts + 1, lengths)
+  assert len(traces) == first
+
+
+def test_carries_vary_as_the_data_do():
+  mesh = jax.sharding.AbstractMesh((2, 2), ("data", "model"))
+  rows, columns = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec(None, "model")
+
+  def total(x):
+    def step(carry, row):
+      return (carry[0] + jnp.sum(row), carry[1] + 1), row
+
+    return jax.lax.scan(step, varying_carry(step, (0.0, 0), x), x)[0][0][None, None]
+
+  for spec in (rows, columns):  # Both would be refused if the carry varied over the other axis.
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=spec, out_specs=spec)
+    jax.eval_shape(mapped, jnp.zeros((4, 4)))
+  start = (jnp.zeros(()), 0)
+  assert varying_carry(None, start) is start
