@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 # Keeps the side of a box from falling below a whole number of pixels by rounding alone.
 _ROUNDING = 1e-6
@@ -38,9 +39,10 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3, https://arxiv.org/abs/1905.04899.
   """
+  check_arrays(
+    images=(images, "[b, ..., c]"), partners=(partners, "[b, ..., c]"), masks=(masks, "[b, ...]")
+  )
   images, partners, masks = jnp.asarray(images), jnp.asarray(partners), jnp.asarray(masks)
-  chex.assert_equal_shape([images, partners])
-  chex.assert_shape(masks, images.shape[:-1])
   taken = masks > 0.5
   pixels = taken[0].size
   counts = jnp.sum(taken.reshape(-1, pixels), axis=-1, dtype=jnp.float32)
@@ -66,8 +68,8 @@ def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: i
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_arrays(centers=(centers, "[b, 2]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
-  chex.assert_shape(centers, (None, 2))
   scale = jnp.sqrt(1.0 - _row_ratios(ratio, centers.shape[0]))
   rows = _span(centers[:, 0], height * scale, height)
   columns = _span(centers[:, 1], width * scale, width)
@@ -90,8 +92,8 @@ def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> j
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_arrays(centers=(centers, "[b]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
-  chex.assert_rank(centers, 1)
   kept = _row_ratios(ratio, centers.shape[0])
   return _span(centers, length * (1.0 - kept), length).astype(jnp.float32)
 
@@ -110,8 +112,8 @@ def center_surround_saliency(images: chex.Array) -> jax.Array:
   from a visual saliency mechanism, Image and Vision Computing 2010; the use for mixing is that of
   Uddin et al., SaliencyMix, ICLR 2021, https://arxiv.org/abs/2006.01791.
   """
+  check_arrays(images=(images, "[b, h, w, c]"))
   images = as_accumulator(images)
-  chex.assert_rank(images, 4)
   contrasts = (jnp.abs(images - _box_mean(images, radius)) for radius in _SURROUND_RADII)
   return jnp.mean(sum(contrasts), axis=-1)
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range
 from jaxlab.augment.image_corruptions import corrupt_images
 from jaxlab.augment.signals import blur_signals
 
@@ -84,9 +85,8 @@ def corrupt_signals(
   """
   check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
+  check_arrays(signals=(signals, "float [b, T, c]"), severity=(severity, "int []"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   longest = max(_CONSTANTS["occlusion"])
   if kind == "occlusion" and signals.shape[1] < longest:
     raise ValueError(
@@ -136,9 +136,11 @@ def corruption_stream(
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 4,
   https://arxiv.org/abs/2211.13081.
   """
+  images = np.ndim(signals) == 4
+  check_arrays(
+    signals=(signals, "float [n, h, w, c]" if images else "float [n, T, c]"), labels=(labels, "[n]")
+  )
   signals, labels = jnp.asarray(signals), jnp.asarray(labels)
-  chex.assert_rank([signals, labels], [{3, 4}, 1])
-  chex.assert_equal_shape_prefix([signals, labels], 1)
   if not 1 <= batch_size <= len(labels):
     raise ValueError(f"batch_size must lie in [1, {len(labels)}], got {batch_size}.")
   if not len(kinds) or not len(severities):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range
 
 # Constants of each kind at severities 1 to 5, as published for sides of 32 and of 224 pixels.
 _CONSTANTS = {
@@ -87,10 +87,8 @@ def corrupt_images(
   """
   check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
-  images = jnp.asarray(images)
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
-  return _corrupted(key, images, jnp.asarray(severity), kind)
+  check_arrays(images=(images, "float [b, h, w, c]"), severity=(severity, "int []"))
+  return _corrupted(key, jnp.asarray(images), jnp.asarray(severity), kind)
 
 
 @partial(jax.jit, static_argnames="kind")

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 
 class RegressionMix(NamedTuple):
@@ -55,9 +56,13 @@ def interpolate_pairs(
 
   Reference: Verma et al., Manifold Mixup, ICML 2019, https://arxiv.org/abs/1806.05236.
   """
-  inputs, permutation = jnp.asarray(inputs), jnp.asarray(permutation)
-  chex.assert_shape(permutation, inputs.shape[:1])
   check_range("ratio", ratio, "[0, 1]")
+  check_arrays(
+    inputs=(inputs, "[b, ...]"),
+    permutation=(permutation, "int [b]"),
+    ratio=(ratio if np.ndim(ratio) else None, "[b]"),
+  )
+  inputs, permutation = jnp.asarray(inputs), jnp.asarray(permutation)
   ratio = jnp.broadcast_to(as_accumulator(ratio), permutation.shape)
   return _interpolate(inputs, inputs[permutation], ratio)
 
@@ -92,11 +97,15 @@ def mix_regression_pairs(
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
   check_range("alpha", alpha, "(0, inf)")
+  check_arrays(
+    inputs=(inputs, "[n, ...]"),
+    targets=(targets, "[n, d]"),
+    indices=(indices, "int [b]"),
+    partners=(partners, "int [b]"),
+    ratio=(ratio, "[]"),
+  )
   inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
   indices, partners = jnp.asarray(indices), jnp.asarray(partners)
-  chex.assert_equal_shape_prefix([inputs, targets], 1)
-  chex.assert_rank([indices, partners], 1)
-  chex.assert_equal_shape([indices, partners])
   if ratio is None:
     ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
   check_range("ratio", ratio, "[0, 1]")
@@ -135,9 +144,10 @@ def multi_mixup(
   """
   check_range("alpha", alpha, "(0, inf)")
   check_at_least(2, num_mixed=num_mixed)
-  inputs, labels = jnp.asarray(inputs), jax.tree.map(jnp.asarray, labels)
-  chex.assert_tree_shape_prefix(labels, inputs.shape[:1])
+  check_arrays(inputs=(inputs, "[b, ...]"))
+  inputs = jnp.asarray(inputs)
   b = inputs.shape[0]
+  labels = batch_labels(labels, b)
   weight_key, order_key = jax.random.split(key)
   concentration = jnp.full((num_mixed,), alpha, jnp.float32)
   weights = jax.random.dirichlet(weight_key, concentration, dtype=jnp.float32)
@@ -146,6 +156,29 @@ def multi_mixup(
   mixed = sum(weights[i] * as_accumulator(inputs)[orders[i]] for i in range(num_mixed))
   labels = jax.tree.map(lambda leaf: leaf[orders], labels)
   return MultiMixed(mixed.astype(_mixed_dtype(inputs)), labels, weights)
+
+
+def batch_labels(labels: chex.ArrayTree, batch_size: int) -> chex.ArrayTree:
+  """Casts labels of a batch to arrays.
+
+  Args:
+    labels: pytree of arrays `[b, ...]`; a list of numbers is an array too.
+    batch_size: number b of rows.
+
+  Returns:
+    The labels.
+
+  Raises:
+    ValueError: naming the first leaf that does not have b rows.
+  """
+
+  def is_array(node):
+    return isinstance(node, list) and not any(map(np.ndim, jax.tree.leaves(node)))
+
+  labels = jax.tree.map(jnp.asarray, labels, is_leaf=is_array)
+  for path, leaf in jax.tree.leaves_with_path(labels):
+    check_arrays(**{f"labels{jax.tree_util.keystr(path)}": (leaf, f"[{batch_size}, ...]")})
+  return labels
 
 
 def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
@@ -165,6 +198,7 @@ def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
   https://arxiv.org/abs/2303.08433.
   """
   check_range("ratio", ratio, "[0, 1]")
+  check_arrays(inputs=(inputs, "[n, ...]"), ratio=(ratio, "[]"))
   inputs = jnp.asarray(inputs)
   return _interpolate(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
 

@@ -3,8 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 _BLUR_RADIUS = 6
 _MAX_SHIFT = 2
@@ -28,9 +29,8 @@ def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 3.3,
   https://arxiv.org/abs/2211.13081.
   """
+  check_arrays(signals=(signals, "float [b, T, c]"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   rows, length, _ = signals.shape
   wide = as_accumulator(signals)
   uniform_key, noise_key = jax.random.split(key)
@@ -60,13 +60,10 @@ def blur_signals(signals: chex.Array, std: chex.Numeric) -> jax.Array:
     ValueError: if `std` is not positive.
   """
   check_range("std", std, "(0, inf)")
+  check_arrays(signals=(signals, "float [b, T, c]"), std=(std if np.ndim(std) else None, "[b]"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   wide = as_accumulator(signals)
   std = jnp.asarray(std, wide.dtype)
-  if std.ndim:
-    chex.assert_shape(std, signals.shape[:1])
   rows, length, _ = signals.shape
   offsets = jnp.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
   kernel = jnp.exp(-jnp.square(offsets / std[..., None]) / 2)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 
 _MIN_NORM = 1e-12
 _MIN_COSINE_NORM = 1e-8
@@ -22,6 +22,7 @@ def softmax_entropy(logits: chex.Array) -> jax.Array:
 
   Reference: Wang et al., Tent, ICLR 2021, equation 1, https://arxiv.org/abs/2006.10726.
   """
+  check_arrays(logits=(logits, "[..., k]"))
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
   return _cross_entropy(log_probs, log_probs)
 
@@ -57,7 +58,7 @@ def symmetric_cross_entropy(
   CVPR 2023, equation 2, https://arxiv.org/abs/2211.13081.
   """
   check_range("alpha", alpha, "[0, 1]")
-  chex.assert_equal_shape([logits, teacher_logits])
+  check_arrays(logits=(logits, "[..., k]"), teacher_logits=(teacher_logits, "[..., k]"))
   logits, teacher_logits = as_accumulator(logits, teacher_logits)
   student = jax.nn.log_softmax(logits)
   teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits))
@@ -89,12 +90,12 @@ def multiview_contrastive_loss(
   https://arxiv.org/abs/2211.13081.
   """
   check_range("temperature", temperature, "(0, inf)")
-  features = jnp.asarray(features)
-  chex.assert_rank(features, 3)
+  check_arrays(features=(features, "[b, v, d]"))
+  features = as_accumulator(features)
   num_rows, num_views, size = features.shape
   if num_views < 2:
     raise ValueError(f"features must hold at least two views, got shape {features.shape}.")
-  vectors = _unit(as_accumulator(features).reshape(-1, size), _MIN_NORM)
+  vectors = _unit(features.reshape(-1, size), _MIN_NORM)
   similarities = vectors @ vectors.T / temperature
   row = jnp.arange(num_rows * num_views) // num_views
   itself = jnp.eye(row.size, dtype=bool)
@@ -127,8 +128,7 @@ def nearest_prototypes(features: chex.Array, prototypes: chex.Array) -> jax.Arra
 
   Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
   """
-  chex.assert_rank([features, prototypes], 2)
-  chex.assert_equal_shape_suffix([features, prototypes], 1)
+  check_arrays(features=(features, "[b, d]"), prototypes=(prototypes, "[k, d]"))
   features, prototypes = jax.lax.stop_gradient(as_accumulator(features, prototypes))
   similarities = _unit(features, _MIN_COSINE_NORM) @ _unit(prototypes, _MIN_COSINE_NORM).T
   return jnp.argmax(similarities, axis=-1).astype(jnp.int32)
@@ -151,8 +151,7 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
   Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
   """
   check_at_least(1, num_classes=num_classes)
-  chex.assert_rank(features, 2)
-  chex.assert_shape(labels, (features.shape[0],))
+  check_arrays(features=(features, "[n, d]"), labels=(labels, "int [n]"))
   labels = as_classes("labels", labels, num_classes)
   features = as_accumulator(features)
   sums = jax.ops.segment_sum(features, labels, num_classes)
@@ -173,9 +172,6 @@ def confidence_difference(logits: chex.Array, source_logits: chex.Array) -> jax.
   Returns:
     Differences of probabilities in [-1, 1], `[b]`, in float32 or wider.
 
-  Raises:
-    ValueError: if the shapes differ.
-
   Reference: Lee et al., Towards Open-Set Test-Time Adaptation, ICCV 2023, section 3,
   https://arxiv.org/abs/2308.06879.
   """
@@ -193,9 +189,6 @@ def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) ->
   Returns:
     1 for kept rows and 0 for others, f32 `[b]`; no gradient flows.
 
-  Raises:
-    ValueError: if the shapes differ.
-
   Reference: Lee et al., ICCV 2023, equation 2, https://arxiv.org/abs/2308.06879.
   """
   adapted, source = _log_confidences(logits, source_logits)
@@ -204,11 +197,7 @@ def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) ->
 
 def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities of the source model's class under both models, `[b]` each."""
-  shapes = jnp.shape(logits), jnp.shape(source_logits)
-  if shapes[0] != shapes[1] or len(shapes[0]) != 2:
-    raise ValueError(
-      f"logits and source_logits must have one shape [b, k], got {shapes[0]} and {shapes[1]}."
-    )
+  check_arrays(logits=(logits, "[b, k]"), source_logits=(source_logits, "[b, k]"))
   logits, source_logits = as_accumulator(logits, source_logits)
   source_logits = jax.lax.stop_gradient(source_logits)
   chosen = jnp.argmax(source_logits, axis=-1, keepdims=True)
@@ -230,11 +219,10 @@ def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -
   Reference: Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, equation 4,
   https://arxiv.org/abs/2002.08546.
   """
-  chex.assert_rank(logits, 2)
+  check_arrays(logits=(logits, "[b, k]"), weights=(weights, "[b]"))
   probs = jax.nn.softmax(as_accumulator(logits))
   if weights is None:
     return _entropy(probs.mean(0))
-  chex.assert_shape(weights, probs.shape[:1])
   weights = as_accumulator(weights)
   total = weights.sum()
   probs = jnp.where(weights[:, None] == 0, 0.0, probs)
@@ -267,7 +255,7 @@ def open_set_entropy_loss(
     if no row is kept.
 
   Raises:
-    ValueError: if `diversity_weight` < 0 or the shapes differ.
+    ValueError: if `diversity_weight` < 0.
 
   Reference: Lee et al., ICCV 2023, equation 3, https://arxiv.org/abs/2308.06879.
   """
@@ -291,7 +279,7 @@ def information_maximization_loss(logits: chex.Array) -> jax.Array:
 
   Reference: Liang et al., ICML 2020, equations 3 and 4, https://arxiv.org/abs/2002.08546.
   """
-  chex.assert_rank(logits, 2)
+  check_arrays(logits=(logits, "[b, k]"))
   probs = jax.nn.softmax(as_accumulator(logits))
   mean = probs.mean(0)
   entropy = -jnp.sum(probs * jnp.log(probs + _LOG_OFFSET), axis=-1)

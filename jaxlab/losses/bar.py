@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
 
 # The third quartile of the standard normal: a half-normal of scale w / _Z75 has half its mass
 # within w.
@@ -56,9 +56,9 @@ def bar_nll(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 4,
   https://arxiv.org/abs/2112.10510.
   """
+  check_arrays(logits=(logits, "[..., K]"), targets=(targets, "[...]"))
   logits = jnp.asarray(logits)
-  chex.assert_shape(borders, (logits.shape[-1] + 1,))
-  chex.assert_shape(targets, logits.shape[:-1])
+  check_arrays(borders=(borders, f"[{logits.shape[-1] + 1}]"))
   scores, targets, borders = as_accumulator(logits, targets, borders)
   missing = jnp.isnan(targets)
   targets = jnp.where(missing, borders[0], targets)
@@ -93,8 +93,8 @@ def half_normal_scales(borders: chex.Array) -> HalfNormalScales:
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
   https://arxiv.org/abs/2112.10510.
   """
+  check_arrays(borders=(borders, "[*]"))
   borders = as_accumulator(borders)
-  chex.assert_rank(borders, 1)
   if borders.shape[0] < 3:
     raise ValueError(f"full support needs at least two bars, got {borders.shape[0] - 1}.")
   return HalfNormalScales(
@@ -118,7 +118,7 @@ def bar_index(borders: chex.Array, targets: chex.Array) -> chex.Array:
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_rank(borders, 1)
+  check_arrays(borders=(borders, "[*]"))
   borders, targets = as_accumulator(borders, targets)
   index = jnp.searchsorted(borders, targets, side="left", method="scan_unrolled") - 1
   return jnp.clip(index, 0, borders.shape[0] - 2).astype(jnp.int32)

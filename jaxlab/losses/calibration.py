@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes
+from jaxlab._checks import as_accumulator, as_classes, check_arrays
 
 
 def correctness_aware_loss(
@@ -41,7 +41,7 @@ def correctness_aware_loss(
   scores = as_accumulator(logits)
   if correct is None:
     correct = jnp.argmax(scores, axis=-1) == labels
-  chex.assert_equal_shape([labels, correct])
+  check_arrays(labels=(labels, "[b]"), correct=(correct, "[b]"))
   correct = jax.lax.stop_gradient(jnp.asarray(correct, scores.dtype))
   values = jnp.square(jnp.max(jax.nn.softmax(scores), axis=-1) - correct)
   values = _nan_outside_classes(values, logits, labels)
@@ -80,8 +80,7 @@ def brier_loss(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def _checked_labels(logits: chex.Array, labels: chex.Array) -> jax.Array:
-  chex.assert_rank(logits, 2)
-  chex.assert_shape(labels, jnp.shape(logits)[:1])
+  check_arrays(logits=(logits, "[b, k]"), labels=(labels, "int [b]"))
   return as_classes("labels", labels, jnp.shape(logits)[1])
 
 

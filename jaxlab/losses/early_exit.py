@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 # Probability masses and losses below this count as 0.
 _EPSILON = 1e-12
@@ -31,6 +31,7 @@ def exit_distribution(gate_probs: chex.Array) -> jax.Array:
   Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
   ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(gate_probs=(gate_probs, "[..., L]"))
   gate_probs = as_accumulator(gate_probs)
   before = _sum_before(gate_probs)
   taken = jnp.maximum(jnp.minimum(gate_probs, 1.0 - before), 0.0)
@@ -51,6 +52,7 @@ def conditional_exit_probabilities(exit_probs: chex.Array) -> jax.Array:
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(exit_probs=(exit_probs, "[..., L + 1]"))
   taken = as_accumulator(exit_probs)[..., :-1]
   left = 1.0 - _sum_before(taken)
   empty = left <= _EPSILON
@@ -71,13 +73,13 @@ def optimal_exit(
     Indices of exits, the first one on ties, int32 `[...]`; no gradient flows through them.
 
   Raises:
-    ValueError: if `cost_weight` < 0 or the numbers of costs and losses differ.
+    ValueError: if `cost_weight` < 0.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
   check_range("cost_weight", cost_weight, "[0, inf)")
+  check_arrays(losses=(losses, "[..., L + 1]"), costs=(costs, "[L + 1]"))
   losses, costs = as_accumulator(losses, costs)
-  _check_exits("costs", costs, losses, "losses")
   total = jax.lax.stop_gradient(losses + cost_weight * costs)
   return jnp.argmin(total, axis=-1).astype(jnp.int32)
 
@@ -97,15 +99,18 @@ def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Ar
     Mean over the gates, in nats, `[...]`.
 
   Raises:
-    ValueError: if a weight is negative or the numbers of weights and gates differ.
+    ValueError: if a weight is negative.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
   check_range("pos_weights", pos_weights, "[0, inf)")
+  check_arrays(
+    gate_logits=(gate_logits, "[..., L]"),
+    targets=(targets, "int [...]"),
+    pos_weights=(pos_weights, "[L]"),
+  )
   gate_logits, pos_weights = as_accumulator(gate_logits, pos_weights)
-  _check_exits("pos_weights", pos_weights, gate_logits, "gate_logits")
   targets = jnp.asarray(targets)
-  chex.assert_shape(targets, gate_logits.shape[:-1])
   opens = jnp.arange(gate_logits.shape[-1]) >= targets[..., None]
   terms = jnp.where(
     opens, pos_weights * jax.nn.softplus(-gate_logits), jax.nn.softplus(gate_logits)
@@ -132,8 +137,8 @@ def gate_pos_weights(
 
   Reference: Chataoui et al., ICLR 2024, appendix, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(targets=(targets, "int [n]"))
   targets = jnp.asarray(targets)
-  chex.assert_rank(targets, 1)
   if targets.size == 0:
     raise ValueError("targets must hold at least one sample, got none.")
   check_at_least(1, num_gates=num_gates)
@@ -163,8 +168,8 @@ def exit_weighted_loss(
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(losses=(losses, "[..., L]"), exit_probs=(exit_probs, "[..., L]"))
   losses, exit_probs = as_accumulator(losses, exit_probs)
-  chex.assert_equal_shape([losses, exit_probs])
   if preserve_scale:
     expected = jnp.sum(exit_probs * losses, axis=-1, keepdims=True)
     scale = jnp.sum(losses, axis=-1, keepdims=True) / jnp.maximum(expected, _EPSILON)
@@ -183,6 +188,7 @@ def exit_warmup_loss(losses: chex.Array) -> jax.Array:
 
   Reference: Chataoui et al., ICLR 2024, appendix, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(losses=(losses, "[..., L + 1]"))
   losses = as_accumulator(losses)
   return losses @ jnp.arange(losses.shape[-1], 0, -1, dtype=losses.dtype)
 
@@ -191,11 +197,3 @@ def _sum_before(values: jax.Array) -> jax.Array:
   """Sum of the entries before each one."""
   sums = jnp.cumsum(values, axis=-1)[..., :-1]
   return jnp.concatenate([jnp.zeros_like(values[..., :1]), sums], axis=-1)
-
-
-def _check_exits(name: str, values: jax.Array, of: jax.Array, of_name: str) -> None:
-  if values.shape != of.shape[-1:]:
-    raise ValueError(
-      f"{name} must have one entry for each of the {of.shape[-1]} columns of {of_name}, got shape "
-      f"{values.shape}."
-    )

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, as_classes, check_choice, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_choice,
+  check_range,
+  is_known,
+)
 
 _MASKED = -1e30
 # Rows in which a label has at most this share have no decoupled terms.
@@ -222,8 +229,8 @@ def pseudo_label_mix_weight(
   """
   for name, value in (("cutoff", cutoff), ("mix_cutoff", mix_cutoff), ("ratio", ratio)):
     check_range(name, value, "[0, 1]")
+  check_arrays(max_prob=(max_prob, "[...]"), ratio=(ratio if np.ndim(ratio) else None, "[...]"))
   max_prob, ratio = as_accumulator(max_prob, ratio)
-  ratio = jnp.broadcast_to(ratio, max_prob.shape)
   needed = jnp.minimum(cutoff, jnp.maximum(mix_cutoff, 1.0 - ratio))
   return (max_prob >= needed).astype(max_prob.dtype)
 
@@ -247,10 +254,11 @@ def multi_mixup_cross_entropy(
   Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
   Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
   """
+  check_arrays(
+    logits=(logits, "[..., k]"), labels=(labels, "int [m, ...]"), weights=(weights, "[m]")
+  )
   logits, weights = as_accumulator(logits, weights)
   labels = as_classes("labels", labels, logits.shape[-1])
-  chex.assert_shape(labels, (None, *logits.shape[:-1]))
-  chex.assert_shape(weights, labels.shape[:1])
   return _label_costs(logits, tuple(labels), tuple(weights))
 
 
@@ -273,8 +281,7 @@ def all_pairs_mixup_loss(
     Loss per pair in nats, `[n, n]`, in float32 or wider.
 
   Raises:
-    ValueError: if a share lies outside [0, 1], the number of labels is not n, or a known label lies
-      outside the classes.
+    ValueError: if a share lies outside [0, 1] or a known label outside the classes.
 
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
   https://arxiv.org/abs/2303.08433.
@@ -282,24 +289,25 @@ def all_pairs_mixup_loss(
   check_range("ratio", ratio, "[0, 1]")
   if label_ratio is not None:
     check_range("label_ratio", label_ratio, "[0, 1]")
+  check_arrays(logits=(logits, "[n, n, k]"), labels=(labels, "int [n]"))
   logits, share = as_accumulator(logits, ratio if label_ratio is None else label_ratio)
-  chex.assert_rank(logits, 3)
-  num = logits.shape[0]
-  chex.assert_axis_dimension(logits, 1, num)
   labels = as_classes("labels", labels, logits.shape[-1])
-  if labels.shape != (num,):
-    raise ValueError(f"labels must have shape ({num},) to match logits, got {labels.shape}.")
-  first = jnp.broadcast_to(labels[:, None], (num, num))
+  first = jnp.broadcast_to(labels[:, None], logits.shape[:2])
   return _label_costs(logits, (first, first.T), (share, 1.0 - share))
 
 
 def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]:
   """Checked arguments in their working types, with one ratio per row."""
   check_range("ratio", ratio, "[0, 1]")
+  check_arrays(
+    logits=(logits, "[..., k]"),
+    labels_a=(labels_a, "int [...]"),
+    labels_b=(labels_b, "int [...]"),
+    ratio=(ratio if np.ndim(ratio) else None, "[...]"),
+  )
   logits, ratio = as_accumulator(logits, ratio)
   labels_a = as_classes("labels_a", labels_a, logits.shape[-1])
   labels_b = as_classes("labels_b", labels_b, logits.shape[-1])
-  chex.assert_shape([labels_a, labels_b], logits.shape[:-1])
   return logits, labels_a, labels_b, jnp.broadcast_to(ratio, labels_a.shape)
 
 

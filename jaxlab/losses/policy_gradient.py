@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range, is_known
 from jaxlab.losses.sequence import sequence_log_prob
 
 # Beyond this log-ratio the exponential continues as a straight line, so that float32 is finite.
@@ -41,8 +41,9 @@ def leave_one_out_advantages(rewards: chex.Array) -> jax.Array:
   Reference: Kool et al., Buy 4 REINFORCE Samples, Get a Baseline for Free!, ICLR 2019 workshop;
   Ahmadian et al., Back to Basics, ACL 2024, equation 6, https://arxiv.org/abs/2402.14740.
   """
+  check_arrays(rewards=(rewards, "[..., n]"))
   rewards = as_accumulator(rewards)
-  if rewards.ndim == 0 or rewards.shape[-1] < 2:
+  if rewards.shape[-1] < 2:
     raise ValueError(f"rewards must hold at least two samples per prompt, got {rewards.shape}.")
   centered, _, count = _centered(rewards, axis=-1)
   return centered * (count / jnp.maximum(count - 1, 1))
@@ -75,6 +76,7 @@ def group_advantages(
   """
   check_choice("scale", scale, ("group", "batch", "none"))
   check_range("epsilon", epsilon, "[0, inf)")
+  check_arrays(rewards=(rewards, "[..., n]"))
   rewards = as_accumulator(rewards)
   centered, finite, count = _centered(rewards, axis=-1)
   if scale == "none":
@@ -128,8 +130,8 @@ def kl_per_token(
   Reference: Schulman, Approximating KL Divergence, 2020, http://joschu.net/blog/kl-approx.html.
   """
   check_choice("estimator", estimator, ("k1", "k2", "k3"))
+  check_arrays(log_probs=(log_probs, "[...]"), reference_log_probs=(reference_log_probs, "[...]"))
   log_probs, reference = as_accumulator(log_probs, reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
   log_ratio = log_probs - jax.lax.stop_gradient(reference)
   if estimator == "k1":
     return log_ratio
@@ -175,9 +177,13 @@ def kl_penalized_rewards(
   https://arxiv.org/abs/2009.01325.
   """
   check_range("beta", beta, "(0, inf)")
+  check_arrays(
+    rewards=(rewards, "[...]"),
+    log_probs=(log_probs, "[..., T]"),
+    reference_log_probs=(reference_log_probs, "[..., T]"),
+    mask=(mask, "[..., T]"),
+  )
   rewards, log_probs, reference = as_accumulator(rewards, log_probs, reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
-  chex.assert_shape(rewards, log_probs.shape[:-1])
   log_ratio = sequence_log_prob(log_probs - reference, mask)
   return jax.lax.stop_gradient(rewards - beta * log_ratio)
 
@@ -233,10 +239,15 @@ def clipped_policy_loss(
   penalized = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
   if penalized and reference_log_probs is None:
     raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
+  check_arrays(
+    log_probs=(log_probs, "[..., T]"),
+    old_log_probs=(old_log_probs, "[..., T]"),
+    advantages=(advantages, "[...]"),
+    mask=(mask, "[..., T]"),
+    reference_log_probs=(reference_log_probs, "[..., T]"),
+  )
   log_probs, old, advantages = as_accumulator(log_probs, old_log_probs, advantages)
   mask = jnp.asarray(mask).astype(bool)
-  chex.assert_equal_shape([log_probs, old, mask])
-  chex.assert_shape(advantages, log_probs.shape[:-1])
   old, advantages = jax.lax.stop_gradient((old, advantages))
 
   if level == "token":
@@ -252,7 +263,6 @@ def clipped_policy_loss(
   if not penalized:
     return loss
   reference = as_accumulator(reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
   divergence = kl_per_token(jnp.where(mask, log_probs, 0.0), jnp.where(mask, reference, 0.0))
   return loss + kl_coefficient * sequence_log_prob(divergence, mask, normalize_length=True)
 
@@ -271,6 +281,8 @@ def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Arr
   Reference: Williams, Simple Statistical Gradient-Following Algorithms for Connectionist
   Reinforcement Learning, Machine Learning 1992, https://doi.org/10.1007/BF00992696.
   """
+  check_arrays(
+    log_probs=(log_probs, "[..., T]"), advantages=(advantages, "[...]"), mask=(mask, "[..., T]")
+  )
   log_probs, advantages = as_accumulator(log_probs, advantages)
-  chex.assert_shape(advantages, log_probs.shape[:-1])
   return -jax.lax.stop_gradient(advantages) * sequence_log_prob(log_probs, mask)

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
 
 _EPSILON = 1e-10
 _IGNORE = 255
@@ -27,9 +27,8 @@ def foreground_cross_entropy(foreground: chex.Array, masks: chex.Array) -> jax.A
   Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning, CVPR 2021, equation 1,
   https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(foreground=(foreground, "[n, s, h, w]"), masks=(masks, "[n, s, h, w]"))
   foreground, masks = as_accumulator(foreground), jnp.asarray(masks)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, masks])
   likelihood = jnp.where(masks == 1, foreground, _background(foreground))
   return _mean(-jnp.log(likelihood + _EPSILON), masks != _IGNORE)
 
@@ -46,9 +45,8 @@ def pixel_entropy(foreground: chex.Array, valid: chex.Array) -> jax.Array:
 
   Reference: Boudiaf et al., CVPR 2021, equation 1, https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(foreground=(foreground, "[n, s, h, w]"), valid=(valid, "[n, s, h, w]"))
   foreground, valid = as_accumulator(foreground), jnp.asarray(valid)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, valid])
   background = _background(foreground)
   entropy = -(
     foreground * jnp.log(foreground + _EPSILON) + background * jnp.log(background + _EPSILON)
@@ -71,12 +69,13 @@ def proportion_kl(foreground: chex.Array, proportion: chex.Array, valid: chex.Ar
 
   Reference: Boudiaf et al., CVPR 2021, equations 1 and 2, https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(
+    foreground=(foreground, "[n, s, h, w]"),
+    proportion=(proportion, "[n]"),
+    valid=(valid, "[n, s, h, w]"),
+  )
   foreground, proportion = as_accumulator(foreground, proportion)
-  valid = jnp.asarray(valid)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, valid])
-  chex.assert_shape(proportion, foreground.shape[:1])
-  valid = valid == 1
+  valid = jnp.asarray(valid) == 1
 
   def term(probs, share):
     predicted = _mean(probs, valid)

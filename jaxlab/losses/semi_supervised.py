@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 
 def fixmatch_loss(
@@ -29,8 +29,9 @@ def fixmatch_loss(
   Reference: Sohn et al., FixMatch, NeurIPS 2020, equation 4, https://arxiv.org/abs/2001.07685.
   """
   check_range("threshold", threshold, "[0, 1]")
-  logits, weak_logits = as_accumulator(logits, jax.lax.stop_gradient(weak_logits))
-  chex.assert_equal_shape([logits, weak_logits])
+  check_arrays(logits=(logits, "[..., k]"), weak_logits=(weak_logits, "[..., k]"))
+  logits, weak_logits = as_accumulator(logits, weak_logits)
+  weak_logits = jax.lax.stop_gradient(weak_logits)
   confident = jnp.max(jax.nn.softmax(weak_logits, axis=-1), axis=-1) >= threshold
   guess = jnp.argmax(weak_logits, axis=-1)
   log_probs = jax.nn.log_softmax(logits, axis=-1)

@@ -92,9 +92,11 @@ def test_errors():
       augment.box_masks(centers, bad, height=4, width=4)
     with pytest.raises(ValueError, match="ratio"):
       augment.segment_masks(centers[:, 0], bad, length=4)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="centers must have shape"):
     augment.box_masks(centers[:, :1], 0.5, height=4, width=4)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="ratio must have shape"):
+    augment.segment_masks(centers[:, 0], [0.1, 0.2, 0.3], length=4)
+  with pytest.raises(ValueError, match="masks must have shape"):
     augment.box_mix(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="images must have shape"):
     augment.center_surround_saliency(jnp.zeros((4, 4, 1)))

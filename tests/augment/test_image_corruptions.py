@@ -180,7 +180,7 @@ def test_errors(images):
     corrupt_images(KEY, images, kind="snow", severity=1)
   with pytest.raises(ValueError, match=r"severity must lie in \[1, 5\], got 0"):
     corrupt_images(KEY, images, kind="fog", severity=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="images must have shape"):
     corrupt_images(KEY, images[0], kind="fog", severity=1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="images must be of type float, got uint8"):
     corrupt_images(KEY, np.zeros((1, 8, 8, 3), np.uint8), kind="fog", severity=1)

@@ -24,7 +24,7 @@ def test_interpolate_pairs_gradient_dtype_and_errors():
   for bad in (-0.5, 1.5):
     with pytest.raises(ValueError, match="ratio"):
       augment.interpolate_pairs(IMAGES, order, bad)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="permutation must have shape"):
     augment.interpolate_pairs(IMAGES, order[:2], 0.5)
 
 
@@ -50,9 +50,9 @@ def test_regression_pairs_mix_inputs_and_targets_in_one_ratio():
   for arguments in ({"alpha": 0.0}, {"ratio": 1.5}):
     with pytest.raises(ValueError, match="alpha|ratio"):
       augment.mix_regression_pairs(KEY, inputs, targets, indices, partners, **arguments)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="targets must have shape"):
     augment.mix_regression_pairs(KEY, inputs, targets[:5], indices, partners)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="partners must have shape"):
     augment.mix_regression_pairs(KEY, inputs, targets, indices, partners[:5])
 
 

@@ -120,7 +120,7 @@ def test_symmetric_cross_entropy_checks_alpha(alpha):
 
 
 def test_logits_of_different_shapes_raise():
-  with pytest.raises(AssertionError, match="shape"):
+  with pytest.raises(ValueError, match=r"teacher_logits must have shape \[..., k\]"):
     losses.symmetric_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((1, 3)))
 
 
@@ -299,7 +299,7 @@ def test_open_set_loss_errors(logits):
     losses.confidence_difference_mask,
     losses.open_set_entropy_loss,
   ):
-    with pytest.raises(ValueError, match=r"\(5, 4\) and \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"source_logits .*b = 5, k = 4, got \[1, 4\]"):
       fn(logits, logits[:1])
 
 

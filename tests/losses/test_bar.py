@@ -170,7 +170,7 @@ def test_errors():
   assert np.all(
     np.isfinite(bar_nll(np.zeros((2, 1)), np.zeros(2), np.array([0.0, 1.0]), full_support=False))
   )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"borders must have shape \[7\], got \[6\]"):
     bar_nll(np.zeros((2, K)), np.zeros(2), BORDERS[:-1])
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="targets must have shape"):
     bar_nll(np.zeros((2, K)), np.zeros(3), BORDERS)

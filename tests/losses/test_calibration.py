@@ -104,5 +104,7 @@ def test_extreme_logits_and_half_precision(fn):
 def test_errors(fn):
   with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"):
     fn(LOGITS, LABELS - 5)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     fn(LOGITS, LABELS[:-1])
+  with pytest.raises(TypeError, match="labels must be of type int, got float32"):
+    fn(LOGITS, LABELS.astype(np.float32))

@@ -65,5 +65,7 @@ def test_errors(batch):
   for value in (-1, 5):
     with pytest.raises(ValueError, match="labels"):
       losses.label_smoothed_cross_entropy(logits, np.full((4, 3), value))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     losses.label_smoothed_cross_entropy(logits, labels[:, :2])
+  with pytest.raises(TypeError, match="labels must be of type int, got float32"):
+    losses.label_smoothed_cross_entropy(logits, labels.astype(np.float32))

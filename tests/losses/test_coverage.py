@@ -241,11 +241,14 @@ def test_errors():
     coverage.estimated_coverage_nll(TOKENS, MASK, success + 1, num_samples=4)
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     coverage.stepwise_coverage_loss(TOKENS, ids, num_samples=4, num_steps=0)
-  for call in (
-    lambda: coverage.coverage_weighted_nll(TOKENS, MASK[:2], num_samples=4),
-    lambda: coverage.estimated_coverage_nll(TOKENS, MASK, success[:2], num_samples=4),
-    lambda: coverage.stepwise_coverage_loss(TOKENS, ids[:2], num_samples=4, num_steps=2),
-    lambda: coverage.log_tree_coverage(TOKENS, branching=2, mask=MASK[:2]),
+  for name, call in (
+    ("mask", lambda: coverage.coverage_weighted_nll(TOKENS, MASK[:2], num_samples=4)),
+    ("success_prob", lambda: coverage.estimated_coverage_nll(TOKENS, MASK, [0.5], num_samples=4)),
+    (
+      "step_ids",
+      lambda: coverage.stepwise_coverage_loss(TOKENS, ids[:2], num_samples=4, num_steps=2),
+    ),
+    ("mask", lambda: coverage.log_tree_coverage(TOKENS, branching=2, mask=MASK[:2])),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
       call()

@@ -170,9 +170,10 @@ def test_missing_losses_stay_missing_in_their_row(batch):
   ("call", "words"),
   [
     (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(3), cost_weight=-1.0), "cost_weight.*-1"),
-    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(2)), "costs.*3 columns"),
+    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(2)), r"costs must .* L \+ 1 = 3, got \[2\]"),
     (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), -np.ones(3)), "pos_weights"),
-    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), np.ones(2)), "pos_weights"),
+    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), np.ones(2)), "pos_weights must have"),
+    (lambda: ee.exit_weighted_loss(np.ones((2, 3)), np.ones((2, 4))), "exit_probs must have"),
     (lambda: ee.gate_pos_weights(np.ones(0, int), num_gates=2), "targets"),
     (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=0), "num_gates.*0"),
     (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=2, max_weight=-1.0), "max_weight"),
@@ -181,8 +182,5 @@ def test_missing_losses_stay_missing_in_their_row(batch):
 def test_errors(call, words):
   with pytest.raises(ValueError, match=words):
     call()
-
-
-def test_shapes_are_checked():
-  with pytest.raises(AssertionError):
-    ee.exit_weighted_loss(np.ones((2, 3)), np.ones((2, 4)))
+  with pytest.raises(TypeError, match="targets must be of type int, got float64"):
+    ee.gate_loss(np.ones((2, 3)), np.ones(2), np.ones(3))

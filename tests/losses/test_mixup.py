@@ -291,11 +291,13 @@ def test_errors(batch):
   ):
     with pytest.raises(ValueError, match="ratio|labels"):
       losses.all_pairs_mixup_loss(pairs, labels, **arguments)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels_a must have shape"):
     losses.mixup_cross_entropy(logits, a[:3], b, ratio)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="ratio must have shape"):
+    losses.mixup_cross_entropy(logits, a, b, ratio[:3])
+  with pytest.raises(TypeError, match="labels_a must be of type int"):
     losses.mixup_cross_entropy(logits, a.astype(np.float32), b, ratio)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="weights must have shape"):
     losses.multi_mixup_cross_entropy(logits, np.stack([a, b]), np.ones(3, np.float32))
 
 

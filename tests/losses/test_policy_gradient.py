@@ -283,14 +283,15 @@ def test_errors():
   ):
     with pytest.raises(ValueError, match=message):
       call()
-  for call in (
-    lambda: policy_gradient.kl_per_token(OLD, OLD[:2]),
-    lambda: policy_gradient.kl_penalized_rewards(ADVANTAGES[:2], OLD, OLD, MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD[:2], ADVANTAGES, MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD, ADVANTAGES[:2], MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD, ADVANTAGES, MASK[:2]),
-    lambda: loss(reference_log_probs=OLD[:2], kl_coefficient=0.1),
-    lambda: policy_gradient.reinforce_loss(LOG_PROBS, ADVANTAGES[:2], MASK),
+  clipped_loss = policy_gradient.clipped_policy_loss
+  for name, call in (
+    ("reference_log_probs", lambda: policy_gradient.kl_per_token(OLD, OLD[:2])),
+    ("log_probs", lambda: policy_gradient.kl_penalized_rewards(ADVANTAGES[:2], OLD, OLD, MASK)),
+    ("old_log_probs", lambda: clipped_loss(LOG_PROBS, OLD[:2], ADVANTAGES, MASK)),
+    ("advantages", lambda: clipped_loss(LOG_PROBS, OLD, ADVANTAGES[:2], MASK)),
+    ("mask", lambda: clipped_loss(LOG_PROBS, OLD, ADVANTAGES, MASK[:2])),
+    ("reference_log_probs", lambda: loss(reference_log_probs=OLD[:2], kl_coefficient=0.1)),
+    ("advantages", lambda: policy_gradient.reinforce_loss(LOG_PROBS, ADVANTAGES[:2], MASK)),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()

@@ -150,13 +150,14 @@ def test_errors():
   ):
     with pytest.raises(ValueError, match=rf"{name}.* must lie in \[0, inf\), got -1.0"):
       call()
-  for call in (
-    lambda: losses.bradley_terry_loss(SCORES, SCORES[:2]),
-    lambda: losses.slic_loss(SCORES, SCORES[:2]),
-    lambda: losses.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0]),
-    lambda: losses.rrhf_loss(SCORES, REWARDS[:2]),
-    lambda: losses.rrhf_loss(SCORES, REWARDS, sequence_log_probs=TOTALS[:2]),
-    lambda: losses.plackett_luce_loss(SCORES, mask=np.ones(K)),
+  for name, call in (
+    ("rejected_rewards", lambda: losses.bradley_terry_loss(SCORES, SCORES[:2])),
+    ("margin", lambda: losses.bradley_terry_loss(SCORES, SCORES, margin=[1.0, 2.0])),
+    ("policy_rejected", lambda: losses.slic_loss(SCORES, SCORES[:2])),
+    ("target_log_probs", lambda: losses.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0])),
+    ("rewards", lambda: losses.rrhf_loss(SCORES, REWARDS[:2])),
+    ("sequence_log_probs", lambda: losses.rrhf_loss(SCORES, SCORES, sequence_log_probs=[1.0])),
+    ("mask", lambda: losses.plackett_luce_loss(SCORES, mask=np.ones(K))),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()

@@ -115,11 +115,11 @@ def test_gradients_match_finite_differences(batch):
 
 def test_shapes_are_checked(batch):
   foreground, masks, valid, proportion = batch
-  for call in (
-    lambda: foreground_cross_entropy(foreground[0], masks[0]),
-    lambda: foreground_cross_entropy(foreground, masks[:, :1]),
-    lambda: pixel_entropy(foreground, valid[..., :2]),
-    lambda: proportion_kl(foreground, proportion[:2], valid),
+  for name, call in (
+    ("foreground", lambda: foreground_cross_entropy(foreground[0], masks[0])),
+    ("masks", lambda: foreground_cross_entropy(foreground, masks[:, :1])),
+    ("valid", lambda: pixel_entropy(foreground, valid[..., :2])),
+    ("proportion", lambda: proportion_kl(foreground, proportion[:2], valid)),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,15 +230,19 @@ def test_errors():
     sequence.chunked_token_log_probs(LOGITS, np.eye(V), TOKENS, chunk_size=0)
   with pytest.raises(ValueError, match="num_segments must be at least 1, got 0"):
     sequence.segment_log_probs(LOGITS[..., 0], TOKENS, num_segments=0)
-  for call in (
-    lambda: sequence.token_log_probs(LOGITS, TOKENS[:, :-1]),
-    lambda: sequence.token_log_probs(LOGITS, TOKENS.astype(np.float32)),
-    lambda: sequence.causal_token_log_probs(LOGITS, TOKENS[0]),
-    lambda: sequence.sequence_log_prob(LOGITS[..., 0], MASK[0]),
-    lambda: sequence.sequence_nll(LOGITS, TOKENS, MASK[:2]),
-    lambda: sequence.segment_log_probs(LOGITS[..., 0], TOKENS[0], num_segments=2),
-    lambda: sequence.chunked_token_log_probs(LOGITS, np.eye(V + 1), TOKENS, chunk_size=2),
-    lambda: sequence.chunked_token_log_probs(LOGITS, np.eye(V), TOKENS[:1], chunk_size=2),
+  chunked = functools.partial(sequence.chunked_token_log_probs, chunk_size=2)
+  for name, call in (
+    ("tokens", lambda: sequence.token_log_probs(LOGITS, TOKENS[:, :-1])),
+    ("tokens", lambda: sequence.causal_token_log_probs(LOGITS, TOKENS[0])),
+    ("mask", lambda: sequence.sequence_log_prob(LOGITS[..., 0], MASK[0])),
+    ("mask", lambda: sequence.sequence_nll(LOGITS, TOKENS, MASK[:2])),
+    ("segment_ids", lambda: sequence.segment_log_probs([0.5], [[0]], num_segments=2)),
+    ("kernel", lambda: chunked(LOGITS, np.eye(V + 1), TOKENS)),
+    ("tokens", lambda: chunked(LOGITS, np.eye(V), TOKENS[:1])),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()
+  with pytest.raises(TypeError, match="tokens must be of type int, got float32"):
+    sequence.token_log_probs(LOGITS, TOKENS.astype(np.float32))
+  with pytest.raises(TypeError, match="kernel must be of type float"):
+    chunked(LOGITS, np.eye(V, dtype=int), TOKENS)
