@@ -27,10 +27,13 @@ def softmax_entropy(logits: chex.Array) -> jax.Array:
   return _cross_entropy(log_probs, log_probs)
 
 
-def _cross_entropy(log_target: jax.Array, log_probs: jax.Array) -> jax.Array:
-  """-sum p log q from log p and log q, with 0 log 0 = 0; NaN stays NaN."""
+def _cross_entropy(
+  log_target: jax.Array, log_probs: jax.Array, weight: chex.Numeric = 1.0
+) -> jax.Array:
+  """Weighted -sum p log q from log p and log q, with 0 log 0 = 0; NaN stays NaN."""
   target = jnp.exp(log_target)
-  return -jnp.sum(target * jnp.where(target == 0, 0.0, log_probs), axis=-1)
+  left_out = (target == 0) | (weight == 0)
+  return -weight * jnp.sum(target * jnp.where(left_out, 0.0, log_probs), axis=-1)
 
 
 def symmetric_cross_entropy(
@@ -62,8 +65,7 @@ def symmetric_cross_entropy(
   logits, teacher_logits = as_accumulator(logits, teacher_logits)
   student = jax.nn.log_softmax(logits)
   teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits))
-  forward = _cross_entropy(teacher, student)
-  return (1 - alpha) * forward + alpha * _cross_entropy(student, teacher)
+  return _cross_entropy(teacher, student, 1 - alpha) + _cross_entropy(student, teacher, alpha)
 
 
 def multiview_contrastive_loss(
@@ -99,7 +101,7 @@ def multiview_contrastive_loss(
   similarities = vectors @ vectors.T / temperature
   row = jnp.arange(num_rows * num_views) // num_views
   itself = jnp.eye(row.size, dtype=bool)
-  positive = (row[:, None] == row) & ~itself
+  positive = (row[:, None] == row[None]) & ~itself
   log_partition = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, similarities), axis=-1)
   mean_positive = jnp.sum(jnp.where(positive, similarities, 0.0), axis=-1) / (num_views - 1)
   return (log_partition - mean_positive).reshape(num_rows, num_views).mean(1)
@@ -187,12 +189,12 @@ def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) ->
     source_logits: scores of the source model, `[b, k]`.
 
   Returns:
-    1 for kept rows and 0 for others, f32 `[b]`; no gradient flows.
+    1 for kept rows, 0 for others and NaN where a confidence is NaN, f32 `[b]`; no gradient flows.
 
   Reference: Lee et al., ICCV 2023, equation 2, https://arxiv.org/abs/2308.06879.
   """
   adapted, source = _log_confidences(logits, source_logits)
-  return (jax.lax.stop_gradient(adapted) >= source).astype(jnp.float32)
+  return jnp.heaviside(jax.lax.stop_gradient(adapted) - source, 1.0).astype(jnp.float32)
 
 
 def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -214,7 +216,11 @@ def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -
     weights: weight of each row in the mean, `[b]`; None for ones.
 
   Returns:
-    The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0.
+    The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0, NaN without rows
+    and weights.
+
+  Raises:
+    ValueError: if a known weight is negative.
 
   Reference: Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, equation 4,
   https://arxiv.org/abs/2002.08546.
@@ -223,6 +229,7 @@ def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -
   probs = jax.nn.softmax(as_accumulator(logits))
   if weights is None:
     return _entropy(probs.mean(0))
+  check_range("weights", weights, "[0, inf)")
   weights = as_accumulator(weights)
   total = weights.sum()
   probs = jnp.where(weights[:, None] == 0, 0.0, probs)
@@ -261,7 +268,7 @@ def open_set_entropy_loss(
   """
   check_range("diversity_weight", diversity_weight, "[0, inf)")
   kept = confidence_difference_mask(logits, source_logits)
-  share = kept * kept.size / jnp.maximum(kept.sum(), 1.0)
+  share = kept * kept.size / jnp.maximum(jnp.sum(kept == 1, dtype=kept.dtype), 1.0)
   return share * softmax_entropy(logits) - diversity_weight * marginal_entropy(logits)
 
 

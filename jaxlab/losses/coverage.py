@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, weighted
 from jaxlab.losses.sequence import log1mexp, segment_log_probs, sequence_log_prob
 
 # Larger log-probabilities are clipped to this, the resolution of float32 near a probability of 1.
@@ -65,7 +65,10 @@ def coverage_weight(log_prob: chex.Array, *, num_samples: chex.Numeric) -> jax.A
 def _arguments(log_prob: chex.Array, num_samples: chex.Numeric) -> tuple[jax.Array, jax.Array]:
   check_range("num_samples", num_samples, "[1, inf)")
   log_prob = as_accumulator(log_prob)
-  return log_prob, jax.lax.stop_gradient(jnp.asarray(num_samples, log_prob.dtype))
+  num_samples = jax.lax.stop_gradient(jnp.asarray(num_samples, log_prob.dtype))
+  if num_samples.ndim:
+    log_prob, num_samples = jnp.broadcast_arrays(log_prob, num_samples)
+  return log_prob, num_samples
 
 
 @jax.custom_jvp
@@ -180,10 +183,10 @@ def estimated_coverage_nll(
   )
   nll = -sequence_log_prob(token_log_probs, mask, normalize_length=normalize_length)
   success_prob = jax.lax.stop_gradient(as_accumulator(success_prob))
-  loss = coverage_weight(jnp.log(success_prob), num_samples=num_samples) * nll
+  loss = weighted(coverage_weight(jnp.log(success_prob), num_samples=num_samples), nll)
   if success_threshold is None:
     return loss
-  return jnp.where(success_prob < success_threshold, loss, 0.0)
+  return jnp.where(success_prob >= success_threshold, 0.0, loss)
 
 
 def stepwise_coverage_loss(

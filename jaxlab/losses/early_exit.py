@@ -9,7 +9,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  weighted,
+)
 
 # Probability masses and losses below this count as 0.
 _EPSILON = 1e-12
@@ -80,7 +87,7 @@ def optimal_exit(
   check_range("cost_weight", cost_weight, "[0, inf)")
   check_arrays(losses=(losses, "[..., L + 1]"), costs=(costs, "[L + 1]"))
   losses, costs = as_accumulator(losses, costs)
-  total = jax.lax.stop_gradient(losses + cost_weight * costs)
+  total = jax.lax.stop_gradient(losses + cost_weight * jnp.broadcast_to(costs, losses.shape))
   return jnp.argmin(total, axis=-1).astype(jnp.int32)
 
 
@@ -99,7 +106,8 @@ def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Ar
     Mean over the gates, in nats, `[...]`.
 
   Raises:
-    ValueError: if a weight is negative.
+    ValueError: if a known weight is negative, or a known target outside 0..L; targets in JAX arrays
+      give NaN instead.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
@@ -110,12 +118,16 @@ def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Ar
     pos_weights=(pos_weights, "[L]"),
   )
   gate_logits, pos_weights = as_accumulator(gate_logits, pos_weights)
-  targets = jnp.asarray(targets)
-  opens = jnp.arange(gate_logits.shape[-1]) >= targets[..., None]
+  num_gates = gate_logits.shape[-1]
+  targets = as_classes("targets", targets, num_gates + 1)
+  pos_weights = jnp.broadcast_to(pos_weights, gate_logits.shape)
+  gates = jax.lax.broadcasted_iota(jnp.int32, gate_logits.shape, gate_logits.ndim - 1)
   terms = jnp.where(
-    opens, pos_weights * jax.nn.softplus(-gate_logits), jax.nn.softplus(gate_logits)
+    gates >= targets[..., None],
+    weighted(pos_weights, jax.nn.softplus(-gate_logits)),
+    jax.nn.softplus(gate_logits),
   )
-  return jnp.mean(terms, axis=-1)
+  return jnp.where(targets <= num_gates, jnp.mean(terms, axis=-1), jnp.nan)
 
 
 def gate_pos_weights(
@@ -133,19 +145,21 @@ def gate_pos_weights(
     most `max_weight`, `[L]`.
 
   Raises:
-    ValueError: if `targets` is empty, `num_gates` < 1 or `max_weight` < 0.
+    ValueError: if `targets` is empty, a known one lies outside 0..L (in JAX arrays it gives NaN),
+      `num_gates` < 1 or `max_weight` < 0.
 
   Reference: Chataoui et al., ICLR 2024, appendix, https://arxiv.org/abs/2310.09163.
   """
   check_arrays(targets=(targets, "int [n]"))
-  targets = jnp.asarray(targets)
-  if targets.size == 0:
-    raise ValueError("targets must hold at least one sample, got none.")
   check_at_least(1, num_gates=num_gates)
   check_range("max_weight", max_weight, "[0, inf)")
-  meant = jnp.sum(targets[:, None] == jnp.arange(num_gates), axis=0, dtype=jnp.float32)
+  targets = as_classes("targets", targets, num_gates + 1)
+  if targets.size == 0:
+    raise ValueError("targets must hold at least one sample, got none.")
+  meant = jnp.sum(targets[:, None] == jnp.arange(num_gates)[None], axis=0, dtype=jnp.float32)
   count = jnp.maximum(meant, _MIN_COUNT)
-  return jnp.minimum((targets.size - count) / count, max_weight)
+  weights = jnp.minimum((targets.size - count) / count, max_weight)
+  return jnp.where(jnp.all(targets <= num_gates), weights, jnp.nan)
 
 
 def exit_weighted_loss(
@@ -171,10 +185,10 @@ def exit_weighted_loss(
   check_arrays(losses=(losses, "[..., L]"), exit_probs=(exit_probs, "[..., L]"))
   losses, exit_probs = as_accumulator(losses, exit_probs)
   if preserve_scale:
-    expected = jnp.sum(exit_probs * losses, axis=-1, keepdims=True)
+    expected = jnp.sum(weighted(exit_probs, losses), axis=-1, keepdims=True)
     scale = jnp.sum(losses, axis=-1, keepdims=True) / jnp.maximum(expected, _EPSILON)
     exit_probs = scale * exit_probs / losses.shape[-1]
-  return jnp.sum(jax.lax.stop_gradient(exit_probs) * losses, axis=-1)
+  return jnp.sum(weighted(jax.lax.stop_gradient(exit_probs), losses), axis=-1)
 
 
 def exit_warmup_loss(losses: chex.Array) -> jax.Array:

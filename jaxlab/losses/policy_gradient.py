@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_choice,
+  check_range,
+  is_known,
+  weighted,
+)
 from jaxlab.losses.sequence import sequence_log_prob
 
 # Beyond this log-ratio the exponential continues as a straight line, so that float32 is finite.
@@ -98,7 +105,7 @@ def _centered(rewards: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Arra
   finite = jnp.isfinite(rewards)
   count = jnp.sum(finite, axis=axis, keepdims=True)
   # The largest is subtracted first: equal rewards then have a mean of exactly 0.
-  largest = jnp.max(jnp.where(finite, rewards, -jnp.inf), axis=axis, keepdims=True)
+  largest = jnp.max(rewards, axis=axis, keepdims=True, initial=-jnp.inf, where=finite)
   shifted = jnp.where(finite, rewards - jnp.where(count > 0, largest, 0.0), 0.0)
   mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(count, 1)
   return jnp.where(finite & (count > 1), shifted - mean, 0.0), finite, count
@@ -225,8 +232,8 @@ def clipped_policy_loss(
     e^60 continue as a straight line, so that the loss stays finite.
 
   Raises:
-    ValueError: if the level is unknown, a clip < 0, or `kl_coefficient` is not 0 and
-      `reference_log_probs` is None.
+    ValueError: if the level is unknown, a clip < 0, `kl_coefficient` is not finite, or it is not 0
+      and `reference_log_probs` is None.
 
   Reference: Schulman et al., PPO, 2017, equation 7, https://arxiv.org/abs/1707.06347; Shao et al.,
   DeepSeekMath, 2024, equation 3, https://arxiv.org/abs/2402.03300; Zheng et al., GSPO, 2025,
@@ -236,6 +243,7 @@ def clipped_policy_loss(
   clip_high = clip_low if clip_high is None else clip_high
   check_range("clip_low", clip_low, "[0, inf)")
   check_range("clip_high", clip_high, "[0, inf)")
+  check_range("kl_coefficient", kl_coefficient, "(-inf, inf)")
   penalized = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
   if penalized and reference_log_probs is None:
     raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
@@ -264,7 +272,8 @@ def clipped_policy_loss(
     return loss
   reference = as_accumulator(reference_log_probs)
   divergence = kl_per_token(jnp.where(mask, log_probs, 0.0), jnp.where(mask, reference, 0.0))
-  return loss + kl_coefficient * sequence_log_prob(divergence, mask, normalize_length=True)
+  penalty = sequence_log_prob(divergence, mask, normalize_length=True)
+  return loss + weighted(kl_coefficient, penalty)
 
 
 def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Array) -> jax.Array:
@@ -285,4 +294,4 @@ def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Arr
     log_probs=(log_probs, "[..., T]"), advantages=(advantages, "[...]"), mask=(mask, "[..., T]")
   )
   log_probs, advantages = as_accumulator(log_probs, advantages)
-  return -jax.lax.stop_gradient(advantages) * sequence_log_prob(log_probs, mask)
+  return weighted(-jax.lax.stop_gradient(advantages), sequence_log_prob(log_probs, mask))

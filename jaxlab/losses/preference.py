@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
 
 
 def dpo_loss(
@@ -198,11 +198,12 @@ def simpo_loss(
     Loss per pair in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `beta` <= 0 or `label_smoothing` lies outside [0, 0.5].
+    ValueError: if `beta` <= 0, `margin` is not finite or `label_smoothing` lies outside [0, 0.5].
 
   Reference: Meng et al., SimPO, NeurIPS 2024, equation 6, https://arxiv.org/abs/2405.14734.
   """
   check_range("beta", beta, "(0, inf)")
+  check_range("margin", margin, "(-inf, inf)")
   check_range("label_smoothing", label_smoothing, "[0, 0.5]")
   check_arrays(
     policy_chosen=(policy_chosen, "[...]"),
@@ -265,7 +266,7 @@ def _smoothed_logistic_loss(margin: jax.Array, smoothing: chex.Numeric) -> jax.A
 
   The two log-sigmoids differ by the margin.
   """
-  return jax.nn.softplus(-margin) + smoothing * margin
+  return jax.nn.softplus(-margin) + weighted(smoothing, margin)
 
 
 def _per_token(log_probs: jax.Array, lengths: chex.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
 
 _MASKED = -1e30
 
@@ -30,7 +30,7 @@ def bradley_terry_loss(
     Loss per pair in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `center_coefficient` < 0.
+    ValueError: if `center_coefficient` < 0 or a known margin is not finite.
 
   Reference: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 1952; Touvron
   et al., Llama 2, 2023, section 3.2.2 (margin), https://arxiv.org/abs/2307.09288; Eisenstein et
@@ -45,8 +45,10 @@ def bradley_terry_loss(
   chosen, rejected = as_accumulator(chosen_rewards, rejected_rewards)
   difference = chosen - rejected
   if margin is not None:
+    check_range("margin", margin, "(-inf, inf)")
     difference -= as_accumulator(margin)
-  return jax.nn.softplus(-difference) + center_coefficient * jnp.square(chosen + rejected)
+  square = jnp.square(chosen + rejected)
+  return jax.nn.softplus(-difference) + weighted(center_coefficient, square)
 
 
 def slic_loss(
@@ -86,7 +88,7 @@ def slic_loss(
   loss = jax.nn.relu(margin - chosen + rejected)
   if target_log_probs is None:
     return loss
-  return loss - target_weight * as_accumulator(target_log_probs)
+  return loss - weighted(target_weight, as_accumulator(target_log_probs))
 
 
 def rrhf_loss(
@@ -123,11 +125,13 @@ def rrhf_loss(
   worse = rewards[..., :, None] < rewards[..., None, :]
   excess = jax.nn.relu(scores[..., :, None] - scores[..., None, :])
   loss = jnp.sum(jnp.where(worse, excess, 0.0), axis=(-2, -1))
+  unknown = jnp.any(jnp.isnan(scores) | jnp.isnan(rewards), axis=-1)
+  loss = jnp.where(unknown, jnp.nan, loss)
   if sequence_log_probs is None:
     return loss
   totals = as_accumulator(sequence_log_probs)
   best = jnp.argmax(rewards, axis=-1, keepdims=True)
-  return loss - nll_weight * jnp.take_along_axis(totals, best, axis=-1)[..., 0]
+  return loss - weighted(nll_weight, jnp.take_along_axis(totals, best, axis=-1)[..., 0])
 
 
 def plackett_luce_loss(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Array:

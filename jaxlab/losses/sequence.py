@@ -34,8 +34,9 @@ def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
   """
   check_arrays(logits=(logits, "[..., v]"), tokens=(tokens, "int [...]"))
   logits, tokens = as_accumulator(logits), jnp.asarray(tokens)
-  # A negative index would count from the end.
-  index = jnp.where(tokens < 0, logits.shape[-1], tokens.astype(jnp.int32))[..., None]
+  # A negative index would count from the end, and so would -100 in unsigned integers.
+  tokens = tokens.astype(jnp.int32)
+  index = jnp.where(tokens < 0, logits.shape[-1], tokens)[..., None]
   chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill")[..., 0]
   # The maximum is subtracted first, so that no digits are lost where the token's score is large.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -97,8 +98,12 @@ def chunked_token_log_probs(
     tokens=(tokens, "int [..., T]"),
   )
   hidden, kernel, tokens = jnp.asarray(hidden), jnp.asarray(kernel), jnp.asarray(tokens)
-  length = tokens.shape[-1]
-  chunk_size = min(chunk_size, max(length, 1))
+  return _chunked(hidden, kernel, tokens, min(chunk_size, max(tokens.shape[-1], 1)))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _chunked(hidden, kernel, tokens, chunk_size):
+  """One program per shape, as the loop over chunks would compile at every eager call."""
   dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
   # Held in the accumulator's type across chunks, so that its gradient is summed in that type.
   wide = as_accumulator(kernel)
@@ -111,7 +116,9 @@ def chunked_token_log_probs(
 
   parts = jax.lax.map(of_chunk, (_chunks(hidden, -2, chunk_size), _chunks(tokens, -1, chunk_size)))
   parts = jnp.moveaxis(parts, 0, -2)
-  return parts.reshape(*tokens.shape[:-1], -1)[..., :length]
+  # -1 would be ambiguous for an empty batch.
+  whole = parts.reshape(*tokens.shape[:-1], parts.shape[-2] * chunk_size)
+  return whole[..., : tokens.shape[-1]]
 
 
 def _chunks(values: jax.Array, axis: int, size: int) -> jax.Array:
@@ -200,7 +207,8 @@ def segment_log_probs(
     token_log_probs=(token_log_probs, "[..., T]"), segment_ids=(segment_ids, "int [..., T]")
   )
   log_probs, segment_ids = as_accumulator(token_log_probs), jnp.asarray(segment_ids)
-  inside = segment_ids[..., None, :] == jnp.arange(num_segments)[:, None]
+  segments = jnp.arange(num_segments).reshape(*[1] * (segment_ids.ndim - 1), -1, 1)
+  inside = segment_ids[..., None, :] == segments
   return jnp.sum(jnp.where(inside, log_probs[..., None, :], 0.0), axis=-1)
 
 

@@ -50,7 +50,7 @@ def kto_loss(
   policy, reference, baseline = as_accumulator(policy_log_probs, reference_log_probs, kl_estimate)
   desirable = jnp.asarray(desirable)
   reference, baseline = jax.lax.stop_gradient((reference, baseline))
-  gain = beta * (policy - reference - jnp.broadcast_to(baseline, policy.shape))
+  gain = beta * (policy - reference - baseline)
   weight = jnp.where(desirable, desirable_weight, undesirable_weight)
   return weight * jax.nn.sigmoid(jnp.where(desirable, -gain, gain))
 

@@ -94,6 +94,11 @@ def test_tokens_outside_the_vocabulary_are_nan_until_masked():
   )
 
 
+def test_unsigned_sentinels_are_outside_the_vocabulary():
+  tokens = np.where(MASK, TOKENS, -100).astype(np.uint32)
+  np.testing.assert_array_equal(np.isnan(token_log_probs(LOGITS, tokens)), ~MASK)
+
+
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_extreme_logits(scale):
   logits = np.float32([[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]) * np.float32(scale)
@@ -203,6 +208,15 @@ def test_kernel_gradient_is_summed_in_float32():
     return sequence.chunked_token_log_probs(hidden, kernel, tokens, chunk_size=1).sum()
 
   np.testing.assert_array_equal(jax.jit(jax.grad(loss))(kernel), [[200, -200]])
+
+
+def test_chunks_of_empty_batches():
+  def log_probs(hidden, tokens):
+    return sequence.chunked_token_log_probs(hidden, np.eye(V), tokens, chunk_size=2)
+
+  for shape in ((0, T), (B, 0)):
+    hidden, tokens = jnp.zeros((*shape, V)), jnp.zeros(shape, int)
+    assert jax.eval_shape(log_probs, hidden, tokens).shape == shape
 
 
 @pytest.mark.shipping
