@@ -1,5 +1,6 @@
 """Boxes and segments that are pasted from one example into another, and a saliency map."""
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 # Keeps the side of a box from falling below a whole number of pixels by rounding alone.
 _ROUNDING = 1e-6
@@ -35,7 +36,7 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
     masks: 1 where the partner is pasted and 0 elsewhere, `[b, h, w]` or `[b, t]`.
 
   Returns:
-    A `BoxMix`; its ratio is 1 minus the share of pasted pixels.
+    A `BoxMix`; its ratio is 1 minus the share of pasted pixels, NaN for a mask with NaN.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3, https://arxiv.org/abs/1905.04899.
   """
@@ -43,11 +44,10 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
     images=(images, "[b, ..., c]"), partners=(partners, "[b, ..., c]"), masks=(masks, "[b, ...]")
   )
   images, partners, masks = jnp.asarray(images), jnp.asarray(partners), jnp.asarray(masks)
-  taken = masks > 0.5
-  pixels = taken[0].size
-  counts = jnp.sum(taken.reshape(-1, pixels), axis=-1, dtype=jnp.float32)
-  mixed = jnp.where(taken[..., None], partners.astype(images.dtype), images)
-  return BoxMix(mixed, 1.0 - counts / pixels)
+  taken = jnp.heaviside(masks.astype(jnp.float32) - 0.5, 0.0)
+  counts = jnp.sum(taken, axis=tuple(range(1, taken.ndim)))
+  mixed = jnp.where((taken == 1)[..., None], partners.astype(images.dtype), images)
+  return BoxMix(mixed, 1.0 - counts / max(math.prod(taken.shape[1:]), 1))
 
 
 def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: int) -> jax.Array:
@@ -61,19 +61,20 @@ def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: i
     width: width w.
 
   Returns:
-    1 in the box and 0 elsewhere, float32 `[b, h, w]`.
+    1 in the box and 0 elsewhere, float32 `[b, h, w]`; NaN for a traced ratio of NaN.
 
   Raises:
-    ValueError: if a ratio lies outside [0, 1].
+    ValueError: if a known ratio lies outside [0, 1], `height` < 1 or `width` < 1.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_at_least(1, height=height, width=width)
   check_arrays(centers=(centers, "[b, 2]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
   scale = jnp.sqrt(1.0 - _row_ratios(ratio, centers.shape[0]))
   rows = _span(centers[:, 0], height * scale, height)
   columns = _span(centers[:, 1], width * scale, width)
-  return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+  return rows[:, :, None] * columns[:, None, :]
 
 
 def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> jax.Array:
@@ -85,17 +86,18 @@ def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> j
     length: length t of the signals.
 
   Returns:
-    1 in the segment and 0 elsewhere, float32 `[b, t]`.
+    1 in the segment and 0 elsewhere, float32 `[b, t]`; NaN for a traced ratio of NaN.
 
   Raises:
-    ValueError: if a ratio lies outside [0, 1].
+    ValueError: if a known ratio lies outside [0, 1] or `length` < 1.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_at_least(1, length=length)
   check_arrays(centers=(centers, "[b]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
   kept = _row_ratios(ratio, centers.shape[0])
-  return _span(centers, length * (1.0 - kept), length).astype(jnp.float32)
+  return _span(centers, length * (1.0 - kept), length)
 
 
 def center_surround_saliency(images: chex.Array) -> jax.Array:
@@ -124,10 +126,11 @@ def _row_ratios(ratio: chex.Numeric, batch_size: int) -> jax.Array:
 
 
 def _span(centers: jax.Array, side: jax.Array, size: int) -> jax.Array:
-  """Whether positions `[size]` lie within half a side of each center, `[b, size]`."""
+  """1 where positions lie within half a side of each center, else 0, `[b, size]`."""
   half = jnp.floor(side + _ROUNDING).astype(jnp.int32)[:, None] // 2
-  centers, positions = centers[:, None], jnp.arange(size)
-  return (positions >= centers - half) & (positions < centers + half)
+  centers, positions = centers[:, None], jnp.arange(size)[None]
+  inside = (positions >= centers - half) & (positions < centers + half)
+  return jnp.where(jnp.isnan(side)[:, None], jnp.nan, inside.astype(jnp.float32))
 
 
 def _box_mean(images: jax.Array, radius: int) -> jax.Array:

@@ -123,7 +123,7 @@ def cutmix(
   draw_key, center_key = jax.random.split(key)
   draw = draw_mix(draw_key, batch_size=b, alpha=alpha, per_example=per_example)
   shape = (b if per_example else 1, 2)
-  centers = jax.random.randint(center_key, shape, 0, jnp.array([height, width]))
+  centers = jax.random.randint(center_key, shape, 0, jnp.array([[height, width]]))
   centers = jnp.broadcast_to(centers, (b, 2))
   masks = box_masks(centers, draw.ratio, height=height, width=width)
   return _pasted(images, labels, draw, masks)
@@ -156,7 +156,7 @@ def saliency_box_mix(
   b, height, width, _ = images.shape
   draw = draw_mix(key, batch_size=b, alpha=alpha)
   saliency = center_surround_saliency(images)[draw.permutation]
-  peaks = jnp.argmax(saliency.reshape(b, -1), axis=-1)
+  peaks = jnp.argmax(saliency.reshape(b, height * width), axis=-1)
   centers = jnp.stack([peaks // width, peaks % width], axis=-1)
   masks = box_masks(centers, draw.ratio, height=height, width=width)
   return _pasted(images, labels, draw, masks)
@@ -219,11 +219,12 @@ def draw_mix(
     A `MixDraw`; partners are a uniform permutation of the rows.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or `batch_size` < 0.
 
   Reference: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412.
   """
   check_range("alpha", alpha, "(0, inf)")
+  check_at_least(0, batch_size=batch_size)
   ratio_key, order_key = jax.random.split(key)
   shape = (batch_size if per_example else 1,)
   ratio = jax.random.beta(ratio_key, alpha, alpha, shape, jnp.float32)

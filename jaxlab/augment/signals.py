@@ -38,7 +38,7 @@ def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
   uniform = jax.random.uniform(uniform_key, (5, rows, 1, 1), wide.dtype)
   gain, offset, std = 0.7 + 0.6 * uniform[0], 0.4 * uniform[1] - 0.2, 0.001 + 0.499 * uniform[2]
   shift = jnp.floor((2 * _MAX_SHIFT + 1) * uniform[3]).astype(jnp.int32) - _MAX_SHIFT
-  index = jnp.clip(jnp.arange(length)[:, None] - shift, 0, length - 1)
+  index = jnp.clip(jnp.arange(length)[None, :, None] - shift, 0, length - 1)
   moved = jnp.take_along_axis(wide, index, axis=1)
   noise = 0.05 * jax.random.normal(noise_key, wide.shape, wide.dtype)
   noisy = gain * moved + offset + noise
@@ -63,11 +63,11 @@ def blur_signals(signals: chex.Array, std: chex.Numeric) -> jax.Array:
   check_arrays(signals=(signals, "float [b, T, c]"), std=(std if np.ndim(std) else None, "[b]"))
   signals = jnp.asarray(signals)
   wide = as_accumulator(signals)
-  std = jnp.asarray(std, wide.dtype)
   rows, length, _ = signals.shape
+  std = jnp.broadcast_to(jnp.asarray(std, wide.dtype), (rows,))[:, None]
   offsets = jnp.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
-  kernel = jnp.exp(-jnp.square(offsets / std[..., None]) / 2)
-  kernel = jnp.broadcast_to(kernel / kernel.sum(-1, keepdims=True), (rows, offsets.size))
+  kernel = jnp.exp(-jnp.square(offsets[None] / std) / 2)
+  kernel = kernel / kernel.sum(-1, keepdims=True)
   padded = jnp.pad(wide, ((0, 0), (_BLUR_RADIUS, _BLUR_RADIUS), (0, 0)), mode="edge")
   blurred = sum(kernel[:, i, None, None] * padded[:, i : i + length] for i in range(offsets.size))
   return blurred.astype(signals.dtype)

@@ -85,6 +85,19 @@ def test_saliency_matches_a_loop():
   np.testing.assert_allclose(flat, 0, atol=1e-5)
 
 
+def test_an_unknown_ratio_is_unknown_in_its_row_and_an_empty_batch_is_empty():
+  ratio = jnp.array([0.3, jnp.nan])
+  boxes = box_masks(np.array([[3, 3], [4, 2]]), ratio, height=8, width=6)
+  segments = segment_masks(np.array([3, 4]), ratio, length=11)
+  for masks in (boxes, segments):
+    images = np.zeros((*masks.shape, 1), np.float32)
+    assert not np.isnan(masks[0]).any() and np.isnan(masks[1]).all()
+    kept = augment.box_mix(images, images, masks).ratio
+    np.testing.assert_array_equal(np.isnan(kept), [False, True])
+  mixed = jax.eval_shape(augment.box_mix, *(jnp.zeros((0, 4, 4, 1)),) * 2, jnp.zeros((0, 4, 4)))
+  assert mixed.ratio.shape == (0,)
+
+
 def test_errors():
   centers = jnp.zeros((2, 2), jnp.int32)
   for bad in (-0.1, 1.5, np.nan):
@@ -92,6 +105,11 @@ def test_errors():
       augment.box_masks(centers, bad, height=4, width=4)
     with pytest.raises(ValueError, match="ratio"):
       augment.segment_masks(centers[:, 0], bad, length=4)
+  for sizes in ({"height": 0, "width": 4}, {"height": 4, "width": 0}):
+    with pytest.raises(ValueError, match="(height|width) must be at least 1, got 0"):
+      augment.box_masks(centers, 0.5, **sizes)
+  with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+    augment.segment_masks(centers[:, 0], 0.5, length=0)
   with pytest.raises(ValueError, match="centers must have shape"):
     augment.box_masks(centers[:, :1], 0.5, height=4, width=4)
   with pytest.raises(ValueError, match="ratio must have shape"):

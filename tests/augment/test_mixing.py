@@ -124,6 +124,12 @@ def test_a_list_of_numbers_is_an_array_of_labels(policy, inputs):
 
 
 @policies
+def test_an_empty_batch_is_empty(policy, inputs):
+  mixed = jax.eval_shape(lambda x: policy(KEY, x, LABELS[:0]), inputs[:0])
+  assert mixed.inputs.shape == (0, *inputs.shape[1:]) and mixed.ratio.shape == (0,)
+
+
+@policies
 def test_policies_check_alpha_and_labels(policy, inputs):
   for alpha in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match="alpha"):
