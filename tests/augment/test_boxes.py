@@ -91,10 +91,12 @@ def test_an_unknown_ratio_is_unknown_in_its_row_and_an_empty_batch_is_empty():
   segments = segment_masks(np.array([3, 4]), ratio, length=11)
   for masks in (boxes, segments):
     images = np.zeros((*masks.shape, 1), np.float32)
-    assert not np.isnan(masks[0]).any() and np.isnan(masks[1]).all()
-    kept = augment.box_mix(images, images, masks).ratio
+    unknown = np.isnan(masks).reshape(2, -1)
+    assert not unknown[0].any() and unknown[1].all()
+    kept = jax.jit(augment.box_mix)(images, images, masks).ratio
     np.testing.assert_array_equal(np.isnan(kept), [False, True])
-  mixed = jax.eval_shape(augment.box_mix, *(jnp.zeros((0, 4, 4, 1)),) * 2, jnp.zeros((0, 4, 4)))
+  empty = np.zeros((0, 4, 4, 1), np.float32)
+  mixed = jax.eval_shape(augment.box_mix, empty, empty, empty[..., 0])
   assert mixed.ratio.shape == (0,)
 
 

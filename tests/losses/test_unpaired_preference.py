@@ -79,7 +79,7 @@ def test_half_precision_and_vmap():
   assert result.dtype == jnp.float32
   wide = (x.astype(jnp.float32) for x in half)
   np.testing.assert_allclose(result, kto(*wide, DESIRABLE, 0.1), rtol=1e-6)
-  mapped = jax.vmap(losses.kto_loss, (0, 0, 0, None))(POLICY, REFERENCE, DESIRABLE, 0.1)
+  mapped = jax.jit(jax.vmap(losses.kto_loss, (0, 0, 0, None)))(POLICY, REFERENCE, DESIRABLE, 0.1)
   np.testing.assert_allclose(mapped, kto(POLICY, REFERENCE, DESIRABLE, 0.1), rtol=1e-6)
 
 
