@@ -1,4 +1,4 @@
-"""Checks and casts of arguments that every room shares.
+"""Checks and casts of arguments, and a product without NaN, that every room shares.
 
 Checks read the values of Python numbers and NumPy arrays only; these values are "known". Traced
 arrays have no values to read, and reading an array on a device would block every eager call.
@@ -58,6 +58,21 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
       raise ValueError(f"{name} must lie in [0, {num_classes}), got {low} to {high}.")
   classes = classes.astype(jnp.promote_types(classes.dtype, jnp.int32))
   return jnp.where(classes < 0, num_classes, classes)
+
+
+def weighted(weight: chex.Numeric, values: jax.Array) -> jax.Array:
+  """Products, in which a weight of 0 leaves out infinite values.
+
+  A class that is masked by a logit of -inf has an infinite cost, and 0 times infinity is NaN.
+
+  Args:
+    weight: a number, or an array that broadcasts with the values.
+    values: `[...]`; NaN stays NaN.
+
+  Returns:
+    `weight * values`, and 0 with gradient 0 where the weight is 0 and the value infinite.
+  """
+  return weight * jnp.where((weight == 0) & jnp.isinf(values), 0.0, values)
 
 
 def check_arrays(**arguments: tuple[chex.ArrayTree | None, str]) -> None:
@@ -128,6 +143,25 @@ def _bind(axes: tuple[str, ...], shape: tuple[int, ...], sizes: dict) -> dict | 
     elif axis != "*" and bound.setdefault(axis, size) != size:
       return None
   return bound if all(sizes.get(k, v) == v for k, v in bound.items()) else None
+
+
+def check_increasing(name: str, values: chex.Array) -> None:
+  """Raises if a known list of numbers does not increase strictly.
+
+  Args:
+    name: the caller's name for the numbers.
+    values: `[n]`.
+
+  Raises:
+    ValueError: naming the argument and the first two numbers that do not increase.
+  """
+  if not is_known(values):
+    return
+  array = np.asarray(values, np.float64)
+  bad = np.flatnonzero(~(np.diff(array) > 0))
+  if bad.size:
+    low, high = array[bad[0] : bad[0] + 2]
+    raise ValueError(f"{name} must increase strictly, got {high} after {low}.")
 
 
 def check_range(name: str, value: chex.Numeric, interval: str) -> None:

@@ -12,8 +12,10 @@ from jaxlab._checks import (
   check_arrays,
   check_at_least,
   check_choice,
+  check_increasing,
   check_range,
   is_known,
+  weighted,
 )
 
 
@@ -214,3 +216,20 @@ def test_array_checks_of_traced_arrays():
       lambda x, y: check_arrays(logits=(x, "[b, k]"), labels=(y, "[b]")),
       *(np.zeros((2, 3)), np.zeros(3)),
     )
+
+
+def test_a_weight_of_0_leaves_out_infinite_values():
+  values, zeros = np.float32([np.inf, -np.inf, 2, np.nan]), np.zeros(4, np.float32)
+  value, slopes = jax.jit(jax.vmap(jax.value_and_grad(weighted, (0, 1))))(zeros, values)
+  np.testing.assert_array_equal(value, [0, 0, 0, np.nan])
+  np.testing.assert_array_equal(slopes[0], [0, 0, 2, np.nan])
+  np.testing.assert_array_equal(slopes[1], zeros)
+  np.testing.assert_array_equal(jax.jit(weighted)(-3.0, values), -3 * values)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.0, 2.0, 1.0], [0.0, np.nan]])
+def test_lists_that_do_not_increase_are_refused(values):
+  with pytest.raises(ValueError, match=rf"^borders must .* got {values[-1]} after {values[-2]}"):
+    check_increasing("borders", values)
+  check_increasing("borders", jnp.array(values))
+  check_increasing("borders", [0, 1, 2])

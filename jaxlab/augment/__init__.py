@@ -1,4 +1,8 @@
-"""Inputs and labels in, perturbed inputs and labels out."""
+"""Inputs and labels in, perturbed inputs and labels out.
+
+Arguments are arrays, numbers or lists of numbers. Of another shape than documented they raise
+ValueError, of another type TypeError, by name.
+"""
 
 from jaxlab.augment.boxes import BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks
 from jaxlab.augment.corruptions import (

@@ -1,12 +1,14 @@
 """Boxes and segments that are pasted from one example into another, and a saliency map."""
 
+import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 # Keeps the side of a box from falling below a whole number of pixels by rounding alone.
 _ROUNDING = 1e-6
@@ -34,18 +36,18 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
     masks: 1 where the partner is pasted and 0 elsewhere, `[b, h, w]` or `[b, t]`.
 
   Returns:
-    A `BoxMix`; its ratio is 1 minus the share of pasted pixels.
+    A `BoxMix`; its ratio is 1 minus the share of pasted pixels, NaN for a mask with NaN.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3, https://arxiv.org/abs/1905.04899.
   """
+  check_arrays(
+    images=(images, "[b, ..., c]"), partners=(partners, "[b, ..., c]"), masks=(masks, "[b, ...]")
+  )
   images, partners, masks = jnp.asarray(images), jnp.asarray(partners), jnp.asarray(masks)
-  chex.assert_equal_shape([images, partners])
-  chex.assert_shape(masks, images.shape[:-1])
-  taken = masks > 0.5
-  pixels = taken[0].size
-  counts = jnp.sum(taken.reshape(-1, pixels), axis=-1, dtype=jnp.float32)
-  mixed = jnp.where(taken[..., None], partners.astype(images.dtype), images)
-  return BoxMix(mixed, 1.0 - counts / pixels)
+  taken = jnp.heaviside(masks.astype(jnp.float32) - 0.5, 0.0)
+  counts = jnp.sum(taken, axis=tuple(range(1, taken.ndim)))
+  mixed = jnp.where((taken == 1)[..., None], partners.astype(images.dtype), images)
+  return BoxMix(mixed, 1.0 - counts / max(math.prod(taken.shape[1:]), 1))
 
 
 def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: int) -> jax.Array:
@@ -59,19 +61,20 @@ def box_masks(centers: chex.Array, ratio: chex.Numeric, *, height: int, width: i
     width: width w.
 
   Returns:
-    1 in the box and 0 elsewhere, float32 `[b, h, w]`.
+    1 in the box and 0 elsewhere, float32 `[b, h, w]`; NaN for a traced ratio of NaN.
 
   Raises:
-    ValueError: if a ratio lies outside [0, 1].
+    ValueError: if a known ratio lies outside [0, 1], `height` < 1 or `width` < 1.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_at_least(1, height=height, width=width)
+  check_arrays(centers=(centers, "[b, 2]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
-  chex.assert_shape(centers, (None, 2))
   scale = jnp.sqrt(1.0 - _row_ratios(ratio, centers.shape[0]))
   rows = _span(centers[:, 0], height * scale, height)
   columns = _span(centers[:, 1], width * scale, width)
-  return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+  return rows[:, :, None] * columns[:, None, :]
 
 
 def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> jax.Array:
@@ -83,17 +86,18 @@ def segment_masks(centers: chex.Array, ratio: chex.Numeric, *, length: int) -> j
     length: length t of the signals.
 
   Returns:
-    1 in the segment and 0 elsewhere, float32 `[b, t]`.
+    1 in the segment and 0 elsewhere, float32 `[b, t]`; NaN for a traced ratio of NaN.
 
   Raises:
-    ValueError: if a ratio lies outside [0, 1].
+    ValueError: if a known ratio lies outside [0, 1] or `length` < 1.
 
   Reference: Yun et al., CutMix, ICCV 2019, section 3.2, https://arxiv.org/abs/1905.04899.
   """
+  check_at_least(1, length=length)
+  check_arrays(centers=(centers, "[b]"), ratio=(ratio if np.ndim(ratio) else None, "[b]"))
   centers = jnp.asarray(centers)
-  chex.assert_rank(centers, 1)
   kept = _row_ratios(ratio, centers.shape[0])
-  return _span(centers, length * (1.0 - kept), length).astype(jnp.float32)
+  return _span(centers, length * (1.0 - kept), length)
 
 
 def center_surround_saliency(images: chex.Array) -> jax.Array:
@@ -110,8 +114,8 @@ def center_surround_saliency(images: chex.Array) -> jax.Array:
   from a visual saliency mechanism, Image and Vision Computing 2010; the use for mixing is that of
   Uddin et al., SaliencyMix, ICLR 2021, https://arxiv.org/abs/2006.01791.
   """
+  check_arrays(images=(images, "[b, h, w, c]"))
   images = as_accumulator(images)
-  chex.assert_rank(images, 4)
   contrasts = (jnp.abs(images - _box_mean(images, radius)) for radius in _SURROUND_RADII)
   return jnp.mean(sum(contrasts), axis=-1)
 
@@ -122,10 +126,11 @@ def _row_ratios(ratio: chex.Numeric, batch_size: int) -> jax.Array:
 
 
 def _span(centers: jax.Array, side: jax.Array, size: int) -> jax.Array:
-  """Whether positions `[size]` lie within half a side of each center, `[b, size]`."""
+  """1 where positions lie within half a side of each center, else 0, `[b, size]`."""
   half = jnp.floor(side + _ROUNDING).astype(jnp.int32)[:, None] // 2
-  centers, positions = centers[:, None], jnp.arange(size)
-  return (positions >= centers - half) & (positions < centers + half)
+  centers, positions = centers[:, None], jnp.arange(size)[None]
+  inside = (positions >= centers - half) & (positions < centers + half)
+  return jnp.where(jnp.isnan(side)[:, None], jnp.nan, inside.astype(jnp.float32))
 
 
 def _box_mean(images: jax.Array, radius: int) -> jax.Array:

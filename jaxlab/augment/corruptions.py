@@ -7,9 +7,11 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range
 from jaxlab.augment.image_corruptions import corrupt_images
+from jaxlab.augment.interpolation import batch_labels
 from jaxlab.augment.signals import blur_signals
 
 # The constant of each kind at severities 1 to 5; the order is that of a stream.
@@ -36,11 +38,11 @@ class CorruptionStream(NamedTuple):
 
   Attributes:
     inputs: the corrupted batches, `[m, b, ...]`.
-    labels: their labels, `[m, b]`.
+    labels: their labels, `[m, b, ...]`.
   """
 
   inputs: chex.Array
-  labels: chex.Array
+  labels: chex.ArrayTree
 
 
 def corrupt_signals(
@@ -70,7 +72,7 @@ def corrupt_signals(
     key: random key; deterministic kinds ignore it.
     signals: standardized signals, `[b, T, c]`.
     kind: one of `SIGNAL_CORRUPTIONS`.
-    severity: an integer in 1..5, which may be traced.
+    severity: an integer in 1..5, which may be traced; outside, a traced one gives NaN.
 
   Returns:
     The corrupted signals, in the shape and dtype of `signals`.
@@ -84,9 +86,8 @@ def corrupt_signals(
   """
   check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
+  check_arrays(signals=(signals, "float [b, T, c]"), severity=(severity, "int []"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   longest = max(_CONSTANTS["occlusion"])
   if kind == "occlusion" and signals.shape[1] < longest:
     raise ValueError(
@@ -98,14 +99,16 @@ def corrupt_signals(
 @partial(jax.jit, static_argnames="kind")
 def _corrupted(key, signals, severity, kind):
   """One program per kind: the constant is looked up, so that severities share the program."""
-  constant = jnp.asarray(_CONSTANTS[kind])[severity - 1]
-  return _FUNCTIONS[kind](key, as_accumulator(signals), constant).astype(signals.dtype)
+  constant = jnp.asarray(_CONSTANTS[kind])[jnp.clip(severity, 1, 5) - 1]
+  corrupted = _FUNCTIONS[kind](key, as_accumulator(signals), constant)
+  known = (severity >= 1) & (severity <= 5)
+  return jnp.where(known, corrupted, jnp.nan).astype(signals.dtype)
 
 
 def corruption_stream(
   key: chex.PRNGKey,
   signals: chex.Array,
-  labels: chex.Array,
+  labels: chex.ArrayTree,
   *,
   kinds: Sequence[str],
   severities: Sequence[int],
@@ -120,7 +123,7 @@ def corruption_stream(
   Args:
     key: random key for the orders and the corruptions.
     signals: clean, standardized signals, `[n, T, c]`, or images in [0, 1], `[n, h, w, c]`.
-    labels: their labels, `[n]`.
+    labels: their labels, pytree of arrays `[n, ...]`.
     kinds: names from `SIGNAL_CORRUPTIONS` (for images, `IMAGE_CORRUPTIONS`), in order; names may
       repeat.
     severities: integers in 1..5, in order.
@@ -136,36 +139,37 @@ def corruption_stream(
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 4,
   https://arxiv.org/abs/2211.13081.
   """
-  signals, labels = jnp.asarray(signals), jnp.asarray(labels)
-  chex.assert_rank([signals, labels], [{3, 4}, 1])
-  chex.assert_equal_shape_prefix([signals, labels], 1)
-  if not 1 <= batch_size <= len(labels):
-    raise ValueError(f"batch_size must lie in [1, {len(labels)}], got {batch_size}.")
+  is_images = np.ndim(signals) == 4
+  check_arrays(signals=(signals, "float [n, h, w, c]" if is_images else "float [n, T, c]"))
+  signals = jnp.asarray(signals)
+  labels = batch_labels(labels, len(signals))
+  if not 1 <= batch_size <= len(signals):
+    raise ValueError(f"batch_size must lie in [1, {len(signals)}], got {batch_size}.")
   if not len(kinds) or not len(severities):
     raise ValueError(f"kinds {kinds} and severities {severities} must not be empty.")
+  check_arrays(severities=(severities, "int [*]"))
   check_range("severities", severities, "[1, 5]")
   return _stream(key, signals, labels, jnp.asarray(severities), tuple(kinds), batch_size)
 
 
 @partial(jax.jit, static_argnames=("kinds", "batch_size"))
 def _stream(key, signals, labels, severities, kinds, batch_size):
-  used = len(labels) // batch_size * batch_size
+  used = len(signals) // batch_size * batch_size
   corrupt = corrupt_signals if signals.ndim == 3 else corrupt_images
 
   def corrupted(kind, inputs):
     key, severity = inputs
     order_key, noise_key = jax.random.split(key)
-    rows = jax.random.permutation(order_key, len(labels))[:used]
-    return corrupt(noise_key, signals[rows], kind=kind, severity=severity), labels[rows]
+    rows = jax.random.permutation(order_key, len(signals))[:used]
+    targets = jax.tree.map(lambda leaf: leaf[rows], labels)
+    return corrupt(noise_key, signals[rows], kind=kind, severity=severity), targets
 
   parts = []
   for i, kind in enumerate(kinds):
     keys = jax.random.split(jax.random.fold_in(key, i), len(severities))
     parts.append(jax.lax.map(partial(corrupted, kind), (keys, severities)))
-  inputs, targets = (jnp.concatenate(arrays) for arrays in zip(*parts))
-  return CorruptionStream(
-    inputs.reshape(-1, batch_size, *signals.shape[1:]), targets.reshape(-1, batch_size)
-  )
+  stream = CorruptionStream(*jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, batch_size, *leaf.shape[2:]), stream)
 
 
 def _gaussian_noise(key, x, c):
@@ -206,13 +210,13 @@ def _drift(key, x, c):
   slope = jax.random.uniform(key, (x.shape[0], 1, 1), x.dtype, -1.0, 1.0)
   # The divisor is at least 1, so that a signal of one value gets the start of the line.
   time = jnp.arange(x.shape[1]) / max(x.shape[1] - 1, 1)
-  return x + c * slope * (2 * time - 1)[:, None]
+  return x + c * slope * (2 * time - 1)[None, :, None]
 
 
 def _elastic(key, x, c):
   length = x.shape[1]
   phase = jax.random.uniform(key, (x.shape[0], 1), x.dtype)
-  time = jnp.arange(length)
+  time = jnp.arange(length)[None]
   position = time + c * jnp.sin(2 * jnp.pi * (2 * time / length + phase))
   position = jnp.clip(position, 0, length - 1)[..., None]
   left = jnp.floor(position).astype(jnp.int32)
@@ -226,10 +230,10 @@ def _pixelate(key, x, c):
   start = jnp.arange(length) // c * c
   end = jnp.minimum(start + c, length)
   total = sum(
-    jnp.where((start + i < end)[:, None], x[:, jnp.minimum(start + i, length - 1)], 0)
+    jnp.where((start + i < end)[None, :, None], x[:, jnp.minimum(start + i, length - 1)], 0)
     for i in range(max(_CONSTANTS["pixelate"]))
   )
-  return total / (end - start)[:, None]
+  return total / (end - start)[None, :, None]
 
 
 def _quantize(key, x, c):
@@ -238,7 +242,7 @@ def _quantize(key, x, c):
 
 def _occlusion(key, x, c):
   start = jax.random.randint(key, (x.shape[0], 1), 0, x.shape[1] - c + 1)
-  time = jnp.arange(x.shape[1])
+  time = jnp.arange(x.shape[1])[None]
   return jnp.where(((time >= start) & (time < start + c))[..., None], 0, x)
 
 

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab._checks import check_arrays, check_at_least
+
 
 def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> chex.Array:
   """Shifts every image by up to `padding` pixels along both axes, and fills with zeros.
@@ -21,9 +23,9 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> c
   Raises:
     ValueError: if `padding` is negative.
   """
-  chex.assert_rank(images, 4)
-  if padding < 0:
-    raise ValueError(f"padding must not be negative, got {padding}.")
+  check_at_least(0, padding=padding)
+  check_arrays(images=(images, "[b, height, width, channels]"))
+  images = jnp.asarray(images)
   starts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
   padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   crop = jax.vmap(lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:]))
@@ -40,7 +42,8 @@ def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
   Returns:
     Images of the shape of `images`.
   """
-  chex.assert_rank(images, 4)
+  check_arrays(images=(images, "[b, height, width, channels]"))
+  images = jnp.asarray(images)
   mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
   return jnp.where(mirrored, images[:, :, ::-1], images)
 
@@ -63,9 +66,8 @@ def jitter_images(key: chex.PRNGKey, images: chex.Array) -> jax.Array:
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 3.3,
   https://arxiv.org/abs/2211.13081.
   """
+  check_arrays(images=(images, "float [b, height, width, channels]"))
   images = jnp.asarray(images)
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
   gain_key, offset_key, shift_key, mirror_key, noise_key = jax.random.split(key, 5)
   rows, height, width, _ = images.shape
   per_row = (rows, 1, 1, 1)

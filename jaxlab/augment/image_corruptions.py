@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_choice, check_range
 
 # Constants of each kind at severities 1 to 5, as published for sides of 32 and of 224 pixels.
 _CONSTANTS = {
@@ -73,7 +73,7 @@ def corrupt_images(
     key: random key; deterministic kinds ignore it.
     images: values in [0, 1], `[b, h, w, c]`; three channels are red, green and blue.
     kind: one of `IMAGE_CORRUPTIONS`.
-    severity: an integer in 1..5, which may be traced.
+    severity: an integer in 1..5, which may be traced; outside, a traced one gives NaN.
 
   Returns:
     The corrupted images in [0, 1], in the shape and dtype of `images`.
@@ -87,19 +87,18 @@ def corrupt_images(
   """
   check_choice("kind", kind, _CONSTANTS)
   check_range("severity", severity, "[1, 5]")
-  images = jnp.asarray(images)
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
-  return _corrupted(key, images, jnp.asarray(severity), kind)
+  check_arrays(images=(images, "float [b, h, w, c]"), severity=(severity, "int []"))
+  return _corrupted(key, jnp.asarray(images), jnp.asarray(severity), kind)
 
 
 @partial(jax.jit, static_argnames="kind")
 def _corrupted(key, images, severity, kind):
   """One program per kind and shape: constants are looked up, so that severities share it."""
   table = _constants(kind, min(images.shape[1:3]))
-  constants = jnp.asarray(table, jnp.float32)[severity - 1]
+  constants = jnp.asarray(table, jnp.float32)[jnp.clip(severity, 1, 5) - 1]
   corrupted = _FUNCTIONS[kind](key, as_accumulator(images), constants, table.max(0))
-  return jnp.clip(corrupted, 0, 1).astype(images.dtype)
+  known = (severity >= 1) & (severity <= 5)
+  return jnp.where(known, jnp.clip(corrupted, 0, 1), jnp.nan).astype(images.dtype)
 
 
 def _constants(kind: str, side: int) -> np.ndarray:
@@ -114,7 +113,10 @@ def _gaussian_noise(key, x, std, most):
 
 
 def _shot_noise(key, x, photons, most):
-  return jax.random.poisson(key, x * photons).astype(x.dtype) / photons
+  if jax.random.key_impl(key) != "threefry2x32":  # The only kind of key that `poisson` takes.
+    key = jax.random.wrap_key_data(jax.random.bits(key, (2,)), impl="threefry2x32")
+  counts = jax.random.poisson(key, x * photons).astype(x.dtype)
+  return jnp.where(jnp.isnan(x), x, counts / photons)
 
 
 def _impulse_noise(key, x, share, most):
@@ -135,7 +137,7 @@ def _gaussian_matrix(size: int, std: jax.Array, reach: float) -> jax.Array:
   """Matrix that blurs one axis, reflected at its ends, `[size, size]`."""
   reach = math.ceil(reach)
   source = jnp.arange(-reach, size + reach)
-  distance = jnp.arange(size)[:, None] - source
+  distance = jnp.arange(size)[:, None] - source[None]
   weights = jnp.exp(-jnp.square(distance / jnp.maximum(std, 1e-3)) / 2)
   weights = jnp.where(jnp.abs(distance) <= reach, weights, 0)
   weights /= weights.sum(1, keepdims=True)
@@ -148,7 +150,7 @@ def _defocus_blur(key, x, constants, most):
   radius, alias = constants
   reach = math.ceil(most[0]) + 2
   offsets = jnp.arange(-reach, reach + 1)
-  disc = jnp.square(offsets) + jnp.square(offsets)[:, None] <= jnp.square(radius)
+  disc = jnp.square(offsets)[None] + jnp.square(offsets)[:, None] <= jnp.square(radius)
   smooth = _gaussian_matrix(offsets.size, alias, 2)
   kernel = smooth @ disc.astype(x.dtype) @ smooth.T
   return _filter(x, jnp.broadcast_to(kernel / kernel.sum(), (x.shape[0], *kernel.shape)))
@@ -163,10 +165,10 @@ def _motion_blur(key, x, constants, most):
 
   def spread(position):
     """Shares of the two pixels around each step, `[b, steps, pixels]`."""
-    distance = position[..., None] - jnp.arange(-reach, reach + 1)
+    distance = position[..., None] - jnp.arange(-reach, reach + 1)[None, None]
     return jnp.maximum(1 - jnp.abs(distance), 0)
 
-  rows, columns = spread(steps * jnp.sin(angle)), spread(steps * jnp.cos(angle))
+  rows, columns = (spread(steps[None] * side(angle)) for side in (jnp.sin, jnp.cos))
   kernel = jnp.einsum("s,bsy,bsx->byx", weights / weights.sum(), rows, columns)
   return _filter(x, kernel)
 
@@ -208,14 +210,14 @@ def _fog(key, x, constants, most):
 def _linear_matrix(size: int, knots: int) -> jax.Array:
   """Matrix that interpolates linearly between evenly spaced knots, `[size, knots]`."""
   position = jnp.linspace(0, knots - 1, size)
-  return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(knots)), 0)
+  return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(knots)[None]), 0)
 
 
 def _pixelate(key, x, share, most):
   def cell_means(size):
     cells = jnp.maximum(jnp.floor(size * share), 1)
     cell = jnp.floor((jnp.arange(size) + 0.5) * cells / size)
-    same = (cell[:, None] == cell).astype(x.dtype)
+    same = (cell[:, None] == cell[None]).astype(x.dtype)
     return same / same.sum(1, keepdims=True)
 
   return _separable(x, *map(cell_means, x.shape[1:3]))
@@ -233,12 +235,12 @@ def _elastic_transform(key, x, constants, most):
   # Three corners of a square around the center move; the affine map follows them.
   corners = jax.random.uniform(corner_key, (rows, 3, 1, 1, 2), x.dtype, -jitter, jitter)
   square = 2 * max(side // 3, 1)
-  down = ((jnp.arange(height) - height // 2) / square)[:, None, None]
-  across = ((jnp.arange(width) - width // 2) / square)[:, None]
+  down = ((jnp.arange(height) - height // 2) / square)[None, :, None, None]
+  across = ((jnp.arange(width) - width // 2) / square)[None, None, :, None]
   plane = (0.5 + down) * corners[:, 0] + (across - down) * corners[:, 1]
   plane += (0.5 - across) * corners[:, 2]
   grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
-  return jax.vmap(_resample)(x, grid + plane + field)
+  return jax.vmap(_resample)(x, grid[None] + plane + field)
 
 
 def _resample(image: jax.Array, positions: jax.Array) -> jax.Array:
@@ -273,6 +275,7 @@ _TO_YCC = np.array(
     [0.5, -0.418687589, -0.081312411],
   ]
 )
+_CENTER = np.array([128, 0, 0]).reshape(1, 1, 1, 3)
 _FREQUENCY, _PLACE = np.arange(8)[:, None], np.arange(8)
 _COSINES = np.cos(np.pi * (2 * _PLACE + 1) * _FREQUENCY / 16) * np.where(
   _FREQUENCY == 0, math.sqrt(1 / 8), 0.5
@@ -284,7 +287,7 @@ def _jpeg_compression(key, x, quality, most):
   color = channels == 3
   levels = 255 * x
   # Luma is centered; chroma already is.
-  levels = levels @ _TO_YCC.T - np.array([128, 0, 0]) if color else levels - 128
+  levels = levels @ _TO_YCC.T - _CENTER if color else levels - 128
   pads = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
   padded = jnp.pad(levels, pads, mode="edge")
   blocks = padded.reshape(rows, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
@@ -292,12 +295,12 @@ def _jpeg_compression(key, x, quality, most):
   tables = np.stack([_LUMA, _CHROMA, _CHROMA] if color else [_LUMA] * channels, -1)
   steps = jnp.clip(jnp.floor((tables * jnp.floor(scale) + 50) / 100), 1, 255)
   waves = jnp.einsum("uy,bnymxc,vx->bnumvc", _COSINES, blocks, _COSINES)
-  steps = steps[:, None]
+  steps = steps[None, None, :, None]
   waves = steps * jnp.round(waves / steps)
   restored = jnp.einsum("uy,bnumvc,vx->bnymxc", _COSINES, waves, _COSINES)
   restored = restored.reshape(padded.shape)[:, :height, :width]
   if color:
-    restored = (restored + np.array([128, 0, 0])) @ np.linalg.inv(_TO_YCC).T
+    restored = (restored + _CENTER) @ np.linalg.inv(_TO_YCC).T
   else:
     restored = restored + 128
   return restored / 255

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 
 
 class RegressionMix(NamedTuple):
@@ -51,15 +52,20 @@ def interpolate_pairs(
     The mixed rows, `[b, ...]`.
 
   Raises:
-    ValueError: if a ratio lies outside [0, 1].
+    ValueError: if a known ratio lies outside [0, 1] or a known partner outside the batch; partners
+      in JAX arrays give NaN instead.
 
   Reference: Verma et al., Manifold Mixup, ICML 2019, https://arxiv.org/abs/1806.05236.
   """
-  inputs, permutation = jnp.asarray(inputs), jnp.asarray(permutation)
-  chex.assert_shape(permutation, inputs.shape[:1])
   check_range("ratio", ratio, "[0, 1]")
-  ratio = jnp.broadcast_to(as_accumulator(ratio), permutation.shape)
-  return _interpolate(inputs, inputs[permutation], ratio)
+  check_arrays(
+    inputs=(inputs, "[b, ...]"),
+    permutation=(permutation, "int [b]"),
+    ratio=(ratio if np.ndim(ratio) else None, "[b]"),
+  )
+  inputs = _mixable(inputs)
+  ratio = jnp.broadcast_to(as_accumulator(ratio), inputs.shape[:1])
+  return _interpolate(inputs, _rows("permutation", inputs, permutation), ratio)
 
 
 def mix_regression_pairs(
@@ -87,22 +93,28 @@ def mix_regression_pairs(
     A `RegressionMix`.
 
   Raises:
-    ValueError: if `alpha` is not positive or `ratio` lies outside [0, 1].
+    ValueError: if `alpha` is not positive, `ratio` lies outside [0, 1], or a known row outside
+      the set; rows in JAX arrays give NaN instead.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, algorithm 1, https://arxiv.org/abs/2210.05775.
   """
   check_range("alpha", alpha, "(0, inf)")
-  inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
-  indices, partners = jnp.asarray(indices), jnp.asarray(partners)
-  chex.assert_equal_shape_prefix([inputs, targets], 1)
-  chex.assert_rank([indices, partners], 1)
-  chex.assert_equal_shape([indices, partners])
+  check_arrays(
+    inputs=(inputs, "[n, ...]"),
+    targets=(targets, "[n, d]"),
+    indices=(indices, "int [b]"),
+    partners=(partners, "int [b]"),
+    ratio=(ratio, "[]"),
+  )
   if ratio is None:
     ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
   check_range("ratio", ratio, "[0, 1]")
   ratio = as_accumulator(ratio)
-  mixed = (_interpolate(array[indices], array[partners], ratio) for array in (inputs, targets))
-  return RegressionMix(*mixed, ratio)
+  pairs = (
+    (_rows("indices", array, indices), _rows("partners", array, partners))
+    for array in (_mixable(inputs), _mixable(targets))
+  )
+  return RegressionMix(*(_interpolate(*pair, ratio) for pair in pairs), ratio)
 
 
 def multi_mixup(
@@ -135,9 +147,10 @@ def multi_mixup(
   """
   check_range("alpha", alpha, "(0, inf)")
   check_at_least(2, num_mixed=num_mixed)
-  inputs, labels = jnp.asarray(inputs), jax.tree.map(jnp.asarray, labels)
-  chex.assert_tree_shape_prefix(labels, inputs.shape[:1])
+  check_arrays(inputs=(inputs, "[b, ...]"))
+  inputs = _mixable(inputs)
   b = inputs.shape[0]
+  labels = batch_labels(labels, b)
   weight_key, order_key = jax.random.split(key)
   concentration = jnp.full((num_mixed,), alpha, jnp.float32)
   weights = jax.random.dirichlet(weight_key, concentration, dtype=jnp.float32)
@@ -145,7 +158,30 @@ def multi_mixup(
   orders = jnp.stack([jnp.arange(b), *orders])
   mixed = sum(weights[i] * as_accumulator(inputs)[orders[i]] for i in range(num_mixed))
   labels = jax.tree.map(lambda leaf: leaf[orders], labels)
-  return MultiMixed(mixed.astype(_mixed_dtype(inputs)), labels, weights)
+  return MultiMixed(mixed.astype(inputs.dtype), labels, weights)
+
+
+def batch_labels(labels: chex.ArrayTree, batch_size: int) -> chex.ArrayTree:
+  """Casts labels of a batch to arrays.
+
+  Args:
+    labels: pytree of arrays `[b, ...]`; a list of numbers is an array too.
+    batch_size: number b of rows.
+
+  Returns:
+    The labels.
+
+  Raises:
+    ValueError: naming the first leaf that does not have b rows.
+  """
+
+  def is_array(node):
+    return isinstance(node, list) and not any(map(np.ndim, jax.tree.leaves(node)))
+
+  labels = jax.tree.map(jnp.asarray, labels, is_leaf=is_array)
+  for path, leaf in jax.tree.leaves_with_path(labels):
+    check_arrays(**{f"labels{jax.tree_util.keystr(path)}": (leaf, f"[{batch_size}, ...]")})
+  return labels
 
 
 def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
@@ -165,7 +201,8 @@ def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
   https://arxiv.org/abs/2303.08433.
   """
   check_range("ratio", ratio, "[0, 1]")
-  inputs = jnp.asarray(inputs)
+  check_arrays(inputs=(inputs, "[n, ...]"), ratio=(ratio, "[]"))
+  inputs = _mixable(inputs)
   return _interpolate(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
 
 
@@ -173,8 +210,16 @@ def _interpolate(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.A
   """Mixes in float32 or wider; the ratio's axes are the leading ones."""
   ratio = ratio.reshape(*ratio.shape, *(1,) * (first.ndim - ratio.ndim))
   a, b, ratio = as_accumulator(first, second, ratio)
-  return (ratio * a + (1.0 - ratio) * b).astype(_mixed_dtype(first))
+  return (ratio * a + (1.0 - ratio) * b).astype(first.dtype)
 
 
-def _mixed_dtype(inputs: jax.Array) -> jnp.dtype:
-  return inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32
+def _mixable(inputs: chex.Array) -> jax.Array:
+  """The inputs in the type of their mixtures."""
+  inputs = jnp.asarray(inputs)
+  return inputs if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs.astype(jnp.float32)
+
+
+def _rows(name: str, inputs: jax.Array, index: chex.Array) -> jax.Array:
+  """Rows by number; NaN where there is no such row."""
+  index = as_classes(name, index, inputs.shape[0])
+  return inputs.at[index].get(mode="fill", fill_value=jnp.nan)

@@ -19,16 +19,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_range
 from jaxlab.augment.boxes import (
   box_masks,
   box_mix,
   center_surround_saliency,
   segment_masks,
 )
-from jaxlab.augment.interpolation import (
-  interpolate_pairs,
-)
+from jaxlab.augment.interpolation import batch_labels, interpolate_pairs
 
 
 class Mixed(NamedTuple):
@@ -74,7 +72,7 @@ def mixup(
   Args:
     key: random key.
     inputs: `[b, ...]`; integers give float32.
-    labels: pytree of arrays `[b, ...]`.
+    labels: pytree of arrays `[b, ...]`, such as classes, one-hot or soft labels.
     alpha: ratios are drawn from Beta(alpha, alpha), alpha > 0.
     per_example: whether to draw one ratio per row; else one for the batch.
 
@@ -82,12 +80,13 @@ def mixup(
     A `Mixed`.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or labels do not have b rows.
 
   Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018,
   https://arxiv.org/abs/1710.09412.
   """
-  inputs = _batch(inputs, labels)
+  check_arrays(inputs=(inputs, "[b, ...]"))
+  inputs = jnp.asarray(inputs)
   draw = draw_mix(key, batch_size=inputs.shape[0], alpha=alpha, per_example=per_example)
   return _mixed(interpolate_pairs(inputs, draw.permutation, draw.ratio), labels, draw)
 
@@ -105,7 +104,7 @@ def cutmix(
   Args:
     key: random key.
     images: `[b, h, w, c]`.
-    labels: pytree of arrays `[b, ...]`.
+    labels: pytree of arrays `[b, ...]`, such as classes, one-hot or soft labels.
     alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0; the box is clipped
       at the borders, and the ratio returned counts the pixels.
     per_example: whether to draw one box per row; else one for the batch.
@@ -114,16 +113,17 @@ def cutmix(
     A `Mixed`, its inputs in the dtype of `images`.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or labels do not have b rows.
 
   Reference: Yun et al., CutMix, ICCV 2019, https://arxiv.org/abs/1905.04899.
   """
-  images = _batch(images, labels, rank=4)
+  check_arrays(images=(images, "[b, h, w, c]"))
+  images = jnp.asarray(images)
   b, height, width, _ = images.shape
   draw_key, center_key = jax.random.split(key)
   draw = draw_mix(draw_key, batch_size=b, alpha=alpha, per_example=per_example)
   shape = (b if per_example else 1, 2)
-  centers = jax.random.randint(center_key, shape, 0, jnp.array([height, width]))
+  centers = jax.random.randint(center_key, shape, 0, jnp.array([[height, width]]))
   centers = jnp.broadcast_to(centers, (b, 2))
   masks = box_masks(centers, draw.ratio, height=height, width=width)
   return _pasted(images, labels, draw, masks)
@@ -140,22 +140,23 @@ def saliency_box_mix(
   Args:
     key: random key.
     images: `[b, h, w, c]`.
-    labels: pytree of arrays `[b, ...]`.
+    labels: pytree of arrays `[b, ...]`, such as classes, one-hot or soft labels.
     alpha: the share that is kept is drawn from Beta(alpha, alpha), one for the batch, alpha > 0.
 
   Returns:
     A `Mixed`, its inputs in the dtype of `images`.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or labels do not have b rows.
 
   Reference: Uddin et al., SaliencyMix, ICLR 2021, https://arxiv.org/abs/2006.01791.
   """
-  images = _batch(images, labels, rank=4)
+  check_arrays(images=(images, "[b, h, w, c]"))
+  images = jnp.asarray(images)
   b, height, width, _ = images.shape
   draw = draw_mix(key, batch_size=b, alpha=alpha)
   saliency = center_surround_saliency(images)[draw.permutation]
-  peaks = jnp.argmax(saliency.reshape(b, -1), axis=-1)
+  peaks = jnp.argmax(saliency.reshape(b, height * width), axis=-1)
   centers = jnp.stack([peaks // width, peaks % width], axis=-1)
   masks = box_masks(centers, draw.ratio, height=height, width=width)
   return _pasted(images, labels, draw, masks)
@@ -174,7 +175,7 @@ def segment_mix(
   Args:
     key: random key.
     signals: `[b, t, c]`.
-    labels: pytree of arrays `[b, ...]`.
+    labels: pytree of arrays `[b, ...]`, such as classes, one-hot or soft labels.
     alpha: the share that is kept is drawn from Beta(alpha, alpha), alpha > 0.
     per_example: whether to draw one segment per row; else one for the batch.
 
@@ -182,11 +183,12 @@ def segment_mix(
     A `Mixed`, its inputs in the dtype of `signals`.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or labels do not have b rows.
 
   Reference: Yun et al., CutMix, ICCV 2019, https://arxiv.org/abs/1905.04899.
   """
-  signals = _batch(signals, labels, rank=3)
+  check_arrays(signals=(signals, "[b, t, c]"))
+  signals = jnp.asarray(signals)
   b, length, _ = signals.shape
   draw_key, center_key = jax.random.split(key)
   draw = draw_mix(draw_key, batch_size=b, alpha=alpha, per_example=per_example)
@@ -217,11 +219,12 @@ def draw_mix(
     A `MixDraw`; partners are a uniform permutation of the rows.
 
   Raises:
-    ValueError: if `alpha` is not positive.
+    ValueError: if `alpha` is not positive or `batch_size` < 0.
 
   Reference: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412.
   """
   check_range("alpha", alpha, "(0, inf)")
+  check_at_least(0, batch_size=batch_size)
   ratio_key, order_key = jax.random.split(key)
   shape = (batch_size if per_example else 1,)
   ratio = jax.random.beta(ratio_key, alpha, alpha, shape, jnp.float32)
@@ -253,17 +256,8 @@ def mixing_layer(key: chex.PRNGKey, *, num_layers: int) -> jax.Array:
   return jax.random.randint(key, (), 0, num_layers, jnp.int32)
 
 
-def _batch(inputs: chex.Array, labels: chex.ArrayTree, rank: int | None = None) -> jax.Array:
-  """The inputs as an array, with shapes checked."""
-  inputs = jnp.asarray(inputs)
-  if rank is not None:
-    chex.assert_rank(inputs, rank)
-  chex.assert_tree_shape_prefix(jax.tree.map(jnp.asarray, labels), inputs.shape[:1])
-  return inputs
-
-
 def _mixed(inputs: jax.Array, labels: chex.ArrayTree, draw: MixDraw) -> Mixed:
-  labels = jax.tree.map(jnp.asarray, labels)
+  labels = batch_labels(labels, inputs.shape[0])
   partners = jax.tree.map(operator.itemgetter(draw.permutation), labels)
   return Mixed(inputs, labels, partners, *draw)
 

@@ -3,8 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 _BLUR_RADIUS = 6
 _MAX_SHIFT = 2
@@ -28,9 +29,8 @@ def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
   Reference: Döbler et al., Robust Mean Teacher, CVPR 2023, section 3.3,
   https://arxiv.org/abs/2211.13081.
   """
+  check_arrays(signals=(signals, "float [b, T, c]"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   rows, length, _ = signals.shape
   wide = as_accumulator(signals)
   uniform_key, noise_key = jax.random.split(key)
@@ -38,7 +38,7 @@ def jitter_signals(key: chex.PRNGKey, signals: chex.Array) -> jax.Array:
   uniform = jax.random.uniform(uniform_key, (5, rows, 1, 1), wide.dtype)
   gain, offset, std = 0.7 + 0.6 * uniform[0], 0.4 * uniform[1] - 0.2, 0.001 + 0.499 * uniform[2]
   shift = jnp.floor((2 * _MAX_SHIFT + 1) * uniform[3]).astype(jnp.int32) - _MAX_SHIFT
-  index = jnp.clip(jnp.arange(length)[:, None] - shift, 0, length - 1)
+  index = jnp.clip(jnp.arange(length)[None, :, None] - shift, 0, length - 1)
   moved = jnp.take_along_axis(wide, index, axis=1)
   noise = 0.05 * jax.random.normal(noise_key, wide.shape, wide.dtype)
   noisy = gain * moved + offset + noise
@@ -60,17 +60,14 @@ def blur_signals(signals: chex.Array, std: chex.Numeric) -> jax.Array:
     ValueError: if `std` is not positive.
   """
   check_range("std", std, "(0, inf)")
+  check_arrays(signals=(signals, "float [b, T, c]"), std=(std if np.ndim(std) else None, "[b]"))
   signals = jnp.asarray(signals)
-  chex.assert_rank(signals, 3)
-  chex.assert_type(signals, float)
   wide = as_accumulator(signals)
-  std = jnp.asarray(std, wide.dtype)
-  if std.ndim:
-    chex.assert_shape(std, signals.shape[:1])
   rows, length, _ = signals.shape
+  std = jnp.broadcast_to(jnp.asarray(std, wide.dtype), (rows,))[:, None]
   offsets = jnp.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
-  kernel = jnp.exp(-jnp.square(offsets / std[..., None]) / 2)
-  kernel = jnp.broadcast_to(kernel / kernel.sum(-1, keepdims=True), (rows, offsets.size))
+  kernel = jnp.exp(-jnp.square(offsets[None] / std) / 2)
+  kernel = kernel / kernel.sum(-1, keepdims=True)
   padded = jnp.pad(wide, ((0, 0), (_BLUR_RADIUS, _BLUR_RADIUS), (0, 0)), mode="edge")
   blurred = sum(kernel[:, i, None, None] * padded[:, i : i + length] for i in range(offsets.size))
   return blurred.astype(signals.dtype)

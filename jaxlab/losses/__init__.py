@@ -1,4 +1,9 @@
-"""Predictions and targets in, an objective per example out."""
+"""Predictions and targets in, an objective per example out.
+
+Arguments are arrays, numbers or lists of numbers. Of another shape than documented they raise
+ValueError, of another type TypeError, by name. NaN in a row gives NaN in that row; a masked class,
+of logit -inf, adds nothing where its weight is 0.
+"""
 
 from jaxlab.losses.adaptation import (
   class_prototypes,
@@ -38,7 +43,6 @@ from jaxlab.losses.mixup import (
   decoupled_mixup_loss,
   mixup_cross_entropy,
   multi_mixup_cross_entropy,
-  pseudo_label_mix_weight,
   rescale_mix_ratio,
 )
 from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
@@ -60,7 +64,7 @@ from jaxlab.losses.preference import (
 )
 from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
-from jaxlab.losses.semi_supervised import fixmatch_loss
+from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
 from jaxlab.losses.sequence import (
   causal_token_log_probs,
   chunked_token_log_probs,

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
 
 _MIN_NORM = 1e-12
 _MIN_COSINE_NORM = 1e-8
@@ -22,14 +22,18 @@ def softmax_entropy(logits: chex.Array) -> jax.Array:
 
   Reference: Wang et al., Tent, ICLR 2021, equation 1, https://arxiv.org/abs/2006.10726.
   """
+  check_arrays(logits=(logits, "[..., k]"))
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
   return _cross_entropy(log_probs, log_probs)
 
 
-def _cross_entropy(log_target: jax.Array, log_probs: jax.Array) -> jax.Array:
-  """-sum p log q from log p and log q, with 0 log 0 = 0; NaN stays NaN."""
+def _cross_entropy(
+  log_target: jax.Array, log_probs: jax.Array, weight: chex.Numeric = 1.0
+) -> jax.Array:
+  """Weighted -sum p log q from log p and log q, with 0 log 0 = 0; NaN stays NaN."""
   target = jnp.exp(log_target)
-  return -jnp.sum(target * jnp.where(target == 0, 0.0, log_probs), axis=-1)
+  left_out = (target == 0) | (weight == 0)
+  return -weight * jnp.sum(target * jnp.where(left_out, 0.0, log_probs), axis=-1)
 
 
 def symmetric_cross_entropy(
@@ -57,12 +61,11 @@ def symmetric_cross_entropy(
   CVPR 2023, equation 2, https://arxiv.org/abs/2211.13081.
   """
   check_range("alpha", alpha, "[0, 1]")
-  chex.assert_equal_shape([logits, teacher_logits])
+  check_arrays(logits=(logits, "[..., k]"), teacher_logits=(teacher_logits, "[..., k]"))
   logits, teacher_logits = as_accumulator(logits, teacher_logits)
   student = jax.nn.log_softmax(logits)
   teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits))
-  forward = _cross_entropy(teacher, student)
-  return (1 - alpha) * forward + alpha * _cross_entropy(student, teacher)
+  return _cross_entropy(teacher, student, 1 - alpha) + _cross_entropy(student, teacher, alpha)
 
 
 def multiview_contrastive_loss(
@@ -89,16 +92,16 @@ def multiview_contrastive_loss(
   https://arxiv.org/abs/2211.13081.
   """
   check_range("temperature", temperature, "(0, inf)")
-  features = jnp.asarray(features)
-  chex.assert_rank(features, 3)
+  check_arrays(features=(features, "[b, v, d]"))
+  features = as_accumulator(features)
   num_rows, num_views, size = features.shape
   if num_views < 2:
     raise ValueError(f"features must hold at least two views, got shape {features.shape}.")
-  vectors = _unit(as_accumulator(features).reshape(-1, size), _MIN_NORM)
+  vectors = _unit(features.reshape(-1, size), _MIN_NORM)
   similarities = vectors @ vectors.T / temperature
   row = jnp.arange(num_rows * num_views) // num_views
   itself = jnp.eye(row.size, dtype=bool)
-  positive = (row[:, None] == row) & ~itself
+  positive = (row[:, None] == row[None]) & ~itself
   log_partition = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, similarities), axis=-1)
   mean_positive = jnp.sum(jnp.where(positive, similarities, 0.0), axis=-1) / (num_views - 1)
   return (log_partition - mean_positive).reshape(num_rows, num_views).mean(1)
@@ -127,8 +130,7 @@ def nearest_prototypes(features: chex.Array, prototypes: chex.Array) -> jax.Arra
 
   Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
   """
-  chex.assert_rank([features, prototypes], 2)
-  chex.assert_equal_shape_suffix([features, prototypes], 1)
+  check_arrays(features=(features, "[b, d]"), prototypes=(prototypes, "[k, d]"))
   features, prototypes = jax.lax.stop_gradient(as_accumulator(features, prototypes))
   similarities = _unit(features, _MIN_COSINE_NORM) @ _unit(prototypes, _MIN_COSINE_NORM).T
   return jnp.argmax(similarities, axis=-1).astype(jnp.int32)
@@ -151,8 +153,7 @@ def class_prototypes(features: chex.Array, labels: chex.Array, *, num_classes: i
   Reference: Döbler et al., CVPR 2023, section 3.2, https://arxiv.org/abs/2211.13081.
   """
   check_at_least(1, num_classes=num_classes)
-  chex.assert_rank(features, 2)
-  chex.assert_shape(labels, (features.shape[0],))
+  check_arrays(features=(features, "[n, d]"), labels=(labels, "int [n]"))
   labels = as_classes("labels", labels, num_classes)
   features = as_accumulator(features)
   sums = jax.ops.segment_sum(features, labels, num_classes)
@@ -173,9 +174,6 @@ def confidence_difference(logits: chex.Array, source_logits: chex.Array) -> jax.
   Returns:
     Differences of probabilities in [-1, 1], `[b]`, in float32 or wider.
 
-  Raises:
-    ValueError: if the shapes differ.
-
   Reference: Lee et al., Towards Open-Set Test-Time Adaptation, ICCV 2023, section 3,
   https://arxiv.org/abs/2308.06879.
   """
@@ -191,24 +189,17 @@ def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) ->
     source_logits: scores of the source model, `[b, k]`.
 
   Returns:
-    1 for kept rows and 0 for others, f32 `[b]`; no gradient flows.
-
-  Raises:
-    ValueError: if the shapes differ.
+    1 for kept rows, 0 for others and NaN where a confidence is NaN, f32 `[b]`; no gradient flows.
 
   Reference: Lee et al., ICCV 2023, equation 2, https://arxiv.org/abs/2308.06879.
   """
   adapted, source = _log_confidences(logits, source_logits)
-  return (jax.lax.stop_gradient(adapted) >= source).astype(jnp.float32)
+  return jnp.heaviside(jax.lax.stop_gradient(adapted) - source, 1.0).astype(jnp.float32)
 
 
 def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities of the source model's class under both models, `[b]` each."""
-  shapes = jnp.shape(logits), jnp.shape(source_logits)
-  if shapes[0] != shapes[1] or len(shapes[0]) != 2:
-    raise ValueError(
-      f"logits and source_logits must have one shape [b, k], got {shapes[0]} and {shapes[1]}."
-    )
+  check_arrays(logits=(logits, "[b, k]"), source_logits=(source_logits, "[b, k]"))
   logits, source_logits = as_accumulator(logits, source_logits)
   source_logits = jax.lax.stop_gradient(source_logits)
   chosen = jnp.argmax(source_logits, axis=-1, keepdims=True)
@@ -225,16 +216,20 @@ def marginal_entropy(logits: chex.Array, *, weights: chex.Array | None = None) -
     weights: weight of each row in the mean, `[b]`; None for ones.
 
   Returns:
-    The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0.
+    The entropy in nats, a scalar in float32 or wider; 0 if the weights sum to 0, NaN without rows
+    and weights.
+
+  Raises:
+    ValueError: if a known weight is negative.
 
   Reference: Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, equation 4,
   https://arxiv.org/abs/2002.08546.
   """
-  chex.assert_rank(logits, 2)
+  check_arrays(logits=(logits, "[b, k]"), weights=(weights, "[b]"))
   probs = jax.nn.softmax(as_accumulator(logits))
   if weights is None:
     return _entropy(probs.mean(0))
-  chex.assert_shape(weights, probs.shape[:1])
+  check_range("weights", weights, "[0, inf)")
   weights = as_accumulator(weights)
   total = weights.sum()
   probs = jnp.where(weights[:, None] == 0, 0.0, probs)
@@ -267,13 +262,13 @@ def open_set_entropy_loss(
     if no row is kept.
 
   Raises:
-    ValueError: if `diversity_weight` < 0 or the shapes differ.
+    ValueError: if `diversity_weight` < 0.
 
   Reference: Lee et al., ICCV 2023, equation 3, https://arxiv.org/abs/2308.06879.
   """
   check_range("diversity_weight", diversity_weight, "[0, inf)")
   kept = confidence_difference_mask(logits, source_logits)
-  share = kept * kept.size / jnp.maximum(kept.sum(), 1.0)
+  share = kept * kept.size / jnp.maximum(jnp.sum(kept == 1, dtype=kept.dtype), 1.0)
   return share * softmax_entropy(logits) - diversity_weight * marginal_entropy(logits)
 
 
@@ -291,7 +286,7 @@ def information_maximization_loss(logits: chex.Array) -> jax.Array:
 
   Reference: Liang et al., ICML 2020, equations 3 and 4, https://arxiv.org/abs/2002.08546.
   """
-  chex.assert_rank(logits, 2)
+  check_arrays(logits=(logits, "[b, k]"))
   probs = jax.nn.softmax(as_accumulator(logits))
   mean = probs.mean(0)
   entropy = -jnp.sum(probs * jnp.log(probs + _LOG_OFFSET), axis=-1)

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays, check_increasing
 
 # The third quartile of the standard normal: a half-normal of scale w / _Z75 has half its mass
 # within w.
@@ -51,14 +51,15 @@ def bar_nll(
     Loss per target in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `full_support` is True for a single bar.
+    ValueError: if known borders do not increase, or `full_support` is True for a single bar.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 4,
   https://arxiv.org/abs/2112.10510.
   """
+  check_arrays(logits=(logits, "[..., K]"), targets=(targets, "[...]"))
   logits = jnp.asarray(logits)
-  chex.assert_shape(borders, (logits.shape[-1] + 1,))
-  chex.assert_shape(targets, logits.shape[:-1])
+  check_arrays(borders=(borders, f"[{logits.shape[-1] + 1}]"))
+  check_increasing("borders", borders)
   scores, targets, borders = as_accumulator(logits, targets, borders)
   missing = jnp.isnan(targets)
   targets = jnp.where(missing, borders[0], targets)
@@ -88,13 +89,15 @@ def half_normal_scales(borders: chex.Array) -> HalfNormalScales:
     `HalfNormalScales` of scalars, in units of the borders.
 
   Raises:
-    ValueError: if there are fewer than two bars, so that one bar would be both tails.
+    ValueError: if there are fewer than two bars, so that one bar would be both tails, or known
+      borders do not increase.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, appendix,
   https://arxiv.org/abs/2112.10510.
   """
+  check_arrays(borders=(borders, "[*]"))
+  check_increasing("borders", borders)
   borders = as_accumulator(borders)
-  chex.assert_rank(borders, 1)
   if borders.shape[0] < 3:
     raise ValueError(f"full support needs at least two bars, got {borders.shape[0] - 1}.")
   return HalfNormalScales(
@@ -115,10 +118,14 @@ def bar_index(borders: chex.Array, targets: chex.Array) -> chex.Array:
   Returns:
     Indices in `[0, K - 1]`, int32, `[...]`.
 
+  Raises:
+    ValueError: if known borders do not increase.
+
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
   https://arxiv.org/abs/2112.10510.
   """
-  chex.assert_rank(borders, 1)
+  check_arrays(borders=(borders, "[*]"))
+  check_increasing("borders", borders)
   borders, targets = as_accumulator(borders, targets)
   index = jnp.searchsorted(borders, targets, side="left", method="scan_unrolled") - 1
   return jnp.clip(index, 0, borders.shape[0] - 2).astype(jnp.int32)

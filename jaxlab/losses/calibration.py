@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes
+from jaxlab._checks import as_accumulator, as_classes, check_arrays
 
 
 def correctness_aware_loss(
@@ -37,19 +37,19 @@ def correctness_aware_loss(
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   equation 8, https://arxiv.org/abs/2404.13016.
   """
-  labels = _checked_labels(logits, labels)
-  scores = as_accumulator(logits)
+  check_arrays(logits=(logits, "[b, k]"), labels=(labels, "int [b]"), correct=(correct, "[b]"))
+  scores, labels = _scores_and_classes(logits, labels)
   if correct is None:
     correct = jnp.argmax(scores, axis=-1) == labels
-  chex.assert_equal_shape([labels, correct])
   correct = jax.lax.stop_gradient(jnp.asarray(correct, scores.dtype))
+  correct = jnp.where(labels < scores.shape[-1], correct, jnp.nan)
   values = jnp.square(jnp.max(jax.nn.softmax(scores), axis=-1) - correct)
-  values = _nan_outside_classes(values, logits, labels)
   if not balanced:
     return values
-  accuracy = jnp.mean(correct)
+  # A row that is neither right nor wrong must not reach the others.
+  accuracy = jnp.nanmean(correct)
   weights = correct * (1 - accuracy) + (1 - correct) * accuracy
-  total = jnp.sum(weights)
+  total = jnp.nansum(weights)
   one_kind = total == 0
   weights = jnp.where(one_kind, 1.0, weights * len(values) / jnp.where(one_kind, 1.0, total))
   return values * weights
@@ -73,17 +73,13 @@ def brier_loss(logits: chex.Array, labels: chex.Array) -> chex.Array:
   Reference: Brier, Verification of forecasts expressed in terms of probability, 1950,
   https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2.
   """
-  labels = _checked_labels(logits, labels)
-  probs = jax.nn.softmax(as_accumulator(logits))
-  values = jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
-  return _nan_outside_classes(values, logits, labels)
+  check_arrays(logits=(logits, "[b, k]"), labels=(labels, "int [b]"))
+  scores, labels = _scores_and_classes(logits, labels)
+  num_classes = scores.shape[-1]
+  errors = jax.nn.softmax(scores) - jax.nn.one_hot(labels, num_classes)
+  return jnp.where(labels < num_classes, jnp.sum(jnp.square(errors), axis=-1), jnp.nan)
 
 
-def _checked_labels(logits: chex.Array, labels: chex.Array) -> jax.Array:
-  chex.assert_rank(logits, 2)
-  chex.assert_shape(labels, jnp.shape(logits)[:1])
-  return as_classes("labels", labels, jnp.shape(logits)[1])
-
-
-def _nan_outside_classes(values: jax.Array, logits: chex.Array, labels: jax.Array) -> jax.Array:
-  return jnp.where(labels < jnp.shape(logits)[1], values, jnp.nan)
+def _scores_and_classes(logits: chex.Array, labels: chex.Array) -> tuple[jax.Array, jax.Array]:
+  scores = as_accumulator(logits)
+  return scores, as_classes("labels", labels, scores.shape[-1])

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_range, weighted
 
 
 def label_smoothed_cross_entropy(
@@ -31,9 +31,10 @@ def label_smoothed_cross_entropy(
   https://arxiv.org/abs/2002.08546.
   """
   check_range("label_smoothing", label_smoothing, "[0, 1)")
+  check_arrays(logits=(logits, "[..., k]"), labels=(labels, "int [...]"))
   logits = as_accumulator(logits)
   labels = as_classes("labels", labels, logits.shape[-1])
-  chex.assert_shape(labels, logits.shape[:-1])
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-  return -(1 - label_smoothing) * chosen - label_smoothing * jnp.mean(log_probs, axis=-1)
+  mean = jnp.mean(log_probs, axis=-1)
+  return -(1 - label_smoothing) * chosen - weighted(label_smoothing, mean)

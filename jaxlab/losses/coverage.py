@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, weighted
 from jaxlab.losses.sequence import log1mexp, segment_log_probs, sequence_log_prob
 
 # Larger log-probabilities are clipped to this, the resolution of float32 near a probability of 1.
@@ -65,7 +65,10 @@ def coverage_weight(log_prob: chex.Array, *, num_samples: chex.Numeric) -> jax.A
 def _arguments(log_prob: chex.Array, num_samples: chex.Numeric) -> tuple[jax.Array, jax.Array]:
   check_range("num_samples", num_samples, "[1, inf)")
   log_prob = as_accumulator(log_prob)
-  return log_prob, jax.lax.stop_gradient(jnp.asarray(num_samples, log_prob.dtype))
+  num_samples = jax.lax.stop_gradient(jnp.asarray(num_samples, log_prob.dtype))
+  if num_samples.ndim:
+    log_prob, num_samples = jnp.broadcast_arrays(log_prob, num_samples)
+  return log_prob, num_samples
 
 
 @jax.custom_jvp
@@ -173,14 +176,17 @@ def estimated_coverage_nll(
   check_range("success_prob", success_prob, "[0, 1]")
   if success_threshold is not None:
     check_range("success_threshold", success_threshold, "(0, 1]")
-  success_prob = as_accumulator(success_prob)
+  check_arrays(
+    token_log_probs=(token_log_probs, "[..., T]"),
+    mask=(mask, "[..., T]"),
+    success_prob=(success_prob, "[...]"),
+  )
   nll = -sequence_log_prob(token_log_probs, mask, normalize_length=normalize_length)
-  chex.assert_equal_shape([nll, success_prob])
-  success_prob = jax.lax.stop_gradient(success_prob)
-  loss = coverage_weight(jnp.log(success_prob), num_samples=num_samples) * nll
+  success_prob = jax.lax.stop_gradient(as_accumulator(success_prob))
+  loss = weighted(coverage_weight(jnp.log(success_prob), num_samples=num_samples), nll)
   if success_threshold is None:
     return loss
-  return jnp.where(success_prob < success_threshold, loss, 0.0)
+  return jnp.where(success_prob >= success_threshold, 0.0, loss)
 
 
 def stepwise_coverage_loss(
@@ -207,6 +213,8 @@ def stepwise_coverage_loss(
   Reference: Chen et al., NeurIPS 2025, section 6, https://arxiv.org/abs/2502.07154.
   """
   check_at_least(1, num_steps=num_steps)
+  check_arrays(token_log_probs=(token_log_probs, "[..., T]"), step_ids=(step_ids, "int [..., T]"))
+  step_ids = jnp.asarray(step_ids)
   log_probs = segment_log_probs(token_log_probs, step_ids, num_segments=num_steps)
   sizes = segment_log_probs(jnp.ones_like(step_ids), step_ids, num_segments=num_steps)
   return jnp.where(sizes > 0, coverage_loss(log_probs, num_samples=num_samples), 0.0)
@@ -233,9 +241,9 @@ def log_tree_coverage(
   Reference: Chen et al., NeurIPS 2025, section 6, https://arxiv.org/abs/2502.07154.
   """
   check_range("branching", branching, "[1, inf)")
+  check_arrays(step_log_probs=(step_log_probs, "[..., S]"), mask=(mask, "[..., S]"))
   log_probs = as_accumulator(step_log_probs)
   mask = jnp.ones_like(log_probs, bool) if mask is None else jnp.asarray(mask).astype(bool)
-  chex.assert_equal_shape([log_probs, mask])
   # Masked before and after: at NaN the gradient is NaN even where the loss is not used.
   losses = coverage_loss(jnp.where(mask, log_probs, 0.0), num_samples=branching)
   return -jnp.sum(jnp.where(mask, losses, 0.0), axis=-1)

@@ -9,7 +9,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  weighted,
+)
 
 # Probability masses and losses below this count as 0.
 _EPSILON = 1e-12
@@ -31,6 +38,7 @@ def exit_distribution(gate_probs: chex.Array) -> jax.Array:
   Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
   ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(gate_probs=(gate_probs, "[..., L]"))
   gate_probs = as_accumulator(gate_probs)
   before = _sum_before(gate_probs)
   taken = jnp.maximum(jnp.minimum(gate_probs, 1.0 - before), 0.0)
@@ -51,6 +59,7 @@ def conditional_exit_probabilities(exit_probs: chex.Array) -> jax.Array:
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(exit_probs=(exit_probs, "[..., L + 1]"))
   taken = as_accumulator(exit_probs)[..., :-1]
   left = 1.0 - _sum_before(taken)
   empty = left <= _EPSILON
@@ -71,14 +80,14 @@ def optimal_exit(
     Indices of exits, the first one on ties, int32 `[...]`; no gradient flows through them.
 
   Raises:
-    ValueError: if `cost_weight` < 0 or the numbers of costs and losses differ.
+    ValueError: if `cost_weight` < 0.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
   check_range("cost_weight", cost_weight, "[0, inf)")
+  check_arrays(losses=(losses, "[..., L + 1]"), costs=(costs, "[L + 1]"))
   losses, costs = as_accumulator(losses, costs)
-  _check_exits("costs", costs, losses, "losses")
-  total = jax.lax.stop_gradient(losses + cost_weight * costs)
+  total = jax.lax.stop_gradient(losses + cost_weight * jnp.broadcast_to(costs, losses.shape))
   return jnp.argmin(total, axis=-1).astype(jnp.int32)
 
 
@@ -97,20 +106,28 @@ def gate_loss(gate_logits: chex.Array, targets: chex.Array, pos_weights: chex.Ar
     Mean over the gates, in nats, `[...]`.
 
   Raises:
-    ValueError: if a weight is negative or the numbers of weights and gates differ.
+    ValueError: if a known weight is negative, or a known target outside 0..L; targets in JAX arrays
+      give NaN instead.
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
   check_range("pos_weights", pos_weights, "[0, inf)")
-  gate_logits, pos_weights = as_accumulator(gate_logits, pos_weights)
-  _check_exits("pos_weights", pos_weights, gate_logits, "gate_logits")
-  targets = jnp.asarray(targets)
-  chex.assert_shape(targets, gate_logits.shape[:-1])
-  opens = jnp.arange(gate_logits.shape[-1]) >= targets[..., None]
-  terms = jnp.where(
-    opens, pos_weights * jax.nn.softplus(-gate_logits), jax.nn.softplus(gate_logits)
+  check_arrays(
+    gate_logits=(gate_logits, "[..., L]"),
+    targets=(targets, "int [...]"),
+    pos_weights=(pos_weights, "[L]"),
   )
-  return jnp.mean(terms, axis=-1)
+  gate_logits, pos_weights = as_accumulator(gate_logits, pos_weights)
+  num_gates = gate_logits.shape[-1]
+  targets = as_classes("targets", targets, num_gates + 1)
+  pos_weights = jnp.broadcast_to(pos_weights, gate_logits.shape)
+  gates = jax.lax.broadcasted_iota(jnp.int32, gate_logits.shape, gate_logits.ndim - 1)
+  terms = jnp.where(
+    gates >= targets[..., None],
+    weighted(pos_weights, jax.nn.softplus(-gate_logits)),
+    jax.nn.softplus(gate_logits),
+  )
+  return jnp.where(targets <= num_gates, jnp.mean(terms, axis=-1), jnp.nan)
 
 
 def gate_pos_weights(
@@ -128,19 +145,21 @@ def gate_pos_weights(
     most `max_weight`, `[L]`.
 
   Raises:
-    ValueError: if `targets` is empty, `num_gates` < 1 or `max_weight` < 0.
+    ValueError: if `targets` is empty, a known one lies outside 0..L (in JAX arrays it gives NaN),
+      `num_gates` < 1 or `max_weight` < 0.
 
   Reference: Chataoui et al., ICLR 2024, appendix, https://arxiv.org/abs/2310.09163.
   """
-  targets = jnp.asarray(targets)
-  chex.assert_rank(targets, 1)
-  if targets.size == 0:
-    raise ValueError("targets must hold at least one sample, got none.")
+  check_arrays(targets=(targets, "int [n]"))
   check_at_least(1, num_gates=num_gates)
   check_range("max_weight", max_weight, "[0, inf)")
-  meant = jnp.sum(targets[:, None] == jnp.arange(num_gates), axis=0, dtype=jnp.float32)
+  targets = as_classes("targets", targets, num_gates + 1)
+  if targets.size == 0:
+    raise ValueError("targets must hold at least one sample, got none.")
+  meant = jnp.sum(targets[:, None] == jnp.arange(num_gates)[None], axis=0, dtype=jnp.float32)
   count = jnp.maximum(meant, _MIN_COUNT)
-  return jnp.minimum((targets.size - count) / count, max_weight)
+  weights = jnp.minimum((targets.size - count) / count, max_weight)
+  return jnp.where(jnp.all(targets <= num_gates), weights, jnp.nan)
 
 
 def exit_weighted_loss(
@@ -163,13 +182,13 @@ def exit_weighted_loss(
 
   Reference: Chataoui et al., ICLR 2024, section 4, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(losses=(losses, "[..., L]"), exit_probs=(exit_probs, "[..., L]"))
   losses, exit_probs = as_accumulator(losses, exit_probs)
-  chex.assert_equal_shape([losses, exit_probs])
   if preserve_scale:
-    expected = jnp.sum(exit_probs * losses, axis=-1, keepdims=True)
+    expected = jnp.sum(weighted(exit_probs, losses), axis=-1, keepdims=True)
     scale = jnp.sum(losses, axis=-1, keepdims=True) / jnp.maximum(expected, _EPSILON)
     exit_probs = scale * exit_probs / losses.shape[-1]
-  return jnp.sum(jax.lax.stop_gradient(exit_probs) * losses, axis=-1)
+  return jnp.sum(weighted(jax.lax.stop_gradient(exit_probs), losses), axis=-1)
 
 
 def exit_warmup_loss(losses: chex.Array) -> jax.Array:
@@ -183,6 +202,7 @@ def exit_warmup_loss(losses: chex.Array) -> jax.Array:
 
   Reference: Chataoui et al., ICLR 2024, appendix, https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(losses=(losses, "[..., L + 1]"))
   losses = as_accumulator(losses)
   return losses @ jnp.arange(losses.shape[-1], 0, -1, dtype=losses.dtype)
 
@@ -191,11 +211,3 @@ def _sum_before(values: jax.Array) -> jax.Array:
   """Sum of the entries before each one."""
   sums = jnp.cumsum(values, axis=-1)[..., :-1]
   return jnp.concatenate([jnp.zeros_like(values[..., :1]), sums], axis=-1)
-
-
-def _check_exits(name: str, values: jax.Array, of: jax.Array, of_name: str) -> None:
-  if values.shape != of.shape[-1:]:
-    raise ValueError(
-      f"{name} must have one entry for each of the {of.shape[-1]} columns of {of_name}, got shape "
-      f"{values.shape}."
-    )

@@ -2,8 +2,9 @@
 
 Losses of two labels take `(logits, labels_a, labels_b, ratio)`, which every mixing policy of
 `jaxlab.augment` returns, so that any policy works with any loss. The ratio is the share of the
-first label. Labels are class indices; outside the classes, labels in NumPy arrays raise and labels
-in JAX arrays give NaN.
+first label. Labels are class indices `[b]`, or one-hot or soft labels `[b, k]`, whose loss is that
+of the classes, weighted by their shares. Outside the classes, labels in NumPy arrays raise and
+labels in JAX arrays give NaN.
 """
 
 from typing import Literal
@@ -13,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, as_classes, check_choice, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_choice,
+  check_range,
+  is_known,
+  weighted,
+)
 
 _MASKED = -1e30
 # Rows in which a label has at most this share have no decoupled terms.
@@ -27,8 +36,8 @@ def mixup_cross_entropy(
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
-    labels_a: classes of the first examples, `[b]`.
-    labels_b: classes of the second examples, `[b]`.
+    labels_a: classes of the first examples, `[b]`, or soft labels, `[b, k]`.
+    labels_b: classes of the second examples, `[b]`, or soft labels, `[b, k]`.
     ratio: share of the first, `[b]` or a scalar, in [0, 1].
 
   Returns:
@@ -64,8 +73,8 @@ def decoupled_mixup_loss(
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
-    labels_a: classes of the first examples, `[b]`.
-    labels_b: classes of the second examples, `[b]`.
+    labels_a: classes of the first examples, `[b]`, or soft labels, `[b, k]`.
+    labels_b: classes of the second examples, `[b]`, or soft labels, `[b, k]`.
     ratio: share of the first, `[b]` or a scalar, in [0, 1].
     eta: weight of the decoupled terms, at least 0.
     eta_mode: which terms count: "both"; "less", that of the label with the smaller share; "more",
@@ -92,13 +101,21 @@ def decoupled_mixup_loss(
   num_classes = logits.shape[-1]
   if num_classes < 3 and is_known(eta) and np.any(np.asarray(eta) > 0):
     raise ValueError(f"logits must have at least 3 classes where eta > 0, got {num_classes}.")
-  same = labels_a == labels_b
-  rest, score_a, score_b = _split_scores(logits, labels_a, labels_b)
-  # Equal labels are one class, whose score must not count twice in the softmax.
-  other = jnp.where(same, _MASKED, score_b)
-  cost_a = jax.nn.softplus(jnp.logaddexp(rest, other) - score_a)
-  cost_b = jax.nn.softplus(jnp.logaddexp(rest, jnp.where(same, _MASKED, score_a)) - score_b)
-  coupled = ratio * cost_a + (1.0 - ratio) * cost_b
+  if labels_a.ndim == logits.ndim:
+    coupled = _label_costs(logits, (labels_a, labels_b), (ratio, 1.0 - ratio))
+    alone_a = _soft_cost_without(logits, labels_a, labels_b)
+    alone_b = _soft_cost_without(logits, labels_b, labels_a)
+    undivided = False
+  else:
+    undivided = labels_a == labels_b
+    rest, score_a, score_b = _split_scores(logits, labels_a, labels_b)
+    # Equal labels are one class, whose score must not count twice in the softmax.
+    other_a = jnp.where(undivided, _MASKED, score_b)
+    other_b = jnp.where(undivided, _MASKED, score_a)
+    cost_a = jax.nn.softplus(jnp.logaddexp(rest, other_a) - score_a)
+    cost_b = jax.nn.softplus(jnp.logaddexp(rest, other_b) - score_b)
+    coupled = weighted(ratio, cost_a) + weighted(1.0 - ratio, cost_b)
+    alone_a, alone_b = jax.nn.softplus(rest - score_a), jax.nn.softplus(rest - score_b)
   if eta_mode == "both":
     use_a, use_b = True, True
   elif eta_mode == "first":
@@ -108,10 +125,9 @@ def decoupled_mixup_loss(
     use_b = ~use_a
   weight_a = jnp.where(use_a, rescale_mix_ratio(ratio, power=rescale_power), 0.0)
   weight_b = jnp.where(use_b, rescale_mix_ratio(1.0 - ratio, power=rescale_power), 0.0)
-  decoupled = weight_a * jax.nn.softplus(rest - score_a)
-  decoupled += weight_b * jax.nn.softplus(rest - score_b)
-  alone = same | (jnp.minimum(ratio, 1.0 - ratio) <= _MIN_SHARE)
-  return coupled + eta * jnp.where(alone, 0.0, decoupled)
+  decoupled = weighted(weight_a, alone_a) + weighted(weight_b, alone_b)
+  undivided |= jnp.minimum(ratio, 1.0 - ratio) <= _MIN_SHARE
+  return coupled + weighted(eta, jnp.where(undivided, 0.0, decoupled))
 
 
 def decoupled_mixup_binary_loss(
@@ -129,8 +145,8 @@ def decoupled_mixup_binary_loss(
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
-    labels_a: classes of the first examples, `[b]`.
-    labels_b: classes of the second examples, `[b]`.
+    labels_a: classes of the first examples, `[b]`, or soft labels, `[b, k]`.
+    labels_b: classes of the second examples, `[b]`, or soft labels, `[b, k]`.
     ratio: share of the first, `[b]` or a scalar, in [0, 1].
     power: exponent of `rescale_mix_ratio`; with power 1 and threshold 1 the targets are the ratios.
     threshold: shares of at least this have the target 1, in (0, 1].
@@ -153,12 +169,16 @@ def decoupled_mixup_binary_loss(
     rescale_mix_ratio(share, power=power, threshold=threshold) if rescale else share
     for share, rescale in ((ratio, rescale_a), (1.0 - ratio, rescale_b))
   )
+  # Targets are 0 except at the labels, so that classes need no array of targets.
+  at_zero = jnp.sum(_softplus(logits), axis=-1)
+  if labels_a.ndim == logits.ndim:
+    targets = target_a[..., None] * labels_a + target_b[..., None] * labels_b
+    return at_zero - jnp.sum(weighted(jnp.clip(targets, 0.0, 1.0), logits), axis=-1)
   same = labels_a == labels_b
   target_a = jnp.clip(jnp.where(same, target_a + target_b, target_a), 0.0, 1.0)
   target_b = jnp.where(same, 0.0, target_b)
-  # Targets are 0 except at the labels, so that no array of targets is needed.
-  at_zero = jnp.sum(_softplus(logits), axis=-1)
-  return at_zero - target_a * _chosen(logits, labels_a) - target_b * _chosen(logits, labels_b)
+  score_a, score_b = _chosen(logits, labels_a), _chosen(logits, labels_b)
+  return at_zero - weighted(target_a, score_a) - weighted(target_b, score_b)
 
 
 def rescale_mix_ratio(
@@ -177,11 +197,13 @@ def rescale_mix_ratio(
     Targets in [0, 1], `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `threshold` lies outside (0, 1] or a known ratio outside [0, 1].
+    ValueError: if `threshold` lies outside (0, 1], a known ratio outside [0, 1], or `power` is not
+      finite.
 
   Reference: Liu et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2203.10761.
   """
   check_range("ratio", ratio, "[0, 1]")
+  check_range("power", power, "(-inf, inf)")
   check_range("threshold", threshold, "(0, 1]")
   ratio = as_accumulator(ratio)
   power = jnp.abs(jnp.asarray(power, ratio.dtype))
@@ -193,41 +215,6 @@ def rescale_mix_ratio(
   return jnp.where(inside | jnp.isnan(scaled), jnp.where(inside, powered, scaled), ends)
 
 
-def pseudo_label_mix_weight(
-  max_prob: chex.Array,
-  ratio: chex.Numeric,
-  *,
-  cutoff: chex.Numeric = 0.95,
-  mix_cutoff: chex.Numeric = 0.95,
-) -> jax.Array:
-  """Whether a mixture with a guessed label counts.
-
-  The smaller the share of the guessed example in the mixture, the lower the required confidence.
-
-  Args:
-    max_prob: probability of the guessed class on the weak view, `[b]`.
-    ratio: share of the example with a known label, `[b]` or a scalar. It is used as given: pass
-      max(ratio, 1 - ratio) if the known example has the larger share.
-    cutoff: a probability of at least this is always enough, in [0, 1].
-    mix_cutoff: a probability below this is not enough unless it reaches `cutoff`, in [0, 1]; if
-      both are equal, the ratio has no effect.
-
-  Returns:
-    1 where max_prob >= min(cutoff, max(mix_cutoff, 1 - ratio)) and 0 elsewhere, `[b]`.
-
-  Raises:
-    ValueError: if a cutoff or a known ratio lies outside [0, 1].
-
-  Reference: Liu et al., NeurIPS 2023, section 4.3, https://arxiv.org/abs/2203.10761.
-  """
-  for name, value in (("cutoff", cutoff), ("mix_cutoff", mix_cutoff), ("ratio", ratio)):
-    check_range(name, value, "[0, 1]")
-  max_prob, ratio = as_accumulator(max_prob, ratio)
-  ratio = jnp.broadcast_to(ratio, max_prob.shape)
-  needed = jnp.minimum(cutoff, jnp.maximum(mix_cutoff, 1.0 - ratio))
-  return (max_prob >= needed).astype(max_prob.dtype)
-
-
 def multi_mixup_cross_entropy(
   logits: chex.Array, labels: chex.Array, weights: chex.Array
 ) -> jax.Array:
@@ -235,22 +222,22 @@ def multi_mixup_cross_entropy(
 
   Args:
     logits: scores of the mixed inputs, `[b, k]`.
-    labels: classes of the examples in each row, `[m, b]`.
-    weights: shares of the examples, `[m]`.
+    labels: classes of the examples in each row, `[m, b]`, or soft labels, `[m, b, k]`.
+    weights: shares of the examples, `[m]`, in [0, 1].
 
   Returns:
     Loss per example in nats, `[b]`, in float32 or wider.
 
   Raises:
-    ValueError: if a known label lies outside the classes.
+    ValueError: if a known weight lies outside [0, 1] or a known label outside the classes.
 
   Reference: Chidambaram and Ge, On the Limitations of Temperature Scaling for Distributions with
   Overlaps, ICLR 2024, https://arxiv.org/abs/2306.00740.
   """
+  check_range("weights", weights, "[0, 1]")
+  check_arrays(logits=(logits, "[..., k]"), weights=(weights, "[m]"))
   logits, weights = as_accumulator(logits, weights)
-  labels = as_classes("labels", labels, logits.shape[-1])
-  chex.assert_shape(labels, (None, *logits.shape[:-1]))
-  chex.assert_shape(weights, labels.shape[:1])
+  labels = _labels("labels", labels, (*weights.shape, *logits.shape))
   return _label_costs(logits, tuple(labels), tuple(weights))
 
 
@@ -265,7 +252,7 @@ def all_pairs_mixup_loss(
 
   Args:
     logits: scores of the mixtures, `[n, n, k]`; the first axis is the example with share `ratio`.
-    labels: classes of the examples, `[n]`.
+    labels: classes of the examples, `[n]`, or soft labels, `[n, k]`.
     ratio: share of the first example in the inputs, in [0, 1].
     label_ratio: share of the first label, in [0, 1]; None for that of the inputs.
 
@@ -273,8 +260,7 @@ def all_pairs_mixup_loss(
     Loss per pair in nats, `[n, n]`, in float32 or wider.
 
   Raises:
-    ValueError: if a share lies outside [0, 1], the number of labels is not n, or a known label lies
-      outside the classes.
+    ValueError: if a share lies outside [0, 1] or a known label outside the classes.
 
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, section 3,
   https://arxiv.org/abs/2303.08433.
@@ -282,25 +268,43 @@ def all_pairs_mixup_loss(
   check_range("ratio", ratio, "[0, 1]")
   if label_ratio is not None:
     check_range("label_ratio", label_ratio, "[0, 1]")
+  check_arrays(logits=(logits, "[n, n, k]"), ratio=(ratio, "[]"), label_ratio=(label_ratio, "[]"))
   logits, share = as_accumulator(logits, ratio if label_ratio is None else label_ratio)
-  chex.assert_rank(logits, 3)
-  num = logits.shape[0]
-  chex.assert_axis_dimension(logits, 1, num)
-  labels = as_classes("labels", labels, logits.shape[-1])
-  if labels.shape != (num,):
-    raise ValueError(f"labels must have shape ({num},) to match logits, got {labels.shape}.")
-  first = jnp.broadcast_to(labels[:, None], (num, num))
-  return _label_costs(logits, (first, first.T), (share, 1.0 - share))
+  labels = _labels("labels", labels, logits.shape[1:])
+  first = jnp.broadcast_to(labels[:, None], (len(labels), *labels.shape))
+  return _label_costs(logits, (first, first.swapaxes(0, 1)), (share, 1.0 - share))
 
 
 def _mixed_arguments(logits, labels_a, labels_b, ratio) -> tuple[jax.Array, ...]:
-  """Checked arguments in their working types, with one ratio per row."""
+  """Checked arguments in their working types, with one ratio per row and labels of one kind."""
   check_range("ratio", ratio, "[0, 1]")
+  check_arrays(logits=(logits, "[..., k]"), ratio=(ratio if np.ndim(ratio) else None, "[...]"))
   logits, ratio = as_accumulator(logits, ratio)
-  labels_a = as_classes("labels_a", labels_a, logits.shape[-1])
-  labels_b = as_classes("labels_b", labels_b, logits.shape[-1])
-  chex.assert_shape([labels_a, labels_b], logits.shape[:-1])
-  return logits, labels_a, labels_b, jnp.broadcast_to(ratio, labels_a.shape)
+  labels_a = _labels("labels_a", labels_a, logits.shape)
+  labels_b = _labels("labels_b", labels_b, logits.shape)
+  if labels_a.ndim != labels_b.ndim:
+    labels_a, labels_b = _one_hot(labels_a, logits), _one_hot(labels_b, logits)
+  return logits, labels_a, labels_b, jnp.broadcast_to(ratio, logits.shape[:-1])
+
+
+def _labels(name: str, labels: chex.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Classes, or soft labels if they have the shape of all scores; checked."""
+  if not hasattr(labels, "shape"):
+    labels = np.asarray(labels)
+  if labels.ndim < len(shape):
+    check_arrays(**{name: (labels, f"int {[*shape[:-1]]}")})
+    return as_classes(name, labels, shape[-1])
+  check_arrays(**{name: (labels, f"{[*shape]}")})
+  check_range(name, labels, "[0, 1]")
+  return as_accumulator(labels)
+
+
+def _one_hot(labels: jax.Array, logits: jax.Array) -> jax.Array:
+  """Soft labels as they are, and classes as such; NaN where there is no such class."""
+  if labels.ndim == logits.ndim:
+    return labels
+  inside = (labels < logits.shape[-1])[..., None]
+  return jnp.where(inside, jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), jnp.nan)
 
 
 @jax.custom_jvp
@@ -322,8 +326,35 @@ def _label_costs(logits: jax.Array, labels: tuple, weights: tuple) -> jax.Array:
   # The maximum is subtracted first, so that no digits are lost where the label's score is large.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   log_total = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
-  costs = (log_total - (_chosen(logits, label) - largest) for label in labels)
-  return sum(weight * cost for weight, cost in zip(weights, costs))
+
+  def cost(label):
+    if label.ndim < logits.ndim:
+      return log_total - (_chosen(logits, label) - largest)
+    by_class = log_total[..., None] - (logits - largest[..., None])
+    return jnp.sum(weighted(label, by_class), axis=-1)
+
+  return sum(weighted(weight, cost(label)) for weight, label in zip(weights, labels))
+
+
+def _soft_cost_without(logits: jax.Array, labels: jax.Array, others: jax.Array) -> jax.Array:
+  """Costs of classes in softmaxes without another class, averaged over both soft labels.
+
+  The sum over pairs i != j of `labels[i] * others[j] * (log_sum_exp(logits without j) - logits[i])`
+  in one pass over j.
+  """
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  logits = jnp.maximum(logits - largest, _MASKED)
+  last = logits.ndim - 1
+  end = jnp.full_like(logits[..., :1], _MASKED)
+  before = jax.lax.cumlogsumexp(logits, axis=last)[..., :-1]
+  after = jax.lax.cumlogsumexp(logits, axis=last, reverse=True)[..., 1:]
+  log_rest = jnp.logaddexp(
+    jnp.concatenate([end, before], axis=-1), jnp.concatenate([after, end], axis=-1)
+  )
+  scores = labels * logits
+  competing = jnp.sum(labels, axis=-1, keepdims=True) - labels
+  costs = competing * log_rest - (jnp.sum(scores, axis=-1, keepdims=True) - scores)
+  return jnp.sum(others * costs, axis=-1)
 
 
 def _split_scores(
@@ -334,7 +365,7 @@ def _split_scores(
   All softmaxes of the loss are functions of these three, so that one pass over the logits is enough
   and a label that does not compete gets no gradient.
   """
-  classes = jnp.arange(logits.shape[-1])
+  classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
   either = (classes == labels_a[..., None]) | (classes == labels_b[..., None])
   rest = jax.nn.logsumexp(jnp.where(either, _MASKED, logits), axis=-1)
   return rest, _chosen(logits, labels_a), _chosen(logits, labels_b)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
 from jaxlab.losses.sequence import log1mexp
 
 # Above this log-probability, the log-odds have no digits left in float32.
@@ -37,7 +37,7 @@ def orpo_loss(
   check_range("weight", weight, "[0, inf)")
   chosen = as_accumulator(chosen_mean_log_probs)
   log_odds = log_odds_ratio(chosen_mean_log_probs, rejected_mean_log_probs)
-  return -chosen + weight * jax.nn.softplus(-log_odds)
+  return -chosen + weighted(weight, jax.nn.softplus(-log_odds))
 
 
 def log_odds_ratio(
@@ -55,8 +55,11 @@ def log_odds_ratio(
 
   Reference: Hong et al., ORPO, EMNLP 2024, equation 4, https://arxiv.org/abs/2403.07691.
   """
+  check_arrays(
+    chosen_mean_log_probs=(chosen_mean_log_probs, "[...]"),
+    rejected_mean_log_probs=(rejected_mean_log_probs, "[...]"),
+  )
   chosen, rejected = as_accumulator(chosen_mean_log_probs, rejected_mean_log_probs)
-  chex.assert_equal_shape([chosen, rejected])
   not_chosen = log1mexp(jnp.minimum(chosen, _MAX_LOG_PROB))
   not_rejected = log1mexp(jnp.minimum(rejected, _MAX_LOG_PROB))
   return (chosen - rejected) - (not_chosen - not_rejected)

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_choice, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_choice,
+  check_range,
+  is_known,
+  weighted,
+)
 from jaxlab.losses.sequence import sequence_log_prob
 
 # Beyond this log-ratio the exponential continues as a straight line, so that float32 is finite.
@@ -41,8 +48,9 @@ def leave_one_out_advantages(rewards: chex.Array) -> jax.Array:
   Reference: Kool et al., Buy 4 REINFORCE Samples, Get a Baseline for Free!, ICLR 2019 workshop;
   Ahmadian et al., Back to Basics, ACL 2024, equation 6, https://arxiv.org/abs/2402.14740.
   """
+  check_arrays(rewards=(rewards, "[..., n]"))
   rewards = as_accumulator(rewards)
-  if rewards.ndim == 0 or rewards.shape[-1] < 2:
+  if rewards.shape[-1] < 2:
     raise ValueError(f"rewards must hold at least two samples per prompt, got {rewards.shape}.")
   centered, _, count = _centered(rewards, axis=-1)
   return centered * (count / jnp.maximum(count - 1, 1))
@@ -75,6 +83,7 @@ def group_advantages(
   """
   check_choice("scale", scale, ("group", "batch", "none"))
   check_range("epsilon", epsilon, "[0, inf)")
+  check_arrays(rewards=(rewards, "[..., n]"))
   rewards = as_accumulator(rewards)
   centered, finite, count = _centered(rewards, axis=-1)
   if scale == "none":
@@ -96,7 +105,7 @@ def _centered(rewards: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Arra
   finite = jnp.isfinite(rewards)
   count = jnp.sum(finite, axis=axis, keepdims=True)
   # The largest is subtracted first: equal rewards then have a mean of exactly 0.
-  largest = jnp.max(jnp.where(finite, rewards, -jnp.inf), axis=axis, keepdims=True)
+  largest = jnp.max(rewards, axis=axis, keepdims=True, initial=-jnp.inf, where=finite)
   shifted = jnp.where(finite, rewards - jnp.where(count > 0, largest, 0.0), 0.0)
   mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(count, 1)
   return jnp.where(finite & (count > 1), shifted - mean, 0.0), finite, count
@@ -128,8 +137,8 @@ def kl_per_token(
   Reference: Schulman, Approximating KL Divergence, 2020, http://joschu.net/blog/kl-approx.html.
   """
   check_choice("estimator", estimator, ("k1", "k2", "k3"))
+  check_arrays(log_probs=(log_probs, "[...]"), reference_log_probs=(reference_log_probs, "[...]"))
   log_probs, reference = as_accumulator(log_probs, reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
   log_ratio = log_probs - jax.lax.stop_gradient(reference)
   if estimator == "k1":
     return log_ratio
@@ -175,9 +184,13 @@ def kl_penalized_rewards(
   https://arxiv.org/abs/2009.01325.
   """
   check_range("beta", beta, "(0, inf)")
+  check_arrays(
+    rewards=(rewards, "[...]"),
+    log_probs=(log_probs, "[..., T]"),
+    reference_log_probs=(reference_log_probs, "[..., T]"),
+    mask=(mask, "[..., T]"),
+  )
   rewards, log_probs, reference = as_accumulator(rewards, log_probs, reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
-  chex.assert_shape(rewards, log_probs.shape[:-1])
   log_ratio = sequence_log_prob(log_probs - reference, mask)
   return jax.lax.stop_gradient(rewards - beta * log_ratio)
 
@@ -219,8 +232,8 @@ def clipped_policy_loss(
     e^60 continue as a straight line, so that the loss stays finite.
 
   Raises:
-    ValueError: if the level is unknown, a clip < 0, or `kl_coefficient` is not 0 and
-      `reference_log_probs` is None.
+    ValueError: if the level is unknown, a clip < 0, `kl_coefficient` is not finite, or it is not 0
+      and `reference_log_probs` is None.
 
   Reference: Schulman et al., PPO, 2017, equation 7, https://arxiv.org/abs/1707.06347; Shao et al.,
   DeepSeekMath, 2024, equation 3, https://arxiv.org/abs/2402.03300; Zheng et al., GSPO, 2025,
@@ -230,13 +243,19 @@ def clipped_policy_loss(
   clip_high = clip_low if clip_high is None else clip_high
   check_range("clip_low", clip_low, "[0, inf)")
   check_range("clip_high", clip_high, "[0, inf)")
+  check_range("kl_coefficient", kl_coefficient, "(-inf, inf)")
   penalized = not is_known(kl_coefficient) or np.any(np.asarray(kl_coefficient) != 0)
   if penalized and reference_log_probs is None:
     raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_log_probs, got None.")
+  check_arrays(
+    log_probs=(log_probs, "[..., T]"),
+    old_log_probs=(old_log_probs, "[..., T]"),
+    advantages=(advantages, "[...]"),
+    mask=(mask, "[..., T]"),
+    reference_log_probs=(reference_log_probs, "[..., T]"),
+  )
   log_probs, old, advantages = as_accumulator(log_probs, old_log_probs, advantages)
   mask = jnp.asarray(mask).astype(bool)
-  chex.assert_equal_shape([log_probs, old, mask])
-  chex.assert_shape(advantages, log_probs.shape[:-1])
   old, advantages = jax.lax.stop_gradient((old, advantages))
 
   if level == "token":
@@ -252,9 +271,9 @@ def clipped_policy_loss(
   if not penalized:
     return loss
   reference = as_accumulator(reference_log_probs)
-  chex.assert_equal_shape([log_probs, reference])
   divergence = kl_per_token(jnp.where(mask, log_probs, 0.0), jnp.where(mask, reference, 0.0))
-  return loss + kl_coefficient * sequence_log_prob(divergence, mask, normalize_length=True)
+  penalty = sequence_log_prob(divergence, mask, normalize_length=True)
+  return loss + weighted(kl_coefficient, penalty)
 
 
 def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Array) -> jax.Array:
@@ -271,6 +290,8 @@ def reinforce_loss(log_probs: chex.Array, advantages: chex.Array, mask: chex.Arr
   Reference: Williams, Simple Statistical Gradient-Following Algorithms for Connectionist
   Reinforcement Learning, Machine Learning 1992, https://doi.org/10.1007/BF00992696.
   """
+  check_arrays(
+    log_probs=(log_probs, "[..., T]"), advantages=(advantages, "[...]"), mask=(mask, "[..., T]")
+  )
   log_probs, advantages = as_accumulator(log_probs, advantages)
-  chex.assert_shape(advantages, log_probs.shape[:-1])
-  return -jax.lax.stop_gradient(advantages) * sequence_log_prob(log_probs, mask)
+  return weighted(-jax.lax.stop_gradient(advantages), sequence_log_prob(log_probs, mask))

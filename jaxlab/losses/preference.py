@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
 
 
 def dpo_loss(
@@ -50,8 +50,8 @@ def dpo_loss(
   check_range("beta", beta, "(0, inf)")
   check_range("label_smoothing", label_smoothing, "[0, 0.5]")
   if reference_free:
-    reference_chosen = jnp.zeros_like(reference_chosen)
-    reference_rejected = jnp.zeros_like(reference_rejected)
+    reference_chosen = jnp.zeros_like(jnp.asarray(reference_chosen))
+    reference_rejected = jnp.zeros_like(jnp.asarray(reference_rejected))
   chosen, rejected = _log_ratios(
     policy_chosen, policy_rejected, reference_chosen, reference_rejected
   )
@@ -131,6 +131,11 @@ def ipo_loss(
     policy_chosen, policy_rejected, reference_chosen, reference_rejected
   )
   if chosen_lengths is not None:
+    check_arrays(
+      policy_chosen=(policy_chosen, "[...]"),
+      chosen_lengths=(chosen_lengths, "[...]"),
+      rejected_lengths=(rejected_lengths, "[...]"),
+    )
     chosen = _per_token(chosen, chosen_lengths)
     rejected = _per_token(rejected, rejected_lengths)
   return jnp.square(chosen - rejected - 1.0 / (2.0 * beta))
@@ -193,14 +198,20 @@ def simpo_loss(
     Loss per pair in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `beta` <= 0 or `label_smoothing` lies outside [0, 0.5].
+    ValueError: if `beta` <= 0, `margin` is not finite or `label_smoothing` lies outside [0, 0.5].
 
   Reference: Meng et al., SimPO, NeurIPS 2024, equation 6, https://arxiv.org/abs/2405.14734.
   """
   check_range("beta", beta, "(0, inf)")
+  check_range("margin", margin, "(-inf, inf)")
   check_range("label_smoothing", label_smoothing, "[0, 0.5]")
+  check_arrays(
+    policy_chosen=(policy_chosen, "[...]"),
+    policy_rejected=(policy_rejected, "[...]"),
+    chosen_lengths=(chosen_lengths, "[...]"),
+    rejected_lengths=(rejected_lengths, "[...]"),
+  )
   chosen, rejected = as_accumulator(policy_chosen, policy_rejected)
-  chex.assert_equal_shape([chosen, rejected])
   difference = _per_token(chosen, chosen_lengths) - _per_token(rejected, rejected_lengths)
   return _smoothed_logistic_loss(beta * difference - margin, label_smoothing)
 
@@ -224,8 +235,10 @@ def implicit_reward(
   Reference: Rafailov et al., DPO, NeurIPS 2023, equation 5, https://arxiv.org/abs/2305.18290.
   """
   check_range("beta", beta, "(0, inf)")
+  check_arrays(
+    policy_log_probs=(policy_log_probs, "[...]"), reference_log_probs=(reference_log_probs, "[...]")
+  )
   policy, reference = as_accumulator(policy_log_probs, reference_log_probs)
-  chex.assert_equal_shape([policy, reference])
   return beta * (policy - jax.lax.stop_gradient(reference))
 
 
@@ -235,9 +248,15 @@ def _log_ratios(
   reference_chosen: chex.Array,
   reference_rejected: chex.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  arrays = as_accumulator(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-  chex.assert_equal_shape(arrays)
-  chosen, rejected, *reference = arrays
+  check_arrays(
+    policy_chosen=(policy_chosen, "[...]"),
+    policy_rejected=(policy_rejected, "[...]"),
+    reference_chosen=(reference_chosen, "[...]"),
+    reference_rejected=(reference_rejected, "[...]"),
+  )
+  chosen, rejected, *reference = as_accumulator(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected
+  )
   reference_chosen, reference_rejected = jax.lax.stop_gradient(reference)
   return chosen - reference_chosen, rejected - reference_rejected
 
@@ -247,10 +266,8 @@ def _smoothed_logistic_loss(margin: jax.Array, smoothing: chex.Numeric) -> jax.A
 
   The two log-sigmoids differ by the margin.
   """
-  return jax.nn.softplus(-margin) + smoothing * margin
+  return jax.nn.softplus(-margin) + weighted(smoothing, margin)
 
 
 def _per_token(log_probs: jax.Array, lengths: chex.Array) -> jax.Array:
-  lengths = jnp.asarray(lengths)
-  chex.assert_equal_shape([log_probs, lengths])
-  return log_probs / jnp.maximum(lengths, 1)
+  return log_probs / jnp.maximum(jnp.asarray(lengths), 1)

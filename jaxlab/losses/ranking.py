@@ -3,8 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
 
 _MASKED = -1e30
 
@@ -29,19 +30,25 @@ def bradley_terry_loss(
     Loss per pair in nats, `[...]`, in float32 or wider.
 
   Raises:
-    ValueError: if `center_coefficient` < 0.
+    ValueError: if `center_coefficient` < 0 or a known margin is not finite.
 
   Reference: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 1952; Touvron
   et al., Llama 2, 2023, section 3.2.2 (margin), https://arxiv.org/abs/2307.09288; Eisenstein et
   al., Helping or Herding?, COLM 2024, section 2 (centering), https://arxiv.org/abs/2312.09244.
   """
   check_range("center_coefficient", center_coefficient, "[0, inf)")
+  check_arrays(
+    chosen_rewards=(chosen_rewards, "[...]"),
+    rejected_rewards=(rejected_rewards, "[...]"),
+    margin=(margin if np.ndim(margin) else None, "[...]"),
+  )
   chosen, rejected = as_accumulator(chosen_rewards, rejected_rewards)
-  chex.assert_equal_shape([chosen, rejected])
   difference = chosen - rejected
   if margin is not None:
-    difference -= jnp.broadcast_to(as_accumulator(margin), difference.shape)
-  return jax.nn.softplus(-difference) + center_coefficient * jnp.square(chosen + rejected)
+    check_range("margin", margin, "(-inf, inf)")
+    difference -= as_accumulator(margin)
+  square = jnp.square(chosen + rejected)
+  return jax.nn.softplus(-difference) + weighted(center_coefficient, square)
 
 
 def slic_loss(
@@ -72,14 +79,16 @@ def slic_loss(
   """
   check_range("margin", margin, "[0, inf)")
   check_range("target_weight", target_weight, "[0, inf)")
+  check_arrays(
+    policy_chosen=(policy_chosen, "[...]"),
+    policy_rejected=(policy_rejected, "[...]"),
+    target_log_probs=(target_log_probs, "[...]"),
+  )
   chosen, rejected = as_accumulator(policy_chosen, policy_rejected)
-  chex.assert_equal_shape([chosen, rejected])
   loss = jax.nn.relu(margin - chosen + rejected)
   if target_log_probs is None:
     return loss
-  targets = as_accumulator(target_log_probs)
-  chex.assert_equal_shape([chosen, targets])
-  return loss - target_weight * targets
+  return loss - weighted(target_weight, as_accumulator(target_log_probs))
 
 
 def rrhf_loss(
@@ -107,17 +116,22 @@ def rrhf_loss(
   Reference: Yuan et al., RRHF, NeurIPS 2023, equations 2 to 4, https://arxiv.org/abs/2304.05302.
   """
   check_range("nll_weight", nll_weight, "[0, inf)")
+  check_arrays(
+    mean_log_probs=(mean_log_probs, "[..., k]"),
+    rewards=(rewards, "[..., k]"),
+    sequence_log_probs=(sequence_log_probs, "[..., k]"),
+  )
   scores, rewards = as_accumulator(mean_log_probs, rewards)
-  chex.assert_equal_shape([scores, rewards])
   worse = rewards[..., :, None] < rewards[..., None, :]
   excess = jax.nn.relu(scores[..., :, None] - scores[..., None, :])
   loss = jnp.sum(jnp.where(worse, excess, 0.0), axis=(-2, -1))
+  unknown = jnp.any(jnp.isnan(scores) | jnp.isnan(rewards), axis=-1)
+  loss = jnp.where(unknown, jnp.nan, loss)
   if sequence_log_probs is None:
     return loss
   totals = as_accumulator(sequence_log_probs)
-  chex.assert_equal_shape([scores, totals])
   best = jnp.argmax(rewards, axis=-1, keepdims=True)
-  return loss - nll_weight * jnp.take_along_axis(totals, best, axis=-1)[..., 0]
+  return loss - weighted(nll_weight, jnp.take_along_axis(totals, best, axis=-1)[..., 0])
 
 
 def plackett_luce_loss(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Array:
@@ -134,9 +148,9 @@ def plackett_luce_loss(scores: chex.Array, *, mask: chex.Array | None = None) ->
   https://doi.org/10.2307/2346567; Rafailov et al., DPO, NeurIPS 2023, appendix A.3,
   https://arxiv.org/abs/2305.18290.
   """
+  check_arrays(scores=(scores, "[..., k]"), mask=(mask, "[..., k]"))
   scores = as_accumulator(scores)
   mask = jnp.ones_like(scores, bool) if mask is None else jnp.asarray(mask).astype(bool)
-  chex.assert_equal_shape([scores, mask])
   scores = jnp.where(mask, scores, _MASKED)
   unplaced = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
   return jnp.sum(jnp.where(mask, unplaced - scores, 0.0), axis=-1)

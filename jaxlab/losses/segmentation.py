@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
 
 _EPSILON = 1e-10
 _IGNORE = 255
@@ -22,15 +22,17 @@ def foreground_cross_entropy(foreground: chex.Array, masks: chex.Array) -> jax.A
     masks: 1 for foreground, 0 for background, 255 for pixels that do not count, `[n, s, h, w]`.
 
   Returns:
-    Mean over the pixels that count, in nats, `[n]`.
+    Mean over the pixels that count, in nats, `[n]`; NaN for a task with other values in its mask.
 
   Reference: Boudiaf et al., Few-Shot Segmentation Without Meta-Learning, CVPR 2021, equation 1,
   https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(foreground=(foreground, "[n, s, h, w]"), masks=(masks, "[n, s, h, w]"))
   foreground, masks = as_accumulator(foreground), jnp.asarray(masks)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, masks])
-  likelihood = jnp.where(masks == 1, foreground, _background(foreground))
+  # In 8 signed bits there is no 255.
+  masks = masks.astype(jnp.promote_types(masks.dtype, jnp.int32))
+  background = jnp.where(masks == 0, _background(foreground), jnp.nan)
+  likelihood = jnp.where(masks == 1, foreground, background)
   return _mean(-jnp.log(likelihood + _EPSILON), masks != _IGNORE)
 
 
@@ -46,9 +48,8 @@ def pixel_entropy(foreground: chex.Array, valid: chex.Array) -> jax.Array:
 
   Reference: Boudiaf et al., CVPR 2021, equation 1, https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(foreground=(foreground, "[n, s, h, w]"), valid=(valid, "[n, s, h, w]"))
   foreground, valid = as_accumulator(foreground), jnp.asarray(valid)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, valid])
   background = _background(foreground)
   entropy = -(
     foreground * jnp.log(foreground + _EPSILON) + background * jnp.log(background + _EPSILON)
@@ -71,18 +72,19 @@ def proportion_kl(foreground: chex.Array, proportion: chex.Array, valid: chex.Ar
 
   Reference: Boudiaf et al., CVPR 2021, equations 1 and 2, https://arxiv.org/abs/2012.06166.
   """
+  check_arrays(
+    foreground=(foreground, "[n, s, h, w]"),
+    proportion=(proportion, "[n]"),
+    valid=(valid, "[n, s, h, w]"),
+  )
   foreground, proportion = as_accumulator(foreground, proportion)
-  valid = jnp.asarray(valid)
-  chex.assert_rank(foreground, 4)
-  chex.assert_equal_shape([foreground, valid])
-  chex.assert_shape(proportion, foreground.shape[:1])
-  valid = valid == 1
+  valid = jnp.asarray(valid) == 1
 
   def term(probs, share):
     predicted = _mean(probs, valid)
-    present = predicted > 0
-    log_ratio = jnp.log(jnp.where(present, predicted, 1.0)) - jnp.log(share + _EPSILON)
-    return jnp.where(present, predicted * log_ratio, 0.0)
+    absent = predicted <= 0
+    log_ratio = jnp.log(jnp.where(absent, 1.0, predicted)) - jnp.log(share + _EPSILON)
+    return jnp.where(absent, 0.0, predicted * log_ratio)
 
   return term(_background(foreground), _background(proportion)) + term(foreground, proportion)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 
 
 def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
@@ -32,11 +32,11 @@ def token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
   Reference: the chain rule of sequence probabilities, as in Radford et al., Language Models are
   Unsupervised Multitask Learners, 2019, section 2.
   """
+  check_arrays(logits=(logits, "[..., v]"), tokens=(tokens, "int [...]"))
   logits, tokens = as_accumulator(logits), jnp.asarray(tokens)
-  chex.assert_shape(tokens, logits.shape[:-1])
-  chex.assert_type(tokens, int)
-  # A negative index would count from the end.
-  index = jnp.where(tokens < 0, logits.shape[-1], tokens.astype(jnp.int32))[..., None]
+  # A negative index would count from the end, and so would -100 in unsigned integers.
+  tokens = tokens.astype(jnp.int32)
+  index = jnp.where(tokens < 0, logits.shape[-1], tokens)[..., None]
   chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill")[..., 0]
   # The maximum is subtracted first, so that no digits are lost where the token's score is large.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -58,7 +58,7 @@ def causal_token_log_probs(logits: chex.Array, tokens: chex.Array) -> jax.Array:
 
   Reference: as `token_log_probs`.
   """
-  chex.assert_shape(tokens, jnp.shape(logits)[:-1])
+  check_arrays(logits=(logits, "[..., T, v]"), tokens=(tokens, "int [..., T]"))
   logits, tokens = jnp.asarray(logits), jnp.asarray(tokens)
   predicted = token_log_probs(logits[..., :-1, :], tokens[..., 1:])
   return jnp.concatenate([jnp.zeros_like(tokens[..., :1], predicted.dtype), predicted], axis=-1)
@@ -92,12 +92,18 @@ def chunked_token_log_probs(
   https://arxiv.org/abs/1604.06174.
   """
   check_at_least(1, chunk_size=chunk_size)
+  check_arrays(
+    hidden=(hidden, "float [..., T, d]"),
+    kernel=(kernel, "float [d, v]"),
+    tokens=(tokens, "int [..., T]"),
+  )
   hidden, kernel, tokens = jnp.asarray(hidden), jnp.asarray(kernel), jnp.asarray(tokens)
-  chex.assert_rank(kernel, 2)
-  chex.assert_shape(hidden, (..., kernel.shape[0]))
-  chex.assert_shape(tokens, hidden.shape[:-1])
-  length = tokens.shape[-1]
-  chunk_size = min(chunk_size, max(length, 1))
+  return _chunked(hidden, kernel, tokens, min(chunk_size, max(tokens.shape[-1], 1)))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _chunked(hidden, kernel, tokens, chunk_size):
+  """One program per shape, as the loop over chunks would compile at every eager call."""
   dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
   # Held in the accumulator's type across chunks, so that its gradient is summed in that type.
   wide = as_accumulator(kernel)
@@ -110,7 +116,9 @@ def chunked_token_log_probs(
 
   parts = jax.lax.map(of_chunk, (_chunks(hidden, -2, chunk_size), _chunks(tokens, -1, chunk_size)))
   parts = jnp.moveaxis(parts, 0, -2)
-  return parts.reshape(*tokens.shape[:-1], -1)[..., :length]
+  # -1 would be ambiguous for an empty batch.
+  whole = parts.reshape(*tokens.shape[:-1], parts.shape[-2] * chunk_size)
+  return whole[..., : tokens.shape[-1]]
 
 
 def _chunks(values: jax.Array, axis: int, size: int) -> jax.Array:
@@ -140,8 +148,8 @@ def sequence_log_prob(
   Reference: Meng et al., SimPO, NeurIPS 2024, equation 3 (the mean),
   https://arxiv.org/abs/2405.14734.
   """
+  check_arrays(token_log_probs=(token_log_probs, "[..., T]"), mask=(mask, "[..., T]"))
   log_probs, mask = as_accumulator(token_log_probs), jnp.asarray(mask).astype(bool)
-  chex.assert_equal_shape([log_probs, mask])
   total = jnp.sum(jnp.where(mask, log_probs, 0.0), axis=-1)
   return total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if normalize_length else total
 
@@ -164,8 +172,10 @@ def sequence_nll(
   Reference: Ouyang et al., Training language models to follow instructions with human feedback,
   NeurIPS 2022, section 3.5, https://arxiv.org/abs/2203.02155.
   """
+  check_arrays(
+    logits=(logits, "[..., T, v]"), tokens=(tokens, "int [..., T]"), mask=(mask, "[..., T]")
+  )
   logits, mask = jnp.asarray(logits), jnp.asarray(mask).astype(bool)
-  chex.assert_shape(mask, logits.shape[:-1])
   # The gradient of a softmax of NaN is NaN even where its value is not used.
   log_probs = token_log_probs(jnp.where(mask[..., None], logits, 0), tokens)
   return -sequence_log_prob(log_probs, mask, normalize_length=normalize_length)
@@ -193,10 +203,12 @@ def segment_log_probs(
   Reasoning by Eight-Fold, NeurIPS 2024, section 5, https://arxiv.org/abs/2406.14532.
   """
   check_at_least(1, num_segments=num_segments)
+  check_arrays(
+    token_log_probs=(token_log_probs, "[..., T]"), segment_ids=(segment_ids, "int [..., T]")
+  )
   log_probs, segment_ids = as_accumulator(token_log_probs), jnp.asarray(segment_ids)
-  chex.assert_equal_shape([log_probs, segment_ids])
-  chex.assert_type(segment_ids, int)
-  inside = segment_ids[..., None, :] == jnp.arange(num_segments)[:, None]
+  segments = jnp.arange(num_segments).reshape(*[1] * (segment_ids.ndim - 1), -1, 1)
+  inside = segment_ids[..., None, :] == segments
   return jnp.sum(jnp.where(inside, log_probs[..., None, :], 0.0), axis=-1)
 
 

@@ -3,8 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 
 def kto_loss(
@@ -40,12 +41,16 @@ def kto_loss(
   check_range("beta", beta, "(0, inf)")
   check_range("desirable_weight", desirable_weight, "[0, inf)")
   check_range("undesirable_weight", undesirable_weight, "[0, inf)")
+  check_arrays(
+    policy_log_probs=(policy_log_probs, "[...]"),
+    reference_log_probs=(reference_log_probs, "[...]"),
+    desirable=(desirable, "bool [...]"),
+    kl_estimate=(kl_estimate if np.ndim(kl_estimate) else None, "[...]"),
+  )
   policy, reference, baseline = as_accumulator(policy_log_probs, reference_log_probs, kl_estimate)
   desirable = jnp.asarray(desirable)
-  chex.assert_equal_shape([policy, reference, desirable])
-  chex.assert_type(desirable, bool)
   reference, baseline = jax.lax.stop_gradient((reference, baseline))
-  gain = beta * (policy - reference - jnp.broadcast_to(baseline, policy.shape))
+  gain = beta * (policy - reference - baseline)
   weight = jnp.where(desirable, desirable_weight, undesirable_weight)
   return weight * jax.nn.sigmoid(jnp.where(desirable, -gain, gain))
 
@@ -67,8 +72,9 @@ def kto_kl_estimate(policy_mismatched: chex.Array, reference_mismatched: chex.Ar
 
   Reference: Ethayarajh et al., KTO, ICML 2024, section 4.1, https://arxiv.org/abs/2402.01306.
   """
+  check_arrays(
+    policy_mismatched=(policy_mismatched, "[b]"), reference_mismatched=(reference_mismatched, "[b]")
+  )
   policy, reference = as_accumulator(policy_mismatched, reference_mismatched)
-  chex.assert_rank(policy, 1)
-  chex.assert_equal_shape([policy, reference])
   mean = jnp.sum(policy - reference) / max(policy.size, 1)
   return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))

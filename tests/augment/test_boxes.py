@@ -85,6 +85,21 @@ def test_saliency_matches_a_loop():
   np.testing.assert_allclose(flat, 0, atol=1e-5)
 
 
+def test_an_unknown_ratio_is_unknown_in_its_row_and_an_empty_batch_is_empty():
+  ratio = jnp.array([0.3, jnp.nan])
+  boxes = box_masks(np.array([[3, 3], [4, 2]]), ratio, height=8, width=6)
+  segments = segment_masks(np.array([3, 4]), ratio, length=11)
+  for masks in (boxes, segments):
+    images = np.zeros((*masks.shape, 1), np.float32)
+    unknown = np.isnan(masks).reshape(2, -1)
+    assert not unknown[0].any() and unknown[1].all()
+    kept = jax.jit(augment.box_mix)(images, images, masks).ratio
+    np.testing.assert_array_equal(np.isnan(kept), [False, True])
+  empty = np.zeros((0, 4, 4, 1), np.float32)
+  mixed = jax.eval_shape(augment.box_mix, empty, empty, empty[..., 0])
+  assert mixed.ratio.shape == (0,)
+
+
 def test_errors():
   centers = jnp.zeros((2, 2), jnp.int32)
   for bad in (-0.1, 1.5, np.nan):
@@ -92,9 +107,16 @@ def test_errors():
       augment.box_masks(centers, bad, height=4, width=4)
     with pytest.raises(ValueError, match="ratio"):
       augment.segment_masks(centers[:, 0], bad, length=4)
-  with pytest.raises(AssertionError):
+  for sizes in ({"height": 0, "width": 4}, {"height": 4, "width": 0}):
+    with pytest.raises(ValueError, match="(height|width) must be at least 1, got 0"):
+      augment.box_masks(centers, 0.5, **sizes)
+  with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+    augment.segment_masks(centers[:, 0], 0.5, length=0)
+  with pytest.raises(ValueError, match="centers must have shape"):
     augment.box_masks(centers[:, :1], 0.5, height=4, width=4)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="ratio must have shape"):
+    augment.segment_masks(centers[:, 0], [0.1, 0.2, 0.3], length=4)
+  with pytest.raises(ValueError, match="masks must have shape"):
     augment.box_mix(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 1)))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="images must have shape"):
     augment.center_surround_saliency(jnp.zeros((4, 4, 1)))

@@ -172,6 +172,20 @@ def test_missing_values_stay_missing(signals):
     np.testing.assert_array_equal(np.isnan(out), np.isnan(signals))
 
 
+@pytest.mark.parametrize("kind", SIGNAL_CORRUPTIONS)
+def test_no_shape_is_broadcast_by_accident(signals, kind):
+  with jax.numpy_rank_promotion("raise"):
+    out = jax.eval_shape(lambda x: corrupt_signals(KEY, x, kind=kind, severity=2), signals)
+  assert out.shape == signals.shape
+
+
+def test_traced_severities_outside_the_table_give_nan(signals):
+  corrupt = jax.jit(lambda s: corrupt_signals(KEY, signals, kind="contrast", severity=s))
+  for severity in (-1, 0, 6):
+    assert np.isnan(corrupt(severity)).all()
+  assert np.isfinite(corrupt(5)).all()
+
+
 def test_stream_shows_every_sample_once_per_part(signals):
   many = np.arange(10.0, dtype=np.float32)[:, None, None] + np.zeros((10, LENGTH, 1), np.float32)
   arguments = dict(kinds=("brightness", "contrast"), severities=(1, 5, 1), batch_size=3)
@@ -195,17 +209,26 @@ def test_stream_of_images():
   np.testing.assert_allclose(stream.inputs, 0.8, atol=1e-6)
 
 
+def test_stream_takes_soft_labels(signals):
+  labels = {"class": list(range(6)), "soft": np.eye(6)}
+  stream = jax.eval_shape(
+    lambda x: corruption_stream(KEY, x, labels, kinds=("blur",), severities=(1, 2), batch_size=2),
+    signals,
+  )
+  assert stream.labels["class"].shape == (6, 2) and stream.labels["soft"].shape == (6, 2, 6)
+
+
 def test_errors(signals):
   with pytest.raises(ValueError, match=r"'gaussian_noise', .*'occlusion', got 'snow'"):
     corrupt_signals(KEY, signals, kind="snow", severity=1)
   for severity in (0, 6):
     with pytest.raises(ValueError, match=rf"severity must lie in \[1, 5\], got {severity}"):
       corrupt_signals(KEY, signals, kind="blur", severity=severity)
-  with pytest.raises(TypeError):
+  with pytest.raises(TypeError, match="severity must be of type int"):
     corrupt_signals(KEY, signals, kind="blur", severity=1.5)
   with pytest.raises(ValueError, match="at least 12 values, got 8"):
     corrupt_signals(KEY, signals[:, :8], kind="occlusion", severity=1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="signals must have shape"):
     corrupt_signals(KEY, signals[0], kind="blur", severity=1)
   labels = np.zeros(6, int)
   for batch_size in (0, 7):
@@ -219,5 +242,7 @@ def test_errors(signals):
     corruption_stream(KEY, signals, labels, kinds=("blur",), severities=(1, 7), batch_size=2)
   with pytest.raises(ValueError, match="got 'snow'"):
     corruption_stream(KEY, signals, labels, kinds=("snow",), severities=(1,), batch_size=2)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="severities must be of type int"):
+    corruption_stream(KEY, signals, labels, kinds=("blur",), severities=(1.5,), batch_size=2)
+  with pytest.raises(ValueError, match="labels must have shape"):
     corruption_stream(KEY, signals, labels[:5], kinds=("blur",), severities=(1,), batch_size=2)

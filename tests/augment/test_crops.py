@@ -52,11 +52,16 @@ def test_dtypes_are_kept(dtype):
     assert output.shape == images.shape and output.dtype == dtype
 
 
+def test_lists_are_arrays():
+  assert jax.eval_shape(lambda: augment.random_crop(KEY, IMAGES.tolist())).shape == IMAGES.shape
+  assert jax.eval_shape(lambda: augment.random_flip(KEY, IMAGES.tolist())).shape == IMAGES.shape
+
+
 def test_bad_arguments_are_refused():
-  with pytest.raises(ValueError, match="padding must not be negative, got -1"):
+  with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
     augment.random_crop(jax.random.key(0), IMAGES, padding=-1)
   for view in (augment.random_crop, augment.random_flip):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="images must have shape"):
       view(jax.random.key(0), IMAGES[0])
 
 

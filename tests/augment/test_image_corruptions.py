@@ -167,6 +167,24 @@ def test_jpeg_compression_is_close_to_pillow(images, mode, severity):
   assert np.abs(ours - theirs).mean() < 0.5 * np.abs(pixels - theirs).mean()
 
 
+@pytest.mark.parametrize("kind", IMAGE_CORRUPTIONS)
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_every_kind_of_key_and_no_shape_broadcast_by_accident(images, kind, impl):
+  def corrupt(x):
+    return corrupt_images(jax.random.key(0, impl=impl), x, kind=kind, severity=2)
+
+  with jax.numpy_rank_promotion("raise"):
+    assert jax.eval_shape(corrupt, images).shape == images.shape
+
+
+def test_unknown_pixels_stay_unknown_in_shot_noise(images):
+  x = images.copy()
+  x[0, 3, 4, 1] = np.nan
+  np.testing.assert_array_equal(np.isnan(_corrupt(x, "shot_noise", 1)), np.isnan(x))
+  corrupt = jax.jit(lambda s: corrupt_images(KEY, x[1:], kind="contrast", severity=s))
+  assert np.isnan(corrupt(0)).all() and np.isnan(corrupt(6)).all() and np.isfinite(corrupt(1)).all()
+
+
 def test_gradients_are_finite(images):
   for kind in ("brightness", "fog", "elastic_transform", "defocus_blur"):
     x = jnp.asarray(images[:1, :8, :8]).at[0, 0, 0].set(0.0)
@@ -180,7 +198,7 @@ def test_errors(images):
     corrupt_images(KEY, images, kind="snow", severity=1)
   with pytest.raises(ValueError, match=r"severity must lie in \[1, 5\], got 0"):
     corrupt_images(KEY, images, kind="fog", severity=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="images must have shape"):
     corrupt_images(KEY, images[0], kind="fog", severity=1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="images must be of type float, got uint8"):
     corrupt_images(KEY, np.zeros((1, 8, 8, 3), np.uint8), kind="fog", severity=1)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,27 @@ def test_interpolate_pairs_gradient_dtype_and_errors():
   for bad in (-0.5, 1.5):
     with pytest.raises(ValueError, match="ratio"):
       augment.interpolate_pairs(IMAGES, order, bad)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="permutation must be of type int"):
+    augment.interpolate_pairs(IMAGES, order / 2, 0.5)
+  with pytest.raises(ValueError, match="permutation must have shape"):
     augment.interpolate_pairs(IMAGES, order[:2], 0.5)
+
+
+@pytest.mark.parametrize("row", [-1, 6])
+def test_rows_outside_the_batch_raise_or_give_nan(row):
+  order = np.array([1, 0, row, 3, 5, 4], np.int8)
+  with pytest.raises(ValueError, match=r"permutation must lie in \[0, 6\)"):
+    jax.eval_shape(lambda: augment.interpolate_pairs(IMAGES, order, 0.5))
+  mixed = jax.jit(augment.interpolate_pairs)(IMAGES, order, 0.25)
+  np.testing.assert_array_equal(np.isnan(mixed).all((1, 2, 3)), np.arange(B) == 2)
+  targets = LABELS[:, None]
+  mix = functools.partial(augment.mix_regression_pairs, KEY, IMAGES, targets, [0, 1, 2])
+  with pytest.raises(ValueError, match=r"partners must lie in \[0, 6\)"):
+    jax.eval_shape(lambda: mix(order[:3], ratio=0.5))
+  pairs = jax.jit(augment.mix_regression_pairs)(
+    KEY, IMAGES, targets, np.arange(6), order, ratio=0.5
+  )
+  np.testing.assert_array_equal(np.isnan(pairs.targets), (np.arange(B) == 2)[:, None])
 
 
 def test_regression_pairs_mix_inputs_and_targets_in_one_ratio():
@@ -50,9 +71,9 @@ def test_regression_pairs_mix_inputs_and_targets_in_one_ratio():
   for arguments in ({"alpha": 0.0}, {"ratio": 1.5}):
     with pytest.raises(ValueError, match="alpha|ratio"):
       augment.mix_regression_pairs(KEY, inputs, targets, indices, partners, **arguments)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="targets must have shape"):
     augment.mix_regression_pairs(KEY, inputs, targets[:5], indices, partners)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="partners must have shape"):
     augment.mix_regression_pairs(KEY, inputs, targets, indices, partners[:5])
 
 

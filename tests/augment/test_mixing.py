@@ -115,20 +115,37 @@ def test_label_trees_half_precision_and_batch_of_one(policy, inputs):
 
 
 @policies
+def test_a_list_of_numbers_is_an_array_of_labels(policy, inputs):
+  for labels, shape in ((LABELS.tolist(), (B,)), (np.eye(5)[LABELS].tolist(), (B, 5))):
+    mixed = jax.eval_shape(lambda x, labels=labels: policy(KEY, x, labels), inputs)
+    assert mixed.labels_a.shape == mixed.labels_b.shape == shape
+  pair = jax.eval_shape(lambda x: policy(KEY, x, [LABELS, LABELS]), inputs)
+  assert [leaf.shape for leaf in pair.labels_b] == [(B,), (B,)]
+
+
+@policies
+def test_an_empty_batch_is_empty(policy, inputs):
+  mixed = jax.eval_shape(lambda x: policy(KEY, x, LABELS[:0]), inputs[:0])
+  assert mixed.inputs.shape == (0, *inputs.shape[1:]) and mixed.ratio.shape == (0,)
+
+
+@policies
 def test_policies_check_alpha_and_labels(policy, inputs):
   for alpha in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match="alpha"):
       policy(KEY, inputs, LABELS, alpha=alpha)
-  with pytest.raises(AssertionError):
-    policy(KEY, inputs, LABELS[:3])
+  with pytest.raises(
+    ValueError, match=r"labels\['soft'\] must have shape \[6, \.\.\.\], got \[3\]"
+  ):
+    policy(KEY, inputs, {"class": LABELS, "soft": LABELS[:3]})
   spread = jax.jit(jax.vmap(lambda alpha: policy(KEY, inputs, LABELS, alpha=alpha).ratio))
   assert np.isfinite(spread(jnp.array([1e-3, 1.0, 1e3]))).all()
 
 
 def test_policies_check_the_rank_of_inputs():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="images must have shape"):
     augment.cutmix(KEY, SIGNALS, LABELS)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="signals must have shape"):
     augment.segment_mix(KEY, IMAGES, LABELS)
 
 

@@ -65,9 +65,9 @@ def test_jitter_keeps_shape_and_dtype(signals):
 def test_errors(signals):
   with pytest.raises(ValueError, match="std must lie in"):
     augment.blur_signals(signals, 0.0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="std must have shape"):
     augment.blur_signals(signals, np.ones(3))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="signals must have shape"):
     augment.jitter_signals(KEY, signals[0])
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="signals must be of type float"):
     augment.jitter_signals(KEY, jnp.zeros((2, 20, 1), jnp.int32))

@@ -164,13 +164,24 @@ def test_vmap_matches_the_batched_call():
   np.testing.assert_allclose(got, nll(logits, targets, BORDERS), rtol=1e-6)
 
 
+@pytest.mark.parametrize("borders", [[0.0, 2.0, 1.0], [0.0, 1.0, 1.0], [0.0, np.nan, 1.0]])
+def test_borders_must_increase(borders):
+  for call in (
+    lambda: bar_nll(np.zeros((2, 2)), np.zeros(2), borders),
+    lambda: half_normal_scales(borders),
+    lambda: bar_index(borders, np.zeros(2)),
+  ):
+    with pytest.raises(ValueError, match="^borders must increase strictly, got"):
+      call()
+
+
 def test_errors():
   with pytest.raises(ValueError, match="at least two bars, got 1"):
     bar_nll(np.zeros((2, 1)), np.zeros(2), np.array([0.0, 1.0]))
   assert np.all(
     np.isfinite(bar_nll(np.zeros((2, 1)), np.zeros(2), np.array([0.0, 1.0]), full_support=False))
   )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"borders must have shape \[7\], got \[6\]"):
     bar_nll(np.zeros((2, K)), np.zeros(2), BORDERS[:-1])
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="targets must have shape"):
     bar_nll(np.zeros((2, K)), np.zeros(3), BORDERS)

@@ -100,9 +100,25 @@ def test_extreme_logits_and_half_precision(fn):
   assert np.isnan(fn(np.full((1, 3), np.nan), labels[:1])).all()
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_outside_the_classes_is_nan_in_its_row_only(label):
+  row = np.arange(40) == 3
+  labels = np.where(row, label, LABELS)
+  for fn in (loss, brier):
+    values = np.asarray(fn(LOGITS, labels))
+    np.testing.assert_array_equal(np.isnan(values), row)
+  # The balance is that of the other rows.
+  values, others = np.asarray(loss(LOGITS, labels)), np.asarray(loss(LOGITS[~row], LABELS[~row]))
+  np.testing.assert_allclose(values[~row], others * 40 / 39, rtol=1e-5)
+  missing = np.where(row, np.nan, CORRECT)
+  np.testing.assert_array_equal(loss(LOGITS, labels, correct=missing), values)
+
+
 @pytest.mark.parametrize("fn", [losses.correctness_aware_loss, losses.brier_loss])
 def test_errors(fn):
   with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"):
     fn(LOGITS, LABELS - 5)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     fn(LOGITS, LABELS[:-1])
+  with pytest.raises(TypeError, match="labels must be of type int, got float32"):
+    fn(LOGITS, LABELS.astype(np.float32))

@@ -6,6 +6,8 @@ import pytest
 
 from jaxlab import losses
 
+loss = jax.jit(losses.label_smoothed_cross_entropy)
+
 
 @pytest.fixture(scope="module")
 def batch():
@@ -22,39 +24,51 @@ def test_label_smoothing_matches_a_loop(batch):
       log_probs = row - np.log(np.sum(np.exp(row)))
       for c in range(5):
         slow[i, j] -= (0.8 * (labels[i, j] == c) + 0.2 / 5) * log_probs[c]
-  loss = jax.jit(losses.label_smoothed_cross_entropy)
   np.testing.assert_allclose(loss(logits, labels, label_smoothing=0.2), slow, rtol=1e-5)
-  mapped = jax.vmap(lambda e: losses.label_smoothed_cross_entropy(*batch, label_smoothing=e))
-  np.testing.assert_allclose(mapped(jnp.array([0.2]))[0], slow, rtol=1e-5)
+  mapped = jax.jit(jax.vmap(lambda e: loss(*batch, label_smoothing=e)))
+  np.testing.assert_allclose(mapped(np.float32([0.2])), slow[None], rtol=1e-5)
 
 
 def test_without_smoothing_it_is_the_cross_entropy(batch):
   np.testing.assert_allclose(
-    losses.label_smoothed_cross_entropy(*batch, label_smoothing=0.0),
-    optax.softmax_cross_entropy_with_integer_labels(*batch),
+    loss(*batch, label_smoothing=0.0),
+    jax.jit(optax.softmax_cross_entropy_with_integer_labels)(*batch),
     rtol=1e-6,
   )
 
 
 def test_the_smoothed_target_is_optimal():
   target = 0.9 * np.eye(4)[2] + 0.1 / 4
-  gradient = jax.grad(losses.label_smoothed_cross_entropy)(jnp.log(target), jnp.int32(2))
+  slope = jax.jit(jax.grad(losses.label_smoothed_cross_entropy))
+  gradient = slope(np.log(target).astype(np.float32), np.int32(2))
   np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
 
 
 def test_extreme_logits():
   logits, labels = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]]), jnp.array([1, 0])
-  loss, gradient = jax.jit(
-    jax.value_and_grad(lambda z: jnp.sum(losses.label_smoothed_cross_entropy(z, labels)))
-  )(logits)
-  assert np.isfinite(loss) and np.all(np.isfinite(gradient))
+  value, gradient = jax.jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels))))(logits)
+  assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_masked_classes_and_labels_outside_the_classes(batch):
+  logits, labels = batch
+  masked = np.where(np.arange(5) == (labels[..., None] + 1) % 5, -np.inf, logits)
+  plain = loss(masked, labels, label_smoothing=0.0)
+  others = np.log(np.sum(np.exp(masked), axis=-1))
+  picked = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  np.testing.assert_allclose(plain, others - picked, rtol=1e-5)
+  slope = jax.jit(jax.grad(lambda z, e: loss(z, labels, label_smoothing=e).sum()))
+  assert np.isfinite(slope(masked, 0.0)).all()
+  for label in (-1, 5):
+    outside = np.isnan(loss(logits, np.where(labels == 2, label, labels), label_smoothing=0.0))
+    np.testing.assert_array_equal(outside, labels == 2)
 
 
 def test_half_precision(batch):
   logits, labels = batch
-  result = losses.label_smoothed_cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels)
+  result = loss(jnp.asarray(logits, jnp.bfloat16), labels)
   assert result.dtype == jnp.float32
-  np.testing.assert_allclose(result, losses.label_smoothed_cross_entropy(*batch), atol=0.05)
+  np.testing.assert_allclose(result, loss(*batch), atol=0.05)
 
 
 def test_errors(batch):
@@ -65,5 +79,7 @@ def test_errors(batch):
   for value in (-1, 5):
     with pytest.raises(ValueError, match="labels"):
       losses.label_smoothed_cross_entropy(logits, np.full((4, 3), value))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     losses.label_smoothed_cross_entropy(logits, labels[:, :2])
+  with pytest.raises(TypeError, match="labels must be of type int, got float32"):
+    losses.label_smoothed_cross_entropy(logits, labels.astype(np.float32))

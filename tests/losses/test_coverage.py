@@ -175,6 +175,21 @@ def test_estimated_coverage_matches_the_formula():
   np.testing.assert_allclose(certain, np.zeros(B), atol=1e-9)
 
 
+def test_unknown_and_certain_success():
+  estimated = jax.jit(
+    lambda tokens, p, **keywords: coverage.estimated_coverage_nll(
+      tokens, np.ones((B, T)), p, num_samples=1e6, **keywords
+    )
+  )
+  unknown = np.float32([0.1, np.nan, 0.7, 0.2])
+  result = estimated(TOKENS, unknown, success_threshold=0.5)
+  np.testing.assert_array_equal(np.isnan(result), np.isnan(unknown))
+  # A certain success has weight 0, even for a text of probability 0.
+  impossible = np.full((B, T), -np.inf, np.float32)
+  certain = estimated(impossible, np.ones(B, np.float32))
+  np.testing.assert_array_equal(certain, np.zeros(B))
+
+
 def test_stepwise_loss_matches_a_loop():
   ids = np.array([[0, 0, 1, 1, 1, -1], [2, 2, 2, 2, 2, 2], [0, 1, 2, 0, 1, 2], [-1] * 6])
   stepwise = jax.jit(
@@ -229,7 +244,7 @@ def test_errors():
   for call in calls:
     for bad in (0.5, np.inf, np.nan):
       with pytest.raises(ValueError, match=f"num_samples must lie .*got {bad}"):
-        call(bad)
+        jax.eval_shape(functools.partial(call, bad))
   with pytest.raises(ValueError, match="branching must lie .*got 0"):
     coverage.log_tree_coverage(TOKENS, branching=0)
   for threshold in (0.0, 1.5):
@@ -241,11 +256,14 @@ def test_errors():
     coverage.estimated_coverage_nll(TOKENS, MASK, success + 1, num_samples=4)
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     coverage.stepwise_coverage_loss(TOKENS, ids, num_samples=4, num_steps=0)
-  for call in (
-    lambda: coverage.coverage_weighted_nll(TOKENS, MASK[:2], num_samples=4),
-    lambda: coverage.estimated_coverage_nll(TOKENS, MASK, success[:2], num_samples=4),
-    lambda: coverage.stepwise_coverage_loss(TOKENS, ids[:2], num_samples=4, num_steps=2),
-    lambda: coverage.log_tree_coverage(TOKENS, branching=2, mask=MASK[:2]),
+  for name, call in (
+    ("mask", lambda: coverage.coverage_weighted_nll(TOKENS, MASK[:2], num_samples=4)),
+    ("success_prob", lambda: coverage.estimated_coverage_nll(TOKENS, MASK, [0.5], num_samples=4)),
+    (
+      "step_ids",
+      lambda: coverage.stepwise_coverage_loss(TOKENS, ids[:2], num_samples=4, num_steps=2),
+    ),
+    ("mask", lambda: coverage.log_tree_coverage(TOKENS, branching=2, mask=MASK[:2])),
   ):
-    with pytest.raises(AssertionError):
-      call()
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
+      jax.eval_shape(call)

@@ -61,10 +61,10 @@ def test_optimal_exit_matches_a_loop_and_its_limits():
     want = [min(range(L + 1), key=lambda l: row[l] + weight * costs[l]) for row in losses]
     np.testing.assert_array_equal(optimal(losses, costs, cost_weight=weight), want)
   np.testing.assert_array_equal(optimal(losses, costs, cost_weight=1e4), 0)
-  assert optimal(np.zeros((1, L + 1)), np.ones(L + 1))[0] == 0
+  np.testing.assert_array_equal(optimal(np.zeros((1, L + 1)), np.ones(L + 1)), [0])
   # A sweep over cost weights by vmap.
-  swept = jax.vmap(lambda w: ee.optimal_exit(losses, costs, cost_weight=w))(jnp.array([0.0, 1e4]))
-  np.testing.assert_array_equal(swept[0], losses.argmin(-1))
+  swept = jax.jit(jax.vmap(lambda w: optimal(losses, costs, cost_weight=w)))
+  np.testing.assert_array_equal(np.asarray(swept(np.float32([0, 1e4])))[0], losses.argmin(-1))
 
 
 def slow_gate_loss(row, target, weights):
@@ -79,13 +79,12 @@ def test_gate_loss_matches_a_slow_loop():
   logits, targets = rng.normal(size=(10, L)), rng.integers(0, L + 1, 10)
   weights = rng.uniform(0, 5, L)
   want = [slow_gate_loss(*pair, weights) for pair in zip(logits, targets)]
-  np.testing.assert_allclose(
-    jax.jit(ee.gate_loss)(logits.astype(np.float32), targets, weights), want, rtol=1e-5
-  )
+  gate_loss = jax.jit(ee.gate_loss)
+  np.testing.assert_allclose(gate_loss(logits, targets, weights), want, rtol=1e-5)
   labels = np.arange(L) >= targets[:, None]
   probs = 1 / (1 + np.exp(-logits))
   plain = -np.mean(np.where(labels, np.log(probs), np.log(1 - probs)), -1)
-  np.testing.assert_allclose(ee.gate_loss(logits, targets, np.ones(L)), plain, rtol=1e-5)
+  np.testing.assert_allclose(gate_loss(logits, targets, np.ones(L)), plain, rtol=1e-5)
 
 
 def test_confident_right_gates_have_no_loss():
@@ -99,11 +98,12 @@ def test_confident_right_gates_have_no_loss():
 
 def test_gate_pos_weights():
   targets = np.array([0] * 6 + [1] + [3] * 5)
-  got = ee.gate_pos_weights(targets, num_gates=3)
+  pos_weights = jax.jit(ee.gate_pos_weights, static_argnames="num_gates")
+  got = pos_weights(targets, num_gates=3)
   np.testing.assert_allclose(got, [6 / 6, 5.0, 5.0])
-  got = ee.gate_pos_weights(targets, num_gates=3, max_weight=1e3)
+  got = pos_weights(targets, num_gates=3, max_weight=1e3)
   np.testing.assert_allclose(got, [1, 11, 11.9 / 0.1], rtol=1e-5)
-  np.testing.assert_allclose(ee.gate_pos_weights(np.zeros(1, int), num_gates=1), [0.0])
+  np.testing.assert_allclose(pos_weights(np.zeros(1, int), num_gates=1), [0.0])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,8 @@ def test_weighted_loss_is_the_expectation(batch):
   losses, probs = batch
   np.testing.assert_allclose(weighted(losses, probs), (losses * probs).sum(-1), rtol=1e-5)
   np.testing.assert_array_equal(weighted(losses, np.eye(L)[[2] * 32]), losses[:, 2])
-  grad = jax.grad(lambda c, p: ee.exit_weighted_loss(c, p).sum(), argnums=(0, 1))(losses, probs)
+  slope = jax.jit(jax.grad(lambda c, p: weighted(c, p).sum(), argnums=(0, 1)))
+  grad = slope(losses, probs)
   np.testing.assert_allclose(grad[0], probs)
   np.testing.assert_array_equal(grad[1], 0)
 
@@ -143,6 +144,37 @@ def test_losses_of_zero_stay_finite():
   assert value == 0 and np.all(np.isfinite(grad))
 
 
+def test_targets_outside_the_exits_raise_or_give_nan():
+  gates, weights = np.zeros((4, 3), np.float32), np.ones(3, np.float32)
+  narrow = np.array([0, 3, 1, 2], np.uint8)
+  loss = jax.jit(ee.gate_loss)
+  count = jax.jit(ee.gate_pos_weights, static_argnames="num_gates")
+  np.testing.assert_array_equal(
+    loss(gates, narrow, weights), loss(gates, narrow.astype(int), weights)
+  )
+  for bad in (-1, 4):
+    targets = np.array([0, bad, 1, 2])
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 4\)"):
+      ee.gate_loss(gates, targets, weights)
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 4\)"):
+      ee.gate_pos_weights(targets, num_gates=3)
+    outside = np.isnan(loss(gates, targets, weights))
+    np.testing.assert_array_equal(outside, [False, True, False, False])
+    assert np.isnan(count(targets, num_gates=3)).all()
+
+
+def test_infinite_losses_without_weight_add_nothing():
+  exits = np.array([[1.0, np.inf, 2.0]], np.float32), np.array([[0.5, 0.0, 0.5]], np.float32)
+  value, slope = jax.jit(jax.value_and_grad(lambda x: ee.exit_weighted_loss(x, exits[1]).sum()))(
+    exits[0]
+  )
+  assert value == 1.5
+  np.testing.assert_array_equal(slope, exits[1])
+  closed = np.array([[-np.inf, -np.inf]], np.float32)
+  value = jax.jit(ee.gate_loss)(closed, np.array([0]), np.zeros(2, np.float32))
+  np.testing.assert_array_equal(value, [0])
+
+
 def test_warmup_loss():
   losses = np.random.default_rng(0).uniform(size=(5, L + 1)).astype(np.float32)
   want = [sum((L + 1 - l) * row[l] for l in range(L)) + row[L] for row in losses]
@@ -154,7 +186,7 @@ def test_half_precision_and_vmap(batch):
   half = weighted(losses.astype(jnp.bfloat16), probs, preserve_scale=True)
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, weighted(losses, probs, preserve_scale=True), rtol=2e-2)
-  rows = jax.vmap(lambda c, p: ee.exit_weighted_loss(c, p, preserve_scale=True))(losses, probs)
+  rows = jax.jit(jax.vmap(lambda c, p: weighted(c, p, preserve_scale=True)))(losses, probs)
   np.testing.assert_allclose(rows, weighted(losses, probs, preserve_scale=True), rtol=1e-6)
   assert distribution(probs.astype(jnp.bfloat16)).dtype == jnp.float32
 
@@ -170,9 +202,10 @@ def test_missing_losses_stay_missing_in_their_row(batch):
   ("call", "words"),
   [
     (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(3), cost_weight=-1.0), "cost_weight.*-1"),
-    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(2)), "costs.*3 columns"),
+    (lambda: ee.optimal_exit(np.ones((2, 3)), np.ones(2)), r"costs must .* L \+ 1 = 3, got \[2\]"),
     (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), -np.ones(3)), "pos_weights"),
-    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), np.ones(2)), "pos_weights"),
+    (lambda: ee.gate_loss(np.ones((2, 3)), np.ones(2, int), np.ones(2)), "pos_weights must have"),
+    (lambda: ee.exit_weighted_loss(np.ones((2, 3)), np.ones((2, 4))), "exit_probs must have"),
     (lambda: ee.gate_pos_weights(np.ones(0, int), num_gates=2), "targets"),
     (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=0), "num_gates.*0"),
     (lambda: ee.gate_pos_weights(np.ones(3, int), num_gates=2, max_weight=-1.0), "max_weight"),
@@ -181,8 +214,5 @@ def test_missing_losses_stay_missing_in_their_row(batch):
 def test_errors(call, words):
   with pytest.raises(ValueError, match=words):
     call()
-
-
-def test_shapes_are_checked():
-  with pytest.raises(AssertionError):
-    ee.exit_weighted_loss(np.ones((2, 3)), np.ones((2, 4)))
+  with pytest.raises(TypeError, match="targets must be of type int, got float64"):
+    ee.gate_loss(np.ones((2, 3)), np.ones(2), np.ones(3))

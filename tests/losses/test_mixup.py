@@ -12,7 +12,6 @@ MODES = ("both", "less", "more", "first")
 decoupled = jax.jit(losses.decoupled_mixup_loss, static_argnames="eta_mode")
 binary = jax.jit(losses.decoupled_mixup_binary_loss, static_argnames=("rescale_a", "rescale_b"))
 coupled = jax.jit(losses.mixup_cross_entropy)
-pseudo_label_mix_weight = jax.jit(losses.pseudo_label_mix_weight)
 multi_mixup_cross_entropy = jax.jit(losses.multi_mixup_cross_entropy)
 all_pairs_mixup_loss = jax.jit(losses.all_pairs_mixup_loss)
 
@@ -158,19 +157,6 @@ def test_rescale_mix_ratio_matches_a_loop():
   assert np.isnan(rescale(jnp.nan))
 
 
-def test_pseudo_label_mix_weight():
-  prob = np.array([0.96, 0.94, 0.8, 0.8, 0.3, np.nan], np.float32)
-  ratio = np.array([0.5, 0.9, 0.9, 0.7, 1.0, 0.9], np.float32)
-  constant = pseudo_label_mix_weight(prob, ratio)
-  np.testing.assert_array_equal(constant, [1, 0, 0, 0, 0, 0])
-  looser = pseudo_label_mix_weight(prob, ratio, cutoff=0.95, mix_cutoff=0.2)
-  np.testing.assert_array_equal(looser, [1, 1, 1, 1, 1, 0])
-  np.testing.assert_array_equal(
-    pseudo_label_mix_weight(prob[:4], np.float32([0.5, 0.9, 0.15, 0.1]), mix_cutoff=0.2),
-    [1, 1, 0, 0],
-  )
-
-
 def test_multi_mixup_matches_a_loop():
   rng = np.random.default_rng(1)
   logits = rng.normal(size=(4, K)).astype(np.float32)
@@ -203,6 +189,54 @@ def test_all_pairs_loss_matches_a_loop():
   symmetric = logits + logits.transpose(1, 0, 2)
   half = all_pairs_mixup_loss(symmetric, labels, ratio=0.5)
   np.testing.assert_allclose(half, half.T, rtol=1e-5)
+
+
+def test_one_hot_labels_are_classes(batch):
+  logits, a, b, ratio = batch
+  eye = np.eye(K, dtype=np.float32)
+  for objective in (coupled, decoupled, binary):
+    plain = objective(logits, a, b, ratio)
+    for labels in ((eye[a], eye[b]), (a, eye[b])):
+      np.testing.assert_allclose(objective(logits, *labels, ratio), plain, rtol=1e-4, atol=1e-5)
+  # Where there is no such class, there is nothing to mix the soft label with.
+  np.testing.assert_array_equal(np.isnan(coupled(logits, a + 1, eye[b], ratio)), a == 4)
+
+
+def test_soft_labels_average_over_their_classes(batch):
+  logits, a, b, ratio = batch
+  soft = np.random.default_rng(3).dirichlet(np.ones(K), (2, 8)).astype(np.float32)
+  for objective in (coupled, decoupled):
+    expected = sum(
+      soft[0][:, i] * soft[1][:, j] * objective(logits, a * 0 + i, b * 0 + j, ratio)
+      for i, j in np.ndindex(K, K)
+    )
+    np.testing.assert_allclose(objective(logits, *soft, ratio), expected, rtol=1e-4)
+  targets = ratio[:, None] * soft[0] + (1 - ratio[:, None]) * soft[1]
+  expected = np.sum(np.logaddexp(0, logits) - targets * logits, axis=-1)
+  result = binary(logits, *soft, ratio, threshold=1.0)
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+  expected = coupled(logits, *soft, np.full(8, 0.25, np.float32))
+  result = multi_mixup_cross_entropy(logits, soft, np.float32([0.25, 0.75]))
+  np.testing.assert_allclose(result, expected, rtol=1e-5)
+  square, eye = np.stack([logits] * 8), np.eye(K, dtype=np.float32)
+  pairs = (all_pairs_mixup_loss(square, labels, ratio=0.25) for labels in (a, eye[a]))
+  np.testing.assert_allclose(*pairs, rtol=1e-5)
+
+
+def test_a_masked_label_without_weight_adds_nothing(batch):
+  logits, a, _, ratio = batch
+  other, eye, ones = (a + 1) % K, np.eye(K, dtype=np.float32), np.ones_like(ratio)
+  masked = np.where(eye[other] == 1, -np.inf, logits).astype(np.float32)
+  expected = [log_sum_exp(z) - z[i] for z, i in zip(masked, a)]
+  for labels in ((a, other), (eye[a], eye[other])):
+    np.testing.assert_allclose(coupled(masked, *labels, ones), expected, rtol=1e-5)
+    np.testing.assert_allclose(decoupled(masked, *labels, ones), expected, rtol=1e-5)
+    assert np.isfinite(binary(masked, *labels, ones)).all()
+    for objective in (coupled, decoupled, binary):
+      slope = jax.jit(jax.grad(lambda z, f=objective, y=labels: f(z, *y, ones).sum()))(masked)
+      assert np.isfinite(slope).all()
+  one = multi_mixup_cross_entropy(masked, np.stack([a, other]), np.float32([1, 0]))
+  np.testing.assert_allclose(one, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
@@ -281,8 +315,6 @@ def test_errors(batch):
   for objective in (losses.decoupled_mixup_binary_loss, losses.rescale_mix_ratio):
     with pytest.raises(ValueError, match="threshold"):
       objective(*(batch if objective is not losses.rescale_mix_ratio else (0.5,)), threshold=0.0)
-  with pytest.raises(ValueError, match="mix_cutoff"):
-    losses.pseudo_label_mix_weight(ratio, ratio, mix_cutoff=2.0)
   pairs = np.zeros((2, 2, K), np.float32)
   for arguments, labels in (
     ({"ratio": 1.5}, [0, 1]),
@@ -291,11 +323,19 @@ def test_errors(batch):
   ):
     with pytest.raises(ValueError, match="ratio|labels"):
       losses.all_pairs_mixup_loss(pairs, labels, **arguments)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels_a must have shape"):
     losses.mixup_cross_entropy(logits, a[:3], b, ratio)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="ratio must have shape"):
+    losses.mixup_cross_entropy(logits, a, b, ratio[:3])
+  with pytest.raises(TypeError, match="labels_a must be of type int"):
     losses.mixup_cross_entropy(logits, a.astype(np.float32), b, ratio)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"labels_b must have shape \[8, 5\], got \[8, 1\]"):
+    losses.mixup_cross_entropy(logits, a, b[:, None], ratio)
+  with pytest.raises(ValueError, match=r"labels_b must lie in \[0, 1\]"):
+    losses.mixup_cross_entropy(logits, a, logits, ratio)
+  with pytest.raises(ValueError, match=r"weights must lie in \[0, 1\]"):
+    losses.multi_mixup_cross_entropy(logits, np.stack([a, b]), [0.5, -0.5])
+  with pytest.raises(ValueError, match=r"labels must have shape \[3, 8\], got \[2, 8\]"):
     losses.multi_mixup_cross_entropy(logits, np.stack([a, b]), np.ones(3, np.float32))
 
 

@@ -43,12 +43,16 @@ def test_certain_and_impossible_responses_are_finite(chosen, rejected):
     np.testing.assert_allclose(value, 1e4 + 0.1 * (1e4 - 1.0 - np.log(1 - np.exp(-1))), rtol=1e-5)
 
 
+def test_without_weight_an_impossible_response_costs_its_likelihood_alone():
+  assert orpo(np.float32([-np.inf] * 6), REJECTED, weight=0.0)[0] == np.inf
+
+
 def test_half_precision_and_vmap():
   half = jnp.asarray(CHOSEN, jnp.bfloat16), jnp.asarray(REJECTED, jnp.bfloat16)
   result = orpo(*half)
   assert result.dtype == jnp.float32
   np.testing.assert_allclose(result, orpo(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
-  mapped = jax.vmap(losses.orpo_loss)(CHOSEN, REJECTED)
+  mapped = jax.jit(jax.vmap(losses.orpo_loss))(CHOSEN, REJECTED)
   np.testing.assert_allclose(mapped, orpo(CHOSEN, REJECTED), rtol=1e-6)
 
 
@@ -56,5 +60,5 @@ def test_errors():
   with pytest.raises(ValueError, match=r"weight must lie in \[0, inf\), got -0.1"):
     losses.orpo_loss(CHOSEN, REJECTED, weight=-0.1)
   for loss in (losses.orpo_loss, losses.log_odds_ratio):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="rejected_mean_log_probs must have shape"):
       loss(CHOSEN, REJECTED[:2])

@@ -248,6 +248,17 @@ def test_reinforce_loss_matches_a_loop():
   np.testing.assert_array_equal(slope, np.zeros(B))
 
 
+def test_impossible_sequences_without_advantage_and_empty_batches():
+  impossible = np.where(np.arange(T) == 0, -np.inf, LOG_PROBS).astype(np.float32)
+  result = reinforce(impossible, ADVANTAGES, MASK)
+  np.testing.assert_array_equal(result, [np.inf, -np.inf, 0, 0])
+  for scale in ("group", "batch", "none"):
+    empty = jax.eval_shape(
+      lambda r, s=scale: policy_gradient.group_advantages(r, scale=s), REWARDS[:0]
+    )
+    assert empty.shape == (0, N)
+
+
 def test_half_precision_and_vmap():
   half = (jnp.asarray(x, jnp.bfloat16) for x in (LOG_PROBS, OLD, ADVANTAGES))
   half = tuple(half)
@@ -279,18 +290,20 @@ def test_errors():
     (lambda: loss(level="word"), "level .*'word'"),
     (lambda: loss(clip_low=-0.1), "clip_low .*-0.1"),
     (lambda: loss(clip_high=-0.1), "clip_high .*-0.1"),
+    (lambda: loss(kl_coefficient=np.nan), r"kl_coefficient must lie in \(-inf, inf\), got nan"),
     (lambda: loss(kl_coefficient=0.1), "kl_coefficient 0.1 needs reference_log_probs"),
   ):
     with pytest.raises(ValueError, match=message):
-      call()
-  for call in (
-    lambda: policy_gradient.kl_per_token(OLD, OLD[:2]),
-    lambda: policy_gradient.kl_penalized_rewards(ADVANTAGES[:2], OLD, OLD, MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD[:2], ADVANTAGES, MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD, ADVANTAGES[:2], MASK),
-    lambda: policy_gradient.clipped_policy_loss(LOG_PROBS, OLD, ADVANTAGES, MASK[:2]),
-    lambda: loss(reference_log_probs=OLD[:2], kl_coefficient=0.1),
-    lambda: policy_gradient.reinforce_loss(LOG_PROBS, ADVANTAGES[:2], MASK),
+      jax.eval_shape(call)
+  clipped_loss = policy_gradient.clipped_policy_loss
+  for name, call in (
+    ("reference_log_probs", lambda: policy_gradient.kl_per_token(OLD, OLD[:2])),
+    ("log_probs", lambda: policy_gradient.kl_penalized_rewards(ADVANTAGES[:2], OLD, OLD, MASK)),
+    ("old_log_probs", lambda: clipped_loss(LOG_PROBS, OLD[:2], ADVANTAGES, MASK)),
+    ("advantages", lambda: clipped_loss(LOG_PROBS, OLD, ADVANTAGES[:2], MASK)),
+    ("mask", lambda: clipped_loss(LOG_PROBS, OLD, ADVANTAGES, MASK[:2])),
+    ("reference_log_probs", lambda: loss(reference_log_probs=OLD[:2], kl_coefficient=0.1)),
+    ("advantages", lambda: policy_gradient.reinforce_loss(LOG_PROBS, ADVANTAGES[:2], MASK)),
   ):
-    with pytest.raises(AssertionError):
-      call()
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
+      jax.eval_shape(call)

@@ -166,11 +166,12 @@ def test_simpo_of_equal_lengths_is_dpo_without_a_reference():
 def test_implicit_reward():
   reward = jitted["implicit_reward"]
   np.testing.assert_allclose(reward(PAIRS[0], PAIRS[2], beta=0.3), 0.3 * (PAIRS[0] - PAIRS[2]))
-  slope = jax.grad(lambda p, r: reward(p, r).sum(), (0, 1))(PAIRS[0], PAIRS[2])
+  slope = jax.jit(jax.grad(lambda p, r: reward(p, r).sum(), (0, 1)))(PAIRS[0], PAIRS[2])
   np.testing.assert_allclose(slope[0], np.full(B, 0.1), rtol=1e-6)
   np.testing.assert_array_equal(slope[1], np.zeros(B))
   # DPO is the Bradley-Terry loss of the implicit reward.
-  result = losses.bradley_terry_loss(reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3]))
+  rewards = reward(PAIRS[0], PAIRS[2]), reward(PAIRS[1], PAIRS[3])
+  result = jax.jit(losses.bradley_terry_loss)(*rewards)
   np.testing.assert_allclose(result, jitted["dpo_loss"](*PAIRS), rtol=1e-5)
 
 
@@ -183,6 +184,15 @@ def test_extreme_margins_are_finite(name, size):
     jitted[name](*pairs, **keywords), slow(name, pairs, 0.1, smoothing=0.1), rtol=1e-5
   )
   assert all(np.isfinite(slope).all() for slope in slopes[name](*pairs, **keywords))
+
+
+@pytest.mark.parametrize("name", ["dpo_loss", "robust_dpo_loss"])
+def test_an_impossible_rejected_response_costs_nothing(name):
+  pairs = [*PAIRS]
+  pairs[1] = np.where(np.arange(B) == 2, -np.inf, PAIRS[1])
+  values = jitted[name](*pairs, label_smoothing=0.0)
+  expected = np.where(np.arange(B) == 2, 0, jitted[name](*PAIRS, label_smoothing=0.0))
+  np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
 def test_half_precision_is_cast_and_settings_may_be_traced():
@@ -219,7 +229,7 @@ def test_errors(name):
   for beta in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match=r"beta must lie in \(0, inf\)"):
       loss(*PAIRS, beta=beta)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="^policy_rejected must have shape"):
     loss(PAIRS[0][:-1], *PAIRS[1:])
   if name in ("dpo_loss", "robust_dpo_loss"):
     for smoothing in (-0.1, 0.6) if name == "dpo_loss" else (-0.1, 0.5):
@@ -230,15 +240,21 @@ def test_errors(name):
       loss(*PAIRS, chosen_lengths=LENGTHS[0])
     with pytest.raises(ValueError, match="chosen_lengths is None"):
       loss(*PAIRS, rejected_lengths=LENGTHS[0])
+    with pytest.raises(ValueError, match="^rejected_lengths must have shape"):
+      loss(*PAIRS, chosen_lengths=LENGTHS[0], rejected_lengths=LENGTHS[0][:3])
 
 
 def test_errors_without_a_reference():
-  for keywords, message in (({"beta": 0.0}, "beta"), ({"label_smoothing": 0.7}, "label_smoothing")):
+  for keywords, message in (
+    ({"beta": 0.0}, "beta"),
+    ({"label_smoothing": 0.7}, "label_smoothing"),
+    ({"margin": np.nan}, "margin"),
+  ):
     with pytest.raises(ValueError, match=message):
       losses.simpo_loss(*PAIRS[:2], *LENGTHS, **keywords)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="^chosen_lengths must have shape"):
     losses.simpo_loss(*PAIRS[:2], LENGTHS[0][:3], LENGTHS[1])
   with pytest.raises(ValueError, match="beta"):
     losses.implicit_reward(*PAIRS[:2], beta=-1.0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="^reference_log_probs must have shape"):
     losses.implicit_reward(PAIRS[0], PAIRS[1][:2])

@@ -127,6 +127,21 @@ def test_extreme_scores_are_finite(size):
     assert np.isfinite(value) and np.isfinite(slope).all()
 
 
+def test_terms_without_weight_add_nothing_and_unknown_rewards_give_nan():
+  chosen, rejected = SCORES[:, 0], SCORES[:, 1]
+  impossible = np.full(B, -np.inf, np.float32)
+  expected = slic(chosen, rejected)
+  np.testing.assert_array_equal(slic(chosen, rejected, target_log_probs=impossible), expected)
+  np.testing.assert_array_equal(bradley_terry(chosen, impossible), np.zeros(B))
+  totals = np.full((B, K), -np.inf, np.float32)
+  plain = rrhf(SCORES, REWARDS, sequence_log_probs=totals, nll_weight=0.0)
+  np.testing.assert_array_equal(plain, rrhf(SCORES, REWARDS))
+  for arrays in ((SCORES, REWARDS.copy()), (SCORES.copy(), REWARDS)):
+    unknown = arrays[int(arrays[0] is SCORES)]
+    unknown[1, 2] = np.nan
+    np.testing.assert_array_equal(np.isnan(rrhf(*arrays)), np.arange(B) == 1)
+
+
 def test_half_precision_and_vmap():
   half = jnp.asarray(SCORES, jnp.bfloat16)
   for loss in (
@@ -149,14 +164,15 @@ def test_errors():
     (lambda: losses.rrhf_loss(SCORES, REWARDS, nll_weight=-1.0), "nll_weight"),
   ):
     with pytest.raises(ValueError, match=rf"{name}.* must lie in \[0, inf\), got -1.0"):
-      call()
-  for call in (
-    lambda: losses.bradley_terry_loss(SCORES, SCORES[:2]),
-    lambda: losses.slic_loss(SCORES, SCORES[:2]),
-    lambda: losses.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0]),
-    lambda: losses.rrhf_loss(SCORES, REWARDS[:2]),
-    lambda: losses.rrhf_loss(SCORES, REWARDS, sequence_log_probs=TOTALS[:2]),
-    lambda: losses.plackett_luce_loss(SCORES, mask=np.ones(K)),
+      jax.eval_shape(call)
+  for name, call in (
+    ("rejected_rewards", lambda: losses.bradley_terry_loss(SCORES, SCORES[:2])),
+    ("margin", lambda: losses.bradley_terry_loss(SCORES, SCORES, margin=[1.0, 2.0])),
+    ("policy_rejected", lambda: losses.slic_loss(SCORES, SCORES[:2])),
+    ("target_log_probs", lambda: losses.slic_loss(SCORES, SCORES, target_log_probs=SCORES[0])),
+    ("rewards", lambda: losses.rrhf_loss(SCORES, REWARDS[:2])),
+    ("sequence_log_probs", lambda: losses.rrhf_loss(SCORES, SCORES, sequence_log_probs=[1.0])),
+    ("mask", lambda: losses.plackett_luce_loss(SCORES, mask=np.ones(K))),
   ):
-    with pytest.raises(AssertionError):
-      call()
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
+      jax.eval_shape(call)

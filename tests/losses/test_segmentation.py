@@ -64,6 +64,23 @@ def test_pixels_that_do_not_count_have_no_influence(batch):
   np.testing.assert_array_equal(all_three(changed, masks, valid, proportion), all_three(*batch))
 
 
+def test_narrow_masks_other_values_and_unknown_shares(batch):
+  foreground, masks, valid, proportion = batch
+  plain = np.asarray(all_three(*batch))
+  narrow = all_three(foreground, masks.astype(np.uint8), valid.astype(np.int8), proportion)
+  np.testing.assert_array_equal(narrow, plain)
+  # In 8 signed bits 255 is -1, which is no class.
+  wrapped = all_three(foreground, masks.astype(np.int8), valid.astype(np.int8), proportion)
+  np.testing.assert_array_equal(np.isnan(wrapped), [[True, False, False]] * N)
+  first = np.arange(N) == 0
+  unknown = np.where(first[:, None, None, None], np.nan, foreground)
+  np.testing.assert_array_equal(
+    np.isnan(all_three(unknown, *batch[1:])), np.tile(first[:, None], 3)
+  )
+  share = np.where(first, np.nan, proportion)
+  np.testing.assert_array_equal(np.isnan(all_three(*batch[:3], share)[:, 2]), first)
+
+
 def test_kl_and_its_gradient_vanish_at_the_predicted_share(batch):
   foreground, _, valid, _ = batch
   share = (foreground * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3))
@@ -115,11 +132,11 @@ def test_gradients_match_finite_differences(batch):
 
 def test_shapes_are_checked(batch):
   foreground, masks, valid, proportion = batch
-  for call in (
-    lambda: foreground_cross_entropy(foreground[0], masks[0]),
-    lambda: foreground_cross_entropy(foreground, masks[:, :1]),
-    lambda: pixel_entropy(foreground, valid[..., :2]),
-    lambda: proportion_kl(foreground, proportion[:2], valid),
+  for name, call in (
+    ("foreground", lambda: foreground_cross_entropy(foreground[0], masks[0])),
+    ("masks", lambda: foreground_cross_entropy(foreground, masks[:, :1])),
+    ("valid", lambda: pixel_entropy(foreground, valid[..., :2])),
+    ("proportion", lambda: proportion_kl(foreground, proportion[:2], valid)),
   ):
-    with pytest.raises(AssertionError):
-      call()
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
+      jax.eval_shape(call)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,11 @@ def test_tokens_outside_the_vocabulary_are_nan_until_masked():
   np.testing.assert_allclose(
     token_log_probs(wide, np.uint8([0, 255])), np.full(2, -np.log(256)), rtol=1e-6
   )
+
+
+def test_unsigned_sentinels_are_outside_the_vocabulary():
+  tokens = np.where(MASK, TOKENS, -100).astype(np.uint32)
+  np.testing.assert_array_equal(np.isnan(token_log_probs(LOGITS, tokens)), ~MASK)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
@@ -203,6 +210,15 @@ def test_kernel_gradient_is_summed_in_float32():
   np.testing.assert_array_equal(jax.jit(jax.grad(loss))(kernel), [[200, -200]])
 
 
+def test_chunks_of_empty_batches():
+  def log_probs(hidden, tokens):
+    return sequence.chunked_token_log_probs(hidden, np.eye(V), tokens, chunk_size=2)
+
+  for shape in ((0, T), (B, 0)):
+    hidden, tokens = jnp.zeros((*shape, V)), jnp.zeros(shape, int)
+    assert jax.eval_shape(log_probs, hidden, tokens).shape == shape
+
+
 @pytest.mark.shipping
 def test_chunks_take_at_most_a_quarter_of_the_memory():
   chunked, whole, *_ = chunked_and_whole(jnp.float32, (4, 64, 8), 4096, 4)
@@ -220,7 +236,8 @@ def test_vmap_matches_the_batched_call():
     lambda z, t, i: sequence.chunked_token_log_probs(z, jnp.eye(V), t, chunk_size=2),
   ):
     whole = jax.jit(fn)(LOGITS, TOKENS, ids)
-    np.testing.assert_allclose(jax.vmap(fn)(LOGITS, TOKENS, ids), whole, rtol=1e-5, atol=1e-6)
+    mapped = jax.jit(jax.vmap(fn))(LOGITS, TOKENS, ids)
+    np.testing.assert_allclose(mapped, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_errors():
@@ -228,15 +245,19 @@ def test_errors():
     sequence.chunked_token_log_probs(LOGITS, np.eye(V), TOKENS, chunk_size=0)
   with pytest.raises(ValueError, match="num_segments must be at least 1, got 0"):
     sequence.segment_log_probs(LOGITS[..., 0], TOKENS, num_segments=0)
-  for call in (
-    lambda: sequence.token_log_probs(LOGITS, TOKENS[:, :-1]),
-    lambda: sequence.token_log_probs(LOGITS, TOKENS.astype(np.float32)),
-    lambda: sequence.causal_token_log_probs(LOGITS, TOKENS[0]),
-    lambda: sequence.sequence_log_prob(LOGITS[..., 0], MASK[0]),
-    lambda: sequence.sequence_nll(LOGITS, TOKENS, MASK[:2]),
-    lambda: sequence.segment_log_probs(LOGITS[..., 0], TOKENS[0], num_segments=2),
-    lambda: sequence.chunked_token_log_probs(LOGITS, np.eye(V + 1), TOKENS, chunk_size=2),
-    lambda: sequence.chunked_token_log_probs(LOGITS, np.eye(V), TOKENS[:1], chunk_size=2),
+  chunked = functools.partial(sequence.chunked_token_log_probs, chunk_size=2)
+  for name, call in (
+    ("tokens", lambda: sequence.token_log_probs(LOGITS, TOKENS[:, :-1])),
+    ("tokens", lambda: sequence.causal_token_log_probs(LOGITS, TOKENS[0])),
+    ("mask", lambda: sequence.sequence_log_prob(LOGITS[..., 0], MASK[0])),
+    ("mask", lambda: sequence.sequence_nll(LOGITS, TOKENS, MASK[:2])),
+    ("segment_ids", lambda: sequence.segment_log_probs([0.5], [[0]], num_segments=2)),
+    ("kernel", lambda: chunked(LOGITS, np.eye(V + 1), TOKENS)),
+    ("tokens", lambda: chunked(LOGITS, np.eye(V), TOKENS[:1])),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()
+  with pytest.raises(TypeError, match="tokens must be of type int, got float32"):
+    sequence.token_log_probs(LOGITS, TOKENS.astype(np.float32))
+  with pytest.raises(TypeError, match="kernel must be of type float"):
+    chunked(LOGITS, np.eye(V, dtype=int), TOKENS)

@@ -79,7 +79,7 @@ def test_half_precision_and_vmap():
   assert result.dtype == jnp.float32
   wide = (x.astype(jnp.float32) for x in half)
   np.testing.assert_allclose(result, kto(*wide, DESIRABLE, 0.1), rtol=1e-6)
-  mapped = jax.vmap(losses.kto_loss, (0, 0, 0, None))(POLICY, REFERENCE, DESIRABLE, 0.1)
+  mapped = jax.jit(jax.vmap(losses.kto_loss, (0, 0, 0, None)))(POLICY, REFERENCE, DESIRABLE, 0.1)
   np.testing.assert_allclose(mapped, kto(POLICY, REFERENCE, DESIRABLE, 0.1), rtol=1e-6)
 
 
@@ -87,12 +87,14 @@ def test_errors():
   for name, value in (("beta", 0.0), ("desirable_weight", -1.0), ("undesirable_weight", -1.0)):
     with pytest.raises(ValueError, match=f"{name} must lie .*{value}"):
       losses.kto_loss(POLICY, REFERENCE, DESIRABLE, 0.0, **{name: value})
-  for call in (
-    lambda: losses.kto_loss(POLICY, REFERENCE[:2], DESIRABLE, 0.0),
-    lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE[:2], 0.0),
-    lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE.astype(int), 0.0),
-    lambda: losses.kto_kl_estimate(POLICY, REFERENCE[:2]),
-    lambda: losses.kto_kl_estimate(POLICY[0], REFERENCE[0]),
+  for name, call in (
+    ("reference_log_probs", lambda: losses.kto_loss(POLICY, REFERENCE[:2], DESIRABLE, 0.0)),
+    ("desirable", lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE[:2], 0.0)),
+    ("kl_estimate", lambda: losses.kto_loss(POLICY, REFERENCE, DESIRABLE, [0.0, 1.0])),
+    ("reference_mismatched", lambda: losses.kto_kl_estimate(POLICY, REFERENCE[:2])),
+    ("policy_mismatched", lambda: losses.kto_kl_estimate(POLICY[0], REFERENCE[0])),
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"^{name} must have shape"):
       call()
+  with pytest.raises(TypeError, match="desirable must be of type bool"):
+    losses.kto_loss(POLICY, REFERENCE, DESIRABLE.astype(int), 0.0)
