@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+)
 
 # Number of rows whose sum keeps at least five digits in float32.
 _CHUNK = 256
@@ -214,7 +220,7 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 7,
   https://arxiv.org/abs/1706.04599.
   """
-  chex.assert_shape(labels, jnp.shape(logits)[:-1])
+  check_arrays(logits=(logits, "[..., k]"), labels=(labels, "int [...]"))
   labels = as_classes("labels", labels, jnp.shape(logits)[-1])
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
   return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
@@ -251,14 +257,12 @@ def interpolator_temperature_scaled_nll(
 
 
 def _check_predictions(probs: chex.Array, labels: chex.Array) -> None:
-  chex.assert_rank(probs, 2)
-  chex.assert_shape(labels, jnp.shape(probs)[:1])
+  check_arrays(probs=(probs, "[n, k]"), labels=(labels, "int [n]"))
   as_classes("labels", labels, jnp.shape(probs)[1])
 
 
 def _confidence_and_correct(confidence: chex.Array, correct: chex.Array) -> tuple[jax.Array, ...]:
-  chex.assert_rank(confidence, 1)
-  chex.assert_equal_shape([confidence, correct])
+  check_arrays(confidence=(confidence, "[n]"), correct=(correct, "[n]"))
   if jnp.shape(confidence)[0] == 0:
     raise ValueError("a calibration error needs at least one prediction, got n = 0.")
   return as_accumulator(confidence, correct)

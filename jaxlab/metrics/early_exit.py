@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 from jaxlab.losses.early_exit import conditional_exit_probabilities
 
 
@@ -61,8 +61,8 @@ def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Ar
 
   Reference: Teerapittayanon et al., BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686.
   """
+  check_arrays(confidence=(confidence, "[..., l]"), thresholds=(thresholds, "[l]"))
   confidence, thresholds = as_accumulator(confidence, thresholds)
-  _check_exits("thresholds", thresholds, confidence.shape[-1])
   return _first(confidence >= thresholds)
 
 
@@ -77,7 +77,7 @@ def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
     `[b, ...]`.
   """
   values, levels = jnp.asarray(values), jnp.asarray(levels)
-  chex.assert_shape(levels, values.shape[:1])
+  check_arrays(values=(values, "[b, *, ...]"), levels=(levels, "int [b]"))
   index = levels.reshape(-1, *(1,) * (values.ndim - 1))
   return jnp.take_along_axis(values, index, axis=1)[:, 0]
 
@@ -99,9 +99,8 @@ def cost_accuracy(levels: chex.Array, correct: chex.Array, costs: chex.Array) ->
   Reference: Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification,
   ICLR 2018, https://arxiv.org/abs/1703.09844.
   """
+  check_arrays(levels=(levels, "int [b]"), correct=(correct, "[b, l]"), costs=(costs, "[l]"))
   correct, costs = as_accumulator(correct, costs)
-  chex.assert_rank(correct, 2)
-  _check_exits("costs", costs, correct.shape[-1])
   share = jnp.mean(jax.nn.one_hot(levels, correct.shape[-1], dtype=correct.dtype), axis=0)
   accuracy = jnp.mean(exited_values(correct, levels))
   return CostAccuracy(cost=share @ costs, accuracy=accuracy, exit_share=share)
@@ -120,9 +119,8 @@ def area_under_cost_curve(cost: chex.Array, accuracy: chex.Array) -> jax.Array:
   Raises:
     ValueError: if there is no point.
   """
+  check_arrays(cost=(cost, "[m]"), accuracy=(accuracy, "[m]"))
   cost, accuracy = as_accumulator(cost, accuracy)
-  chex.assert_rank(cost, 1)
-  chex.assert_equal_shape([cost, accuracy])
   if cost.size == 0:
     raise ValueError("cost must hold at least one point, got none.")
   order = jnp.argsort(cost)
@@ -136,8 +134,3 @@ def _first(leaves: jax.Array) -> jax.Array:
   """Index of the first True, the number of columns if there is none."""
   last = jnp.ones_like(leaves[..., :1])
   return jnp.argmax(jnp.concatenate([leaves, last], axis=-1), axis=-1).astype(jnp.int32)
-
-
-def _check_exits(name: str, values: jax.Array, num: int) -> None:
-  if values.shape != (num,):
-    raise ValueError(f"{name} must have one entry for each of {num} exits, got {values.shape}.")

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_range,
+)
 from jaxlab.metrics.calibration import confidence_calibration_error
 
 
@@ -54,9 +60,9 @@ def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array
   https://arxiv.org/abs/2107.03374.
   """
   weights = _best_of_k_weights(num_samples, (k,))[0]
+  check_arrays(num_correct=(num_correct, "int [...]"))
   check_range("num_correct", num_correct, f"[0, {num_samples}]")
   num_correct = jnp.asarray(num_correct)
-  chex.assert_type(num_correct, int)
   return _coverages(weights)[jnp.clip(num_correct, 0, num_samples)]
 
 
@@ -95,8 +101,8 @@ def coverage_curve(correct: chex.Array, *, ks: Sequence[int]) -> jax.Array:
 
   Reference: Brown et al., Large Language Monkeys, 2024, section 2, https://arxiv.org/abs/2407.21787.
   """
+  check_arrays(correct=(correct, "[problems, n]"))
   correct = jnp.asarray(correct)
-  chex.assert_rank(correct, 2)
   weights = _best_of_k_weights(correct.shape[1], ks)
   num_correct = jnp.sum(correct.astype(bool), axis=1)
   return jnp.stack([jnp.mean(_coverages(row)[num_correct]) for row in weights])
@@ -119,9 +125,8 @@ def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[
   Reference: Brown et al., Large Language Monkeys, 2024, section 4.1,
   https://arxiv.org/abs/2407.21787.
   """
+  check_arrays(scores=(scores, "[problems, n]"), correct=(correct, "[problems, n]"))
   scores, correct = as_accumulator(scores, correct)
-  chex.assert_rank(scores, 2)
-  chex.assert_equal_shape([scores, correct])
   weights = jnp.asarray(_best_of_k_weights(scores.shape[1], ks), correct.dtype)
   best_first = jnp.argsort(scores, axis=1, stable=True)[:, ::-1]
   ranked = jnp.take_along_axis(correct, best_first, axis=1)
@@ -171,16 +176,18 @@ def selection_accuracy_curve(
   if method != "majority" and scores is None:
     raise ValueError(f"scores must be given for method {method!r}, got None.")
   check_at_least(1, num_subsets=num_subsets)
+  check_arrays(
+    answers=(answers, "int [problems, n]"),
+    correct=(correct, "[problems, n]"),
+    scores=(scores, "[problems, n]"),
+  )
   answers = jnp.asarray(answers)
-  chex.assert_rank(answers, 2)
-  chex.assert_type(answers, int)
   if method == "best_of_n":
     # A sample without an answer may still have the best score; it then counts as wrong.
     right = (answers >= 0) * as_accumulator(correct)
     return jnp.mean(best_of_k_accuracy(scores, right, ks=ks), axis=0)
   _best_of_k_weights(answers.shape[1], ks)
   weights, correct = as_accumulator(1.0 if method == "majority" else scores, correct)
-  chex.assert_equal_shape([answers, correct])
   weights = jnp.broadcast_to(weights, answers.shape)
   sizes = jnp.asarray(ks)
 

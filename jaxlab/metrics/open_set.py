@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import as_accumulator, check_arrays
 
 
 def open_set_classification_rate(
@@ -31,8 +31,12 @@ def open_set_classification_rate(
   https://arxiv.org/abs/1811.04110; Chen et al., Adversarial Reciprocal Points Learning, TPAMI 2021,
   https://arxiv.org/abs/2103.00953.
   """
-  chex.assert_rank([known_scores, unknown_scores, predictions, labels], 1)
-  chex.assert_equal_shape([known_scores, predictions, labels])
+  check_arrays(
+    known_scores=(known_scores, "[n1]"),
+    unknown_scores=(unknown_scores, "[n2]"),
+    predictions=(predictions, "int [n1]"),
+    labels=(labels, "int [n1]"),
+  )
   known_scores, unknown_scores = as_accumulator(known_scores, unknown_scores)
   num_known, num_unknown = known_scores.shape[0], unknown_scores.shape[0]
   if not num_known or not num_unknown:
@@ -71,8 +75,9 @@ def closed_set_error(
   Returns:
     A scalar in [0, 1], float32; 0 if no row is known.
   """
-  chex.assert_rank([predictions, labels, known], 1)
-  chex.assert_equal_shape([predictions, labels, known])
+  check_arrays(
+    predictions=(predictions, "int [n]"), labels=(labels, "int [n]"), known=(known, "[n]")
+  )
   known = jnp.asarray(known, bool)
   wrong = known & (jnp.asarray(predictions) != jnp.asarray(labels))
   return (jnp.sum(wrong) / jnp.maximum(jnp.sum(known), 1)).astype(jnp.float32)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import is_known
+from jaxlab._checks import check_arrays, is_known
 
 
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
@@ -27,8 +27,7 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   Reference: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 2006, section 7,
   https://doi.org/10.1016/j.patrec.2005.10.010.
   """
-  chex.assert_rank([scores, labels], 1)
-  chex.assert_equal_shape([scores, labels])
+  check_arrays(scores=(scores, "[n]"), labels=(labels, "[n]"))
   if is_known(labels):
     values = np.unique(labels)
     if not np.isin(values, (0, 1)).all():

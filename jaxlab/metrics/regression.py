@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
 
 
 def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Array:
@@ -34,10 +34,8 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
 
 
 def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.Array]:
-  predictions, targets = as_accumulator(predictions, targets)
-  chex.assert_equal_shape([predictions, targets])
-  chex.assert_rank(predictions, {1, 2})
-  return predictions, targets
+  check_arrays(predictions=(predictions, "[n, ...]"), targets=(targets, "[n, ...]"))
+  return as_accumulator(predictions, targets)
 
 
 def _range(values: jax.Array) -> jax.Array:
@@ -113,7 +111,7 @@ def worst_group_rmse(
   """
   check_at_least(1, num_groups=num_groups)
   predictions, targets = _pair(predictions, targets)
-  chex.assert_shape(groups, predictions.shape[:1])
+  check_arrays(groups=(groups, f"int [{len(predictions)}]"))
   groups = as_classes("groups", groups, num_groups)
   counts = jnp.zeros(num_groups, predictions.dtype).at[groups].add(1)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_range, is_known
 
 _NUM_STEPS = 100
 
@@ -65,6 +65,7 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
   Reference: Brown et al., Large Language Monkeys, 2024, section 3.1,
   https://arxiv.org/abs/2407.21787.
   """
+  check_arrays(ks=(ks, "[m]"), coverage=(coverage, "[m]"))
   check_range("ks", ks, "[1, inf)")
   check_range("coverage", coverage, "[0, 1]")
   if is_known(coverage) and np.sum((np.asarray(coverage) > 0) & (np.asarray(coverage) < 1)) < 2:
@@ -72,8 +73,6 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
       f"coverage must hold at least two values strictly between 0 and 1, got {coverage}."
     )
   ks, coverage = as_accumulator(ks, coverage)
-  chex.assert_rank(ks, 1)
-  chex.assert_equal_shape([ks, coverage])
   inside = (coverage > 0) & (coverage < 1)
   log_k = jnp.log(ks)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 
 
 class IntersectionAndUnion(NamedTuple):
@@ -54,9 +54,8 @@ def intersection_and_union(
   Reference: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.
   """
   check_at_least(1, num_classes=num_classes)
+  check_arrays(predictions=(predictions, "int [n, h, w]"), targets=(targets, "int [n, h, w]"))
   predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-  chex.assert_rank(predictions, 3)
-  chex.assert_equal_shape([predictions, targets])
   counts = (targets != ignore)[..., None]
   predicted = (predictions[..., None] == jnp.arange(num_classes)) & counts
   true = (targets[..., None] == jnp.arange(num_classes)) & counts
@@ -87,9 +86,12 @@ def mean_iou_by_class(
   https://arxiv.org/abs/2012.06166.
   """
   check_at_least(1, num_classes=num_classes)
+  check_arrays(
+    intersection=(intersection, "int [e]"),
+    union=(union, "int [e]"),
+    class_ids=(class_ids, "int [e]"),
+  )
   intersection, union, class_ids = map(jnp.asarray, (intersection, union, class_ids))
-  chex.assert_rank(intersection, 1)
-  chex.assert_equal_shape([intersection, union, class_ids])
   member = class_ids[:, None] == jnp.arange(num_classes)
 
   def by_class(counts):

@@ -199,8 +199,10 @@ def test_errors():
       fn(PROBS, LABELS + 3)
     with pytest.raises(ValueError, match="n = 0"):
       fn(PROBS[:0], LABELS[:0])
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="labels must have shape"):
       fn(PROBS, LABELS[:-1])
+    with pytest.raises(TypeError, match="labels must be of type int, got float"):
+      fn(PROBS, LABELS / 2)
   with pytest.raises(ValueError, match="n = 0"):
     metrics.kolmogorov_smirnov_error(PROBS[:0, 0], LABELS[:0])
   with pytest.raises(ValueError, match="labels"):

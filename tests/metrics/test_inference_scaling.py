@@ -245,15 +245,17 @@ def test_errors():
     (lambda: inference_scaling.optimal_coverage_policy([0.5], num_samples=0.5), "num_samples"),
     (lambda: inference_scaling.optimal_coverage_policy([-0.5], num_samples=2), "answer_posterior"),
     (lambda: inference_scaling.greedy_calibration([-1.0], [True], num_bins=0), "num_bins"),
+    (lambda: inference_scaling.coverage_curve(CORRECT[0], ks=(1,)), "correct must have shape"),
+    (
+      lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT[:2], ks=(1,)),
+      r"correct .* with problems = 4, n = 6, got \[2, 6\]",
+    ),
+    (lambda: select(ks=(1,), scores=SCORES[:1]), r"scores must .*got \[1, 6\]"),
+    (lambda: inference_scaling.greedy_calibration(SCORES[0], CORRECT[0, :2]), "correct"),
   ):
     with pytest.raises(ValueError, match=message):
       call()
-  for call in (
-    lambda: inference_scaling.pass_at_k(1.5, num_samples=N, k=2),
-    lambda: inference_scaling.coverage_curve(CORRECT[0], ks=(1,)),
-    lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT[:2], ks=(1,)),
-    lambda: inference_scaling.selection_accuracy_curve(KEY, answers, CORRECT[:2], ks=(1,)),
-    lambda: inference_scaling.greedy_calibration(SCORES[0], CORRECT[0, :2]),
-  ):
-    with pytest.raises(AssertionError):
-      call()
+  with pytest.raises(TypeError, match="num_correct must be of type int, got float"):
+    inference_scaling.pass_at_k(1.5, num_samples=N, k=2)
+  with pytest.raises(TypeError, match="answers must be of type int"):
+    inference_scaling.selection_accuracy_curve(KEY, SCORES, CORRECT, ks=(1,))

@@ -71,9 +71,11 @@ def test_closed_set_error_counts_known_rows_only():
 
 
 def test_errors():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"predictions must .* n1 = 3, got \[4\]"):
     metrics.open_set_classification_rate(
       np.zeros(3), np.zeros(2), np.zeros(4, int), np.zeros(3, int)
     )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="known must have shape"):
     metrics.closed_set_error(np.zeros(3, int), np.zeros(3, int), known=np.ones(2, bool))
+  with pytest.raises(TypeError, match="labels must be of type int"):
+    metrics.closed_set_error(np.zeros(3, int), np.zeros(3), known=np.ones(3, bool))

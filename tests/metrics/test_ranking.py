@@ -60,7 +60,7 @@ def test_auroc_under_vmap():
 def test_errors():
   with pytest.raises(ValueError, match="labels must be 0 or 1"):
     metrics.auroc(np.zeros(3), np.array([-1, 1, 1]))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     metrics.auroc(np.zeros(3), np.zeros(4, int))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"scores must have shape \[n\], got \[3, 2\]"):
     metrics.auroc(np.zeros((3, 2)), np.zeros((3, 2), int))

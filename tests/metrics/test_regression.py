@@ -125,9 +125,11 @@ def test_nan_inputs_give_nan(metric):
 
 def test_errors(pairs):
   for metric in METRICS:
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"targets must have shape"):
       metric(pairs[0], pairs[1][:, :2])
   with pytest.raises(ValueError, match="groups"):
     metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), np.array([0, 2]), num_groups=2)
   with pytest.raises(ValueError, match="num_groups"):
     metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), jnp.array([0, 0]), num_groups=0)
+  with pytest.raises(ValueError, match=r"groups must have shape \[2\], got \[3\]"):
+    metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), [0, 0, 1], num_groups=2)

@@ -62,5 +62,9 @@ def test_errors():
     intersection_and_union(masks, masks, num_classes=0)
   with pytest.raises(ValueError, match="num_classes.*-1"):
     mean_iou_by_class(np.ones(1), np.ones(1), np.zeros(1, int), num_classes=-1)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"targets must .* with n = 1, h = 2.* got \[1, 1, 2\]"):
     intersection_and_union(masks, masks[:, :1], num_classes=2)
+  with pytest.raises(TypeError, match="predictions must be of type int, got float"):
+    intersection_and_union(masks / 2, masks, num_classes=2)
+  with pytest.raises(TypeError, match="class_ids must be of type int"):
+    mean_iou_by_class([1], [1], [0.5], num_classes=1)

@@ -34,7 +34,7 @@ def test_other_labels_and_empty_classes_are_left_out():
 def test_errors():
   with pytest.raises(ValueError, match="num_classes"):
     metrics.mean_class_accuracy(jnp.zeros(1, int), jnp.zeros(1, int), num_classes=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"labels must have shape \[n\] with n = 2, got \[1\]"):
     metrics.mean_class_accuracy(jnp.zeros(2, int), jnp.zeros(1, int), num_classes=2)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="predictions must be of type int"):
     metrics.mean_class_accuracy(jnp.zeros((2, 3)), jnp.zeros(2, int), num_classes=3)
