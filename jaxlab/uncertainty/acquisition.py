@@ -4,6 +4,8 @@ import chex
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
+from jaxlab._checks import as_accumulator, check_arrays
+
 
 def expected_improvement_gaussian(
   mean: chex.Array, std: chex.Array, best: chex.Numeric
@@ -21,7 +23,9 @@ def expected_improvement_gaussian(
   Reference: Jones et al., Efficient Global Optimization of Expensive Black-Box Functions, 1998,
   equation 15, https://doi.org/10.1023/A:1008306431147.
   """
-  mean, std = (jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (mean, std))
+  form = "[...]" if jnp.ndim(best) else "[]"
+  check_arrays(mean=(mean, "[...]"), std=(std, "[...]"), best=(best, form))
+  mean, std, best = as_accumulator(mean, std, best)
   safe = jnp.where(std > 0, std, 1.0)
   z = (mean - best) / safe
   gain = jnp.maximum(safe * (z * norm.cdf(z) + norm.pdf(z)), 0.0)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtri
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 from jaxlab.losses.bar import half_normal_scales
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -149,7 +149,7 @@ def bar_cdf(
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  chex.assert_rank(values, 1)
+  check_arrays(values=(values, "[m]"))
   by_bar = _cdf_by_bar(borders, jnp.asarray(values, borders.dtype), full_support)
   cdf = jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
   return jnp.minimum(cdf, 1.0)  # The sum of the masses may exceed 1 by rounding.
@@ -391,5 +391,6 @@ def upper_confidence_bound(
 
 def _checked(logits, borders):
   """Checks the two shapes against each other and casts to float32 or wider."""
-  chex.assert_shape(borders, (jnp.shape(logits)[-1] + 1,))
+  check_arrays(logits=(logits, "[..., k]"))
+  check_arrays(borders=(borders, f"[{jnp.shape(logits)[-1] + 1}]"))
   return as_accumulator(logits, borders)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_range
 
 # (n + 1)(1 - alpha) may exceed a whole number by rounding alone.
 _ROUNDING = 1e-9
@@ -50,8 +50,8 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
   Reference: Vovk et al., Algorithmic Learning in a Random World, 2005; Angelopoulos and Bates,
   A Gentle Introduction to Conformal Prediction, section 1, https://arxiv.org/abs/2107.07511.
   """
+  check_arrays(scores=(scores, "[n]"))
   scores = as_accumulator(scores)
-  chex.assert_rank(scores, 1)
   check_range("alpha", alpha, "(0, 1)")
   check_choice("method", method, ("higher", "mquantiles"))
   num = scores.size
@@ -81,9 +81,9 @@ def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
 
   Reference: Angelopoulos and Bates, section 1, https://arxiv.org/abs/2107.07511.
   """
+  form = "[b, 1]" if jnp.ndim(threshold) else "[]"
+  check_arrays(scores=(scores, "[b, K]"), threshold=(threshold, form))
   scores, threshold = as_accumulator(scores, threshold)
-  chex.assert_rank(scores, 2)
-  chex.assert_is_broadcastable(threshold.shape, scores.shape)
   return scores <= threshold
 
 
@@ -97,9 +97,8 @@ def set_statistics(sets: chex.Array, labels: chex.Array) -> SetStatistics:
   Returns:
     `SetStatistics` of scalars.
   """
+  check_arrays(sets=(sets, "[b, K]"), labels=(labels, "int [b]"))
   sets, labels = jnp.asarray(sets, bool), jnp.asarray(labels)
-  chex.assert_rank(sets, 2)
-  chex.assert_shape(labels, sets.shape[:1])
   covered = jnp.take_along_axis(sets, labels[:, None], axis=1)[:, 0]
   size = jnp.sum(sets, axis=1, dtype=jnp.float32)
   num_covered = jnp.sum(covered, dtype=jnp.float32)
@@ -135,9 +134,8 @@ def exit_conformal_thresholds(
   Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
   ICLR 2024, section 5 (there one rank higher), https://arxiv.org/abs/2310.09163.
   """
+  check_arrays(scores=(scores, "[n, l]"), levels=(levels, "int [n]"))
   scores, levels = as_accumulator(scores), jnp.asarray(levels)
-  chex.assert_rank(scores, 2)
-  chex.assert_shape(levels, scores.shape[:1])
   check_range("alpha", alpha, "(0, 1)")
   num = scores.shape[0]
   if num == 0:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
 from jaxlab.losses.calibration import correctness_aware_loss
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -52,20 +52,13 @@ def transform_cues(
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4.2, https://arxiv.org/abs/2404.13016.
   """
-  chex.assert_rank(logits, 2)
-  shape, transformed_shape = jnp.shape(logits), jnp.shape(transformed_logits)
-  if len(transformed_shape) != 3 or transformed_shape[1:] != shape:
-    raise ValueError(
-      f"transformed_logits must be [t, *logits.shape], got {transformed_shape} for logits of "
-      f"shape {shape}."
-    )
-  if not 1 <= top_k <= shape[1]:
-    raise ValueError(f"top_k must lie in [1, {shape[1]}], got {top_k}.")
+  check_arrays(logits=(logits, "[b, k]"), transformed_logits=(transformed_logits, "[t, b, k]"))
+  check_range("top_k", top_k, f"[1, {jnp.shape(logits)[1]}]")
   logits, transformed_logits = as_accumulator(logits, transformed_logits)
   classes = jax.lax.top_k(logits, top_k)[1]
   probs = jax.nn.softmax(transformed_logits)
   cues = jnp.take_along_axis(probs, classes[None], axis=-1)
-  return jnp.moveaxis(cues, 0, 1).reshape(shape[0], -1)
+  return jnp.moveaxis(cues, 0, 1).reshape(logits.shape[0], probs.shape[0] * top_k)
 
 
 def init_adaptive_temperature(
@@ -131,7 +124,7 @@ def adaptive_temperature(
   check_range("min_temperature", min_temperature, "(0, inf)")
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
-  chex.assert_shape(cues, (None, params.hidden_kernel.shape[0]))
+  check_arrays(cues=(cues, f"[*, {params.hidden_kernel.shape[0]}]"))
   hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias)
   return jnp.clip(hidden @ params.kernel + params.bias, min_temperature, max_temperature)
 
@@ -171,8 +164,7 @@ def fit_adaptive_temperature(
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4, https://arxiv.org/abs/2404.13016.
   """
-  chex.assert_rank([logits, cues], 2)
-  chex.assert_equal_shape_prefix([logits, cues, labels], 1)
+  check_arrays(logits=(logits, "[n, k]"), cues=(cues, "[n, c]"), labels=(labels, "int [n]"))
   num_rows = jnp.shape(logits)[0]
   if num_rows == 0:
     raise ValueError("logits must hold at least one row, got n = 0.")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
 
 
 class EnsemblePrediction(NamedTuple):
@@ -81,11 +81,9 @@ def max_probability(probs: chex.Array) -> EnsemblePrediction:
 
 
 def _members(probs) -> jax.Array:
-  if jnp.ndim(probs) != 3 or 0 in (jnp.shape(probs)[0], jnp.shape(probs)[2]):
-    raise ValueError(
-      f"probs must be [members, batch, classes] with at least one member and class, got shape "
-      f"{jnp.shape(probs)}."
-    )
+  check_arrays(probs=(probs, "[m, b, k]"))
+  members, _, classes = jnp.shape(probs)
+  check_at_least(1, members=members, classes=classes)
   return as_accumulator(probs)
 
 
@@ -154,10 +152,8 @@ def batch_calibration(
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772; the idea is that of Zhou et al.,
   Batch Calibration, ICLR 2024, https://arxiv.org/abs/2309.17249.
   """
+  check_arrays(logits=(logits, "[n, k]"), mean=(mean, "[k]"), std=(std, "[k]"))
   logits = _scores(logits, minimum=2 if mean is None or (std is None and not demean_only) else 0)
-  for name, value in (("mean", mean), ("std", std)):
-    if value is not None and jnp.shape(value) != logits.shape[1:]:
-      raise ValueError(f"{name} must have shape {logits.shape[1:]}, got {jnp.shape(value)}.")
   centered = _centered(logits) if mean is None else logits - as_accumulator(mean)
   if demean_only:
     return centered
@@ -170,8 +166,6 @@ def batch_calibration(
 
 
 def _scores(logits, *, minimum: int) -> jax.Array:
-  if jnp.ndim(logits) != 2:
-    raise ValueError(f"logits must be [n, classes], got shape {jnp.shape(logits)}.")
   if jnp.shape(logits)[0] < minimum:
     raise ValueError(f"statistics need at least 2 rows of logits, got {jnp.shape(logits)[0]}.")
   return as_accumulator(logits)
@@ -227,9 +221,8 @@ def batch_calibration_update(
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   check_range("momentum", momentum, "[0, 1]")
+  check_arrays(logits=(logits, f"[n, {jnp.shape(state.mean)[0]}]"))
   logits = _scores(logits, minimum=2)
-  if logits.shape[1:] != jnp.shape(state.mean):
-    raise ValueError(f"logits must have {jnp.shape(state.mean)[0]} classes, got {logits.shape}.")
   share = jnp.where(state.count == 0, 1.0, momentum)
   mean = logits[0] + jnp.mean(logits - logits[:1], axis=0)
 
@@ -264,14 +257,12 @@ def verbalizer_logits(
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
+  check_arrays(
+    token_logits=(token_logits, "[b, positions, v]"),
+    token_ids=(token_ids, "int [k, T]"),
+    token_mask=(token_mask, "[k, T]"),
+  )
   shape, ids_shape = jnp.shape(token_logits), jnp.shape(token_ids)
-  if len(shape) != 3:
-    raise ValueError(f"token_logits must be [batch, positions, vocabulary], got shape {shape}.")
-  if len(ids_shape) != 2 or jnp.shape(token_mask) != ids_shape:
-    raise ValueError(
-      f"token_ids and token_mask must both be [labels, tokens], got shapes {ids_shape} and "
-      f"{jnp.shape(token_mask)}."
-    )
   if ids_shape[1] > shape[1]:
     raise ValueError(f"token_logits must have {ids_shape[1]} positions or more, got {shape[1]}.")
   _check_label_tokens(token_ids, token_mask, shape[2])

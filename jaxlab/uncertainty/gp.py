@@ -12,7 +12,7 @@ import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice
 
 _MIN_FITTED_NOISE = 1e-4
 # Smaller changes of the log-parameters are rounding of the objective.
@@ -75,11 +75,13 @@ def kernel_matrix(
   4.9 and 4.17, https://gaussianprocess.org/gpml.
   """
   check_choice("kernel", kernel, _CORRELATIONS)
+  check_arrays(
+    x=(x, "[n, f]"),
+    x2=(x2, "[m, f]"),
+    lengthscale=(lengthscale, "[f]" if jnp.ndim(lengthscale) else "[]"),
+    outputscale=(outputscale, "[]"),
+  )
   x, x2, lengthscale, outputscale = map(as_accumulator, (x, x2, lengthscale, outputscale))
-  chex.assert_rank([x, x2], 2)
-  chex.assert_equal(x.shape[1], x2.shape[1])
-  if lengthscale.ndim:
-    chex.assert_shape(lengthscale, (x.shape[1],))
   # Differences are taken first: expanding the square would cancel where points are close.
   differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
   differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
@@ -147,6 +149,7 @@ def gp_posterior(
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   2.25 and 2.26, https://gaussianprocess.org/gpml.
   """
+  check_arrays(x=(x, "[n, f]"), x_query=(x_query, "[m, f]"))
   hyperparameters = GPHyperparameters(lengthscale, outputscale, noise)
   conditioned = _condition(x, y, hyperparameters, kernel, mask)
   return _predict(conditioned, x_query, hyperparameters, kernel)
@@ -195,11 +198,9 @@ class _Conditioned(NamedTuple):
 
 def _condition(x, y, hyperparameters, kernel, mask):
   """Factorizes the noisy covariance; a masked-out point has a row of the identity and y = 0."""
+  check_arrays(x=(x, "[n, f]"), y=(y, "[n]"), mask=(mask, "[n]"))
   x, y = as_accumulator(x), as_accumulator(y)
-  chex.assert_rank(x, 2)
-  chex.assert_shape(y, (x.shape[0],))
   mask = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask, bool)
-  chex.assert_shape(mask, y.shape)
   x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
   lengthscale, outputscale, noise = hyperparameters
   covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
@@ -269,10 +270,16 @@ def gp_mixture_log_prob(
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
   """
-  grid = jax.tree.map(as_accumulator, GPHyperparameters(lengthscales, outputscales, noises))
-  num_components = grid.lengthscale.shape[0]
-  chex.assert_shape([grid.outputscale, grid.noise, log_weights], (num_components,))
-  chex.assert_shape(y_query, (x_query.shape[0],))
+  check_arrays(
+    x=(x, "[n, f]"),
+    x_query=(x_query, "[m, f]"),
+    y_query=(y_query, "[m]"),
+    lengthscales=(lengthscales, "[G, f]" if jnp.ndim(lengthscales) > 1 else "[G]"),
+    outputscales=(outputscales, "[G]"),
+    noises=(noises, "[G]"),
+    log_weights=(log_weights, "[G]"),
+  )
+  grid = GPHyperparameters(*map(as_accumulator, (lengthscales, outputscales, noises)))
 
   def component(hyperparameters):
     conditioned = _condition(x, y, hyperparameters, kernel, mask)

@@ -4,7 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  is_known,
+)
 
 
 def fit_temperature(
@@ -38,8 +45,7 @@ def fit_temperature(
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
-  chex.assert_rank(logits, 2)
-  chex.assert_shape(labels, jnp.shape(logits)[:1])
+  check_arrays(logits=(logits, "[n, k]"), labels=(labels, "int [n]"))
   num_rows, num_classes = jnp.shape(logits)
   if num_rows == 0:
     raise ValueError("logits must hold at least one row, got n = 0.")
@@ -91,9 +97,10 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
+  form = "[...]" if jnp.ndim(temperature) else "[]"
+  check_arrays(logits=(logits, "[..., k]"), temperature=(temperature, form))
   check_range("temperature", temperature, "(0, inf]")
   logits, temperature = as_accumulator(logits, temperature)
   if temperature.ndim:
-    chex.assert_shape(temperature, logits.shape[:-1])
     temperature = temperature[..., None]
   return logits / temperature

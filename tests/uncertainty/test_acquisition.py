@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import integrate, stats
 
 from jaxlab.uncertainty import expected_improvement_gaussian
@@ -29,3 +30,8 @@ def test_expected_improvement_at_the_edges():
   assert all(np.isfinite(gradient).all() for gradient in gradients)
   half = expected_improvement_gaussian(mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16), 0.0)
   assert half.dtype == jnp.float32
+
+
+def test_errors():
+  with pytest.raises(ValueError, match=r"std must have shape \[...\] with ... = \[3\], got \[2\]"):
+    expected_improvement_gaussian(np.zeros(3), np.zeros(2), 0.0)

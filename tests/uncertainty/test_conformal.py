@@ -106,6 +106,8 @@ def test_exit_thresholds_of_few_samples(exits):
       lambda: exit_conformal_thresholds(np.ones((3, 2)), np.ones(3, int), alpha=0.1, min_points=-1),
       "min_points.*-1",
     ),
+    (lambda: prediction_sets(np.ones((3, 2)), np.ones((1, 1))), r"threshold must .* b = 3"),
+    (lambda: set_statistics(np.ones((3, 2), bool), np.ones(2, int)), "labels must have shape"),
   ],
 )
 def test_errors(call, words):

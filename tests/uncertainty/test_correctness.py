@@ -107,7 +107,7 @@ def test_fit_of_small_sets_and_under_vmap():
 def test_errors():
   with pytest.raises(ValueError, match=r"top_k must lie in \[1, 5\], got 6"):
     uncertainty.transform_cues(LOGITS, TRANSFORMED, top_k=6)
-  with pytest.raises(ValueError, match=r"\(3, 59, 5\) for logits of shape \(60, 5\)"):
+  with pytest.raises(ValueError, match=r"transformed_logits must .* b = 60, k = 5, got \[3, 59"):
     uncertainty.transform_cues(LOGITS, TRANSFORMED[:, 1:])
   params = uncertainty.init_adaptive_temperature(KEY, num_cues=2)
   with pytest.raises(ValueError, match="max_temperature must lie in .2, inf., got 1"):
@@ -118,5 +118,9 @@ def test_errors():
     uncertainty.fit_adaptive_temperature(KEY, LOGITS[:0], LOGITS[:0], LABELS[:0])
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS, num_steps=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"cues must .* n = 60, got \[59, 5\]"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS[1:], LABELS)
+  with pytest.raises(TypeError, match="labels must be of type int"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS / 2)
+  with pytest.raises(ValueError, match=r"cues must have shape \[\*, 2\], got \[3, 4\]"):
+    uncertainty.adaptive_temperature(params, np.ones((3, 4)))

@@ -271,13 +271,14 @@ def test_errors(data):
     gp.fit_gp(x, y, kernel="cubic")
   with pytest.raises(ValueError, match="num_steps .* got -1"):
     gp.fit_gp(x, y, num_steps=-1)
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y[1:], x_query)
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query[:, :1])
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query, lengthscale=np.ones(3))
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query, mask=np.ones(3, bool))
-  with pytest.raises(AssertionError):
+  for changed, message in (
+    ({"y": y[1:]}, r"y must have shape \[n\] with n = 8, got \[7\]"),
+    ({"x_query": x_query[:, :1]}, r"x_query must have shape \[m, f\] with f = 2"),
+    ({"lengthscale": np.ones(3)}, "lengthscale must have shape .* f = 2"),
+    ({"outputscale": np.ones(3)}, "outputscale must have shape"),
+    ({"mask": np.ones(3, bool)}, "mask must have shape"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      gp.gp_posterior(**{"x": x, "y": y, "x_query": x_query} | changed)
+  with pytest.raises(ValueError, match="noises must have shape .* G = 2"):
     gp.gp_mixture_log_prob(x, y, x_query, y[:5], np.ones(2), np.ones(2), np.ones(3), np.ones(2))

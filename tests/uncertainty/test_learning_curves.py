@@ -275,7 +275,7 @@ def test_errors():
   for steps in ((1.0, 2.0), (0.0, 1.0, 2.0)):
     with pytest.raises(ValueError, match="steps must be length=3 positive numbers"):
       lc.combined_curve(GOOD, length=3, steps=steps)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"params must have shape \[..., 13\], got \[12\]"):
     lc.combined_curve(GOOD[:12], length=3)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"params must have shape \[..., 3\], got \[13\]"):
     lc.basis_curve("pow3", 1.0, GOOD)

@@ -100,7 +100,9 @@ def test_errors():
     uncertainty.fit_temperature(LOGITS, LABELS, num_steps=0)
   with pytest.raises(ValueError, match="labels"):
     uncertainty.fit_temperature(LOGITS, LABELS + 1)
+  with pytest.raises(TypeError, match="labels must be of type int, got float"):
+    uncertainty.fit_temperature(LOGITS, LABELS / 2)
   with pytest.raises(ValueError, match="temperature must lie in .0, inf., got 0"):
     uncertainty.apply_temperature(LOGITS, temperature=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="temperature must have shape .* \\[200\\], got"):
     uncertainty.apply_temperature(LOGITS, temperature=np.ones(5))
