@@ -130,6 +130,25 @@ def _bind(axes: tuple[str, ...], shape: tuple[int, ...], sizes: dict) -> dict | 
   return bound if all(sizes.get(k, v) == v for k, v in bound.items()) else None
 
 
+def check_increasing(name: str, values: chex.Array) -> None:
+  """Raises if a known list of numbers does not increase strictly.
+
+  Args:
+    name: the caller's name for the numbers.
+    values: `[n]`.
+
+  Raises:
+    ValueError: naming the argument and the first two numbers that do not increase.
+  """
+  if not is_known(values):
+    return
+  array = np.asarray(values, np.float64)
+  bad = np.flatnonzero(~(np.diff(array) > 0))
+  if bad.size:
+    low, high = array[bad[0] : bad[0] + 2]
+    raise ValueError(f"{name} must increase strictly, got {high} after {low}.")
+
+
 def check_range(name: str, value: chex.Numeric, interval: str) -> None:
   """Raises if a known number, or an entry of a known array, lies outside an interval.
 
@@ -164,6 +183,20 @@ def check_at_least(minimum: int, **counts: int | None) -> None:
   for name, count in counts.items():
     if count is not None and count < minimum:
       raise ValueError(f"{name} must be at least {minimum}, got {count}.")
+
+
+def check_filled(**arrays: chex.Array) -> None:
+  """Raises if an array has no entries.
+
+  Args:
+    **arrays: arrays by the caller's names for them.
+
+  Raises:
+    ValueError: naming the array and its shape.
+  """
+  for name, array in arrays.items():
+    if 0 in jnp.shape(array):
+      raise ValueError(f"{name} must not be empty, got shape {list(jnp.shape(array))}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

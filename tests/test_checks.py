@@ -12,6 +12,8 @@ from jaxlab._checks import (
   check_arrays,
   check_at_least,
   check_choice,
+  check_filled,
+  check_increasing,
   check_range,
   is_known,
 )
@@ -214,3 +216,17 @@ def test_array_checks_of_traced_arrays():
       lambda x, y: check_arrays(logits=(x, "[b, k]"), labels=(y, "[b]")),
       *(np.zeros((2, 3)), np.zeros(3)),
     )
+
+
+def test_check_filled_names_the_array_and_its_shape():
+  check_filled(logits=np.zeros((1, 3)), scale=1.0)
+  with pytest.raises(ValueError, match=r"scores must not be empty, got shape \[0, 3\]"):
+    check_filled(logits=np.zeros(3), scores=np.zeros((0, 3)))
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0], [2, 1], [0.0, np.nan]])
+def test_check_increasing_names_the_first_fall(values):
+  with pytest.raises(ValueError, match=f"borders must increase .* {float(values[-1])} after"):
+    check_increasing("borders", np.array(values))
+  check_increasing("borders", jnp.array(values))
+  check_increasing("borders", [0.0, 1.0, 1.5])

@@ -19,7 +19,8 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     labels: 1 (or True) for positives and 0 for negatives, `[n]`.
 
   Returns:
-    A scalar in [0, 1], float32; NaN if one of the groups is empty or a score is NaN.
+    A scalar in [0, 1], float32; NaN if one of the groups is empty, a score is NaN, or a label of a
+    JAX array is neither 0 nor 1.
 
   Raises:
     ValueError: if a known label is neither 0 nor 1.
@@ -32,7 +33,8 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     values = np.unique(labels)
     if not np.isin(values, (0, 1)).all():
       raise ValueError(f"labels must be 0 or 1, got the values {values}.")
-  scores, positive = jnp.asarray(scores), jnp.asarray(labels) == 1
+  scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+  positive = labels == 1
   num = scores.shape[0]
   if num == 0:
     return jnp.array(jnp.nan, jnp.float32)
@@ -49,5 +51,6 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   beaten = (below.astype(jnp.float32) + upto) / (2 * jnp.maximum(num_negative, 1))
   num_positive = num - num_negative
   area = jnp.sum(jnp.where(positive, beaten, 0.0)) / jnp.maximum(num_positive, 1)
-  defined = (num_positive > 0) & (num_negative > 0) & ~jnp.any(jnp.isnan(scores))
+  valid = jnp.all(~jnp.isnan(scores) & (positive | (labels == 0)))
+  defined = (num_positive > 0) & (num_negative > 0) & valid
   return jnp.where(defined, area, jnp.nan)

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_filled
 
 
 def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Array:
@@ -19,6 +19,9 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
   Returns:
     Mean correlation in [-1, 1], float32 or wider, `[]`. Constant predictions have correlation 0;
     the result is also 0 if the targets vary in no dimension. NaN inputs give NaN.
+
+  Raises:
+    ValueError: if there are no predictions.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.2, https://arxiv.org/abs/2210.05775.
   """
@@ -35,6 +38,7 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
 
 def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.Array]:
   check_arrays(predictions=(predictions, "[n, ...]"), targets=(targets, "[n, ...]"))
+  check_filled(predictions=predictions)
   return as_accumulator(predictions, targets)
 
 
@@ -63,6 +67,9 @@ def mean_absolute_percentage_error(predictions: chex.Array, targets: chex.Array)
   Returns:
     Percent, float32 or wider, `[]`; 0 if all targets are 0.
 
+  Raises:
+    ValueError: if there are no predictions.
+
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
   """
   predictions, targets = _pair(predictions, targets)
@@ -81,6 +88,9 @@ def root_mean_squared_error(predictions: chex.Array, targets: chex.Array) -> jax
 
   Returns:
     Error in units of the targets, float32 or wider, `[]`. Perfect predictions have gradient 0.
+
+  Raises:
+    ValueError: if there are no predictions.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
   """
@@ -102,10 +112,11 @@ def worst_group_rmse(
     num_groups: number of groups; empty ones are left out.
 
   Returns:
-    Error in units of the targets, float32 or wider, `[]`.
+    Error in units of the targets, float32 or wider, `[]`; NaN if a group of a JAX array lies
+    outside [0, num_groups).
 
   Raises:
-    ValueError: if `num_groups` < 1 or a known group lies outside [0, num_groups).
+    ValueError: if there are no predictions, `num_groups` < 1, or a known group lies outside.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.3, https://arxiv.org/abs/2210.05775.
   """
@@ -120,7 +131,8 @@ def worst_group_rmse(
     sums = jnp.zeros(num_groups, rows.dtype).at[groups].add(rows)
     return jnp.max(sums / jnp.maximum(counts, 1))
 
-  return _root_of_scaled(predictions - targets, largest)
+  error = _root_of_scaled(predictions - targets, largest)
+  return jnp.where(jnp.all(groups < num_groups), error, jnp.nan)
 
 
 def _root_of_scaled(errors: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -56,7 +56,7 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
 
   Returns:
     An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two points
-    of a JAX array lie strictly between 0 and 1.
+    of a JAX array lie strictly between 0 and 1, or one is NaN.
 
   Raises:
     ValueError: if a known k < 1, a known coverage lies outside [0, 1], or fewer than two known
@@ -81,7 +81,8 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     return jnp.exp(-jnp.exp(params[0] + params[1] * log_k)) - coverage
 
   params = _levenberg_marquardt(residuals, _line(log_k, coverage, inside))
-  params = jnp.where(jnp.sum(inside) < 2, jnp.nan, params)
+  missing = (jnp.sum(inside) < 2) | jnp.any(jnp.isnan(coverage) | jnp.isnan(ks))
+  params = jnp.where(missing, jnp.nan, params)
   return ExponentiatedPowerLaw(-jnp.exp(params[0]), params[1])
 
 

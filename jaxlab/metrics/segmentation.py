@@ -40,8 +40,8 @@ def intersection_and_union(
   Counts of several images can be added before the division.
 
   Args:
-    predictions: predicted classes, `[n, h, w]`.
-    targets: true classes, `[n, h, w]`.
+    predictions: predicted classes, int `[n, h, w]`.
+    targets: true classes, int `[n, h, w]`.
     num_classes: number of classes; other values match no class.
     ignore: target value of pixels that are left out.
 
@@ -55,7 +55,7 @@ def intersection_and_union(
   """
   check_at_least(1, num_classes=num_classes)
   check_arrays(predictions=(predictions, "int [n, h, w]"), targets=(targets, "int [n, h, w]"))
-  predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+  predictions, targets = (jnp.asarray(x).astype(jnp.int32) for x in (predictions, targets))
   counts = (targets != ignore)[..., None]
   predicted = (predictions[..., None] == jnp.arange(num_classes)) & counts
   true = (targets[..., None] == jnp.arange(num_classes)) & counts
@@ -71,9 +71,9 @@ def mean_iou_by_class(
   """Mean IoU of episodes of one class each: counts are summed over a class's episodes first.
 
   Args:
-    intersection: intersection of each episode's foreground, in pixels, `[e]`.
-    union: union of each episode's foreground, in pixels, `[e]`.
-    class_ids: class of each episode, `[e]`; episodes outside 0..`num_classes`-1 are left out.
+    intersection: intersection of each episode's foreground, in pixels, int `[e]`.
+    union: union of each episode's foreground, in pixels, int `[e]`.
+    class_ids: class of each episode, int `[e]`; episodes outside 0..`num_classes`-1 are left out.
     num_classes: number of classes.
 
   Returns:
@@ -91,12 +91,16 @@ def mean_iou_by_class(
     union=(union, "int [e]"),
     class_ids=(class_ids, "int [e]"),
   )
-  intersection, union, class_ids = map(jnp.asarray, (intersection, union, class_ids))
-  member = class_ids[:, None] == jnp.arange(num_classes)
+  intersection, union, class_ids = (
+    jnp.asarray(x).astype(jnp.int32) for x in (intersection, union, class_ids)
+  )
+  member = class_ids[:, None] == jnp.arange(num_classes)[None]
 
   def by_class(counts):
-    # Integers are added as integers: float32 is exact only up to 2^24.
-    return as_accumulator(jnp.sum(jnp.where(member, counts[:, None], 0), axis=0))
+    # float32 is exact only up to 2^24, and int32 ends at 2^31: the last 12 bits are added apart.
+    parts = counts >> 12, counts & 0xFFF
+    high, low = (jnp.sum(jnp.where(member, part[:, None], 0), axis=0) for part in parts)
+    return as_accumulator(high + (low >> 12)) * 2**12 + (low & 0xFFF)
 
   intersection, union = by_class(intersection), by_class(union)
   seen = union > 0

@@ -32,7 +32,7 @@ def mean_class_accuracy(
   """
   check_at_least(1, num_classes=num_classes)
   check_arrays(predictions=(predictions, "int [n]"), labels=(labels, "int [n]"))
-  predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
+  predictions, labels = (jnp.asarray(x).astype(jnp.int32) for x in (predictions, labels))
   # Labels outside the classes give rows of zeros.
   member = jax.nn.one_hot(labels, num_classes)
   counts = jnp.sum(member, axis=0)

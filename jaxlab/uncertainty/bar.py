@@ -1,7 +1,8 @@
 """Moments, quantiles, samples, acquisition functions and borders of bar distributions.
 
 See `jaxlab.losses.bar_nll` for the distribution itself. Every function takes `logits [..., K]` and
-the strictly increasing `borders [K + 1]` and works in float32 or wider.
+the strictly increasing `borders [K + 1]`, raises ValueError if known borders do not increase, and
+works in float32 or wider. A NaN among a row's logits gives NaN for that row.
 """
 
 import math
@@ -11,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtri
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_increasing,
+  check_range,
+)
 from jaxlab.losses.bar import half_normal_scales
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -126,8 +133,9 @@ def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  index = jnp.argmax(logits - jnp.log(jnp.diff(borders)), axis=-1)
-  return ((borders[1:] + borders[:-1]) / 2)[index]
+  log_density = logits - jnp.log(jnp.diff(borders))
+  mode = ((borders[1:] + borders[:-1]) / 2)[jnp.argmax(log_density, axis=-1)]
+  return jnp.where(jnp.any(jnp.isnan(log_density), axis=-1), jnp.nan, mode)
 
 
 def bar_cdf(
@@ -203,7 +211,7 @@ def bar_quantile(
   upto = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0]
   before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[..., None], axis=-1)[..., 0]
   before = jnp.where(index > 0, before, 0.0)
-  mass = jnp.where(upto > before, upto - before, 1.0)
+  mass = jnp.where(upto <= before, 1.0, upto - before)
   below, above = (q - before) / mass, (upto - q) / mass
   quantile = borders[index] + jnp.diff(borders)[index] * jnp.clip(below, 0, 1)
   if full_support:
@@ -316,14 +324,14 @@ def expected_improvement(
     best = best[..., 0]
     depth = borders[1] - best
     gain = depth - scales.left * _HALF_NORMAL_MEAN + _half_normal_excess(depth, scales.left)
-    gains = gains.at[..., 0].set(jnp.where(depth > 0, jnp.maximum(gain, 0.0), 0.0))
+    gains = gains.at[..., 0].set(jnp.where(depth <= 0, 0.0, jnp.maximum(gain, 0.0)))
     height = best - borders[-2]
     inside = scales.right * _HALF_NORMAL_MEAN - height
     beyond = _half_normal_excess(height, scales.right)
     gains = gains.at[..., -1].set(jnp.where(height >= 0, beyond, inside))
   probs = jax.nn.softmax(logits)
   # Bars without mass gain nothing, even where the gain is infinite.
-  return jnp.sum(jnp.where(probs > 0, probs * gains, 0.0), axis=-1)
+  return jnp.sum(jnp.where(probs == 0, 0.0, probs * gains), axis=-1)
 
 
 def _half_normal_excess(threshold, scale):
@@ -393,4 +401,5 @@ def _checked(logits, borders):
   """Checks the two shapes against each other and casts to float32 or wider."""
   check_arrays(logits=(logits, "[..., k]"))
   check_arrays(borders=(borders, f"[{jnp.shape(logits)[-1] + 1}]"))
+  check_increasing("borders", borders)
   return as_accumulator(logits, borders)

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_filled,
+  check_range,
+  is_known,
+)
 from jaxlab.losses.calibration import correctness_aware_loss
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -44,7 +52,7 @@ def transform_cues(
 
   Returns:
     Cues `[b, t * top_k]`, float32 or wider: for one version after the other, the probabilities of
-    these classes, sorted by `logits`.
+    these classes, sorted by `logits`. NaN in rows of `logits` with a NaN.
 
   Raises:
     ValueError: if `top_k` does not lie in [1, k] or the shapes do not fit.
@@ -56,7 +64,8 @@ def transform_cues(
   check_range("top_k", top_k, f"[1, {jnp.shape(logits)[1]}]")
   logits, transformed_logits = as_accumulator(logits, transformed_logits)
   classes = jax.lax.top_k(logits, top_k)[1]
-  probs = jax.nn.softmax(transformed_logits)
+  ranked = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
+  probs = jnp.where(ranked[None], jax.nn.softmax(transformed_logits), jnp.nan)
   cues = jnp.take_along_axis(probs, classes[None], axis=-1)
   return jnp.moveaxis(cues, 0, 1).reshape(logits.shape[0], probs.shape[0] * top_k)
 
@@ -147,30 +156,31 @@ def fit_adaptive_temperature(
     key: random key for the initial parameters and the order of the rows.
     logits: held-out scores, `[n, k]`.
     cues: cues from `transform_cues`, `[n, cues]`.
-    labels: true classes, int `[n]`.
+    labels: true classes, int `[n]`; negative ones in a JAX array reach `loss_fn` as k.
     loss_fn: `(calibrated logits [b, k], labels [b]) -> losses [b]`, whose mean is minimized.
     num_steps: number of updates, run as one program.
     batch_size: rows per update. Epochs are shuffled and their incomplete last batch is dropped; a
       smaller set is used whole.
-    learning_rate: learning rate of Adam.
+    learning_rate: learning rate of Adam, not negative.
     hidden: width of the hidden layer.
 
   Returns:
     An `AdaptiveTemperature`.
 
   Raises:
-    ValueError: if n = 0, or `num_steps` or `batch_size` is less than 1.
+    ValueError: if `logits` is empty, `num_steps`, `batch_size` or `hidden` is less than 1,
+      `learning_rate` is negative, or a known label lies outside the classes.
 
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4, https://arxiv.org/abs/2404.13016.
   """
   check_arrays(logits=(logits, "[n, k]"), cues=(cues, "[n, c]"), labels=(labels, "int [n]"))
-  num_rows = jnp.shape(logits)[0]
-  if num_rows == 0:
-    raise ValueError("logits must hold at least one row, got n = 0.")
+  check_filled(logits=logits)
+  num_rows, num_classes = jnp.shape(logits)
   check_at_least(1, num_steps=num_steps, batch_size=batch_size)
+  check_range("learning_rate", learning_rate, "[0, inf)")
   logits, cues = as_accumulator(logits, cues)
-  labels = jnp.asarray(labels)
+  labels = as_classes("labels", labels, num_classes)
   optimizer = optax.adam(learning_rate)
   init_key, order_key = jax.random.split(key)
   params = init_adaptive_temperature(init_key, num_cues=cues.shape[1], hidden=hidden)

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  is_known,
+)
 
 
 class EnsemblePrediction(NamedTuple):
@@ -54,7 +61,7 @@ def mean_probability(probs: chex.Array) -> EnsemblePrediction:
     of zeros stays 0.
 
   Raises:
-    ValueError: if `probs` is not of rank 3 or an axis of m or k is empty.
+    ValueError: if there are no members or no classes.
 
   Reference: Li et al., On Task Performance and Model Calibration with Supervised and
   Self-Ensembled In-Context Learning, 2023, https://arxiv.org/abs/2312.13772.
@@ -147,12 +154,14 @@ def batch_calibration(
     the deviation is 0 the column is 0.
 
   Raises:
-    ValueError: if `logits` is not of rank 2, a statistic is not `[k]`, or one is needed and n < 2.
+    ValueError: if a statistic of this batch is needed and n < 2, or a known `std` is negative.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772; the idea is that of Zhou et al.,
   Batch Calibration, ICLR 2024, https://arxiv.org/abs/2309.17249.
   """
   check_arrays(logits=(logits, "[n, k]"), mean=(mean, "[k]"), std=(std, "[k]"))
+  if std is not None:
+    check_range("std", std, "[0, inf]")
   logits = _scores(logits, minimum=2 if mean is None or (std is None and not demean_only) else 0)
   centered = _centered(logits) if mean is None else logits - as_accumulator(mean)
   if demean_only:
@@ -216,7 +225,7 @@ def batch_calibration_update(
     The new `BatchCalibrationState`.
 
   Raises:
-    ValueError: if `momentum` lies outside [0, 1], `logits` is not `[n, k]`, or n < 2.
+    ValueError: if `momentum` lies outside [0, 1] or n < 2.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -249,11 +258,12 @@ def verbalizer_logits(
       mask is a JAX array.
 
   Returns:
-    Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
+    Mean of the valid tokens' scores, `[b, k]`, float32 or wider; NaN where a valid token in a JAX
+    array lies outside the vocabulary.
 
   Raises:
-    ValueError: if ranks or shapes do not fit, T > T', a known mask leaves a label without a valid
-      token, or a known valid token lies outside the vocabulary.
+    ValueError: if T > T', a known mask leaves a label without a valid token, or a known valid token
+      lies outside the vocabulary.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
@@ -267,7 +277,7 @@ def verbalizer_logits(
     raise ValueError(f"token_logits must have {ids_shape[1]} positions or more, got {shape[1]}.")
   _check_label_tokens(token_ids, token_mask, shape[2])
   mask = jnp.asarray(token_mask, bool)
-  ids = jnp.where(mask, token_ids, 0)
+  ids = as_classes("token_ids", jnp.where(mask, jnp.asarray(token_ids), 0), shape[2])
   scores = jnp.take_along_axis(as_accumulator(token_logits)[:, : ids_shape[1]], ids.T[None], axis=2)
   total = jnp.sum(jnp.where(mask.T, scores, 0.0), axis=1)
   return total / jnp.maximum(jnp.sum(mask, axis=1), 1)

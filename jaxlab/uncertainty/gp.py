@@ -12,13 +12,22 @@ import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_filled,
+  check_range,
+)
 
 _MIN_FITTED_NOISE = 1e-4
 # Smaller changes of the log-parameters are rounding of the objective.
 _MIN_LOG_STEP = 1e-6
 # At this distance every kernel is 0 in float32; an infinite one would give 0 * inf in Matérn's.
 _MAX_DISTANCE = 1e4
+# Errors of a factorization in units of the floats' resolution, for one point.
+_ROUNDING = 8.0
 
 
 class GPPosterior(NamedTuple):
@@ -69,7 +78,7 @@ def kernel_matrix(
     Covariances, `[n, m]`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, or a scale is not positive.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   4.9 and 4.17, https://gaussianprocess.org/gpml.
@@ -81,6 +90,8 @@ def kernel_matrix(
     lengthscale=(lengthscale, "[f]" if jnp.ndim(lengthscale) else "[]"),
     outputscale=(outputscale, "[]"),
   )
+  check_range("lengthscale", lengthscale, "(0, inf)")
+  check_range("outputscale", outputscale, "(0, inf)")
   x, x2, lengthscale, outputscale = map(as_accumulator, (x, x2, lengthscale, outputscale))
   # Differences are taken first: expanding the square would cancel where points are close.
   differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
@@ -91,8 +102,8 @@ def kernel_matrix(
 
 def _distance(squared):
   """Square root with gradient 0 at 0, the distance of every point to itself."""
-  positive = squared > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+  same = squared == 0
+  return jnp.where(same, 0.0, jnp.sqrt(jnp.where(same, 1.0, squared)))
 
 
 def _matern12(squared):
@@ -136,7 +147,8 @@ def gp_posterior(
     x_query: where to predict, `[m, f]`.
     lengthscale: scalar or `[f]`.
     outputscale: prior variance of the function.
-    noise: variance of the observation noise; no jitter is added to it.
+    noise: variance of the observation noise, not negative. No jitter is added to it, but targets
+      are not trusted beyond the rounding of the covariance, about 1e-6 sqrt(n) of `outputscale`.
     kernel: see `kernel_matrix`.
     mask: bool `[n]`, which points count; all if None.
 
@@ -144,7 +156,7 @@ def gp_posterior(
     `GPPosterior`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive or a known noise is negative.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   2.25 and 2.26, https://gaussianprocess.org/gpml.
@@ -172,7 +184,8 @@ def gp_log_marginal_likelihood(
     y: noisy targets, `[n]`.
     lengthscale: scalar or `[f]`.
     outputscale: prior variance of the function.
-    noise: variance of the observation noise; no jitter is added to it.
+    noise: variance of the observation noise, not negative. No jitter is added to it, but targets
+      are not trusted beyond the rounding of the covariance, about 1e-6 sqrt(n) of `outputscale`.
     kernel: see `kernel_matrix`.
     mask: bool `[n]`, which points count; all if None.
 
@@ -180,7 +193,7 @@ def gp_log_marginal_likelihood(
     Log marginal likelihood in nats, scalar.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive or a known noise is negative.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation
   2.30, https://gaussianprocess.org/gpml.
@@ -203,9 +216,14 @@ def _condition(x, y, hyperparameters, kernel, mask):
   mask = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask, bool)
   x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
   lengthscale, outputscale, noise = hyperparameters
+  check_arrays(noise=(noise, "[]"))
+  check_range("noise", noise, "[0, inf)")
   covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
   covariance = jnp.where(mask[:, None] & mask, covariance, 0.0)
-  covariance += jnp.diag(jnp.where(mask, as_accumulator(noise), 1.0))
+  # Below the rounding of the covariance, the noise would not keep the matrix positive definite.
+  rounding = _ROUNDING * math.sqrt(y.size) * jnp.finfo(covariance.dtype).eps
+  noise = jnp.maximum(as_accumulator(noise), rounding * as_accumulator(outputscale))
+  covariance += jnp.diag(jnp.where(mask, noise, 1.0))
   cholesky = jnp.linalg.cholesky(covariance)
   return _Conditioned(x, mask, cholesky, solve_triangular(cholesky, y, lower=True))
 
@@ -265,11 +283,13 @@ def gp_mixture_log_prob(
     Log-density of each query's target in nats, `[m]`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive, a known noise is negative, or
+      the grid is empty.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
   """
+  check_filled(log_weights=log_weights)
   check_arrays(
     x=(x, "[n, f]"),
     x_query=(x_query, "[m, f]"),
@@ -279,6 +299,9 @@ def gp_mixture_log_prob(
     noises=(noises, "[G]"),
     log_weights=(log_weights, "[G]"),
   )
+  check_range("lengthscales", lengthscales, "(0, inf)")
+  check_range("outputscales", outputscales, "(0, inf)")
+  check_range("noises", noises, "[0, inf)")
   grid = GPHyperparameters(*map(as_accumulator, (lengthscales, outputscales, noises)))
 
   def component(hyperparameters):

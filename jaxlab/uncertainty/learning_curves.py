@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_filled
 
 CURVE_COMPONENTS = ("pow3", "ilog2", "janoschek")
 
@@ -155,6 +155,9 @@ def is_learning_curve(curve: chex.Array) -> chex.Array:
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
+  check_arrays(curve=(curve, "[..., T]"))
+  curve = jnp.asarray(curve)
+  check_at_least(1, T=curve.shape[-1])
   inside = jnp.all((curve >= 0) & (curve <= 1), axis=-1)
   return inside & (curve[..., -1] > curve[..., 0])
 
@@ -232,11 +235,12 @@ def curve_predictive_log_prob(
     `logmeanexp_s log N(values_t; g_s(t), sigma_s)` in nats, `f32[T]`.
 
   Raises:
-    ValueError: if there are more values than steps.
+    ValueError: if there are more values than steps, or no samples.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
   check_arrays(samples=(samples, "[s, *]"), values=(values, "[n]"))
+  check_filled(samples=samples)
   _check_length(values, length)
   samples, values = as_accumulator(samples), as_accumulator(values)
   means = combined_curve(samples, length=length)[:, : values.shape[0]]
@@ -258,11 +262,12 @@ def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: in
     `mean_s Phi((g_s(t) - threshold) / sigma_s)`, `f32[length]`.
 
   Raises:
-    ValueError: if `length` < 1.
+    ValueError: if `length` < 1 or there are no samples.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
   check_arrays(samples=(samples, "[s, *]"))
+  check_filled(samples=samples)
   samples = as_accumulator(samples)
   gaps = combined_curve(samples, length=length) - as_accumulator(threshold)
   return jnp.mean(jax.scipy.special.ndtr(gaps * _inverse_std(samples[:, -1:])), axis=0)

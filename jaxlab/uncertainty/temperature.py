@@ -9,6 +9,7 @@ from jaxlab._checks import (
   as_classes,
   check_arrays,
   check_at_least,
+  check_filled,
   check_range,
   is_known,
 )
@@ -36,21 +37,20 @@ def fit_temperature(
     num_steps: halvings of the interval, on a log scale.
 
   Returns:
-    The temperature, a float32 scalar (or wider); NaN if a logit is NaN.
+    The temperature, a float32 scalar (or wider); NaN if a logit is NaN or a label in a JAX array
+    lies outside the classes.
 
   Raises:
-    ValueError: if n = 0, `num_steps` < 1, a temperature is not positive, `min_temperature` is not
-      below `max_temperature`, or a known label lies outside the classes.
+    ValueError: if `logits` is empty, `num_steps` < 1, a temperature is not positive,
+      `min_temperature` is not below `max_temperature`, or a known label lies outside the classes.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
   check_arrays(logits=(logits, "[n, k]"), labels=(labels, "int [n]"))
-  num_rows, num_classes = jnp.shape(logits)
-  if num_rows == 0:
-    raise ValueError("logits must hold at least one row, got n = 0.")
+  check_filled(logits=logits)
   check_at_least(1, num_steps=num_steps)
-  labels = as_classes("labels", labels, num_classes)
+  labels = as_classes("labels", labels, jnp.shape(logits)[1])
   check_range("min_temperature", min_temperature, "(0, inf)")
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
@@ -89,7 +89,8 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
     temperature: positive; a scalar, or one per row, `[...]`.
 
   Returns:
-    Scaled logits, `[..., k]`, in float32 or wider.
+    Scaled logits, `[..., k]`, in float32 or wider. Infinite logits (masked classes) stay as they
+    are at every temperature, and no gradient flows from them.
 
   Raises:
     ValueError: if a known temperature is not positive.
@@ -103,4 +104,5 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
   logits, temperature = as_accumulator(logits, temperature)
   if temperature.ndim:
     temperature = temperature[..., None]
-  return logits / temperature
+  masked = jnp.isinf(logits)
+  return jnp.where(masked, logits, jnp.where(masked, 0.0, logits) / temperature)

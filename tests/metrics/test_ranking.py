@@ -45,6 +45,7 @@ def test_auroc_of_one_class_or_missing_scores_is_nan():
     assert np.isnan(AUROC(np.array(scores), np.array(labels)))
   assert np.isnan(AUROC(np.zeros(0), np.zeros(0, int)))
   assert AUROC(np.zeros(2), np.array([True, False])) == 0.5
+  assert np.isnan(AUROC(np.array([0.1, 0.2, 0.3]), np.array([0, 1, 2])))
 
 
 def test_auroc_under_vmap():

@@ -44,6 +44,8 @@ def test_vmap_and_half_precision():
 def test_too_few_traced_points_give_nan():
   result = fit(KS, np.where(np.arange(len(KS)) == 2, 0.5, 1.0).astype(np.float32))
   assert np.isnan(result.a) and np.isnan(result.b)
+  missing = np.where(np.arange(len(KS)) == 2, np.nan, law(KS, -2.0, -0.3)).astype(np.float32)
+  assert np.isnan(fit(KS, missing)).all()
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 2.0), (1.0, 1.0), (0.05, 20.0), (4.0, 0.5)])

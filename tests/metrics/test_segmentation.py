@@ -56,6 +56,19 @@ def test_large_counts_are_exact_and_no_seen_class_gives_0():
   assert none.mean == 0 and np.all(np.asarray(none.per_class) == 0)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_narrow_classes(dtype):
+  targets = np.array([[[0, 1, 100, 255]]]).astype(dtype)
+  got = intersection_and_union(targets, targets, num_classes=101)
+  assert got.union.sum() == 3 and got.intersection[0, 100] == 1
+
+
+def test_sums_beyond_int32():
+  counts = np.full(40, 2**30)
+  iou = mean_iou_by_class(counts // 4, counts, np.zeros(40, int), num_classes=1)
+  assert iou.mean == 0.25
+
+
 def test_errors():
   masks = np.zeros((1, 2, 2), int)
   with pytest.raises(ValueError, match="num_classes.*0"):

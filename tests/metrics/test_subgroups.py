@@ -31,6 +31,12 @@ def test_other_labels_and_empty_classes_are_left_out():
   assert metrics.mean_class_accuracy(predictions[:1], labels[:1], num_classes=4) == 1.0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_narrow_labels(dtype):
+  labels = np.array([0, 1, 100], dtype)
+  assert metrics.mean_class_accuracy(labels, labels, num_classes=300) == 1
+
+
 def test_errors():
   with pytest.raises(ValueError, match="num_classes"):
     metrics.mean_class_accuracy(jnp.zeros(1, int), jnp.zeros(1, int), num_classes=0)

@@ -32,6 +32,16 @@ def test_expected_improvement_at_the_edges():
   assert half.dtype == jnp.float32
 
 
+def test_missing_values_and_infinite_best():
+  mean, std = np.array([np.nan, 0.0, 0.0, 0.0]), np.array([1.0, np.nan, 1.0, 0.0])
+  fn = jax.jit(expected_improvement_gaussian)
+  np.testing.assert_array_equal(np.isnan(fn(mean, std, 0.0)), [True, True, False, False])
+  np.testing.assert_array_equal(fn(mean, std, np.inf)[2:], 0)
+  np.testing.assert_array_equal(fn(mean, std, -np.inf)[2:], np.inf)
+
+
 def test_errors():
+  with pytest.raises(ValueError, match="std must lie in"):
+    expected_improvement_gaussian(0.0, -1.0, 0.0)
   with pytest.raises(ValueError, match=r"std must have shape \[...\] with ... = \[3\], got \[2\]"):
     expected_improvement_gaussian(np.zeros(3), np.zeros(2), 0.0)

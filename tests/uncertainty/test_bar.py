@@ -308,6 +308,31 @@ def test_quantile_borders_hold_equal_mass():
   np.testing.assert_array_equal(counts, 500)
 
 
+@SUPPORTS
+def test_missing_logits_and_values_give_nan_in_their_row(full_support):
+  logits = LOGITS.copy()
+  logits[1, 3] = np.nan
+  full = dict(full_support=full_support)
+  results = {
+    "mean": bar_mean(logits, BORDERS, **full),
+    "variance": bar_variance(logits, BORDERS, **full),
+    "entropy": bar_entropy(logits, BORDERS, **full),
+    "mode": bar_mode(logits, BORDERS),
+    "cdf": bar_cdf(logits, BORDERS, BESTS, **full)[:, 2],
+    "quantile": bar_quantile(logits, BORDERS, 0.5, **full),
+    "sample": bar_sample(jax.random.key(0), logits, BORDERS, **full),
+    "gain": expected_improvement(logits, BORDERS, 0.1, **full),
+    "probability": probability_of_improvement(logits, BORDERS, 0.1, **full),
+    "bound": upper_confidence_bound(logits, BORDERS, **full),
+  }
+  for name, values in results.items():
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False], err_msg=name)
+  # A certain first bar, whose gain alone counts.
+  certain = np.where(np.arange(K) == 0, 0.0, -np.inf).astype(np.float32)
+  assert np.isnan(expected_improvement(certain, BORDERS, np.nan, **full))
+  assert np.isnan(bar_quantile(certain, BORDERS, np.nan, **full))
+
+
 def test_bfloat16_logits_give_float32():
   logits = jnp.asarray(LOGITS, jnp.bfloat16)
   wide = logits.astype(jnp.float32)
@@ -328,6 +353,9 @@ def test_errors():
     bar.upper_confidence_bound(LOGITS, BORDERS, rest_prob=-0.1)
   with pytest.raises(ValueError, match="at least two bars"):
     bar_mean(np.zeros((2, 1)), np.array([0.0, 1.0]))
+  for borders in (BORDERS[::-1], np.where(BORDERS == 0.4, 0.1, BORDERS)):
+    with pytest.raises(ValueError, match="borders must increase strictly, got .* after"):
+      bar.bar_mean(LOGITS, borders)
   for fn in (bar_mean, bar_mode):
     with pytest.raises(ValueError, match=r"borders must have shape \[7\], got \[6\]"):
       fn(LOGITS, BORDERS[1:])

@@ -43,6 +43,14 @@ def test_cues_of_the_input_itself_are_its_top_probabilities():
   np.testing.assert_allclose(tied, [[0.1, 0.2]], rtol=1e-5)
 
 
+def test_missing_logits_give_missing_cues_in_their_row():
+  logits = LOGITS.copy()
+  logits[7, 2] = np.nan
+  cues = cues_of(logits, TRANSFORMED)
+  np.testing.assert_array_equal(np.isnan(cues).any(1), np.arange(60) == 7)
+  assert uncertainty.transform_cues(LOGITS[:0], TRANSFORMED[:, :0]).shape == (0, 12)
+
+
 def test_cues_do_not_depend_on_the_order_of_classes():
   order = RNG.permutation(5)
   np.testing.assert_allclose(
@@ -114,7 +122,11 @@ def test_errors():
     uncertainty.adaptive_temperature(params, np.ones((3, 2)), min_temperature=2, max_temperature=1)
   with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
     uncertainty.init_adaptive_temperature(KEY, num_cues=2, hidden=0)
-  with pytest.raises(ValueError, match="n = 0"):
+  with pytest.raises(ValueError, match=r"learning_rate must lie in .* got -1"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS, learning_rate=-1)
+  with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS - 5)
+  with pytest.raises(ValueError, match="logits must not be empty"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS[:0], LOGITS[:0], LABELS[:0])
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS, num_steps=0)

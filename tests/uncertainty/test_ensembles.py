@@ -208,6 +208,7 @@ def test_batch_calibration_errors():
     (lambda: ensembles.batch_calibration(np.zeros((1, 3)), mean=np.zeros(3)), "at least 2 rows"),
     (lambda: ensembles.batch_calibration(np.zeros((4, 3)), mean=np.zeros(2)), "mean must have"),
     (lambda: ensembles.batch_calibration(np.zeros((4, 3)), std=np.zeros(())), "std must have"),
+    (lambda: ensembles.batch_calibration(np.zeros((4, 3)), std=[1.0, -1, 1]), "std must lie"),
     (lambda: ensembles.batch_calibration_init(num_classes=0), "num_classes"),
     (lambda: ensembles.batch_calibration_update(state, np.zeros((1, 3))), "at least 2 rows"),
     (lambda: ensembles.batch_calibration_update(state, np.zeros((4, 2))), r"\[n, 3\], got"),
@@ -237,6 +238,18 @@ def test_verbalizers_average_the_tokens_of_each_label():
   # A traced mask cannot be checked.
   empty = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, mask & (ids != 5))
   np.testing.assert_array_equal(empty[:, 1], 0)
+  for token in (-1, 9):
+    outside = jax.jit(ensembles.verbalizer_logits)(
+      token_logits, np.where(ids == 5, token, ids), mask
+    )
+    np.testing.assert_array_equal(np.isnan(outside), [[False, True, False]] * 3)
+
+
+def test_narrow_tokens():
+  token_logits = np.arange(600.0).reshape(2, 1, 300)
+  ids = np.array([[100], [3]], np.int8)
+  got = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, np.ones((2, 1), bool))
+  np.testing.assert_array_equal(got, [[100, 3], [400, 303]])
 
 
 def test_verbalizer_errors():

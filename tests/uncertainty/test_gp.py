@@ -76,6 +76,24 @@ def test_kernel_gradients_are_finite_everywhere(data, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_missing_inputs_give_nan_in_their_row(data, kernel):
+  x, _, x2 = data
+  x = np.where(np.arange(8)[:, None] == 3, np.nan, x)
+  got = kernel_matrix(x, x2, lengthscale=0.4, outputscale=1.7, kernel=kernel)
+  np.testing.assert_array_equal(np.isnan(got), np.arange(8)[:, None] == np.full(5, 3))
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern52"])
+def test_posterior_without_noise_of_many_points(kernel):
+  x = np.linspace(0, 1, 100, dtype=np.float32)[:, None]
+  y = np.sin(5 * x[:, 0])
+  mean, variance = gp_posterior(x, y, x[::20], lengthscale=0.3, noise=0.0, kernel=kernel)
+  np.testing.assert_allclose(mean, y[::20], atol=5e-3)
+  assert np.all((variance >= 0) & (variance < 1e-3))
+  assert np.isfinite(log_marginal(x, y, lengthscale=0.3, noise=0.0, kernel=kernel))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_posterior_and_evidence_match_float64_inverses(data, kernel):
   x, y, x_query = data
   mean, variance = gp_posterior(x, y, x_query, kernel=kernel, **SETTING)
@@ -277,8 +295,14 @@ def test_errors(data):
     ({"lengthscale": np.ones(3)}, "lengthscale must have shape .* f = 2"),
     ({"outputscale": np.ones(3)}, "outputscale must have shape"),
     ({"mask": np.ones(3, bool)}, "mask must have shape"),
+    ({"lengthscale": 0.0}, r"lengthscale must lie in \(0, inf\), got 0.0"),
+    ({"outputscale": -1.0}, "outputscale must lie"),
+    ({"noise": -1e-3}, "noise must lie"),
   ):
     with pytest.raises(ValueError, match=message):
       gp.gp_posterior(**{"x": x, "y": y, "x_query": x_query} | changed)
+  empty = np.ones(0)
+  with pytest.raises(ValueError, match="log_weights must not be empty"):
+    gp.gp_mixture_log_prob(x, y, x_query, y[:5], empty, empty, empty, empty)
   with pytest.raises(ValueError, match="noises must have shape .* G = 2"):
     gp.gp_mixture_log_prob(x, y, x_query, y[:5], np.ones(2), np.ones(2), np.ones(3), np.ones(2))

@@ -275,6 +275,14 @@ def test_errors():
   for steps in ((1.0, 2.0), (0.0, 1.0, 2.0)):
     with pytest.raises(ValueError, match="steps must be length=3 positive numbers"):
       lc.combined_curve(GOOD, length=3, steps=steps)
+  for call in (
+    lambda: lc.curve_predictive_log_prob(np.zeros((0, 13)), VALUES, length=LENGTH),
+    lambda: lc.curve_exceedance(np.zeros((0, 13)), 0.5, length=LENGTH),
+  ):
+    with pytest.raises(ValueError, match=r"samples must not be empty, got shape \[0, 13\]"):
+      call()
+  with pytest.raises(ValueError, match="T must be at least 1"):
+    lc.is_learning_curve(np.zeros((2, 0)))
   with pytest.raises(ValueError, match=r"params must have shape \[..., 13\], got \[12\]"):
     lc.combined_curve(GOOD[:12], length=3)
   with pytest.raises(ValueError, match=r"params must have shape \[..., 3\], got \[13\]"):
