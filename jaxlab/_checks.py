@@ -195,8 +195,8 @@ def check_filled(**arrays: chex.Array) -> None:
     ValueError: naming the array and its shape.
   """
   for name, array in arrays.items():
-    if 0 in jnp.shape(array):
-      raise ValueError(f"{name} must not be empty, got shape {list(jnp.shape(array))}.")
+    if 0 in np.shape(array):
+      raise ValueError(f"{name} must not be empty, got shape {list(np.shape(array))}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -223,7 +223,7 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
   https://arxiv.org/abs/1706.04599.
   """
   check_arrays(logits=(logits, "[..., k]"), labels=(labels, "int [...]"))
-  labels = as_classes("labels", labels, jnp.shape(logits)[-1])
+  labels = as_classes("labels", labels, np.shape(logits)[-1])
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
   return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
 
@@ -252,7 +252,7 @@ def interpolator_temperature_scaled_nll(
   """
   check_range("overlap", overlap, "[0, 1]")
   check_range("num_classes", num_classes, "[2, inf]")
-  overlap, num_classes = as_accumulator(overlap, num_classes)
+  overlap, num_classes = jnp.broadcast_arrays(*as_accumulator(overlap, num_classes))
   error = overlap / 2
   entropy = -jax.scipy.special.xlogy(error, error) - (1 - error) * jnp.log1p(-error)
   return entropy + error * jnp.log(num_classes - 1)
@@ -261,7 +261,7 @@ def interpolator_temperature_scaled_nll(
 def _predictions(probs: chex.Array, labels: chex.Array) -> tuple[jax.Array, jax.Array]:
   check_arrays(probs=(probs, "[n, k]"), labels=(labels, "int [n]"))
   check_filled(probs=probs)
-  return as_accumulator(probs), as_classes("labels", labels, jnp.shape(probs)[1])
+  return as_accumulator(probs), as_classes("labels", labels, np.shape(probs)[1])
 
 
 def _matches(labels: jax.Array, classes: jax.Array, num_classes: int) -> jax.Array:

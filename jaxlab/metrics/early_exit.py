@@ -63,7 +63,7 @@ def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Ar
   """
   check_arrays(confidence=(confidence, "[..., l]"), thresholds=(thresholds, "[l]"))
   confidence, thresholds = as_accumulator(confidence, thresholds)
-  return _first(confidence >= thresholds)
+  return _first(confidence >= jnp.broadcast_to(thresholds, confidence.shape))
 
 
 def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:

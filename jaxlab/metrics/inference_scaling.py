@@ -4,6 +4,7 @@ All values at k are estimated from one pool of n >= k samples per problem, by an
 there is one.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -195,7 +196,11 @@ def selection_accuracy_curve(
   weights, correct = as_accumulator(1.0 if method == "majority" else scores, correct)
   weights = jnp.broadcast_to(weights, answers.shape)
   sizes = jnp.asarray(ks)
+  return _vote_accuracies(key, answers, weights, correct, sizes, num_subsets=num_subsets)
 
+
+@functools.partial(jax.jit, static_argnames="num_subsets")
+def _vote_accuracies(key, answers, weights, correct, sizes, *, num_subsets):
   def of_problem(problem):
     key, *samples = problem
     places = jnp.tile(jnp.arange(answers.shape[1]), (num_subsets, 1))
@@ -222,11 +227,10 @@ def _vote_credit(
 
   count = totals(jnp.ones_like(weights))
   votes = jnp.where(count > 0, totals(weights), -jnp.inf)
-  most = jnp.max(votes)
-  tied = (count > 0) & (votes == most)
+  tied = (count > 0) & (votes == jnp.max(votes))
   right = totals(correct) / jnp.maximum(count, 1)
   credit = jnp.sum(jnp.where(tied, right, 0.0)) / jnp.maximum(jnp.sum(tied), 1)
-  return jnp.where(jnp.isnan(most), jnp.nan, credit)
+  return jnp.where(jnp.any(jnp.isnan(votes)), jnp.nan, credit)
 
 
 def inference_flops(
@@ -258,9 +262,11 @@ def inference_flops(
   check_range("prompt_tokens", prompt_tokens, "[0, inf)")
   check_range("generated_tokens", generated_tokens, "[0, inf)")
   check_range("num_samples", num_samples, "[1, inf)")
-  num_params, prompt, generated, num_samples = (
-    jnp.asarray(value, float)
-    for value in (num_params, prompt_tokens, generated_tokens, num_samples)
+  num_params, prompt, generated, num_samples = jnp.broadcast_arrays(
+    *(
+      jnp.asarray(value, float)
+      for value in (num_params, prompt_tokens, generated_tokens, num_samples)
+    )
   )
   return 2.0 * num_params * (prompt + num_samples * generated)
 
@@ -302,8 +308,8 @@ def optimal_coverage_policy(
   active = posterior >= last
   count = jnp.sum(active, axis=-1, keepdims=True)
   possible = active & (last > 0)
-  odds = jnp.where(possible, last, 1.0) / jnp.where(possible, posterior, 1.0)
-  gaps = -jnp.expm1(power * jnp.log(jnp.maximum(odds, jnp.finfo(odds.dtype).tiny)))
+  excess = jnp.where(possible, posterior - last, 0.0) / jnp.where(possible, last, 1.0)
+  gaps = -jnp.expm1(-power * jnp.log1p(jnp.minimum(excess, jnp.finfo(excess.dtype).max)))
   total = jnp.sum(gaps, axis=-1, keepdims=True)
   policy = (jnp.maximum(1.0 - total, 0.0) + (count - 1) * gaps) / (count - total)
   places = jax.lax.broadcasted_iota(jnp.int32, posterior.shape, posterior.ndim - 1)
@@ -321,7 +327,8 @@ def _last_active(posterior: jax.Array, power: jax.Array) -> jax.Array:
   ranked = jnp.sort(posterior, axis=-1)[..., ::-1]
   before = jnp.concatenate([ranked[..., :1], ranked[..., :-1]], axis=-1)
   ranks = jax.lax.broadcasted_iota(ranked.dtype, ranked.shape, ranked.ndim - 1)
-  steps = jnp.expm1(power * jnp.log(before / ranked)) * jnp.power(ranked[..., :1] / before, power)
+  steps = jnp.expm1(power * jnp.log1p((before - ranked) / ranked))
+  steps *= jnp.power(ranked[..., :1] / before, power)
   shortfall = jnp.cumsum(ranks * steps, axis=-1)
   # Infinity and NaN (impossible answers) are not less.
   active = shortfall < jnp.power(ranked[..., :1] / ranked, power)

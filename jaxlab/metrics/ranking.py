@@ -38,6 +38,7 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   num = scores.shape[0]
   if num == 0:
     return jnp.array(jnp.nan, jnp.float32)
+  valid = jnp.all(~jnp.isnan(scores) & (positive | (labels == 0)))
   order = jnp.argsort(scores)
   ranked, positive = scores[order], positive[order]
   # Negatives before each position, as integers: sums of ranks have more digits than float32.
@@ -51,6 +52,5 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   beaten = (below.astype(jnp.float32) + upto) / (2 * jnp.maximum(num_negative, 1))
   num_positive = num - num_negative
   area = jnp.sum(jnp.where(positive, beaten, 0.0)) / jnp.maximum(num_positive, 1)
-  valid = jnp.all(~jnp.isnan(scores) & (positive | (labels == 0)))
   defined = (num_positive > 0) & (num_negative > 0) & valid
   return jnp.where(defined, area, jnp.nan)

@@ -30,9 +30,11 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
     predictions, targets = predictions[:, None], targets[:, None]
   # The standard deviation of equal float32 values need not be exactly 0; their range is.
   varies, alive = _range(targets) != 0, _range(predictions) != 0
-  correlations = jnp.sum(_unit(predictions, alive) * _unit(targets, varies), axis=0)
+  products = _unit(predictions, alive) * _unit(targets, varies)
+  correlations = jnp.sum(products, axis=0, keepdims=True)
   counted = jnp.sum(varies)
-  total = jnp.sum(jnp.where(varies & alive, jnp.clip(correlations, -1.0, 1.0), 0.0))
+  kept = (varies & alive) | jnp.isnan(correlations)
+  total = jnp.sum(jnp.where(kept, jnp.clip(correlations, -1.0, 1.0), 0.0))
   return total / jnp.maximum(counted, 1)
 
 
@@ -43,17 +45,18 @@ def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.
 
 
 def _range(values: jax.Array) -> jax.Array:
-  return jax.lax.stop_gradient(jnp.max(values, axis=0) - jnp.min(values, axis=0))
+  highest, lowest = (end(values, axis=0, keepdims=True) for end in (jnp.max, jnp.min))
+  return jax.lax.stop_gradient(highest - lowest)
 
 
 def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
   """Centers columns and scales them to norm 1; constant columns give zeros and no gradient."""
-  centered = values - jnp.mean(values, axis=0)
+  centered = values - jnp.mean(values, axis=0, keepdims=True)
   # The first mean is rounded; for values far from 0, a second one removes what it left.
-  centered = centered - jnp.mean(centered, axis=0)
-  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0))
+  centered = centered - jnp.mean(centered, axis=0, keepdims=True)
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0, keepdims=True))
   scaled = jnp.where(varies, centered / jnp.where(size > 0, size, 1.0), 0.0)
-  square = jnp.sum(jnp.square(scaled), axis=0)
+  square = jnp.sum(jnp.square(scaled), axis=0, keepdims=True)
   return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
 
 

@@ -72,7 +72,11 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     raise ValueError(
       f"coverage must hold at least two values strictly between 0 and 1, got {coverage}."
     )
-  ks, coverage = as_accumulator(ks, coverage)
+  return _fit(*as_accumulator(ks, coverage))
+
+
+@jax.jit
+def _fit(ks: jax.Array, coverage: jax.Array) -> ExponentiatedPowerLaw:
   inside = (coverage > 0) & (coverage < 1)
   log_k = jnp.log(ks)
 
@@ -114,7 +118,7 @@ def _levenberg_marquardt(residuals, params: jax.Array) -> jax.Array:
     damping = jnp.clip(jnp.where(better, 0.3 * damping, 4.0 * damping), 1e-9, 1e9)
     return jnp.where(better, moved, params), damping
 
-  start = params, jnp.asarray(1e-3, params.dtype)
+  start = params, jnp.full_like(params[0], 1e-3)
   return jax.lax.fori_loop(0, _NUM_STEPS, step, start)[0]
 
 

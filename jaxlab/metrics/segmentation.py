@@ -1,8 +1,10 @@
 """Intersection over union of segmentations, by image and by class."""
 
+import functools
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least
@@ -56,9 +58,16 @@ def intersection_and_union(
   check_at_least(1, num_classes=num_classes)
   check_arrays(predictions=(predictions, "int [n, h, w]"), targets=(targets, "int [n, h, w]"))
   predictions, targets = (jnp.asarray(x).astype(jnp.int32) for x in (predictions, targets))
+  return _counts(predictions, targets, jnp.int32(ignore), num_classes=num_classes)
+
+
+# One program: its comparisons with every class are added where they are made, and never stored.
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _counts(predictions, targets, ignore, *, num_classes):
   counts = (targets != ignore)[..., None]
-  predicted = (predictions[..., None] == jnp.arange(num_classes)) & counts
-  true = (targets[..., None] == jnp.arange(num_classes)) & counts
+  classes = jnp.arange(num_classes).reshape(1, 1, 1, -1)
+  predicted = (predictions[..., None] == classes) & counts
+  true = (targets[..., None] == classes) & counts
   return IntersectionAndUnion(
     intersection=jnp.sum(predicted & true, axis=(1, 2), dtype=jnp.int32),
     union=jnp.sum(predicted | true, axis=(1, 2), dtype=jnp.int32),

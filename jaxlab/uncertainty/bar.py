@@ -45,8 +45,8 @@ def bar_mean(logits: chex.Array, borders: chex.Array, *, full_support: bool = Tr
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  means, _ = _moments_by_bar(borders, full_support)
-  return jnp.sum(jax.nn.softmax(logits) * means, axis=-1)
+  probs, means, _ = _aligned(jax.nn.softmax(logits), *_moments_by_bar(borders, full_support))
+  return jnp.sum(probs * means, axis=-1)
 
 
 def bar_variance(
@@ -70,8 +70,8 @@ def bar_variance(
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  means, variances = _moments_by_bar(borders, full_support)
-  probs = jax.nn.softmax(logits)
+  moments = _moments_by_bar(borders, full_support)
+  probs, means, variances = _aligned(jax.nn.softmax(logits), *moments)
   mean = jnp.sum(probs * means, axis=-1, keepdims=True)
   return jnp.sum(probs * (variances + jnp.square(means - mean)), axis=-1)
 
@@ -112,7 +112,7 @@ def bar_entropy(
     log_scales = jnp.log(jnp.stack(half_normal_scales(borders)))
     tails = log_scales + 0.5 * math.log(math.pi / 2) + 0.5
     entropies = entropies.at[jnp.array([0, -1])].set(tails)
-  log_probs = jax.nn.log_softmax(logits)
+  log_probs, entropies = _aligned(jax.nn.log_softmax(logits), entropies)
   probs = jnp.exp(log_probs)
   log_probs = jnp.where(probs > 0, log_probs, 0.0)
   return jnp.sum(probs * (entropies - log_probs), axis=-1)
@@ -133,7 +133,8 @@ def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  log_density = logits - jnp.log(jnp.diff(borders))
+  logits, widths = _aligned(logits, jnp.diff(borders))
+  log_density = logits - jnp.log(widths)
   mode = ((borders[1:] + borders[:-1]) / 2)[jnp.argmax(log_density, axis=-1)]
   return jnp.where(jnp.any(jnp.isnan(log_density), axis=-1), jnp.nan, mode)
 
@@ -165,8 +166,8 @@ def bar_cdf(
 
 def _cdf_by_bar(borders, values, full_support):
   """Each bar's own distribution function at values `[...]`, as `[..., K]`."""
-  values = values[..., None]
-  cdf = jnp.clip((values - borders[:-1]) / jnp.diff(borders), 0, 1)
+  values, left, widths = _aligned(values[..., None], borders[:-1], jnp.diff(borders))
+  cdf = jnp.clip((values - left) / widths, 0, 1)
   if full_support:
     scales = half_normal_scales(borders)
     below = jnp.maximum(borders[1] - values[..., 0], 0) / scales.left
@@ -199,15 +200,14 @@ def bar_quantile(
   """
   logits, borders = _checked(logits, borders)
   check_range("q", q, "[0, 1]")
-  q = jnp.asarray(q, borders.dtype)
   num_bars = logits.shape[-1]
-  shape = jnp.broadcast_shapes(q.shape, logits.shape[:-1])
+  shape = jnp.broadcast_shapes(jnp.shape(q), logits.shape[:-1])
+  q = jnp.broadcast_to(jnp.asarray(q, borders.dtype), shape)
   cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
   # Normalized, so that rounding does not keep the last bar from reaching level 1.
-  cumulative = cumulative / cumulative[..., -1:]
+  cumulative = jnp.broadcast_to(cumulative / cumulative[..., -1:], (*shape, num_bars))
   index = jnp.sum(cumulative < q[..., None], axis=-1)
   index = jnp.minimum(index, num_bars - 1)
-  cumulative = jnp.broadcast_to(cumulative, (*shape, num_bars))
   upto = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0]
   before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[..., None], axis=-1)[..., 0]
   before = jnp.where(index > 0, before, 0.0)
@@ -285,7 +285,11 @@ def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
     _MIN_RELATIVE_WIDTH * (borders[-1] - borders[0]),
     jnp.maximum(floats.eps * jnp.max(jnp.abs(borders)), floats.tiny),
   )
+  return _apart(borders, gap)
 
+
+@jax.jit
+def _apart(borders, gap):
   def push(previous, border):
     border = jnp.maximum(border, previous + gap)
     return border, border
@@ -315,7 +319,7 @@ def expected_improvement(
   """
   logits, borders = _checked(logits, borders)
   best = jnp.asarray(best, borders.dtype)[..., None]
-  left, right = borders[:-1], borders[1:]
+  best, left, right = _aligned(best, borders[:-1], borders[1:])
   start = jnp.clip(best, left, right)
   # The part of the bar above `best` times its mean gain, which is finite even for infinite `best`.
   gains = (right - start) / (right - left) * ((right - start) / 2 + jnp.maximum(left - best, 0))
@@ -329,7 +333,7 @@ def expected_improvement(
     inside = scales.right * _HALF_NORMAL_MEAN - height
     beyond = _half_normal_excess(height, scales.right)
     gains = gains.at[..., -1].set(jnp.where(height >= 0, beyond, inside))
-  probs = jax.nn.softmax(logits)
+  probs, gains = _aligned(jax.nn.softmax(logits), gains)
   # Bars without mass gain nothing, even where the gain is infinite.
   return jnp.sum(jnp.where(probs == 0, 0.0, probs * gains), axis=-1)
 
@@ -365,7 +369,8 @@ def probability_of_improvement(
   # The distribution function of -y at -best: small probabilities keep their digits, which
   # 1 - cdf would lose.
   survival = _cdf_by_bar(-borders[::-1], -best, full_support)[..., ::-1]
-  return jnp.minimum(jnp.sum(jax.nn.softmax(logits) * survival, axis=-1), 1.0)
+  probs, survival = _aligned(jax.nn.softmax(logits), survival)
+  return jnp.minimum(jnp.sum(probs * survival, axis=-1), 1.0)
 
 
 def upper_confidence_bound(
@@ -403,3 +408,9 @@ def _checked(logits, borders):
   check_arrays(borders=(borders, f"[{jnp.shape(logits)[-1] + 1}]"))
   check_increasing("borders", borders)
   return as_accumulator(logits, borders)
+
+
+def _aligned(*arrays):
+  """Gives all arrays the same number of axes by leading axes of size 1."""
+  rank = max(array.ndim for array in arrays)
+  return [jnp.expand_dims(array, tuple(range(rank - array.ndim))) for array in arrays]

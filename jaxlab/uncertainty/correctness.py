@@ -1,5 +1,6 @@
 """Temperatures per sample, from how a prediction changes when its input is transformed."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -134,7 +135,7 @@ def adaptive_temperature(
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
   check_arrays(cues=(cues, f"[*, {params.hidden_kernel.shape[0]}]"))
-  hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias)
+  hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias[None])
   return jnp.clip(hidden @ params.kernel + params.bias, min_temperature, max_temperature)
 
 
@@ -181,9 +182,29 @@ def fit_adaptive_temperature(
   check_range("learning_rate", learning_rate, "[0, inf)")
   logits, cues = as_accumulator(logits, cues)
   labels = as_classes("labels", labels, num_classes)
+  check_at_least(1, num_cues=cues.shape[1], hidden=hidden)
+  return _fit(
+    key,
+    logits,
+    cues,
+    labels,
+    learning_rate,
+    loss_fn=loss_fn,
+    num_steps=num_steps,
+    batch_size=min(batch_size, num_rows),
+    hidden=hidden,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size", "hidden"))
+def _fit(key, logits, cues, labels, learning_rate, *, loss_fn, num_steps, batch_size, hidden):
+  num_rows = logits.shape[0]
   optimizer = optax.adam(learning_rate)
   init_key, order_key = jax.random.split(key)
   params = init_adaptive_temperature(init_key, num_cues=cues.shape[1], hidden=hidden)
+  # Like every update, the start varies over the devices of the data.
+  zero = jnp.zeros_like(logits[0, 0] + cues[0, 0] + labels[0] + learning_rate)
+  params = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), params)
 
   def objective(params, rows):
     temperature = adaptive_temperature(params, cues[rows])
@@ -195,7 +216,6 @@ def fit_adaptive_temperature(
     updates, state = optimizer.update(jax.grad(objective)(params, rows), state, params)
     return (optax.apply_updates(params, updates), state), None
 
-  batch_size = min(batch_size, num_rows)
   per_epoch = num_rows // batch_size
   epoch_keys = jax.random.split(order_key, -(-num_steps // per_epoch))
   orders = jax.lax.map(lambda k: jax.random.permutation(k, num_rows), epoch_keys)

@@ -126,7 +126,7 @@ def vote_probability(probs: chex.Array, *, weighted: bool = False) -> EnsemblePr
   voted_for_leader = jnp.take_along_axis(leads[None], votes[..., None], axis=-1)[..., 0]
   first = jnp.argmax(voted_for_leader, axis=0)
   winner = jnp.take_along_axis(votes, first[None], axis=0)[0]
-  voters = (votes == winner).astype(probs.dtype)[..., None]
+  voters = (votes == winner[None]).astype(probs.dtype)[..., None]
   mean = jnp.sum(voters * probs, axis=0) / jnp.sum(voters, axis=0)
   return EnsemblePrediction(winner.astype(jnp.int32), mean)
 
@@ -163,14 +163,14 @@ def batch_calibration(
   if std is not None:
     check_range("std", std, "[0, inf]")
   logits = _scores(logits, minimum=2 if mean is None or (std is None and not demean_only) else 0)
-  centered = _centered(logits) if mean is None else logits - as_accumulator(mean)
+  centered = _centered(logits) if mean is None else logits - as_accumulator(mean)[None]
   if demean_only:
     return centered
   if std is None:
     variance = _variance(logits)
     # The root's slope at 0 is infinite.
     std = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
-  std = as_accumulator(std)
+  std = as_accumulator(std)[None]
   return jnp.where(std == 0, 0.0, centered / jnp.where(std == 0, 1.0, std))
 
 
@@ -183,7 +183,7 @@ def _scores(logits, *, minimum: int) -> jax.Array:
 def _centered(logits) -> jax.Array:
   # The mean of equal numbers may differ from them by rounding; the mean of differences is 0.
   shifted = logits - logits[:1]
-  return shifted - jnp.mean(shifted, axis=0)
+  return shifted - jnp.mean(shifted, axis=0, keepdims=True)
 
 
 def _variance(logits) -> jax.Array:
@@ -279,8 +279,8 @@ def verbalizer_logits(
   mask = jnp.asarray(token_mask, bool)
   ids = as_classes("token_ids", jnp.where(mask, jnp.asarray(token_ids), 0), shape[2])
   scores = jnp.take_along_axis(as_accumulator(token_logits)[:, : ids_shape[1]], ids.T[None], axis=2)
-  total = jnp.sum(jnp.where(mask.T, scores, 0.0), axis=1)
-  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+  total = jnp.sum(jnp.where(mask.T[None], scores, 0.0), axis=1)
+  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)[None]
 
 
 def _check_label_tokens(token_ids, token_mask, vocab_size: int) -> None:

@@ -93,8 +93,14 @@ def kernel_matrix(
   check_range("lengthscale", lengthscale, "(0, inf)")
   check_range("outputscale", outputscale, "(0, inf)")
   x, x2, lengthscale, outputscale = map(as_accumulator, (x, x2, lengthscale, outputscale))
+  return _kernel_matrix(x, x2, lengthscale, outputscale, kernel=kernel)
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def _kernel_matrix(x, x2, lengthscale, outputscale, *, kernel):
   # Differences are taken first: expanding the square would cancel where points are close.
-  differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
+  differences = x[:, None, :] - x2[None, :, :]
+  differences = differences / jnp.broadcast_to(lengthscale, differences.shape)
   differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
   squared = jnp.sum(jnp.square(differences), axis=-1)
   return outputscale * _CORRELATIONS[kernel](squared)
@@ -219,7 +225,7 @@ def _condition(x, y, hyperparameters, kernel, mask):
   check_arrays(noise=(noise, "[]"))
   check_range("noise", noise, "[0, inf)")
   covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
-  covariance = jnp.where(mask[:, None] & mask, covariance, 0.0)
+  covariance = jnp.where(mask[:, None] & mask[None], covariance, 0.0)
   # Below the rounding of the covariance, the noise would not keep the matrix positive definite.
   rounding = _ROUNDING * math.sqrt(y.size) * jnp.finfo(covariance.dtype).eps
   noise = jnp.maximum(as_accumulator(noise), rounding * as_accumulator(outputscale))
@@ -311,11 +317,10 @@ def gp_mixture_log_prob(
     return _log_evidence(conditioned), log_density
 
   log_evidence, log_density = jax.vmap(component)(grid)
-  log_posterior = jax.nn.log_softmax(log_weights + log_evidence)
+  log_posterior = jax.nn.log_softmax(as_accumulator(log_weights) + log_evidence)
   return jax.nn.logsumexp(log_posterior[:, None] + log_density, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "num_steps", "log_prior_fn"))
 def fit_gp(
   x: chex.Array,
   y: chex.Array,
@@ -330,7 +335,8 @@ def fit_gp(
 
   L-BFGS on the three logarithms. The noise is not fitted below 1e-4. The search ends early once
   steps are as small as rounding errors, and returns the best finite point of its path. It is local:
-  `vmap` over `start` for restarts.
+  `vmap` over `start` for restarts. Inside `jax.shard_map` it needs `check_vma=False`, because the
+  line search of optax mixes arrays that vary over devices with some that do not.
 
   Args:
     x: inputs, `[n, f]`.
@@ -347,13 +353,25 @@ def fit_gp(
     `GPHyperparameters` of scalars.
 
   Raises:
-    ValueError: if `kernel` is unknown or `num_steps` is negative.
+    ValueError: if `kernel` is unknown, `num_steps` is negative or a known number of `start` is not
+      positive.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section
   5.4.1, https://gaussianprocess.org/gpml.
   """
   check_at_least(0, num_steps=num_steps)
+  check_arrays(x=(x, "[n, f]"), y=(y, "[n]"), mask=(mask, "[n]"))
+  start = GPHyperparameters(0.5, 1.0, 0.01) if start is None else GPHyperparameters(*start)
+  for name, value in start._asdict().items():
+    check_range(f"start.{name}", value, "(0, inf)")
+  x, y = as_accumulator(x), as_accumulator(y)
+  mask = None if mask is None else jnp.asarray(mask, bool)
+  start = jnp.array(start, x.dtype)
+  return _fit(x, y, mask, start, kernel=kernel, num_steps=num_steps, log_prior_fn=log_prior_fn)
 
+
+@functools.partial(jax.jit, static_argnames=("kernel", "num_steps", "log_prior_fn"))
+def _fit(x, y, mask, start, *, kernel, num_steps, log_prior_fn):
   def hyperparameters(log_params):
     lengthscale, outputscale, noise = jnp.exp(log_params)
     return GPHyperparameters(lengthscale, outputscale, jnp.maximum(noise, _MIN_FITTED_NOISE))
@@ -382,8 +400,7 @@ def fit_gp(
     log_params = optax.apply_updates(log_params, updates)
     return step + 1, change, log_params, opt_state, best, best_value
 
-  start = GPHyperparameters(0.5, 1.0, 0.01) if start is None else start
-  first = jnp.log(jnp.array(start, as_accumulator(x).dtype))
+  first = jnp.log(start)
   infinity = jnp.full((), jnp.inf, first.dtype)
   carry = (0, infinity, first, optimizer.init(first), first, infinity)
   _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)

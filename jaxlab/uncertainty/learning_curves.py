@@ -69,7 +69,10 @@ def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
   curve = _family(family)
   check_arrays(params=(params, f"[..., {len(curve.peaked)}]"))
   x, params = as_accumulator(x), as_accumulator(params)
-  return curve.fn(x, jnp.log(x), *jnp.moveaxis(params, -1, 0))
+  columns = jnp.moveaxis(params, -1, 0)
+  rank = max(x.ndim, params.ndim - 1)
+  x, *columns = (jnp.expand_dims(a, tuple(range(rank - a.ndim))) for a in (x, *columns))
+  return curve.fn(x, jnp.log(x), *columns)
 
 
 def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[ParameterPrior, ...]:
@@ -128,10 +131,11 @@ def combined_curve(
   check_arrays(params=(params, f"[..., {sum(sizes) + len(sizes) + 1}]"))
   params = as_accumulator(params)
   # Constants of the program: the density is evaluated millions of times on the same steps.
-  steps = np.arange(1, length + 1) if steps is None else np.asarray(steps)
-  if steps.shape != (length,) or np.any(steps <= 0):
+  steps = np.asarray(range(1, length + 1) if steps is None else steps, np.float64)
+  if steps.shape != (length,) or not np.all(steps > 0):
     raise ValueError(f"steps must be length={length} positive numbers, got {steps}.")
-  steps, log_steps = (x.astype(params.dtype) for x in (steps, np.log(steps)))
+  shape = (1,) * (params.ndim - 1) + (length,)
+  steps, log_steps = (x.astype(params.dtype).reshape(shape) for x in (steps, np.log(steps)))
   columns = [params[..., i : i + 1] for i in range(params.shape[-1])]
   weights = columns[sum(sizes) : -1]
   total, start = 0.0, 0
@@ -244,7 +248,7 @@ def curve_predictive_log_prob(
   _check_length(values, length)
   samples, values = as_accumulator(samples), as_accumulator(values)
   means = combined_curve(samples, length=length)[:, : values.shape[0]]
-  log_probs = _normal_log_density(values, means, samples[:, -1:])
+  log_probs = _normal_log_density(values[None], means, samples[:, -1:])
   return jax.nn.logsumexp(log_probs, axis=0) - math.log(samples.shape[0])
 
 
@@ -268,8 +272,11 @@ def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: in
   """
   check_arrays(samples=(samples, "[s, *]"))
   check_filled(samples=samples)
+  form = f"[{length}]" if jnp.ndim(threshold) else "[]"
+  check_arrays(threshold=(threshold, form))
   samples = as_accumulator(samples)
-  gaps = combined_curve(samples, length=length) - as_accumulator(threshold)
+  curves = combined_curve(samples, length=length)
+  gaps = curves - jnp.broadcast_to(as_accumulator(threshold), curves.shape)
   return jnp.mean(jax.scipy.special.ndtr(gaps * _inverse_std(samples[:, -1:])), axis=0)
 
 

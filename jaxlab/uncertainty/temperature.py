@@ -1,5 +1,7 @@
 """Temperature scaling: one number that makes a classifier's confidence fit held-out data."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,14 @@ def fit_temperature(
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
   scores = jax.lax.stop_gradient(as_accumulator(logits))
+  coldest, hottest = (
+    jnp.asarray(bound, scores.dtype) for bound in (min_temperature, max_temperature)
+  )
+  return _bisect(scores, labels, coldest, hottest, num_steps=num_steps)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _bisect(scores, labels, coldest, hottest, *, num_steps):
   scores = scores - jnp.max(scores, axis=-1, keepdims=True)
   true_score = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
 
@@ -71,10 +81,10 @@ def fit_temperature(
     rising = slope(jnp.exp(middle)) > 0
     return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-  coldest, hottest = (
-    jnp.asarray(bound, scores.dtype) for bound in (min_temperature, max_temperature)
-  )
-  low, high = jax.lax.fori_loop(0, num_steps, halve, (-jnp.log(hottest), -jnp.log(coldest)))
+  # Like every step, the start varies over the devices of the data.
+  zero = jnp.zeros_like(true_score[0] + coldest + hottest)
+  bracket = zero - jnp.log(hottest), zero - jnp.log(coldest)
+  low, high = jax.lax.fori_loop(0, num_steps, halve, bracket)
   at_low, at_high = slope(1 / hottest), slope(1 / coldest)
   temperature = jnp.exp(-(low + high) / 2)
   temperature = jnp.where(at_high <= 0, coldest, jnp.where(at_low > 0, hottest, temperature))

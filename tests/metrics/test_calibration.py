@@ -198,6 +198,19 @@ def test_traced_labels_outside_the_classes_give_nan(label):
     assert np.isnan(jitted[fn](PROBS, labels, num_bins=15))
 
 
+def test_rank_promotion_may_be_forbidden():
+  nll = metrics.interpolator_temperature_scaled_nll
+  with jax.numpy_rank_promotion("raise"):
+    for fn in (*BINNED, metrics.negative_log_likelihood):
+      jax.eval_shape(fn, PROBS, LABELS)
+    assert jax.eval_shape(nll, np.ones((2, 1)), np.array([2, 3, 4])).shape == (2, 3)
+
+
+def test_lists_are_accepted():
+  for fn in (*BINNED, metrics.negative_log_likelihood):
+    jax.eval_shape(lambda: fn([[0.2, 0.8], [0.6, 0.4], [1, 0]], [1, 0, 0]))  # noqa: B023
+
+
 def test_errors():
   for fn in BINNED:
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):

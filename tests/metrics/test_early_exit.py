@@ -91,6 +91,12 @@ def test_area_under_cost_curve():
   assert np.all(np.isfinite(jax.grad(area, argnums=(0, 1))(jnp.full(3, 0.2), accuracy)))
 
 
+def test_rank_promotion_may_be_forbidden():
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda c: metrics.threshold_exits(c, thresholds=np.ones(L)), np.ones((B, L)))
+    jax.eval_shape(metrics.cost_accuracy, np.ones(B, int), np.ones((B, L)), np.ones(L))
+
+
 @pytest.mark.parametrize(
   ("call", "words"),
   [

@@ -123,6 +123,13 @@ def test_squares_do_not_overflow():
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_inputs_give_nan(metric):
   assert np.isnan(JITTED[metric](np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0])))
+  assert np.isnan(JITTED[metric](np.ones(3), np.array([1.0, np.nan, 3.0])))
+
+
+def test_rank_promotion_may_be_forbidden(pairs):
+  with jax.numpy_rank_promotion("raise"):
+    for metric in METRICS:
+      jax.eval_shape(metric, *pairs)
 
 
 def test_errors(pairs):

@@ -48,6 +48,24 @@ def test_too_few_traced_points_give_nan():
   assert np.isnan(fit(KS, missing)).all()
 
 
+def test_fit_compiles_once_and_traces_where_arrays_vary_over_devices(caplog):
+  curves = np.stack([law(KS, -2.0, -0.3), law(KS, -4.0, -0.6)]).astype(np.float32)
+  metrics.fit_exponentiated_power_law(KS, curves[0])
+  with jax.log_compiles():
+    metrics.fit_exponentiated_power_law(KS, curves[1])
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec("d")
+
+  def local(curve):
+    return jax.tree.map(lambda a: a[None], metrics.fit_exponentiated_power_law(KS, curve[0]))
+
+  fits = jax.eval_shape(
+    jax.shard_map(local, mesh=mesh, in_specs=over, out_specs=over), jnp.asarray(curves)
+  )
+  assert fits.a.shape == (2,)
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 2.0), (1.0, 1.0), (0.05, 20.0), (4.0, 0.5)])
 def test_beta_coverage_matches_scipy(alpha, beta):
   expected = -np.expm1(betaln(alpha, beta + np.float64(KS)) - betaln(alpha, beta))

@@ -2,17 +2,19 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab.metrics.segmentation import intersection_and_union, mean_iou_by_class
+from jaxlab.metrics import segmentation
 
 C = 3
+intersection_and_union = jax.jit(
+  segmentation.intersection_and_union, static_argnames=("num_classes", "ignore")
+)
+mean_iou_by_class = jax.jit(segmentation.mean_iou_by_class, static_argnames="num_classes")
 
 
 def test_counts_match_a_slow_loop():
   rng = np.random.default_rng(0)
   predictions, targets = rng.integers(0, C, (4, 5, 6)), rng.choice([0, 1, 2, 255], (4, 5, 6))
-  got = jax.jit(intersection_and_union, static_argnames="num_classes")(
-    predictions, targets, num_classes=C
-  )
+  got = intersection_and_union(predictions, targets, num_classes=C)
   for n in range(4):
     for c in range(C):
       pairs = [(p, t) for p, t in zip(predictions[n].ravel(), targets[n].ravel()) if t != 255]
@@ -42,9 +44,7 @@ def test_ignore_may_be_another_value():
 def test_counts_are_summed_per_class_before_division():
   intersection, union = np.array([1, 3, 2, 0, 9]), np.array([2, 10, 2, 0, 9])
   ids = np.array([0, 0, 2, 3, 7])
-  got = jax.jit(mean_iou_by_class, static_argnames="num_classes")(
-    intersection, union, ids, num_classes=5
-  )
+  got = mean_iou_by_class(intersection, union, ids, num_classes=5)
   np.testing.assert_allclose(got.per_class, [4 / 12, 0, 1, 0, 0], rtol=1e-6)
   np.testing.assert_allclose(got.mean, (4 / 12 + 1) / 2, rtol=1e-6)
 
@@ -69,10 +69,22 @@ def test_sums_beyond_int32():
   assert iou.mean == 0.25
 
 
+def test_eager_calls_store_nothing_by_class_and_pixel():
+  targets = np.zeros((2, 32, 32), np.int32)
+  jaxpr = jax.make_jaxpr(lambda t: segmentation.intersection_and_union(t, t, num_classes=50))(
+    targets
+  )
+  assert max(var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars) <= targets.size
+  memory = (
+    intersection_and_union.lower(targets, targets, num_classes=50).compile().memory_analysis()
+  )
+  assert memory.temp_size_in_bytes < 4 * targets.nbytes
+
+
 def test_errors():
   masks = np.zeros((1, 2, 2), int)
   with pytest.raises(ValueError, match="num_classes.*0"):
-    intersection_and_union(masks, masks, num_classes=0)
+    segmentation.intersection_and_union(masks, masks, num_classes=0)
   with pytest.raises(ValueError, match="num_classes.*-1"):
     mean_iou_by_class(np.ones(1), np.ones(1), np.zeros(1, int), num_classes=-1)
   with pytest.raises(ValueError, match=r"targets must .* with n = 1, h = 2.* got \[1, 1, 2\]"):

@@ -28,7 +28,9 @@ def test_expected_improvement_at_the_edges():
   )
   np.testing.assert_allclose(values, [1.0, 0.0, 1e4, 0.0, 2 * stats.norm.pdf(0)], rtol=1e-5)
   assert all(np.isfinite(gradient).all() for gradient in gradients)
-  half = expected_improvement_gaussian(mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16), 0.0)
+  half = jax.jit(expected_improvement_gaussian)(
+    mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16), 0.0
+  )
   assert half.dtype == jnp.float32
 
 
@@ -38,6 +40,9 @@ def test_missing_values_and_infinite_best():
   np.testing.assert_array_equal(np.isnan(fn(mean, std, 0.0)), [True, True, False, False])
   np.testing.assert_array_equal(fn(mean, std, np.inf)[2:], 0)
   np.testing.assert_array_equal(fn(mean, std, -np.inf)[2:], np.inf)
+  assert jax.eval_shape(lambda: expected_improvement_gaussian([0.0, 1], [1, 1], [2, 3])).shape == (
+    2,
+  )
 
 
 def test_errors():

@@ -342,6 +342,26 @@ def test_bfloat16_logits_give_float32():
     np.testing.assert_allclose(got, fn(wide, BORDERS), rtol=1e-6)
 
 
+@SUPPORTS
+def test_rank_promotion_may_be_forbidden(full_support):
+  full = dict(full_support=full_support)
+  best = np.ones((4, 1))
+  with jax.numpy_rank_promotion("raise"):
+    for fn in (bar.bar_mean, bar.bar_variance, bar.bar_entropy, bar.upper_confidence_bound):
+      assert jax.eval_shape(lambda: fn(LOGITS, BORDERS, **full)).shape == (3,)  # noqa: B023
+    for fn in (bar.bar_quantile, bar.expected_improvement, bar.probability_of_improvement):
+      assert jax.eval_shape(lambda: fn(LOGITS, BORDERS, best, **full)).shape == (4, 3)  # noqa: B023
+    assert jax.eval_shape(bar.bar_mode, LOGITS, BORDERS).shape == (3,)
+    assert jax.eval_shape(bar.bar_cdf, LOGITS, BORDERS, BESTS).shape == (3, 6)
+
+
+def test_borders_compile_once(caplog):
+  bar.bar_borders(np.arange(12.0), 4)
+  with jax.log_compiles():
+    bar.bar_borders(np.arange(12.0) ** 2, 4)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+
+
 def test_errors():
   with pytest.raises(ValueError, match="num_bars must be at least 2, got 1"):
     bar_borders(np.arange(5.0), 1)

@@ -26,11 +26,12 @@ def test_quantile_matches_a_slow_one(num, alpha):
 
 
 def test_quantile_at_and_beyond_the_largest_rank():
+  quantile = jax.jit(conformal_quantile, static_argnames="alpha")
   scores = np.arange(9.0)
-  assert conformal_quantile(scores, alpha=0.1) == 8
-  assert conformal_quantile(scores[:8], alpha=0.1) == np.inf
-  assert np.isnan(conformal_quantile(np.append(scores[:7], np.nan), alpha=0.1))
-  assert np.isnan(conformal_quantile(np.append(scores[:8], np.nan), alpha=0.5))
+  assert quantile(scores, alpha=0.1) == 8
+  assert quantile(scores[:8], alpha=0.1) == np.inf
+  assert np.isnan(quantile(np.append(scores[:7], np.nan), alpha=0.1))
+  assert np.isnan(quantile(np.append(scores[:8], np.nan), alpha=0.1))
   assert conformal_quantile(jnp.ones(5, jnp.bfloat16), alpha=0.5).dtype == jnp.float32
 
 
@@ -102,8 +103,9 @@ def test_exit_thresholds_of_missing_scores_and_levels(exits):
 
 def test_exit_thresholds_of_few_samples(exits):
   scores, levels = exits
-  assert np.all(np.isfinite(exit_conformal_thresholds(scores[:1], levels[:1], alpha=0.1)))
-  alone = exit_conformal_thresholds(scores, levels, alpha=0.1, min_points=0)
+  thresholds = jax.jit(exit_conformal_thresholds, static_argnames=("alpha", "min_points"))
+  assert np.all(np.isfinite(thresholds(scores[:1], levels[:1], alpha=0.1)))
+  alone = thresholds(scores, levels, alpha=0.1, min_points=0)
   np.testing.assert_array_equal(alone[3], min(slow_quantile(scores[:, 3], 0.1), scores[:, 3].max()))
 
 

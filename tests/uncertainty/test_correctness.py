@@ -48,7 +48,8 @@ def test_missing_logits_give_missing_cues_in_their_row():
   logits[7, 2] = np.nan
   cues = cues_of(logits, TRANSFORMED)
   np.testing.assert_array_equal(np.isnan(cues).any(1), np.arange(60) == 7)
-  assert uncertainty.transform_cues(LOGITS[:0], TRANSFORMED[:, :0]).shape == (0, 12)
+  none = jax.eval_shape(uncertainty.transform_cues, LOGITS[:0], TRANSFORMED[:, :0])
+  assert none.shape == (0, 12)
 
 
 def test_cues_do_not_depend_on_the_order_of_classes():
@@ -110,6 +111,27 @@ def test_fit_of_small_sets_and_under_vmap():
   keys = jax.random.split(KEY, 2)
   mapped, single = jax.jit(jax.vmap(small))(keys), jax.jit(small)(keys[1])
   jax.tree.map(lambda m, s: np.testing.assert_allclose(m[1], s, rtol=1e-5), mapped, single)
+
+
+def test_fit_compiles_once_and_traces_where_arrays_vary_over_devices(caplog):
+  options = dict(num_steps=3, batch_size=20)
+  run = functools.partial(uncertainty.fit_adaptive_temperature, **options)
+  cues = np.ones((60, 2), np.float32)
+  run(jax.random.key(1, impl="rbg"), LOGITS, cues, LABELS)
+  with jax.log_compiles():
+    run(jax.random.key(2, impl="rbg"), LOGITS, cues, LABELS)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+
+  def local(*data):
+    return jax.tree.map(lambda leaf: leaf[None], run(KEY, *data))
+
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec("d")
+  with jax.numpy_rank_promotion("raise"):
+    fits = jax.eval_shape(
+      jax.shard_map(local, mesh=mesh, in_specs=over, out_specs=over), LOGITS, cues, LABELS
+    )
+  assert fits.kernel.shape == (2, 5)
 
 
 def test_errors():

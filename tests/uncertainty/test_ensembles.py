@@ -200,6 +200,20 @@ def test_running_statistics_match_moving_averages():
   )
 
 
+def test_rank_promotion_may_be_forbidden():
+  logits, probs = _scores(), _probs()
+  state = ensembles.batch_calibration_init(num_classes=3)
+  with jax.numpy_rank_promotion("raise"):
+    for rule in _RULES.values():
+      jax.eval_shape(rule, probs)
+    jax.eval_shape(ensembles.batch_calibration, logits)
+    jax.eval_shape(lambda: ensembles.batch_calibration(logits, mean=np.ones(3), std=[1.0, 2, 3]))
+    jax.eval_shape(ensembles.batch_calibration_update, state, logits)
+    jax.eval_shape(
+      ensembles.verbalizer_logits, np.zeros((3, 4, 9)), np.ones((3, 2), int), np.ones((3, 2), bool)
+    )
+
+
 def test_batch_calibration_errors():
   state = ensembles.batch_calibration_init(num_classes=3)
   for call, text in (
@@ -230,18 +244,17 @@ def test_verbalizers_average_the_tokens_of_each_label():
     [np.mean([row[t, i] for t, i in enumerate(label) if i >= 0]) for label in ids]
     for row in token_logits
   ]
-  for fn in (ensembles.verbalizer_logits, jax.jit(ensembles.verbalizer_logits)):
+  jitted = jax.jit(ensembles.verbalizer_logits)
+  for fn in (ensembles.verbalizer_logits, jitted):
     np.testing.assert_allclose(fn(token_logits, ids, mask), expected, rtol=1e-5)
   words = np.array([[4], [2]])
-  gathered = ensembles.verbalizer_logits(token_logits, words, np.ones((2, 1), bool))
+  gathered = jitted(token_logits, words, np.ones((2, 1), bool))
   np.testing.assert_array_equal(gathered, token_logits[:, 0, [4, 2]])
   # A traced mask cannot be checked.
-  empty = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, mask & (ids != 5))
+  empty = jitted(token_logits, ids, mask & (ids != 5))
   np.testing.assert_array_equal(empty[:, 1], 0)
   for token in (-1, 9):
-    outside = jax.jit(ensembles.verbalizer_logits)(
-      token_logits, np.where(ids == 5, token, ids), mask
-    )
+    outside = jitted(token_logits, np.where(ids == 5, token, ids), mask)
     np.testing.assert_array_equal(np.isnan(outside), [[False, True, False]] * 3)
 
 

@@ -281,12 +281,29 @@ def test_bfloat16_inputs_give_float32(data):
   np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5, atol=1e-6)
 
 
+def test_rank_promotion_may_be_forbidden(data):
+  x, y, x_query = data
+  grid = np.ones(3)
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda: gp.gp_posterior(x, y, x_query, lengthscale=[0.2, 3.0]))
+    jax.eval_shape(lambda: gp.gp_mixture_log_prob(x, y, x_query, y[:5], grid, grid, grid, grid))
+    jax.eval_shape(lambda: gp.fit_gp(x, y, num_steps=2))
+
+
+def test_lists_are_accepted():
+  x, y, ones = [[0.0], [1.0]], [1, 2], [1.0, 1.0]
+  jax.eval_shape(lambda: gp.gp_mixture_log_prob(x, y, x, y, ones, ones, ones, ones, mask=[1, 0]))
+  jax.eval_shape(lambda: gp.fit_gp(x, y, mask=[True, True], start=[0.1, 1, 0.2], num_steps=2))
+
+
 def test_errors(data):
   x, y, x_query = data
   with pytest.raises(ValueError, match="kernel must be one of .* got 'cubic'"):
     gp.kernel_matrix(x, x, lengthscale=1.0, outputscale=1.0, kernel="cubic")
   with pytest.raises(ValueError, match="'cubic'"):
     gp.fit_gp(x, y, kernel="cubic")
+  with pytest.raises(ValueError, match=r"start.noise must lie in \(0, inf\), got 0"):
+    gp.fit_gp(x, y, start=gp.GPHyperparameters(1.0, 1.0, 0.0))
   with pytest.raises(ValueError, match="num_steps .* got -1"):
     gp.fit_gp(x, y, num_steps=-1)
   for changed, message in (

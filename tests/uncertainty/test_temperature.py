@@ -106,6 +106,20 @@ def test_apply_temperature():
   assert after < before
 
 
+def test_fit_compiles_once_and_traces_where_arrays_vary_over_devices(caplog):
+  uncertainty.fit_temperature(LOGITS, LABELS)
+  with jax.log_compiles():
+    uncertainty.fit_temperature(2 * LOGITS, LABELS)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec("d")
+  local = jax.shard_map(
+    lambda *data: uncertainty.fit_temperature(*data)[None], mesh=mesh, in_specs=over, out_specs=over
+  )
+  with jax.numpy_rank_promotion("raise"):
+    assert jax.eval_shape(local, LOGITS, LABELS).shape == (2,)
+
+
 def test_errors():
   with pytest.raises(ValueError, match=r"logits must not be empty, got shape \[0, 5\]"):
     uncertainty.fit_temperature(LOGITS[:0], LABELS[:0])
