@@ -200,6 +200,20 @@ def check_at_least(minimum: int, **counts: int | None) -> None:
       raise ValueError(f"{name} must be at least {minimum}, got {count}.")
 
 
+def check_filled(**arrays: chex.Array) -> None:
+  """Raises if an array has no entries.
+
+  Args:
+    **arrays: arrays by the caller's names for them.
+
+  Raises:
+    ValueError: naming the array and its shape.
+  """
+  for name, array in arrays.items():
+    if 0 in np.shape(array):
+      raise ValueError(f"{name} must not be empty, got shape {list(np.shape(array))}.")
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
   """Raises if a value is not one of the choices.
 

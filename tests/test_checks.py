@@ -12,6 +12,7 @@ from jaxlab._checks import (
   check_arrays,
   check_at_least,
   check_choice,
+  check_filled,
   check_increasing,
   check_range,
   is_known,
@@ -233,3 +234,9 @@ def test_lists_that_do_not_increase_are_refused(values):
     check_increasing("borders", values)
   check_increasing("borders", jnp.array(values))
   check_increasing("borders", [0, 1, 2])
+
+
+def test_check_filled_names_the_array_and_its_shape():
+  check_filled(logits=np.zeros((1, 3)), scale=1.0)
+  with pytest.raises(ValueError, match=r"scores must not be empty, got shape \[0, 3\]"):
+    check_filled(logits=np.zeros(3), scores=np.zeros((0, 3)))

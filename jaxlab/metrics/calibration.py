@@ -1,7 +1,8 @@
 """Calibration: binned errors, reliability, likelihood, and the best that one temperature can reach.
 
 Bins are of equal width and closed on the right: a confidence on an edge belongs to the bin below
-it, and 0 to the first. NaN in the predictions gives NaN.
+it, and 0 to the first. NaN in the predictions gives NaN, as do labels in JAX arrays outside
+the classes.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_filled,
+  check_range,
+)
 
 # Number of rows whose sum keeps at least five digits in float32.
 _CHUNK = 256
@@ -45,7 +53,7 @@ def expected_calibration_error(
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: if `num_bins` < 1, n = 0, or a known label lies outside the classes.
+    ValueError: if `num_bins` < 1, `probs` is empty, or a known label lies outside the classes.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5,
   https://arxiv.org/abs/1706.04599.
@@ -119,9 +127,9 @@ def reliability_diagram(
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 3 and 4,
   https://arxiv.org/abs/1706.04599.
   """
-  _check_predictions(probs, labels)
-  probs = as_accumulator(probs)
-  return _bin(jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1) == labels, num_bins)
+  probs, labels = _predictions(probs, labels)
+  correct = _matches(labels, jnp.argmax(probs, axis=-1), probs.shape[1])
+  return _bin(jnp.max(probs, axis=-1), correct, num_bins)
 
 
 def confidence_calibration_error(
@@ -138,7 +146,7 @@ def confidence_calibration_error(
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: if `num_bins` < 1 or n = 0.
+    ValueError: if `num_bins` < 1 or `confidence` is empty.
 
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 5, https://arxiv.org/abs/2404.13016.
@@ -159,7 +167,7 @@ def kolmogorov_smirnov_error(confidence: chex.Array, correct: chex.Array) -> che
     The error in [0, 1], a float32 scalar (or wider).
 
   Raises:
-    ValueError: if n = 0.
+    ValueError: if `confidence` is empty.
 
   Reference: Gupta et al., Calibration of Neural Networks using Splines, ICLR 2021, section 3,
   https://arxiv.org/abs/2006.12800.
@@ -189,13 +197,13 @@ def static_calibration_error(
   Reference: Nixon et al., Measuring Calibration in Deep Learning, 2019, section 3,
   https://arxiv.org/abs/1904.01685.
   """
-  _check_predictions(probs, labels)
+  probs, labels = _predictions(probs, labels)
+  num_classes = probs.shape[1]
 
   def of_class(class_probs, index):
-    return _expected_gap(_bin(class_probs, labels == index, num_bins))
+    return _expected_gap(_bin(class_probs, _matches(labels, index, num_classes), num_bins))
 
-  classes = jnp.arange(jnp.shape(probs)[-1])
-  return jnp.mean(jax.vmap(of_class, in_axes=(1, 0))(as_accumulator(probs), classes))
+  return jnp.mean(jax.vmap(of_class, in_axes=(1, 0))(probs, jnp.arange(num_classes)))
 
 
 def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -214,8 +222,8 @@ def negative_log_likelihood(logits: chex.Array, labels: chex.Array) -> chex.Arra
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 7,
   https://arxiv.org/abs/1706.04599.
   """
-  chex.assert_shape(labels, jnp.shape(logits)[:-1])
-  labels = as_classes("labels", labels, jnp.shape(logits)[-1])
+  check_arrays(logits=(logits, "[..., k]"), labels=(labels, "int [...]"))
+  labels = as_classes("labels", labels, np.shape(logits)[-1])
   log_probs = jax.nn.log_softmax(as_accumulator(logits))
   return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
 
@@ -244,23 +252,26 @@ def interpolator_temperature_scaled_nll(
   """
   check_range("overlap", overlap, "[0, 1]")
   check_range("num_classes", num_classes, "[2, inf]")
-  overlap, num_classes = as_accumulator(overlap, num_classes)
+  overlap, num_classes = jnp.broadcast_arrays(*as_accumulator(overlap, num_classes))
   error = overlap / 2
   entropy = -jax.scipy.special.xlogy(error, error) - (1 - error) * jnp.log1p(-error)
   return entropy + error * jnp.log(num_classes - 1)
 
 
-def _check_predictions(probs: chex.Array, labels: chex.Array) -> None:
-  chex.assert_rank(probs, 2)
-  chex.assert_shape(labels, jnp.shape(probs)[:1])
-  as_classes("labels", labels, jnp.shape(probs)[1])
+def _predictions(probs: chex.Array, labels: chex.Array) -> tuple[jax.Array, jax.Array]:
+  check_arrays(probs=(probs, "[n, k]"), labels=(labels, "int [n]"))
+  check_filled(probs=probs)
+  return as_accumulator(probs), as_classes("labels", labels, np.shape(probs)[1])
+
+
+def _matches(labels: jax.Array, classes: jax.Array, num_classes: int) -> jax.Array:
+  """Whether the labels are these classes; NaN where they are no class at all."""
+  return jnp.where(labels < num_classes, labels == classes, jnp.nan)
 
 
 def _confidence_and_correct(confidence: chex.Array, correct: chex.Array) -> tuple[jax.Array, ...]:
-  chex.assert_rank(confidence, 1)
-  chex.assert_equal_shape([confidence, correct])
-  if jnp.shape(confidence)[0] == 0:
-    raise ValueError("a calibration error needs at least one prediction, got n = 0.")
+  check_arrays(confidence=(confidence, "[n]"), correct=(correct, "[n]"))
+  check_filled(confidence=confidence)
   return as_accumulator(confidence, correct)
 
 

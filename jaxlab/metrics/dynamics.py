@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 
 class LogDiffusion(NamedTuple):
@@ -52,7 +52,14 @@ def parameter_distance(params: chex.ArrayTree, initial: chex.ArrayTree) -> jax.A
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 3.2,
   https://arxiv.org/abs/1705.08741.
   """
-  chex.assert_trees_all_equal_shapes(params, initial)
+  leaves, structure = jax.tree.flatten_with_path(params)
+  if jax.tree.structure(initial) != structure:
+    raise ValueError(
+      f"initial must have the structure of params, {structure}, got {jax.tree.structure(initial)}."
+    )
+  for (path, leaf), other in zip(leaves, jax.tree.leaves(initial)):
+    place = jax.tree_util.keystr(path)
+    check_arrays(**{f"params{place}": (leaf, "[...]"), f"initial{place}": (other, "[...]")})
 
   def squares(a, b):
     a, b = as_accumulator(a, b)
@@ -109,8 +116,7 @@ def fit_power_diffusion(steps: chex.Array, distances: chex.Array) -> PowerDiffus
 
 
 def _log_steps(steps: chex.Array, distances: chex.Array) -> jax.Array:
-  chex.assert_rank([steps, distances], 1)
-  chex.assert_equal_shape([steps, distances])
+  check_arrays(steps=(steps, "[m]"), distances=(distances, "[m]"))
   if len(steps) < 2:
     raise ValueError(f"steps must hold at least two points, got {len(steps)}.")
   check_range("steps", steps, "(0, inf)")
@@ -146,7 +152,6 @@ def feature_alignment(weights: chex.Array, features: chex.Array) -> jax.Array:
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023,
   https://arxiv.org/abs/2303.08433.
   """
-  chex.assert_rank([weights, features], [3, 2])
-  chex.assert_equal_shape_suffix([weights, features], 1)
+  check_arrays(weights=(weights, "[k, m, d]"), features=(features, "[f, d]"))
   weights, features = as_accumulator(weights, features)
   return jnp.square(jnp.einsum("kmd,fd->kmf", weights, features, precision="highest")).sum(1)

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_filled, check_range
 from jaxlab.losses.early_exit import conditional_exit_probabilities
 
 
@@ -61,9 +61,9 @@ def threshold_exits(confidence: chex.Array, *, thresholds: chex.Array) -> jax.Ar
 
   Reference: Teerapittayanon et al., BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686.
   """
+  check_arrays(confidence=(confidence, "[..., l]"), thresholds=(thresholds, "[l]"))
   confidence, thresholds = as_accumulator(confidence, thresholds)
-  _check_exits("thresholds", thresholds, confidence.shape[-1])
-  return _first(confidence >= thresholds)
+  return _first(confidence >= jnp.broadcast_to(thresholds, confidence.shape))
 
 
 def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
@@ -71,13 +71,18 @@ def exited_values(values: chex.Array, levels: chex.Array) -> jax.Array:
 
   Args:
     values: values of every exit, `[b, L + 1, ...]`.
-    levels: the exit each sample takes, `[b]`.
+    levels: the exit each sample takes, int `[b]`.
 
   Returns:
-    `[b, ...]`.
+    `[b, ...]`; where a level of a JAX array is no exit NaN, or in other types what
+    `jnp.take_along_axis` gives.
+
+  Raises:
+    ValueError: if a known level lies outside the exits.
   """
-  values, levels = jnp.asarray(values), jnp.asarray(levels)
-  chex.assert_shape(levels, values.shape[:1])
+  values = jnp.asarray(values)
+  levels = as_classes("levels", levels, values.shape[1])
+  check_arrays(values=(values, "[b, *, ...]"), levels=(levels, "int [b]"))
   index = levels.reshape(-1, *(1,) * (values.ndim - 1))
   return jnp.take_along_axis(values, index, axis=1)[:, 0]
 
@@ -86,23 +91,26 @@ def cost_accuracy(levels: chex.Array, correct: chex.Array, costs: chex.Array) ->
   """Mean cost and accuracy of samples at the exits they take.
 
   Args:
-    levels: the exit each sample takes, `[b]`.
+    levels: the exit each sample takes, int `[b]`.
     correct: whether each exit is right, or its score, `[b, L + 1]`.
     costs: cost of each exit, `[L + 1]`.
 
   Returns:
-    A `CostAccuracy`.
+    A `CostAccuracy`; NaN if there is no sample or a level of a JAX array is no exit.
 
   Raises:
-    ValueError: if the numbers of costs and of columns of `correct` differ.
+    ValueError: if the numbers of costs and of columns of `correct` differ, or a known level lies
+      outside the exits.
 
   Reference: Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification,
   ICLR 2018, https://arxiv.org/abs/1703.09844.
   """
+  check_arrays(levels=(levels, "int [b]"), correct=(correct, "[b, l]"), costs=(costs, "[l]"))
   correct, costs = as_accumulator(correct, costs)
-  chex.assert_rank(correct, 2)
-  _check_exits("costs", costs, correct.shape[-1])
-  share = jnp.mean(jax.nn.one_hot(levels, correct.shape[-1], dtype=correct.dtype), axis=0)
+  num_exits = correct.shape[-1]
+  levels = as_classes("levels", levels, num_exits)
+  taken = jax.nn.one_hot(levels, num_exits, dtype=correct.dtype)
+  share = jnp.mean(jnp.where(levels[:, None] < num_exits, taken, jnp.nan), axis=0)
   accuracy = jnp.mean(exited_values(correct, levels))
   return CostAccuracy(cost=share @ costs, accuracy=accuracy, exit_share=share)
 
@@ -115,29 +123,23 @@ def area_under_cost_curve(cost: chex.Array, accuracy: chex.Array) -> jax.Array:
     accuracy: accuracy of each point, `[m]`.
 
   Returns:
-    The area divided by the range of costs, a scalar; the mean accuracy if all costs are equal.
+    The area divided by the range of costs, a scalar; the mean accuracy if all costs are equal, NaN
+    if one is NaN.
 
   Raises:
     ValueError: if there is no point.
   """
+  check_arrays(cost=(cost, "[m]"), accuracy=(accuracy, "[m]"))
   cost, accuracy = as_accumulator(cost, accuracy)
-  chex.assert_rank(cost, 1)
-  chex.assert_equal_shape([cost, accuracy])
-  if cost.size == 0:
-    raise ValueError("cost must hold at least one point, got none.")
+  check_filled(cost=cost)
   order = jnp.argsort(cost)
   cost, accuracy = cost[order], accuracy[order]
   width = cost[-1] - cost[0]
   area = jnp.sum(jnp.diff(cost) * (accuracy[1:] + accuracy[:-1]) / 2)
-  return jnp.where(width > 0, area / jnp.where(width > 0, width, 1.0), jnp.mean(accuracy))
+  return jnp.where(width == 0, jnp.mean(accuracy), area / jnp.where(width == 0, 1.0, width))
 
 
 def _first(leaves: jax.Array) -> jax.Array:
   """Index of the first True, the number of columns if there is none."""
   last = jnp.ones_like(leaves[..., :1])
   return jnp.argmax(jnp.concatenate([leaves, last], axis=-1), axis=-1).astype(jnp.int32)
-
-
-def _check_exits(name: str, values: jax.Array, num: int) -> None:
-  if values.shape != (num,):
-    raise ValueError(f"{name} must have one entry for each of {num} exits, got {values.shape}.")

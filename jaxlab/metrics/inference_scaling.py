@@ -4,6 +4,7 @@ All values at k are estimated from one pool of n >= k samples per problem, by an
 there is one.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_range,
+)
 from jaxlab.metrics.calibration import confidence_calibration_error
 
 
@@ -54,9 +61,9 @@ def pass_at_k(num_correct: chex.Array, *, num_samples: int, k: int) -> jax.Array
   https://arxiv.org/abs/2107.03374.
   """
   weights = _best_of_k_weights(num_samples, (k,))[0]
+  check_arrays(num_correct=(num_correct, "int [...]"))
   check_range("num_correct", num_correct, f"[0, {num_samples}]")
-  num_correct = jnp.asarray(num_correct)
-  chex.assert_type(num_correct, int)
+  num_correct = jnp.asarray(num_correct).astype(jnp.int32)
   return _coverages(weights)[jnp.clip(num_correct, 0, num_samples)]
 
 
@@ -88,18 +95,20 @@ def coverage_curve(correct: chex.Array, *, ks: Sequence[int]) -> jax.Array:
     ks: numbers of samples.
 
   Returns:
-    Mean of `pass_at_k` over problems, `[len(ks)]`, float32.
+    Mean of `pass_at_k` over problems, `[len(ks)]`, float32; NaN if there is no problem or an entry
+    is NaN.
 
   Raises:
     ValueError: if `ks` is empty or one of them lies outside [1, n].
 
   Reference: Brown et al., Large Language Monkeys, 2024, section 2, https://arxiv.org/abs/2407.21787.
   """
+  check_arrays(correct=(correct, "[problems, n]"))
   correct = jnp.asarray(correct)
-  chex.assert_rank(correct, 2)
   weights = _best_of_k_weights(correct.shape[1], ks)
   num_correct = jnp.sum(correct.astype(bool), axis=1)
-  return jnp.stack([jnp.mean(_coverages(row)[num_correct]) for row in weights])
+  coverage = jnp.stack([jnp.mean(_coverages(row)[num_correct]) for row in weights])
+  return jnp.where(jnp.any(jnp.isnan(correct)), jnp.nan, coverage)
 
 
 def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[int]) -> jax.Array:
@@ -111,7 +120,8 @@ def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[
     ks: numbers of samples.
 
   Returns:
-    Accuracies, exact for the pool, `[problems, len(ks)]`, in float32 or wider.
+    Accuracies, exact for the pool, `[problems, len(ks)]`, in float32 or wider; NaN for problems
+    with a score of NaN.
 
   Raises:
     ValueError: if `ks` is empty or one of them lies outside [1, n].
@@ -119,13 +129,14 @@ def best_of_k_accuracy(scores: chex.Array, correct: chex.Array, *, ks: Sequence[
   Reference: Brown et al., Large Language Monkeys, 2024, section 4.1,
   https://arxiv.org/abs/2407.21787.
   """
-  scores, correct = as_accumulator(scores, correct)
-  chex.assert_rank(scores, 2)
-  chex.assert_equal_shape([scores, correct])
+  check_arrays(scores=(scores, "[problems, n]"), correct=(correct, "[problems, n]"))
+  # Scores keep their type: integers that differ may be equal in float32.
+  scores, correct = jnp.asarray(scores), as_accumulator(correct)
   weights = jnp.asarray(_best_of_k_weights(scores.shape[1], ks), correct.dtype)
   best_first = jnp.argsort(scores, axis=1, stable=True)[:, ::-1]
   ranked = jnp.take_along_axis(correct, best_first, axis=1)
-  return jnp.einsum("pn,kn->pk", ranked, weights, precision="highest")
+  accuracies = jnp.einsum("pn,kn->pk", ranked, weights, precision="highest")
+  return jnp.where(jnp.any(jnp.isnan(scores), axis=1, keepdims=True), jnp.nan, accuracies)
 
 
 def selection_accuracy_curve(
@@ -156,8 +167,8 @@ def selection_accuracy_curve(
       nested from one k to the next.
 
   Returns:
-    Mean accuracies, `[len(ks)]`, in float32 or wider. Answers tied for the most votes share the
-    credit; a subset without an answer is wrong.
+    Mean accuracies, `[len(ks)]`, in float32 or wider; NaN if there is no problem or a vote is NaN.
+    Answers tied for the most votes share the credit; a subset without an answer is wrong.
 
   Raises:
     ValueError: if `ks` is empty, one of them lies outside [1, n], the method is unknown or lacks
@@ -171,19 +182,25 @@ def selection_accuracy_curve(
   if method != "majority" and scores is None:
     raise ValueError(f"scores must be given for method {method!r}, got None.")
   check_at_least(1, num_subsets=num_subsets)
+  check_arrays(
+    answers=(answers, "int [problems, n]"),
+    correct=(correct, "[problems, n]"),
+    scores=(scores, "[problems, n]"),
+  )
   answers = jnp.asarray(answers)
-  chex.assert_rank(answers, 2)
-  chex.assert_type(answers, int)
   if method == "best_of_n":
     # A sample without an answer may still have the best score; it then counts as wrong.
     right = (answers >= 0) * as_accumulator(correct)
     return jnp.mean(best_of_k_accuracy(scores, right, ks=ks), axis=0)
   _best_of_k_weights(answers.shape[1], ks)
   weights, correct = as_accumulator(1.0 if method == "majority" else scores, correct)
-  chex.assert_equal_shape([answers, correct])
   weights = jnp.broadcast_to(weights, answers.shape)
   sizes = jnp.asarray(ks)
+  return _vote_accuracies(key, answers, weights, correct, sizes, num_subsets=num_subsets)
 
+
+@functools.partial(jax.jit, static_argnames="num_subsets")
+def _vote_accuracies(key, answers, weights, correct, sizes, *, num_subsets):
   def of_problem(problem):
     key, *samples = problem
     places = jnp.tile(jnp.arange(answers.shape[1]), (num_subsets, 1))
@@ -212,7 +229,8 @@ def _vote_credit(
   votes = jnp.where(count > 0, totals(weights), -jnp.inf)
   tied = (count > 0) & (votes == jnp.max(votes))
   right = totals(correct) / jnp.maximum(count, 1)
-  return jnp.sum(jnp.where(tied, right, 0.0)) / jnp.maximum(jnp.sum(tied), 1)
+  credit = jnp.sum(jnp.where(tied, right, 0.0)) / jnp.maximum(jnp.sum(tied), 1)
+  return jnp.where(jnp.any(jnp.isnan(votes)), jnp.nan, credit)
 
 
 def inference_flops(
@@ -244,9 +262,11 @@ def inference_flops(
   check_range("prompt_tokens", prompt_tokens, "[0, inf)")
   check_range("generated_tokens", generated_tokens, "[0, inf)")
   check_range("num_samples", num_samples, "[1, inf)")
-  num_params, prompt, generated, num_samples = (
-    jnp.asarray(value, float)
-    for value in (num_params, prompt_tokens, generated_tokens, num_samples)
+  num_params, prompt, generated, num_samples = jnp.broadcast_arrays(
+    *(
+      jnp.asarray(value, float)
+      for value in (num_params, prompt_tokens, generated_tokens, num_samples)
+    )
   )
   return 2.0 * num_params * (prompt + num_samples * generated)
 
@@ -265,35 +285,55 @@ def optimal_coverage_policy(
 
   Returns:
     The policy p that maximizes `sum(q * (1 - (1 - p)^N))`, `[..., K]`, in float32 or wider. Equal
-    posteriors get equal mass; with N = 1 the first of the largest gets all mass.
+    posteriors get equal mass, even if all are 0; with N = 1 the first of the largest gets all mass.
 
   Raises:
-    ValueError: if `num_samples` < 1 or is not finite, or a known posterior is negative.
+    ValueError: if `num_samples` < 1 or is not finite, a known posterior is negative, or K = 0.
 
   Reference: Chen et al., Rethinking Fine-Tuning when Scaling Test-Time Compute, NeurIPS 2025,
   section 3, https://arxiv.org/abs/2502.07154; the closed form follows from the conditions of
   Karush, Kuhn and Tucker.
   """
+  check_arrays(answer_posterior=(answer_posterior, "[..., K]"), num_samples=(num_samples, "[]"))
   check_range("num_samples", num_samples, "[1, inf)")
   check_range("answer_posterior", answer_posterior, "[0, inf)")
   posterior = as_accumulator(answer_posterior)
-  num_answers = posterior.shape[-1]
-  one = jnp.asarray(num_samples, posterior.dtype) == 1.0
-  # Relative to the most likely answer: the policy depends on differences, and N - 1 may be tiny.
-  log_odds = jnp.log(jnp.max(posterior, axis=-1, keepdims=True)) - jnp.log(posterior)
-  costs = log_odds / jnp.where(one, 1.0, jnp.asarray(num_samples, posterior.dtype) - 1.0)
-  ranked = jnp.sort(costs, axis=-1)
-  log_totals = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1)
-  active = jnp.arange(num_answers) * jnp.exp(ranked - log_totals) < 1.0
-  # NaN (an impossible answer) is not active; inactive answers may precede the last active one.
-  num_active = num_answers - jnp.argmax(active[..., ::-1], axis=-1, keepdims=True)
-  last = jnp.take_along_axis(ranked, num_active - 1, axis=-1)
-  log_total = jnp.take_along_axis(log_totals, num_active - 1, axis=-1)
-  inside = costs <= last
-  kept_back = (num_active - 1) * jnp.exp(jnp.where(inside, costs, last) - log_total)
-  policy = jnp.where(inside, jnp.maximum(1.0 - kept_back, 0.0), 0.0)
-  first = jnp.arange(num_answers) == jnp.argmax(posterior, axis=-1, keepdims=True)
-  return jnp.where(one, first.astype(policy.dtype), policy)
+  check_at_least(1, K=posterior.shape[-1])
+  num_samples = jnp.asarray(num_samples, posterior.dtype)
+  one = num_samples == 1.0
+  power = 1.0 / jnp.where(one, 1.0, num_samples - 1.0)
+  last = _last_active(jax.lax.stop_gradient(posterior), power)
+  # The m active answers get p = 1 - (m - 1) c / sum(c) for costs c = q^-power. With gaps 1 - c to
+  # the last one's cost, c = 1, this is a sum of terms that are not negative: nothing cancels.
+  active = posterior >= last
+  count = jnp.sum(active, axis=-1, keepdims=True)
+  possible = active & (last > 0)
+  excess = jnp.where(possible, posterior - last, 0.0) / jnp.where(possible, last, 1.0)
+  gaps = -jnp.expm1(-power * jnp.log1p(jnp.minimum(excess, jnp.finfo(excess.dtype).max)))
+  total = jnp.sum(gaps, axis=-1, keepdims=True)
+  policy = (jnp.maximum(1.0 - total, 0.0) + (count - 1) * gaps) / (count - total)
+  places = jax.lax.broadcasted_iota(jnp.int32, posterior.shape, posterior.ndim - 1)
+  first = places == jnp.argmax(posterior, axis=-1, keepdims=True)
+  policy = jnp.where(one, first.astype(policy.dtype), jnp.where(active, policy, 0.0))
+  missing = jnp.any(jnp.isnan(posterior), axis=-1, keepdims=True)
+  return jnp.where(missing, jnp.nan, policy)
+
+
+def _last_active(posterior: jax.Array, power: jax.Array) -> jax.Array:
+  """Posterior of the least likely answer that the policy gives, `[..., 1]`.
+
+  An answer is given if the costs of the likelier ones fall short of its own by less than that.
+  """
+  ranked = jnp.sort(posterior, axis=-1)[..., ::-1]
+  before = jnp.concatenate([ranked[..., :1], ranked[..., :-1]], axis=-1)
+  ranks = jax.lax.broadcasted_iota(ranked.dtype, ranked.shape, ranked.ndim - 1)
+  steps = jnp.expm1(power * jnp.log1p((before - ranked) / ranked))
+  steps *= jnp.power(ranked[..., :1] / before, power)
+  shortfall = jnp.cumsum(ranks * steps, axis=-1)
+  # Infinity and NaN (impossible answers) are not less.
+  active = shortfall < jnp.power(ranked[..., :1] / ranked, power)
+  count = jnp.maximum(jnp.sum(active, axis=-1, keepdims=True), 1)
+  return jnp.take_along_axis(ranked, count - 1, axis=-1)
 
 
 def greedy_calibration(
@@ -310,11 +350,12 @@ def greedy_calibration(
     A `GreedyCalibration`, in float32 or wider.
 
   Raises:
-    ValueError: if `num_bins` < 1 or n = 0.
+    ValueError: if `num_bins` < 1 or there is no answer.
 
   Reference: Chen et al., NeurIPS 2025, section 4, https://arxiv.org/abs/2502.07154; Guo et al., On
   Calibration of Modern Neural Networks, ICML 2017, equation 5, https://arxiv.org/abs/1706.04599.
   """
+  check_arrays(greedy_log_probs=(greedy_log_probs, "[n]"), correct=(correct, "[n]"))
   log_probs, correct = as_accumulator(greedy_log_probs, correct)
   confidence = jnp.exp(log_probs)
   error = confidence_calibration_error(confidence, correct, num_bins=num_bins)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator
+from jaxlab._checks import check_arrays
 
 
 def open_set_classification_rate(
@@ -25,19 +25,24 @@ def open_set_classification_rate(
     labels: their true classes, `[n1]`.
 
   Returns:
-    A scalar in [0, 1], float32; NaN if there are no rows of one kind.
+    A scalar in [0, 1], float32; NaN if there are no rows of one kind or a score is NaN.
 
   Reference: Dhamija et al., Reducing Network Agnostophobia, NeurIPS 2018,
   https://arxiv.org/abs/1811.04110; Chen et al., Adversarial Reciprocal Points Learning, TPAMI 2021,
   https://arxiv.org/abs/2103.00953.
   """
-  chex.assert_rank([known_scores, unknown_scores, predictions, labels], 1)
-  chex.assert_equal_shape([known_scores, predictions, labels])
-  known_scores, unknown_scores = as_accumulator(known_scores, unknown_scores)
-  num_known, num_unknown = known_scores.shape[0], unknown_scores.shape[0]
+  check_arrays(
+    known_scores=(known_scores, "[n1]"),
+    unknown_scores=(unknown_scores, "[n2]"),
+    predictions=(predictions, "int [n1]"),
+    labels=(labels, "int [n1]"),
+  )
+  # Scores keep their type: integers that differ may be equal in float32.
+  scores = jnp.concatenate([jnp.asarray(known_scores), jnp.asarray(unknown_scores)])
+  num_known, num_unknown = len(known_scores), len(unknown_scores)
   if not num_known or not num_unknown:
     return jnp.array(jnp.nan, jnp.float32)
-  order = jnp.argsort(jnp.concatenate([known_scores, unknown_scores]), stable=True)
+  order = jnp.argsort(scores, stable=True)
   correct = jnp.asarray(predictions) == jnp.asarray(labels)
   correct = jnp.pad(correct, (0, num_unknown))[order]
   unknown = order >= num_known
@@ -50,7 +55,7 @@ def open_set_classification_rate(
   accepted = curve(num_unknown, _count_from(unknown))
   steps = (accepted[:-1] - accepted[1:]).astype(jnp.float32)
   heights = (right[:-1] + right[1:]).astype(jnp.float32) / (2 * num_known)
-  return jnp.sum(steps * heights) / num_unknown
+  return jnp.where(jnp.any(jnp.isnan(scores)), jnp.nan, jnp.sum(steps * heights) / num_unknown)
 
 
 def _count_from(flags: jax.Array) -> jax.Array:
@@ -71,8 +76,9 @@ def closed_set_error(
   Returns:
     A scalar in [0, 1], float32; 0 if no row is known.
   """
-  chex.assert_rank([predictions, labels, known], 1)
-  chex.assert_equal_shape([predictions, labels, known])
+  check_arrays(
+    predictions=(predictions, "int [n]"), labels=(labels, "int [n]"), known=(known, "[n]")
+  )
   known = jnp.asarray(known, bool)
   wrong = known & (jnp.asarray(predictions) != jnp.asarray(labels))
   return (jnp.sum(wrong) / jnp.maximum(jnp.sum(known), 1)).astype(jnp.float32)

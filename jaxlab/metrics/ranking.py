@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import is_known
+from jaxlab._checks import check_arrays, is_known
 
 
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
@@ -19,7 +19,8 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     labels: 1 (or True) for positives and 0 for negatives, `[n]`.
 
   Returns:
-    A scalar in [0, 1], float32; NaN if one of the groups is empty or a score is NaN.
+    A scalar in [0, 1], float32; NaN if one of the groups is empty, a score is NaN, or a label of a
+    JAX array is neither 0 nor 1.
 
   Raises:
     ValueError: if a known label is neither 0 nor 1.
@@ -27,16 +28,17 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   Reference: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 2006, section 7,
   https://doi.org/10.1016/j.patrec.2005.10.010.
   """
-  chex.assert_rank([scores, labels], 1)
-  chex.assert_equal_shape([scores, labels])
+  check_arrays(scores=(scores, "[n]"), labels=(labels, "[n]"))
   if is_known(labels):
     values = np.unique(labels)
     if not np.isin(values, (0, 1)).all():
       raise ValueError(f"labels must be 0 or 1, got the values {values}.")
-  scores, positive = jnp.asarray(scores), jnp.asarray(labels) == 1
+  scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+  positive = labels == 1
   num = scores.shape[0]
   if num == 0:
     return jnp.array(jnp.nan, jnp.float32)
+  valid = jnp.all(~jnp.isnan(scores) & (positive | (labels == 0)))
   order = jnp.argsort(scores)
   ranked, positive = scores[order], positive[order]
   # Negatives before each position, as integers: sums of ranks have more digits than float32.
@@ -50,5 +52,5 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   beaten = (below.astype(jnp.float32) + upto) / (2 * jnp.maximum(num_negative, 1))
   num_positive = num - num_negative
   area = jnp.sum(jnp.where(positive, beaten, 0.0)) / jnp.maximum(num_positive, 1)
-  defined = (num_positive > 0) & (num_negative > 0) & ~jnp.any(jnp.isnan(scores))
+  defined = (num_positive > 0) & (num_negative > 0) & valid
   return jnp.where(defined, area, jnp.nan)

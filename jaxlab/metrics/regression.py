@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_filled
 
 
 def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Array:
@@ -20,6 +20,9 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
     Mean correlation in [-1, 1], float32 or wider, `[]`. Constant predictions have correlation 0;
     the result is also 0 if the targets vary in no dimension. NaN inputs give NaN.
 
+  Raises:
+    ValueError: if there are no predictions.
+
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.2, https://arxiv.org/abs/2210.05775.
   """
   predictions, targets = _pair(predictions, targets)
@@ -27,31 +30,33 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
     predictions, targets = predictions[:, None], targets[:, None]
   # The standard deviation of equal float32 values need not be exactly 0; their range is.
   varies, alive = _range(targets) != 0, _range(predictions) != 0
-  correlations = jnp.sum(_unit(predictions, alive) * _unit(targets, varies), axis=0)
+  products = _unit(predictions, alive) * _unit(targets, varies)
+  correlations = jnp.sum(products, axis=0, keepdims=True)
   counted = jnp.sum(varies)
-  total = jnp.sum(jnp.where(varies & alive, jnp.clip(correlations, -1.0, 1.0), 0.0))
+  kept = (varies & alive) | jnp.isnan(correlations)
+  total = jnp.sum(jnp.where(kept, jnp.clip(correlations, -1.0, 1.0), 0.0))
   return total / jnp.maximum(counted, 1)
 
 
 def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.Array]:
-  predictions, targets = as_accumulator(predictions, targets)
-  chex.assert_equal_shape([predictions, targets])
-  chex.assert_rank(predictions, {1, 2})
-  return predictions, targets
+  check_arrays(predictions=(predictions, "[n, ...]"), targets=(targets, "[n, ...]"))
+  check_filled(predictions=predictions)
+  return as_accumulator(predictions, targets)
 
 
 def _range(values: jax.Array) -> jax.Array:
-  return jax.lax.stop_gradient(jnp.max(values, axis=0) - jnp.min(values, axis=0))
+  highest, lowest = (end(values, axis=0, keepdims=True) for end in (jnp.max, jnp.min))
+  return jax.lax.stop_gradient(highest - lowest)
 
 
 def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
   """Centers columns and scales them to norm 1; constant columns give zeros and no gradient."""
-  centered = values - jnp.mean(values, axis=0)
+  centered = values - jnp.mean(values, axis=0, keepdims=True)
   # The first mean is rounded; for values far from 0, a second one removes what it left.
-  centered = centered - jnp.mean(centered, axis=0)
-  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0))
+  centered = centered - jnp.mean(centered, axis=0, keepdims=True)
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0, keepdims=True))
   scaled = jnp.where(varies, centered / jnp.where(size > 0, size, 1.0), 0.0)
-  square = jnp.sum(jnp.square(scaled), axis=0)
+  square = jnp.sum(jnp.square(scaled), axis=0, keepdims=True)
   return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
 
 
@@ -64,6 +69,9 @@ def mean_absolute_percentage_error(predictions: chex.Array, targets: chex.Array)
 
   Returns:
     Percent, float32 or wider, `[]`; 0 if all targets are 0.
+
+  Raises:
+    ValueError: if there are no predictions.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
   """
@@ -83,6 +91,9 @@ def root_mean_squared_error(predictions: chex.Array, targets: chex.Array) -> jax
 
   Returns:
     Error in units of the targets, float32 or wider, `[]`. Perfect predictions have gradient 0.
+
+  Raises:
+    ValueError: if there are no predictions.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.1, https://arxiv.org/abs/2210.05775.
   """
@@ -104,16 +115,17 @@ def worst_group_rmse(
     num_groups: number of groups; empty ones are left out.
 
   Returns:
-    Error in units of the targets, float32 or wider, `[]`.
+    Error in units of the targets, float32 or wider, `[]`; NaN if a group of a JAX array lies
+    outside [0, num_groups).
 
   Raises:
-    ValueError: if `num_groups` < 1 or a known group lies outside [0, num_groups).
+    ValueError: if there are no predictions, `num_groups` < 1, or a known group lies outside.
 
   Reference: Yao et al., C-Mixup, NeurIPS 2022, section 4.3, https://arxiv.org/abs/2210.05775.
   """
   check_at_least(1, num_groups=num_groups)
   predictions, targets = _pair(predictions, targets)
-  chex.assert_shape(groups, predictions.shape[:1])
+  check_arrays(groups=(groups, f"int [{len(predictions)}]"))
   groups = as_classes("groups", groups, num_groups)
   counts = jnp.zeros(num_groups, predictions.dtype).at[groups].add(1)
 
@@ -122,7 +134,8 @@ def worst_group_rmse(
     sums = jnp.zeros(num_groups, rows.dtype).at[groups].add(rows)
     return jnp.max(sums / jnp.maximum(counts, 1))
 
-  return _root_of_scaled(predictions - targets, largest)
+  error = _root_of_scaled(predictions - targets, largest)
+  return jnp.where(jnp.all(groups < num_groups), error, jnp.nan)
 
 
 def _root_of_scaled(errors: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_range, is_known
+from jaxlab._checks import as_accumulator, check_arrays, check_range, is_known
 
 _NUM_STEPS = 100
 
@@ -56,7 +56,7 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
 
   Returns:
     An `ExponentiatedPowerLaw` of scalars, in float32 or wider; NaN where fewer than two points
-    of a JAX array lie strictly between 0 and 1.
+    of a JAX array lie strictly between 0 and 1, or one is NaN.
 
   Raises:
     ValueError: if a known k < 1, a known coverage lies outside [0, 1], or fewer than two known
@@ -65,15 +65,18 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
   Reference: Brown et al., Large Language Monkeys, 2024, section 3.1,
   https://arxiv.org/abs/2407.21787.
   """
+  check_arrays(ks=(ks, "[m]"), coverage=(coverage, "[m]"))
   check_range("ks", ks, "[1, inf)")
   check_range("coverage", coverage, "[0, 1]")
   if is_known(coverage) and np.sum((np.asarray(coverage) > 0) & (np.asarray(coverage) < 1)) < 2:
     raise ValueError(
       f"coverage must hold at least two values strictly between 0 and 1, got {coverage}."
     )
-  ks, coverage = as_accumulator(ks, coverage)
-  chex.assert_rank(ks, 1)
-  chex.assert_equal_shape([ks, coverage])
+  return _fit(*as_accumulator(ks, coverage))
+
+
+@jax.jit
+def _fit(ks: jax.Array, coverage: jax.Array) -> ExponentiatedPowerLaw:
   inside = (coverage > 0) & (coverage < 1)
   log_k = jnp.log(ks)
 
@@ -82,7 +85,8 @@ def fit_exponentiated_power_law(ks: chex.Array, coverage: chex.Array) -> Exponen
     return jnp.exp(-jnp.exp(params[0] + params[1] * log_k)) - coverage
 
   params = _levenberg_marquardt(residuals, _line(log_k, coverage, inside))
-  params = jnp.where(jnp.sum(inside) < 2, jnp.nan, params)
+  missing = (jnp.sum(inside) < 2) | jnp.any(jnp.isnan(coverage) | jnp.isnan(ks))
+  params = jnp.where(missing, jnp.nan, params)
   return ExponentiatedPowerLaw(-jnp.exp(params[0]), params[1])
 
 
@@ -114,7 +118,7 @@ def _levenberg_marquardt(residuals, params: jax.Array) -> jax.Array:
     damping = jnp.clip(jnp.where(better, 0.3 * damping, 4.0 * damping), 1e-9, 1e9)
     return jnp.where(better, moved, params), damping
 
-  start = params, jnp.asarray(1e-3, params.dtype)
+  start = params, jnp.full_like(params[0], 1e-3)
   return jax.lax.fori_loop(0, _NUM_STEPS, step, start)[0]
 
 

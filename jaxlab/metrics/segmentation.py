@@ -1,11 +1,13 @@
 """Intersection over union of segmentations, by image and by class."""
 
+import functools
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 
 
 class IntersectionAndUnion(NamedTuple):
@@ -40,8 +42,8 @@ def intersection_and_union(
   Counts of several images can be added before the division.
 
   Args:
-    predictions: predicted classes, `[n, h, w]`.
-    targets: true classes, `[n, h, w]`.
+    predictions: predicted classes, int `[n, h, w]`.
+    targets: true classes, int `[n, h, w]`.
     num_classes: number of classes; other values match no class.
     ignore: target value of pixels that are left out.
 
@@ -54,12 +56,18 @@ def intersection_and_union(
   Reference: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.
   """
   check_at_least(1, num_classes=num_classes)
-  predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-  chex.assert_rank(predictions, 3)
-  chex.assert_equal_shape([predictions, targets])
+  check_arrays(predictions=(predictions, "int [n, h, w]"), targets=(targets, "int [n, h, w]"))
+  predictions, targets = (jnp.asarray(x).astype(jnp.int32) for x in (predictions, targets))
+  return _counts(predictions, targets, jnp.int32(ignore), num_classes=num_classes)
+
+
+# One program: its comparisons with every class are added where they are made, and never stored.
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _counts(predictions, targets, ignore, *, num_classes):
   counts = (targets != ignore)[..., None]
-  predicted = (predictions[..., None] == jnp.arange(num_classes)) & counts
-  true = (targets[..., None] == jnp.arange(num_classes)) & counts
+  classes = jnp.arange(num_classes).reshape(1, 1, 1, -1)
+  predicted = (predictions[..., None] == classes) & counts
+  true = (targets[..., None] == classes) & counts
   return IntersectionAndUnion(
     intersection=jnp.sum(predicted & true, axis=(1, 2), dtype=jnp.int32),
     union=jnp.sum(predicted | true, axis=(1, 2), dtype=jnp.int32),
@@ -72,9 +80,9 @@ def mean_iou_by_class(
   """Mean IoU of episodes of one class each: counts are summed over a class's episodes first.
 
   Args:
-    intersection: intersection of each episode's foreground, in pixels, `[e]`.
-    union: union of each episode's foreground, in pixels, `[e]`.
-    class_ids: class of each episode, `[e]`; episodes outside 0..`num_classes`-1 are left out.
+    intersection: intersection of each episode's foreground, in pixels, int `[e]`.
+    union: union of each episode's foreground, in pixels, int `[e]`.
+    class_ids: class of each episode, int `[e]`; episodes outside 0..`num_classes`-1 are left out.
     num_classes: number of classes.
 
   Returns:
@@ -87,14 +95,21 @@ def mean_iou_by_class(
   https://arxiv.org/abs/2012.06166.
   """
   check_at_least(1, num_classes=num_classes)
-  intersection, union, class_ids = map(jnp.asarray, (intersection, union, class_ids))
-  chex.assert_rank(intersection, 1)
-  chex.assert_equal_shape([intersection, union, class_ids])
-  member = class_ids[:, None] == jnp.arange(num_classes)
+  check_arrays(
+    intersection=(intersection, "int [e]"),
+    union=(union, "int [e]"),
+    class_ids=(class_ids, "int [e]"),
+  )
+  intersection, union, class_ids = (
+    jnp.asarray(x).astype(jnp.int32) for x in (intersection, union, class_ids)
+  )
+  member = class_ids[:, None] == jnp.arange(num_classes)[None]
 
   def by_class(counts):
-    # Integers are added as integers: float32 is exact only up to 2^24.
-    return as_accumulator(jnp.sum(jnp.where(member, counts[:, None], 0), axis=0))
+    # float32 is exact only up to 2^24, and int32 ends at 2^31: the last 12 bits are added apart.
+    parts = counts >> 12, counts & 0xFFF
+    high, low = (jnp.sum(jnp.where(member, part[:, None], 0), axis=0) for part in parts)
+    return as_accumulator(high + (low >> 12)) * 2**12 + (low & 0xFFF)
 
   intersection, union = by_class(intersection), by_class(union)
   seen = union > 0

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least
 
 
 def mean_class_accuracy(
@@ -31,10 +31,8 @@ def mean_class_accuracy(
   https://arxiv.org/abs/2304.00792.
   """
   check_at_least(1, num_classes=num_classes)
-  predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
-  chex.assert_rank([predictions, labels], 1)
-  chex.assert_equal_shape([predictions, labels])
-  chex.assert_type([predictions, labels], int)
+  check_arrays(predictions=(predictions, "int [n]"), labels=(labels, "int [n]"))
+  predictions, labels = (jnp.asarray(x).astype(jnp.int32) for x in (predictions, labels))
   # Labels outside the classes give rows of zeros.
   member = jax.nn.one_hot(labels, num_classes)
   counts = jnp.sum(member, axis=0)

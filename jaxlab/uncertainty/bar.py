@@ -1,7 +1,8 @@
 """Moments, quantiles, samples, acquisition functions and borders of bar distributions.
 
 See `jaxlab.losses.bar_nll` for the distribution itself. Every function takes `logits [..., K]` and
-the strictly increasing `borders [K + 1]` and works in float32 or wider.
+the strictly increasing `borders [K + 1]`, raises ValueError if known borders do not increase, and
+works in float32 or wider. A NaN among a row's logits gives NaN for that row.
 """
 
 import math
@@ -11,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtri
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_increasing,
+  check_range,
+)
 from jaxlab.losses.bar import half_normal_scales
 
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -38,8 +45,8 @@ def bar_mean(logits: chex.Array, borders: chex.Array, *, full_support: bool = Tr
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  means, _ = _moments_by_bar(borders, full_support)
-  return jnp.sum(jax.nn.softmax(logits) * means, axis=-1)
+  probs, means, _ = _aligned(jax.nn.softmax(logits), *_moments_by_bar(borders, full_support))
+  return jnp.sum(probs * means, axis=-1)
 
 
 def bar_variance(
@@ -63,8 +70,8 @@ def bar_variance(
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  means, variances = _moments_by_bar(borders, full_support)
-  probs = jax.nn.softmax(logits)
+  moments = _moments_by_bar(borders, full_support)
+  probs, means, variances = _aligned(jax.nn.softmax(logits), *moments)
   mean = jnp.sum(probs * means, axis=-1, keepdims=True)
   return jnp.sum(probs * (variances + jnp.square(means - mean)), axis=-1)
 
@@ -105,7 +112,7 @@ def bar_entropy(
     log_scales = jnp.log(jnp.stack(half_normal_scales(borders)))
     tails = log_scales + 0.5 * math.log(math.pi / 2) + 0.5
     entropies = entropies.at[jnp.array([0, -1])].set(tails)
-  log_probs = jax.nn.log_softmax(logits)
+  log_probs, entropies = _aligned(jax.nn.log_softmax(logits), entropies)
   probs = jnp.exp(log_probs)
   log_probs = jnp.where(probs > 0, log_probs, 0.0)
   return jnp.sum(probs * (entropies - log_probs), axis=-1)
@@ -126,8 +133,10 @@ def bar_mode(logits: chex.Array, borders: chex.Array) -> chex.Array:
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  index = jnp.argmax(logits - jnp.log(jnp.diff(borders)), axis=-1)
-  return ((borders[1:] + borders[:-1]) / 2)[index]
+  logits, widths = _aligned(logits, jnp.diff(borders))
+  log_density = logits - jnp.log(widths)
+  mode = ((borders[1:] + borders[:-1]) / 2)[jnp.argmax(log_density, axis=-1)]
+  return jnp.where(jnp.any(jnp.isnan(log_density), axis=-1), jnp.nan, mode)
 
 
 def bar_cdf(
@@ -149,7 +158,7 @@ def bar_cdf(
   https://arxiv.org/abs/2112.10510.
   """
   logits, borders = _checked(logits, borders)
-  chex.assert_rank(values, 1)
+  check_arrays(values=(values, "[m]"))
   by_bar = _cdf_by_bar(borders, jnp.asarray(values, borders.dtype), full_support)
   cdf = jnp.matmul(jax.nn.softmax(logits), by_bar.T, precision=jax.lax.Precision.HIGHEST)
   return jnp.minimum(cdf, 1.0)  # The sum of the masses may exceed 1 by rounding.
@@ -157,8 +166,8 @@ def bar_cdf(
 
 def _cdf_by_bar(borders, values, full_support):
   """Each bar's own distribution function at values `[...]`, as `[..., K]`."""
-  values = values[..., None]
-  cdf = jnp.clip((values - borders[:-1]) / jnp.diff(borders), 0, 1)
+  values, left, widths = _aligned(values[..., None], borders[:-1], jnp.diff(borders))
+  cdf = jnp.clip((values - left) / widths, 0, 1)
   if full_support:
     scales = half_normal_scales(borders)
     below = jnp.maximum(borders[1] - values[..., 0], 0) / scales.left
@@ -191,19 +200,18 @@ def bar_quantile(
   """
   logits, borders = _checked(logits, borders)
   check_range("q", q, "[0, 1]")
-  q = jnp.asarray(q, borders.dtype)
   num_bars = logits.shape[-1]
-  shape = jnp.broadcast_shapes(q.shape, logits.shape[:-1])
+  shape = jnp.broadcast_shapes(jnp.shape(q), logits.shape[:-1])
+  q = jnp.broadcast_to(jnp.asarray(q, borders.dtype), shape)
   cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
   # Normalized, so that rounding does not keep the last bar from reaching level 1.
-  cumulative = cumulative / cumulative[..., -1:]
+  cumulative = jnp.broadcast_to(cumulative / cumulative[..., -1:], (*shape, num_bars))
   index = jnp.sum(cumulative < q[..., None], axis=-1)
   index = jnp.minimum(index, num_bars - 1)
-  cumulative = jnp.broadcast_to(cumulative, (*shape, num_bars))
   upto = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0]
   before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[..., None], axis=-1)[..., 0]
   before = jnp.where(index > 0, before, 0.0)
-  mass = jnp.where(upto > before, upto - before, 1.0)
+  mass = jnp.where(upto <= before, 1.0, upto - before)
   below, above = (q - before) / mass, (upto - q) / mass
   quantile = borders[index] + jnp.diff(borders)[index] * jnp.clip(below, 0, 1)
   if full_support:
@@ -277,7 +285,11 @@ def bar_borders(values: chex.Array, num_bars: int) -> chex.Array:
     _MIN_RELATIVE_WIDTH * (borders[-1] - borders[0]),
     jnp.maximum(floats.eps * jnp.max(jnp.abs(borders)), floats.tiny),
   )
+  return _apart(borders, gap)
 
+
+@jax.jit
+def _apart(borders, gap):
   def push(previous, border):
     border = jnp.maximum(border, previous + gap)
     return border, border
@@ -307,7 +319,7 @@ def expected_improvement(
   """
   logits, borders = _checked(logits, borders)
   best = jnp.asarray(best, borders.dtype)[..., None]
-  left, right = borders[:-1], borders[1:]
+  best, left, right = _aligned(best, borders[:-1], borders[1:])
   start = jnp.clip(best, left, right)
   # The part of the bar above `best` times its mean gain, which is finite even for infinite `best`.
   gains = (right - start) / (right - left) * ((right - start) / 2 + jnp.maximum(left - best, 0))
@@ -316,14 +328,14 @@ def expected_improvement(
     best = best[..., 0]
     depth = borders[1] - best
     gain = depth - scales.left * _HALF_NORMAL_MEAN + _half_normal_excess(depth, scales.left)
-    gains = gains.at[..., 0].set(jnp.where(depth > 0, jnp.maximum(gain, 0.0), 0.0))
+    gains = gains.at[..., 0].set(jnp.where(depth <= 0, 0.0, jnp.maximum(gain, 0.0)))
     height = best - borders[-2]
     inside = scales.right * _HALF_NORMAL_MEAN - height
     beyond = _half_normal_excess(height, scales.right)
     gains = gains.at[..., -1].set(jnp.where(height >= 0, beyond, inside))
-  probs = jax.nn.softmax(logits)
+  probs, gains = _aligned(jax.nn.softmax(logits), gains)
   # Bars without mass gain nothing, even where the gain is infinite.
-  return jnp.sum(jnp.where(probs > 0, probs * gains, 0.0), axis=-1)
+  return jnp.sum(jnp.where(probs == 0, 0.0, probs * gains), axis=-1)
 
 
 def _half_normal_excess(threshold, scale):
@@ -357,7 +369,8 @@ def probability_of_improvement(
   # The distribution function of -y at -best: small probabilities keep their digits, which
   # 1 - cdf would lose.
   survival = _cdf_by_bar(-borders[::-1], -best, full_support)[..., ::-1]
-  return jnp.minimum(jnp.sum(jax.nn.softmax(logits) * survival, axis=-1), 1.0)
+  probs, survival = _aligned(jax.nn.softmax(logits), survival)
+  return jnp.minimum(jnp.sum(probs * survival, axis=-1), 1.0)
 
 
 def upper_confidence_bound(
@@ -391,5 +404,13 @@ def upper_confidence_bound(
 
 def _checked(logits, borders):
   """Checks the two shapes against each other and casts to float32 or wider."""
-  chex.assert_shape(borders, (jnp.shape(logits)[-1] + 1,))
+  check_arrays(logits=(logits, "[..., k]"))
+  check_arrays(borders=(borders, f"[{jnp.shape(logits)[-1] + 1}]"))
+  check_increasing("borders", borders)
   return as_accumulator(logits, borders)
+
+
+def _aligned(*arrays):
+  """Gives all arrays the same number of axes by leading axes of size 1."""
+  rank = max(array.ndim for array in arrays)
+  return [jnp.expand_dims(array, tuple(range(rank - array.ndim))) for array in arrays]

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_filled,
+  check_range,
+)
 
 # (n + 1)(1 - alpha) may exceed a whole number by rounding alone.
 _ROUNDING = 1e-9
@@ -42,7 +50,7 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
       (1 - alpha)(1 + 1/n) or 1.
 
   Returns:
-    A scalar.
+    A scalar; NaN if a score is NaN.
 
   Raises:
     ValueError: if `scores` is empty, `alpha` lies outside (0, 1) or the method is unknown.
@@ -50,17 +58,18 @@ def conformal_quantile(scores: chex.Array, *, alpha: float, method: str = "highe
   Reference: Vovk et al., Algorithmic Learning in a Random World, 2005; Angelopoulos and Bates,
   A Gentle Introduction to Conformal Prediction, section 1, https://arxiv.org/abs/2107.07511.
   """
+  check_arrays(scores=(scores, "[n]"))
   scores = as_accumulator(scores)
-  chex.assert_rank(scores, 1)
   check_range("alpha", alpha, "(0, 1)")
   check_choice("method", method, ("higher", "mquantiles"))
+  check_filled(scores=scores)
   num = scores.size
-  if num == 0:
-    raise ValueError("scores must hold at least one calibration score, got none.")
-  ascending = jnp.sort(scores)
+  ascending = jnp.sort(scores)  # NaN comes last.
+  ascending = jnp.where(jnp.isnan(ascending[-1]), jnp.nan, ascending)
   if method == "higher":
     rank = math.ceil((num + 1) * (1 - alpha) - _ROUNDING)
-    return ascending[rank - 1] if rank <= num else jnp.full((), jnp.inf, scores.dtype)
+    beyond = jnp.where(jnp.isnan(ascending[-1]), jnp.nan, jnp.inf)
+    return ascending[rank - 1] if rank <= num else beyond.astype(scores.dtype)
   level = min((1 - alpha) * (1 + 1 / num), 1.0)
   position = num * level + 0.4 + 0.2 * level
   low = max(math.floor(min(max(position, 1), num - 1)), 1)
@@ -81,9 +90,9 @@ def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
 
   Reference: Angelopoulos and Bates, section 1, https://arxiv.org/abs/2107.07511.
   """
+  form = "[b, 1]" if jnp.ndim(threshold) else "[]"
+  check_arrays(scores=(scores, "[b, K]"), threshold=(threshold, form))
   scores, threshold = as_accumulator(scores, threshold)
-  chex.assert_rank(scores, 2)
-  chex.assert_is_broadcastable(threshold.shape, scores.shape)
   return scores <= threshold
 
 
@@ -92,20 +101,24 @@ def set_statistics(sets: chex.Array, labels: chex.Array) -> SetStatistics:
 
   Args:
     sets: membership, bool `[b, K]`.
-    labels: the true labels, in 0..K-1, `[b]`.
+    labels: the true labels, int `[b]`.
 
   Returns:
-    `SetStatistics` of scalars.
+    `SetStatistics` of scalars; NaN if there is no set or a label in a JAX array lies outside
+    [0, K).
+
+  Raises:
+    ValueError: if a known label lies outside [0, K).
   """
-  sets, labels = jnp.asarray(sets, bool), jnp.asarray(labels)
-  chex.assert_rank(sets, 2)
-  chex.assert_shape(labels, sets.shape[:1])
+  check_arrays(sets=(sets, "[b, K]"), labels=(labels, "int [b]"))
+  sets = jnp.asarray(sets, bool).astype(jnp.float32)
+  labels = as_classes("labels", labels, sets.shape[1])
   covered = jnp.take_along_axis(sets, labels[:, None], axis=1)[:, 0]
-  size = jnp.sum(sets, axis=1, dtype=jnp.float32)
-  num_covered = jnp.sum(covered, dtype=jnp.float32)
-  size_covered = jnp.sum(jnp.where(covered, size, 0.0)) / jnp.maximum(num_covered, 1.0)
+  size = jnp.sum(sets, axis=1)
+  num_covered = jnp.sum(covered)
+  size_covered = jnp.sum(covered * size) / jnp.maximum(num_covered, 1.0)
   return SetStatistics(
-    coverage=jnp.mean(covered, dtype=jnp.float32),
+    coverage=jnp.mean(covered),
     size=jnp.mean(size),
     size_covered=jnp.where(num_covered > 0, size_covered, jnp.nan),
   )
@@ -121,32 +134,35 @@ def exit_conformal_thresholds(
 
   Args:
     scores: score of the true label at every exit, `[n, L + 1]`.
-    levels: the exit each sample took, `[n]`.
+    levels: the exit each sample took, int `[n]`.
     alpha: miscoverage, in (0, 1); a Python number, because it determines ranks.
     min_points: an exit with at most this many samples uses the scores of all samples at that exit.
 
   Returns:
     Thresholds, `[L + 1]`: for each exit its `conformal_quantile`, or its largest score if that is
-    smaller, so that thresholds stay finite.
+    smaller, so that thresholds stay finite. NaN where a score that counts is NaN, or everywhere if
+    a level in a JAX array is no exit.
 
   Raises:
-    ValueError: if there is no sample, `alpha` lies outside (0, 1) or `min_points` < 0.
+    ValueError: if there is no sample, `alpha` lies outside (0, 1), `min_points` < 0, or a known
+      level lies outside the exits.
 
   Reference: Chataoui et al., Jointly-Learned Exit and Inference for a Dynamic Neural Network,
   ICLR 2024, section 5 (there one rank higher), https://arxiv.org/abs/2310.09163.
   """
-  scores, levels = as_accumulator(scores), jnp.asarray(levels)
-  chex.assert_rank(scores, 2)
-  chex.assert_shape(levels, scores.shape[:1])
+  check_arrays(scores=(scores, "[n, l]"), levels=(levels, "int [n]"))
+  check_filled(scores=scores)
+  scores = as_accumulator(scores)
+  num, num_exits = scores.shape
+  levels = as_classes("levels", levels, num_exits)
   check_range("alpha", alpha, "(0, 1)")
-  num = scores.shape[0]
-  if num == 0:
-    raise ValueError("scores must hold at least one sample, got none.")
   check_at_least(0, min_points=min_points)
-  left = levels[:, None] == jnp.arange(scores.shape[1])
-  left = left | (jnp.sum(left, axis=0) <= min_points)
+  left = levels[:, None] == jnp.arange(num_exits)[None]
+  left = left | (jnp.sum(left, axis=0, keepdims=True) <= min_points)
   counts = np.arange(1, num + 1)
   ranks = np.minimum(np.ceil((counts + 1) * (1 - alpha) - _ROUNDING), counts).astype(np.int32)
   rank = jnp.asarray(ranks)[jnp.sum(left, axis=0) - 1]
   ascending = jnp.sort(jnp.where(left, scores, jnp.inf), axis=0)
-  return jnp.take_along_axis(ascending, rank[None] - 1, axis=0)[0]
+  thresholds = jnp.take_along_axis(ascending, rank[None] - 1, axis=0)[0]
+  missing = jnp.isnan(ascending[-1]) | jnp.any(levels == num_exits)
+  return jnp.where(missing, jnp.nan, thresholds)

@@ -1,5 +1,6 @@
 """Temperatures per sample, from how a prediction changes when its input is transformed."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_filled,
+  check_range,
+  is_known,
+)
 from jaxlab.losses.calibration import correctness_aware_loss
 from jaxlab.uncertainty.temperature import apply_temperature
 
@@ -44,7 +53,7 @@ def transform_cues(
 
   Returns:
     Cues `[b, t * top_k]`, float32 or wider: for one version after the other, the probabilities of
-    these classes, sorted by `logits`.
+    these classes, sorted by `logits`. NaN in rows of `logits` with a NaN.
 
   Raises:
     ValueError: if `top_k` does not lie in [1, k] or the shapes do not fit.
@@ -52,20 +61,14 @@ def transform_cues(
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4.2, https://arxiv.org/abs/2404.13016.
   """
-  chex.assert_rank(logits, 2)
-  shape, transformed_shape = jnp.shape(logits), jnp.shape(transformed_logits)
-  if len(transformed_shape) != 3 or transformed_shape[1:] != shape:
-    raise ValueError(
-      f"transformed_logits must be [t, *logits.shape], got {transformed_shape} for logits of "
-      f"shape {shape}."
-    )
-  if not 1 <= top_k <= shape[1]:
-    raise ValueError(f"top_k must lie in [1, {shape[1]}], got {top_k}.")
+  check_arrays(logits=(logits, "[b, k]"), transformed_logits=(transformed_logits, "[t, b, k]"))
+  check_range("top_k", top_k, f"[1, {jnp.shape(logits)[1]}]")
   logits, transformed_logits = as_accumulator(logits, transformed_logits)
   classes = jax.lax.top_k(logits, top_k)[1]
-  probs = jax.nn.softmax(transformed_logits)
+  ranked = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
+  probs = jnp.where(ranked[None], jax.nn.softmax(transformed_logits), jnp.nan)
   cues = jnp.take_along_axis(probs, classes[None], axis=-1)
-  return jnp.moveaxis(cues, 0, 1).reshape(shape[0], -1)
+  return jnp.moveaxis(cues, 0, 1).reshape(logits.shape[0], probs.shape[0] * top_k)
 
 
 def init_adaptive_temperature(
@@ -131,8 +134,8 @@ def adaptive_temperature(
   check_range("min_temperature", min_temperature, "(0, inf)")
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
-  chex.assert_shape(cues, (None, params.hidden_kernel.shape[0]))
-  hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias)
+  check_arrays(cues=(cues, f"[*, {params.hidden_kernel.shape[0]}]"))
+  hidden = jax.nn.relu(as_accumulator(cues) @ params.hidden_kernel + params.hidden_bias[None])
   return jnp.clip(hidden @ params.kernel + params.bias, min_temperature, max_temperature)
 
 
@@ -154,34 +157,54 @@ def fit_adaptive_temperature(
     key: random key for the initial parameters and the order of the rows.
     logits: held-out scores, `[n, k]`.
     cues: cues from `transform_cues`, `[n, cues]`.
-    labels: true classes, int `[n]`.
+    labels: true classes, int `[n]`; negative ones in a JAX array reach `loss_fn` as k.
     loss_fn: `(calibrated logits [b, k], labels [b]) -> losses [b]`, whose mean is minimized.
     num_steps: number of updates, run as one program.
     batch_size: rows per update. Epochs are shuffled and their incomplete last batch is dropped; a
       smaller set is used whole.
-    learning_rate: learning rate of Adam.
+    learning_rate: learning rate of Adam, not negative.
     hidden: width of the hidden layer.
 
   Returns:
     An `AdaptiveTemperature`.
 
   Raises:
-    ValueError: if n = 0, or `num_steps` or `batch_size` is less than 1.
+    ValueError: if `logits` is empty, `num_steps`, `batch_size` or `hidden` is less than 1,
+      `learning_rate` is negative, or a known label lies outside the classes.
 
   Reference: Liu et al., Optimizing Calibration by Gaining Aware of Prediction Correctness, 2024,
   section 4, https://arxiv.org/abs/2404.13016.
   """
-  chex.assert_rank([logits, cues], 2)
-  chex.assert_equal_shape_prefix([logits, cues, labels], 1)
-  num_rows = jnp.shape(logits)[0]
-  if num_rows == 0:
-    raise ValueError("logits must hold at least one row, got n = 0.")
+  check_arrays(logits=(logits, "[n, k]"), cues=(cues, "[n, c]"), labels=(labels, "int [n]"))
+  check_filled(logits=logits)
+  num_rows, num_classes = jnp.shape(logits)
   check_at_least(1, num_steps=num_steps, batch_size=batch_size)
+  check_range("learning_rate", learning_rate, "[0, inf)")
   logits, cues = as_accumulator(logits, cues)
-  labels = jnp.asarray(labels)
+  labels = as_classes("labels", labels, num_classes)
+  check_at_least(1, num_cues=cues.shape[1], hidden=hidden)
+  return _fit(
+    key,
+    logits,
+    cues,
+    labels,
+    learning_rate,
+    loss_fn=loss_fn,
+    num_steps=num_steps,
+    batch_size=min(batch_size, num_rows),
+    hidden=hidden,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size", "hidden"))
+def _fit(key, logits, cues, labels, learning_rate, *, loss_fn, num_steps, batch_size, hidden):
+  num_rows = logits.shape[0]
   optimizer = optax.adam(learning_rate)
   init_key, order_key = jax.random.split(key)
   params = init_adaptive_temperature(init_key, num_cues=cues.shape[1], hidden=hidden)
+  # Like every update, the start varies over the devices of the data.
+  zero = jnp.zeros_like(logits[0, 0] + cues[0, 0] + labels[0] + learning_rate)
+  params = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), params)
 
   def objective(params, rows):
     temperature = adaptive_temperature(params, cues[rows])
@@ -193,7 +216,6 @@ def fit_adaptive_temperature(
     updates, state = optimizer.update(jax.grad(objective)(params, rows), state, params)
     return (optax.apply_updates(params, updates), state), None
 
-  batch_size = min(batch_size, num_rows)
   per_epoch = num_rows // batch_size
   epoch_keys = jax.random.split(order_key, -(-num_steps // per_epoch))
   orders = jax.lax.map(lambda k: jax.random.permutation(k, num_rows), epoch_keys)

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  is_known,
+)
 
 
 class EnsemblePrediction(NamedTuple):
@@ -54,7 +61,7 @@ def mean_probability(probs: chex.Array) -> EnsemblePrediction:
     of zeros stays 0.
 
   Raises:
-    ValueError: if `probs` is not of rank 3 or an axis of m or k is empty.
+    ValueError: if there are no members or no classes.
 
   Reference: Li et al., On Task Performance and Model Calibration with Supervised and
   Self-Ensembled In-Context Learning, 2023, https://arxiv.org/abs/2312.13772.
@@ -81,11 +88,9 @@ def max_probability(probs: chex.Array) -> EnsemblePrediction:
 
 
 def _members(probs) -> jax.Array:
-  if jnp.ndim(probs) != 3 or 0 in (jnp.shape(probs)[0], jnp.shape(probs)[2]):
-    raise ValueError(
-      f"probs must be [members, batch, classes] with at least one member and class, got shape "
-      f"{jnp.shape(probs)}."
-    )
+  check_arrays(probs=(probs, "[m, b, k]"))
+  members, _, classes = jnp.shape(probs)
+  check_at_least(1, members=members, classes=classes)
   return as_accumulator(probs)
 
 
@@ -121,7 +126,7 @@ def vote_probability(probs: chex.Array, *, weighted: bool = False) -> EnsemblePr
   voted_for_leader = jnp.take_along_axis(leads[None], votes[..., None], axis=-1)[..., 0]
   first = jnp.argmax(voted_for_leader, axis=0)
   winner = jnp.take_along_axis(votes, first[None], axis=0)[0]
-  voters = (votes == winner).astype(probs.dtype)[..., None]
+  voters = (votes == winner[None]).astype(probs.dtype)[..., None]
   mean = jnp.sum(voters * probs, axis=0) / jnp.sum(voters, axis=0)
   return EnsemblePrediction(winner.astype(jnp.int32), mean)
 
@@ -149,29 +154,27 @@ def batch_calibration(
     the deviation is 0 the column is 0.
 
   Raises:
-    ValueError: if `logits` is not of rank 2, a statistic is not `[k]`, or one is needed and n < 2.
+    ValueError: if a statistic of this batch is needed and n < 2, or a known `std` is negative.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772; the idea is that of Zhou et al.,
   Batch Calibration, ICLR 2024, https://arxiv.org/abs/2309.17249.
   """
+  check_arrays(logits=(logits, "[n, k]"), mean=(mean, "[k]"), std=(std, "[k]"))
+  if std is not None:
+    check_range("std", std, "[0, inf]")
   logits = _scores(logits, minimum=2 if mean is None or (std is None and not demean_only) else 0)
-  for name, value in (("mean", mean), ("std", std)):
-    if value is not None and jnp.shape(value) != logits.shape[1:]:
-      raise ValueError(f"{name} must have shape {logits.shape[1:]}, got {jnp.shape(value)}.")
-  centered = _centered(logits) if mean is None else logits - as_accumulator(mean)
+  centered = _centered(logits) if mean is None else logits - as_accumulator(mean)[None]
   if demean_only:
     return centered
   if std is None:
     variance = _variance(logits)
     # The root's slope at 0 is infinite.
     std = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
-  std = as_accumulator(std)
+  std = as_accumulator(std)[None]
   return jnp.where(std == 0, 0.0, centered / jnp.where(std == 0, 1.0, std))
 
 
 def _scores(logits, *, minimum: int) -> jax.Array:
-  if jnp.ndim(logits) != 2:
-    raise ValueError(f"logits must be [n, classes], got shape {jnp.shape(logits)}.")
   if jnp.shape(logits)[0] < minimum:
     raise ValueError(f"statistics need at least 2 rows of logits, got {jnp.shape(logits)[0]}.")
   return as_accumulator(logits)
@@ -180,7 +183,7 @@ def _scores(logits, *, minimum: int) -> jax.Array:
 def _centered(logits) -> jax.Array:
   # The mean of equal numbers may differ from them by rounding; the mean of differences is 0.
   shifted = logits - logits[:1]
-  return shifted - jnp.mean(shifted, axis=0)
+  return shifted - jnp.mean(shifted, axis=0, keepdims=True)
 
 
 def _variance(logits) -> jax.Array:
@@ -222,14 +225,13 @@ def batch_calibration_update(
     The new `BatchCalibrationState`.
 
   Raises:
-    ValueError: if `momentum` lies outside [0, 1], `logits` is not `[n, k]`, or n < 2.
+    ValueError: if `momentum` lies outside [0, 1] or n < 2.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
   check_range("momentum", momentum, "[0, 1]")
+  check_arrays(logits=(logits, f"[n, {jnp.shape(state.mean)[0]}]"))
   logits = _scores(logits, minimum=2)
-  if logits.shape[1:] != jnp.shape(state.mean):
-    raise ValueError(f"logits must have {jnp.shape(state.mean)[0]} classes, got {logits.shape}.")
   share = jnp.where(state.count == 0, 1.0, momentum)
   mean = logits[0] + jnp.mean(logits - logits[:1], axis=0)
 
@@ -256,30 +258,29 @@ def verbalizer_logits(
       mask is a JAX array.
 
   Returns:
-    Mean of the valid tokens' scores, `[b, k]`, float32 or wider.
+    Mean of the valid tokens' scores, `[b, k]`, float32 or wider; NaN where a valid token in a JAX
+    array lies outside the vocabulary.
 
   Raises:
-    ValueError: if ranks or shapes do not fit, T > T', a known mask leaves a label without a valid
-      token, or a known valid token lies outside the vocabulary.
+    ValueError: if T > T', a known mask leaves a label without a valid token, or a known valid token
+      lies outside the vocabulary.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
+  check_arrays(
+    token_logits=(token_logits, "[b, positions, v]"),
+    token_ids=(token_ids, "int [k, T]"),
+    token_mask=(token_mask, "[k, T]"),
+  )
   shape, ids_shape = jnp.shape(token_logits), jnp.shape(token_ids)
-  if len(shape) != 3:
-    raise ValueError(f"token_logits must be [batch, positions, vocabulary], got shape {shape}.")
-  if len(ids_shape) != 2 or jnp.shape(token_mask) != ids_shape:
-    raise ValueError(
-      f"token_ids and token_mask must both be [labels, tokens], got shapes {ids_shape} and "
-      f"{jnp.shape(token_mask)}."
-    )
   if ids_shape[1] > shape[1]:
     raise ValueError(f"token_logits must have {ids_shape[1]} positions or more, got {shape[1]}.")
   _check_label_tokens(token_ids, token_mask, shape[2])
   mask = jnp.asarray(token_mask, bool)
-  ids = jnp.where(mask, token_ids, 0)
+  ids = as_classes("token_ids", jnp.where(mask, jnp.asarray(token_ids), 0), shape[2])
   scores = jnp.take_along_axis(as_accumulator(token_logits)[:, : ids_shape[1]], ids.T[None], axis=2)
-  total = jnp.sum(jnp.where(mask.T, scores, 0.0), axis=1)
-  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+  total = jnp.sum(jnp.where(mask.T[None], scores, 0.0), axis=1)
+  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)[None]
 
 
 def _check_label_tokens(token_ids, token_mask, vocab_size: int) -> None:

@@ -12,13 +12,22 @@ import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_filled,
+  check_range,
+)
 
 _MIN_FITTED_NOISE = 1e-4
 # Smaller changes of the log-parameters are rounding of the objective.
 _MIN_LOG_STEP = 1e-6
 # At this distance every kernel is 0 in float32; an infinite one would give 0 * inf in Matérn's.
 _MAX_DISTANCE = 1e4
+# Errors of a factorization in units of the floats' resolution, for one point.
+_ROUNDING = 8.0
 
 
 class GPPosterior(NamedTuple):
@@ -69,19 +78,29 @@ def kernel_matrix(
     Covariances, `[n, m]`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, or a scale is not positive.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   4.9 and 4.17, https://gaussianprocess.org/gpml.
   """
   check_choice("kernel", kernel, _CORRELATIONS)
+  check_arrays(
+    x=(x, "[n, f]"),
+    x2=(x2, "[m, f]"),
+    lengthscale=(lengthscale, "[f]" if jnp.ndim(lengthscale) else "[]"),
+    outputscale=(outputscale, "[]"),
+  )
+  check_range("lengthscale", lengthscale, "(0, inf)")
+  check_range("outputscale", outputscale, "(0, inf)")
   x, x2, lengthscale, outputscale = map(as_accumulator, (x, x2, lengthscale, outputscale))
-  chex.assert_rank([x, x2], 2)
-  chex.assert_equal(x.shape[1], x2.shape[1])
-  if lengthscale.ndim:
-    chex.assert_shape(lengthscale, (x.shape[1],))
+  return _kernel_matrix(x, x2, lengthscale, outputscale, kernel=kernel)
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def _kernel_matrix(x, x2, lengthscale, outputscale, *, kernel):
   # Differences are taken first: expanding the square would cancel where points are close.
-  differences = (x[:, None, :] - x2[None, :, :]) / lengthscale
+  differences = x[:, None, :] - x2[None, :, :]
+  differences = differences / jnp.broadcast_to(lengthscale, differences.shape)
   differences = jnp.clip(differences, -_MAX_DISTANCE, _MAX_DISTANCE)
   squared = jnp.sum(jnp.square(differences), axis=-1)
   return outputscale * _CORRELATIONS[kernel](squared)
@@ -89,8 +108,8 @@ def kernel_matrix(
 
 def _distance(squared):
   """Square root with gradient 0 at 0, the distance of every point to itself."""
-  positive = squared > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+  same = squared == 0
+  return jnp.where(same, 0.0, jnp.sqrt(jnp.where(same, 1.0, squared)))
 
 
 def _matern12(squared):
@@ -134,7 +153,8 @@ def gp_posterior(
     x_query: where to predict, `[m, f]`.
     lengthscale: scalar or `[f]`.
     outputscale: prior variance of the function.
-    noise: variance of the observation noise; no jitter is added to it.
+    noise: variance of the observation noise, not negative. No jitter is added to it, but targets
+      are not trusted beyond the rounding of the covariance, about 1e-6 sqrt(n) of `outputscale`.
     kernel: see `kernel_matrix`.
     mask: bool `[n]`, which points count; all if None.
 
@@ -142,11 +162,12 @@ def gp_posterior(
     `GPPosterior`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive or a known noise is negative.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations
   2.25 and 2.26, https://gaussianprocess.org/gpml.
   """
+  check_arrays(x=(x, "[n, f]"), x_query=(x_query, "[m, f]"))
   hyperparameters = GPHyperparameters(lengthscale, outputscale, noise)
   conditioned = _condition(x, y, hyperparameters, kernel, mask)
   return _predict(conditioned, x_query, hyperparameters, kernel)
@@ -169,7 +190,8 @@ def gp_log_marginal_likelihood(
     y: noisy targets, `[n]`.
     lengthscale: scalar or `[f]`.
     outputscale: prior variance of the function.
-    noise: variance of the observation noise; no jitter is added to it.
+    noise: variance of the observation noise, not negative. No jitter is added to it, but targets
+      are not trusted beyond the rounding of the covariance, about 1e-6 sqrt(n) of `outputscale`.
     kernel: see `kernel_matrix`.
     mask: bool `[n]`, which points count; all if None.
 
@@ -177,7 +199,7 @@ def gp_log_marginal_likelihood(
     Log marginal likelihood in nats, scalar.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive or a known noise is negative.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation
   2.30, https://gaussianprocess.org/gpml.
@@ -195,16 +217,19 @@ class _Conditioned(NamedTuple):
 
 def _condition(x, y, hyperparameters, kernel, mask):
   """Factorizes the noisy covariance; a masked-out point has a row of the identity and y = 0."""
+  check_arrays(x=(x, "[n, f]"), y=(y, "[n]"), mask=(mask, "[n]"))
   x, y = as_accumulator(x), as_accumulator(y)
-  chex.assert_rank(x, 2)
-  chex.assert_shape(y, (x.shape[0],))
   mask = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask, bool)
-  chex.assert_shape(mask, y.shape)
   x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
   lengthscale, outputscale, noise = hyperparameters
+  check_arrays(noise=(noise, "[]"))
+  check_range("noise", noise, "[0, inf)")
   covariance = kernel_matrix(x, x, lengthscale=lengthscale, outputscale=outputscale, kernel=kernel)
-  covariance = jnp.where(mask[:, None] & mask, covariance, 0.0)
-  covariance += jnp.diag(jnp.where(mask, as_accumulator(noise), 1.0))
+  covariance = jnp.where(mask[:, None] & mask[None], covariance, 0.0)
+  # Below the rounding of the covariance, the noise would not keep the matrix positive definite.
+  rounding = _ROUNDING * math.sqrt(y.size) * jnp.finfo(covariance.dtype).eps
+  noise = jnp.maximum(as_accumulator(noise), rounding * as_accumulator(outputscale))
+  covariance += jnp.diag(jnp.where(mask, noise, 1.0))
   cholesky = jnp.linalg.cholesky(covariance)
   return _Conditioned(x, mask, cholesky, solve_triangular(cholesky, y, lower=True))
 
@@ -264,15 +289,26 @@ def gp_mixture_log_prob(
     Log-density of each query's target in nats, `[m]`.
 
   Raises:
-    ValueError: if `kernel` is unknown.
+    ValueError: if `kernel` is unknown, a known scale is not positive, a known noise is negative, or
+      the grid is empty.
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, section 5,
   https://arxiv.org/abs/2112.10510.
   """
-  grid = jax.tree.map(as_accumulator, GPHyperparameters(lengthscales, outputscales, noises))
-  num_components = grid.lengthscale.shape[0]
-  chex.assert_shape([grid.outputscale, grid.noise, log_weights], (num_components,))
-  chex.assert_shape(y_query, (x_query.shape[0],))
+  check_filled(log_weights=log_weights)
+  check_arrays(
+    x=(x, "[n, f]"),
+    x_query=(x_query, "[m, f]"),
+    y_query=(y_query, "[m]"),
+    lengthscales=(lengthscales, "[G, f]" if jnp.ndim(lengthscales) > 1 else "[G]"),
+    outputscales=(outputscales, "[G]"),
+    noises=(noises, "[G]"),
+    log_weights=(log_weights, "[G]"),
+  )
+  check_range("lengthscales", lengthscales, "(0, inf)")
+  check_range("outputscales", outputscales, "(0, inf)")
+  check_range("noises", noises, "[0, inf)")
+  grid = GPHyperparameters(*map(as_accumulator, (lengthscales, outputscales, noises)))
 
   def component(hyperparameters):
     conditioned = _condition(x, y, hyperparameters, kernel, mask)
@@ -281,11 +317,10 @@ def gp_mixture_log_prob(
     return _log_evidence(conditioned), log_density
 
   log_evidence, log_density = jax.vmap(component)(grid)
-  log_posterior = jax.nn.log_softmax(log_weights + log_evidence)
+  log_posterior = jax.nn.log_softmax(as_accumulator(log_weights) + log_evidence)
   return jax.nn.logsumexp(log_posterior[:, None] + log_density, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "num_steps", "log_prior_fn"))
 def fit_gp(
   x: chex.Array,
   y: chex.Array,
@@ -300,7 +335,8 @@ def fit_gp(
 
   L-BFGS on the three logarithms. The noise is not fitted below 1e-4. The search ends early once
   steps are as small as rounding errors, and returns the best finite point of its path. It is local:
-  `vmap` over `start` for restarts.
+  `vmap` over `start` for restarts. Inside `jax.shard_map` it needs `check_vma=False`, because the
+  line search of optax mixes arrays that vary over devices with some that do not.
 
   Args:
     x: inputs, `[n, f]`.
@@ -317,13 +353,25 @@ def fit_gp(
     `GPHyperparameters` of scalars.
 
   Raises:
-    ValueError: if `kernel` is unknown or `num_steps` is negative.
+    ValueError: if `kernel` is unknown, `num_steps` is negative or a known number of `start` is not
+      positive.
 
   Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section
   5.4.1, https://gaussianprocess.org/gpml.
   """
   check_at_least(0, num_steps=num_steps)
+  check_arrays(x=(x, "[n, f]"), y=(y, "[n]"), mask=(mask, "[n]"))
+  start = GPHyperparameters(0.5, 1.0, 0.01) if start is None else GPHyperparameters(*start)
+  for name, value in start._asdict().items():
+    check_range(f"start.{name}", value, "(0, inf)")
+  x, y = as_accumulator(x), as_accumulator(y)
+  mask = None if mask is None else jnp.asarray(mask, bool)
+  start = jnp.array(start, x.dtype)
+  return _fit(x, y, mask, start, kernel=kernel, num_steps=num_steps, log_prior_fn=log_prior_fn)
 
+
+@functools.partial(jax.jit, static_argnames=("kernel", "num_steps", "log_prior_fn"))
+def _fit(x, y, mask, start, *, kernel, num_steps, log_prior_fn):
   def hyperparameters(log_params):
     lengthscale, outputscale, noise = jnp.exp(log_params)
     return GPHyperparameters(lengthscale, outputscale, jnp.maximum(noise, _MIN_FITTED_NOISE))
@@ -352,8 +400,7 @@ def fit_gp(
     log_params = optax.apply_updates(log_params, updates)
     return step + 1, change, log_params, opt_state, best, best_value
 
-  start = GPHyperparameters(0.5, 1.0, 0.01) if start is None else start
-  first = jnp.log(jnp.array(start, as_accumulator(x).dtype))
+  first = jnp.log(start)
   infinity = jnp.full((), jnp.inf, first.dtype)
   carry = (0, infinity, first, optimizer.init(first), first, infinity)
   _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_choice
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_choice, check_filled
 
 CURVE_COMPONENTS = ("pow3", "ilog2", "janoschek")
 
@@ -67,9 +67,12 @@ def basis_curve(family: str, x: chex.Array, params: chex.Array) -> chex.Array:
   Fitted Networks, NeurIPS 2023, appendix, https://arxiv.org/abs/2310.20447.
   """
   curve = _family(family)
-  chex.assert_axis_dimension(params, -1, len(curve.peaked))
+  check_arrays(params=(params, f"[..., {len(curve.peaked)}]"))
   x, params = as_accumulator(x), as_accumulator(params)
-  return curve.fn(x, jnp.log(x), *jnp.moveaxis(params, -1, 0))
+  columns = jnp.moveaxis(params, -1, 0)
+  rank = max(x.ndim, params.ndim - 1)
+  x, *columns = (jnp.expand_dims(a, tuple(range(rank - a.ndim))) for a in (x, *columns))
+  return curve.fn(x, jnp.log(x), *columns)
 
 
 def curve_priors(family: str, *, distribution: str = "peaked") -> tuple[ParameterPrior, ...]:
@@ -125,13 +128,14 @@ def combined_curve(
     raise ValueError(f"components must name at least one family, got {components!r}.")
   families = [_family(name) for name in components]
   sizes = [len(family.peaked) for family in families]
-  chex.assert_axis_dimension(params, -1, sum(sizes) + len(sizes) + 1)
+  check_arrays(params=(params, f"[..., {sum(sizes) + len(sizes) + 1}]"))
   params = as_accumulator(params)
   # Constants of the program: the density is evaluated millions of times on the same steps.
-  steps = np.arange(1, length + 1) if steps is None else np.asarray(steps)
-  if steps.shape != (length,) or np.any(steps <= 0):
+  steps = np.asarray(range(1, length + 1) if steps is None else steps, np.float64)
+  if steps.shape != (length,) or not np.all(steps > 0):
     raise ValueError(f"steps must be length={length} positive numbers, got {steps}.")
-  steps, log_steps = (x.astype(params.dtype) for x in (steps, np.log(steps)))
+  shape = (1,) * (params.ndim - 1) + (length,)
+  steps, log_steps = (x.astype(params.dtype).reshape(shape) for x in (steps, np.log(steps)))
   columns = [params[..., i : i + 1] for i in range(params.shape[-1])]
   weights = columns[sum(sizes) : -1]
   total, start = 0.0, 0
@@ -155,6 +159,9 @@ def is_learning_curve(curve: chex.Array) -> chex.Array:
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
+  check_arrays(curve=(curve, "[..., T]"))
+  curve = jnp.asarray(curve)
+  check_at_least(1, T=curve.shape[-1])
   inside = jnp.all((curve >= 0) & (curve <= 1), axis=-1)
   return inside & (curve[..., -1] > curve[..., 0])
 
@@ -179,7 +186,8 @@ def learning_curve_log_likelihood(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
-  _check_curve(params, values, length)
+  check_arrays(params=(params, "[*]"), values=(values, "[n]"))
+  _check_length(values, length)
   log_prob = _log_likelihood(
     combined_curve(params, length=length), as_accumulator(params)[-1], values
   )
@@ -209,7 +217,8 @@ def learning_curve_log_density(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
-  _check_curve(params, values, length)
+  check_arrays(params=(params, "[*]"), values=(values, "[n]"))
+  _check_length(values, length)
   params = as_accumulator(params)
   curve = combined_curve(params, length=length)
   log_prob = _log_likelihood(curve, params[-1], values) + _log_prior(params)
@@ -230,15 +239,16 @@ def curve_predictive_log_prob(
     `logmeanexp_s log N(values_t; g_s(t), sigma_s)` in nats, `f32[T]`.
 
   Raises:
-    ValueError: if there are more values than steps.
+    ValueError: if there are more values than steps, or no samples.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 4, https://arxiv.org/abs/2310.20447.
   """
-  chex.assert_rank(samples, 2)
-  _check_curve(samples[0], values, length)
-  samples = as_accumulator(samples)
+  check_arrays(samples=(samples, "[s, *]"), values=(values, "[n]"))
+  check_filled(samples=samples)
+  _check_length(values, length)
+  samples, values = as_accumulator(samples), as_accumulator(values)
   means = combined_curve(samples, length=length)[:, : values.shape[0]]
-  log_probs = _normal_log_density(as_accumulator(values), means, samples[:, -1:])
+  log_probs = _normal_log_density(values[None], means, samples[:, -1:])
   return jax.nn.logsumexp(log_probs, axis=0) - math.log(samples.shape[0])
 
 
@@ -256,13 +266,17 @@ def curve_exceedance(samples: chex.Array, threshold: chex.Numeric, *, length: in
     `mean_s Phi((g_s(t) - threshold) / sigma_s)`, `f32[length]`.
 
   Raises:
-    ValueError: if `length` < 1.
+    ValueError: if `length` < 1 or there are no samples.
 
   Reference: Adriaensen et al., NeurIPS 2023, section 5, https://arxiv.org/abs/2310.20447.
   """
-  chex.assert_rank(samples, 2)
+  check_arrays(samples=(samples, "[s, *]"))
+  check_filled(samples=samples)
+  form = f"[{length}]" if jnp.ndim(threshold) else "[]"
+  check_arrays(threshold=(threshold, form))
   samples = as_accumulator(samples)
-  gaps = combined_curve(samples, length=length) - as_accumulator(threshold)
+  curves = combined_curve(samples, length=length)
+  gaps = curves - jnp.broadcast_to(as_accumulator(threshold), curves.shape)
   return jnp.mean(jax.scipy.special.ndtr(gaps * _inverse_std(samples[:, -1:])), axis=0)
 
 
@@ -362,10 +376,9 @@ def _family(name: str) -> _Family:
   return _FAMILIES[name]
 
 
-def _check_curve(params: chex.Array, values: chex.Array, length: int) -> None:
-  chex.assert_rank([params, values], 1)
-  if values.shape[0] > length:
-    raise ValueError(f"length must be at least the {values.shape[0]} values, got {length}.")
+def _check_length(values: chex.Array, length: int) -> None:
+  if len(values) > length:
+    raise ValueError(f"length must be at least the {len(values)} values, got {length}.")
 
 
 def _inverse_std(log_std: jax.Array) -> jax.Array:

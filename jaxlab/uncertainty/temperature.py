@@ -1,10 +1,20 @@
 """Temperature scaling: one number that makes a classifier's confidence fit held-out data."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_filled,
+  check_range,
+  is_known,
+)
 
 
 def fit_temperature(
@@ -29,26 +39,32 @@ def fit_temperature(
     num_steps: halvings of the interval, on a log scale.
 
   Returns:
-    The temperature, a float32 scalar (or wider); NaN if a logit is NaN.
+    The temperature, a float32 scalar (or wider); NaN if a logit is NaN or a label in a JAX array
+    lies outside the classes.
 
   Raises:
-    ValueError: if n = 0, `num_steps` < 1, a temperature is not positive, `min_temperature` is not
-      below `max_temperature`, or a known label lies outside the classes.
+    ValueError: if `logits` is empty, `num_steps` < 1, a temperature is not positive,
+      `min_temperature` is not below `max_temperature`, or a known label lies outside the classes.
 
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
-  chex.assert_rank(logits, 2)
-  chex.assert_shape(labels, jnp.shape(logits)[:1])
-  num_rows, num_classes = jnp.shape(logits)
-  if num_rows == 0:
-    raise ValueError("logits must hold at least one row, got n = 0.")
+  check_arrays(logits=(logits, "[n, k]"), labels=(labels, "int [n]"))
+  check_filled(logits=logits)
   check_at_least(1, num_steps=num_steps)
-  labels = as_classes("labels", labels, num_classes)
+  labels = as_classes("labels", labels, jnp.shape(logits)[1])
   check_range("min_temperature", min_temperature, "(0, inf)")
   lowest = min_temperature if is_known(min_temperature) else 0.0
   check_range("max_temperature", max_temperature, f"({lowest}, inf)")
   scores = jax.lax.stop_gradient(as_accumulator(logits))
+  coldest, hottest = (
+    jnp.asarray(bound, scores.dtype) for bound in (min_temperature, max_temperature)
+  )
+  return _bisect(scores, labels, coldest, hottest, num_steps=num_steps)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _bisect(scores, labels, coldest, hottest, *, num_steps):
   scores = scores - jnp.max(scores, axis=-1, keepdims=True)
   true_score = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
 
@@ -65,10 +81,10 @@ def fit_temperature(
     rising = slope(jnp.exp(middle)) > 0
     return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-  coldest, hottest = (
-    jnp.asarray(bound, scores.dtype) for bound in (min_temperature, max_temperature)
-  )
-  low, high = jax.lax.fori_loop(0, num_steps, halve, (-jnp.log(hottest), -jnp.log(coldest)))
+  # Like every step, the start varies over the devices of the data.
+  zero = jnp.zeros_like(true_score[0] + coldest + hottest)
+  bracket = zero - jnp.log(hottest), zero - jnp.log(coldest)
+  low, high = jax.lax.fori_loop(0, num_steps, halve, bracket)
   at_low, at_high = slope(1 / hottest), slope(1 / coldest)
   temperature = jnp.exp(-(low + high) / 2)
   temperature = jnp.where(at_high <= 0, coldest, jnp.where(at_low > 0, hottest, temperature))
@@ -83,7 +99,8 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
     temperature: positive; a scalar, or one per row, `[...]`.
 
   Returns:
-    Scaled logits, `[..., k]`, in float32 or wider.
+    Scaled logits, `[..., k]`, in float32 or wider. Infinite logits (masked classes) stay as they
+    are at every temperature, and no gradient flows from them.
 
   Raises:
     ValueError: if a known temperature is not positive.
@@ -91,9 +108,11 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
+  form = "[...]" if jnp.ndim(temperature) else "[]"
+  check_arrays(logits=(logits, "[..., k]"), temperature=(temperature, form))
   check_range("temperature", temperature, "(0, inf]")
   logits, temperature = as_accumulator(logits, temperature)
   if temperature.ndim:
-    chex.assert_shape(temperature, logits.shape[:-1])
     temperature = temperature[..., None]
-  return logits / temperature
+  masked = jnp.isinf(logits)
+  return jnp.where(masked, logits, jnp.where(masked, 0.0, logits) / temperature)

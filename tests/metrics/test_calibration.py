@@ -191,17 +191,39 @@ def test_nan_predictions_give_nan():
   assert np.isnan(jax.jit(metrics.kolmogorov_smirnov_error)(probs[:, 0], LABELS == 0))
 
 
+@pytest.mark.parametrize("label", [-1, K])
+def test_traced_labels_outside_the_classes_give_nan(label):
+  labels = np.where(np.arange(N) == 0, label, LABELS)
+  for fn in BINNED:
+    assert np.isnan(jitted[fn](PROBS, labels, num_bins=15))
+
+
+def test_rank_promotion_may_be_forbidden():
+  nll = metrics.interpolator_temperature_scaled_nll
+  with jax.numpy_rank_promotion("raise"):
+    for fn in (*BINNED, metrics.negative_log_likelihood):
+      jax.eval_shape(fn, PROBS, LABELS)
+    assert jax.eval_shape(nll, np.ones((2, 1)), np.array([2, 3, 4])).shape == (2, 3)
+
+
+def test_lists_are_accepted():
+  for fn in (*BINNED, metrics.negative_log_likelihood):
+    jax.eval_shape(lambda: fn([[0.2, 0.8], [0.6, 0.4], [1, 0]], [1, 0, 0]))  # noqa: B023
+
+
 def test_errors():
   for fn in BINNED:
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
       fn(PROBS, LABELS, num_bins=0)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\)"):
       fn(PROBS, LABELS + 3)
-    with pytest.raises(ValueError, match="n = 0"):
+    with pytest.raises(ValueError, match=r"probs must not be empty, got shape \[0, 4\]"):
       fn(PROBS[:0], LABELS[:0])
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="labels must have shape"):
       fn(PROBS, LABELS[:-1])
-  with pytest.raises(ValueError, match="n = 0"):
+    with pytest.raises(TypeError, match="labels must be of type int, got float"):
+      fn(PROBS, LABELS / 2)
+  with pytest.raises(ValueError, match="confidence must not be empty"):
     metrics.kolmogorov_smirnov_error(PROBS[:0, 0], LABELS[:0])
   with pytest.raises(ValueError, match="labels"):
     metrics.negative_log_likelihood(PROBS, LABELS - 1)

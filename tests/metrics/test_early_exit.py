@@ -53,6 +53,23 @@ def test_exited_values_are_those_of_each_samples_exit():
   assert metrics.exited_values(values[:1], levels[:1]).shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("level", [-1, L + 1])
+def test_traced_levels_that_are_no_exit_give_nan(level):
+  values, levels = np.ones((B, L + 1), np.float32), np.full(B, L)
+  levels[3] = level
+  got = jax.jit(metrics.exited_values)(values, levels)
+  np.testing.assert_array_equal(np.isnan(got), np.arange(B) == 3)
+  point = jax.jit(metrics.cost_accuracy)(levels, values, np.arange(L + 1.0))
+  assert all(np.isnan(value).all() for value in point)
+
+
+def test_narrow_levels():
+  levels, values = np.array([100, 3], np.int8), np.arange(600.0).reshape(2, 300)
+  np.testing.assert_array_equal(jax.jit(metrics.exited_values)(values, levels), [100, 303])
+  share = jax.jit(metrics.cost_accuracy)(levels, values, np.arange(300.0)).exit_share
+  np.testing.assert_array_equal(np.flatnonzero(share), [3, 100])
+
+
 def test_cost_and_accuracy():
   rng = np.random.default_rng(3)
   levels, correct = rng.integers(0, L + 1, B), rng.integers(0, 2, (B, L + 1)).astype(bool)
@@ -70,7 +87,14 @@ def test_area_under_cost_curve():
   np.testing.assert_allclose(area(np.full(3, 0.2), accuracy), accuracy.mean(), rtol=1e-6)
   np.testing.assert_allclose(area(cost[:1], accuracy[:1]), 0.9, rtol=1e-6)
   np.testing.assert_allclose(area(cost, np.full(3, 0.6)), 0.6, rtol=1e-6)
+  assert np.isnan(area(np.array([0.1, np.nan, 0.2]), accuracy))
   assert np.all(np.isfinite(jax.grad(area, argnums=(0, 1))(jnp.full(3, 0.2), accuracy)))
+
+
+def test_rank_promotion_may_be_forbidden():
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda c: metrics.threshold_exits(c, thresholds=np.ones(L)), np.ones((B, L)))
+    jax.eval_shape(metrics.cost_accuracy, np.ones(B, int), np.ones((B, L)), np.ones(L))
 
 
 @pytest.mark.parametrize(
@@ -81,13 +105,13 @@ def test_area_under_cost_curve():
     (lambda: metrics.threshold_exits(np.ones((1, 3)), thresholds=np.ones(2)), "thresholds"),
     (lambda: metrics.cost_accuracy(np.ones(2, int), np.ones((2, 3)), np.ones(4)), "costs"),
     (lambda: metrics.area_under_cost_curve(np.ones(0), np.ones(0)), "cost"),
+    (
+      lambda: metrics.cost_accuracy([0, 3], np.ones((2, 3)), np.ones(3)),
+      r"levels must lie in \[0, 3\), got 0 to 3",
+    ),
+    (lambda: metrics.exited_values(np.ones((3, 2)), np.ones(2, int)), "levels .* b = 3"),
   ],
 )
 def test_errors(call, words):
   with pytest.raises(ValueError, match=words):
     call()
-
-
-def test_shapes_are_checked():
-  with pytest.raises(AssertionError):
-    metrics.exited_values(np.ones((3, 2)), np.ones(2, int))

@@ -61,6 +61,17 @@ def test_traced_counts_are_clipped():
   np.testing.assert_array_equal(pass_at_k(np.array([-3, 99]), num_samples=N, k=2), [0, 1])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_narrow_counts(dtype):
+  counts = np.array([0, 100], dtype)
+  np.testing.assert_allclose(pass_at_k(counts, num_samples=300, k=1), [0, 1 / 3], rtol=1e-6)
+
+
+def test_missing_entries_make_coverage_nan():
+  correct = np.where(np.arange(N) == 2, np.nan, CORRECT).astype(np.float32)
+  assert np.isnan(coverage_curve(correct, ks=KS)).all()
+
+
 def test_coverage_curve_matches_exact_values():
   expected = [np.mean([exact_pass(int(c), N, k) for c in CORRECT.sum(1)]) for k in KS]
   result = coverage_curve(CORRECT, ks=KS)
@@ -95,6 +106,29 @@ def test_best_of_k_of_special_scores():
   always = best_of_k(SCORES, np.ones((PROBLEMS, N)), ks=KS)
   np.testing.assert_allclose(always, np.ones((PROBLEMS, N)), rtol=1e-6)
   np.testing.assert_allclose(best_of_k(SCORES, CORRECT, ks=(1,))[:, 0], CORRECT.mean(1), rtol=1e-6)
+
+
+def test_integer_scores_are_not_rounded():
+  scores = 2**24 + np.argsort(SCORES)
+  ranks = np.argsort(np.argsort(scores)).astype(np.float32)
+  np.testing.assert_array_equal(best_of_k(scores, CORRECT, ks=KS), best_of_k(ranks, CORRECT, ks=KS))
+
+
+def test_missing_scores_make_their_problem_nan():
+  scores = SCORES.copy()
+  scores[2, 1] = np.nan
+  result = best_of_k(scores, CORRECT, ks=KS)
+  np.testing.assert_array_equal(np.isnan(result[:, 0]), np.arange(PROBLEMS) == 2)
+  votes = selection(
+    KEY,
+    CORRECT.astype(int),
+    CORRECT,
+    ks=KS,
+    scores=scores,
+    method="weighted_majority",
+    num_subsets=2000,
+  )
+  assert np.isnan(votes).any()
 
 
 def slow_vote(answers, correct, weights, k):
@@ -141,10 +175,30 @@ def test_selection_by_score_is_exact():
   np.testing.assert_allclose(result, best_of_k(SCORES, CORRECT, ks=KS).mean(0), rtol=1e-5)
 
 
+def test_selection_compiles_once(caplog):
+  run = functools.partial(inference_scaling.selection_accuracy_curve, num_subsets=3)
+  run(jax.random.key(1, impl="rbg"), CORRECT.astype(int), CORRECT, ks=KS)
+  with jax.log_compiles():
+    run(jax.random.key(2, impl="rbg"), CORRECT.astype(int), CORRECT, ks=KS)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+
+
 def test_clear_majority_always_wins():
   answers = np.array([[4] * 9 + [0]])
   result = selection(KEY, answers, answers == 4, ks=(3, 10), num_subsets=50)
   np.testing.assert_array_equal(result, [1, 1])
+
+
+def test_rank_promotion_may_be_forbidden():
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda: inference_scaling.coverage_curve(CORRECT, ks=KS))
+    jax.eval_shape(lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT, ks=KS))
+    jax.eval_shape(policy, np.ones((2, 3)), 2.0)
+    jax.eval_shape(
+      lambda: inference_scaling.inference_flops(
+        num_params=np.ones((2, 1)), prompt_tokens=1, generated_tokens=np.ones(3), num_samples=1
+      )
+    )
 
 
 def test_inference_flops_match_the_formula():
@@ -188,6 +242,44 @@ def test_limits_of_the_optimal_policy():
   assert two[1, 0] == two[1, 2] and two[1, 1] == two[1, 3]
   # For N close to 1, nearly all mass is on the most likely answers, shared on ties.
   np.testing.assert_allclose(policy(q, 1.001), [[0, 1, 0, 0], [0.5, 0, 0.5, 0]], atol=1e-6)
+
+
+def slow_policy(q, n):
+  costs = np.maximum(np.float64(q), 1e-300) ** (-1 / (n - 1))
+  ranked = np.sort(costs)
+  m = np.sum(np.arange(len(q)) * ranked < np.cumsum(ranked))
+  return np.where(costs <= ranked[m - 1], 1 - (m - 1) * costs / ranked[:m].sum(), 0)
+
+
+@pytest.mark.parametrize("n", [2.0, 30.0, 1e6])
+def test_policy_over_many_answers_keeps_its_digits(n):
+  q = np.float32(np.random.default_rng(5).uniform(0.5, 1, 100_000))
+  p = np.asarray(policy(q, n), np.float64)
+  np.testing.assert_allclose(p.sum(), 1, atol=1e-6)
+  np.testing.assert_allclose(p, slow_policy(q, n), rtol=1e-3, atol=1e-8)
+
+
+def test_policy_of_impossible_and_missing_answers():
+  q = np.float32([[0.2, 0.5, 0.0, 0.3], [0, 0, 0, 0], [0.2, np.nan, 0.1, 0.7]])
+  p = np.asarray(policy(q, 3.0))
+  np.testing.assert_allclose(p[:2].sum(1), 1, rtol=1e-6)
+  np.testing.assert_array_equal(p[1], 0.25)
+  assert p[0, 2] == 0 and np.isnan(p[2]).all() and np.isnan(policy(q, 1.0)[2]).all()
+
+
+def test_gradient_of_the_policy():
+  q = np.float32([0.2, 0.5, 0.0, 0.3])
+  gradient = jax.jit(jax.jacfwd(policy, argnums=(0, 1)))
+  for n in (1.0, 3.0):
+    assert all(np.isfinite(part).all() for part in gradient(q, n))
+  by_answer, by_samples = gradient(q, 3.0)
+  small = 1e-3
+  for i in (0, 1, 3):
+    step = small * (np.arange(4) == i)
+    slope = (slow_policy(q + step, 3.0) - slow_policy(q - step, 3.0)) / (2 * small)
+    np.testing.assert_allclose(by_answer[:, i], slope, atol=1e-3)
+  slope = (slow_policy(q, 3 + small) - slow_policy(q, 3 - small)) / (2 * small)
+  np.testing.assert_allclose(by_samples, slope, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -245,15 +337,19 @@ def test_errors():
     (lambda: inference_scaling.optimal_coverage_policy([0.5], num_samples=0.5), "num_samples"),
     (lambda: inference_scaling.optimal_coverage_policy([-0.5], num_samples=2), "answer_posterior"),
     (lambda: inference_scaling.greedy_calibration([-1.0], [True], num_bins=0), "num_bins"),
+    (lambda: inference_scaling.optimal_coverage_policy(np.zeros((2, 0)), num_samples=2), "K must"),
+    (lambda: inference_scaling.greedy_calibration([], []), "must not be empty"),
+    (lambda: inference_scaling.coverage_curve(CORRECT[0], ks=(1,)), "correct must have shape"),
+    (
+      lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT[:2], ks=(1,)),
+      r"correct .* with problems = 4, n = 6, got \[2, 6\]",
+    ),
+    (lambda: select(ks=(1,), scores=SCORES[:1]), r"scores must .*got \[1, 6\]"),
+    (lambda: inference_scaling.greedy_calibration(SCORES[0], CORRECT[0, :2]), "correct"),
   ):
     with pytest.raises(ValueError, match=message):
       call()
-  for call in (
-    lambda: inference_scaling.pass_at_k(1.5, num_samples=N, k=2),
-    lambda: inference_scaling.coverage_curve(CORRECT[0], ks=(1,)),
-    lambda: inference_scaling.best_of_k_accuracy(SCORES, CORRECT[:2], ks=(1,)),
-    lambda: inference_scaling.selection_accuracy_curve(KEY, answers, CORRECT[:2], ks=(1,)),
-    lambda: inference_scaling.greedy_calibration(SCORES[0], CORRECT[0, :2]),
-  ):
-    with pytest.raises(AssertionError):
-      call()
+  with pytest.raises(TypeError, match="num_correct must be of type int, got float"):
+    inference_scaling.pass_at_k(1.5, num_samples=N, k=2)
+  with pytest.raises(TypeError, match="answers must be of type int"):
+    inference_scaling.selection_accuracy_curve(KEY, SCORES, CORRECT, ks=(1,))

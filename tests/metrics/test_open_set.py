@@ -62,6 +62,16 @@ def test_oscr_is_0_if_all_are_wrong_and_nan_if_empty():
   assert np.isnan(metrics.open_set_classification_rate(known, none, zeros, zeros))
 
 
+def test_oscr_of_missing_and_of_integer_scores():
+  labels = np.arange(3)
+  assert np.isnan(OSCR(np.array([0.1, np.nan, 0.3]), np.array([0.2, 0.1]), labels, labels))
+  # In float32 these would be ties.
+  known, unknown = np.array([1, 3, 5]), np.array([0, 2])
+  np.testing.assert_array_equal(
+    OSCR(2**24 + known, 2**24 + unknown, labels, labels), OSCR(known, unknown, labels, labels)
+  )
+
+
 def test_closed_set_error_counts_known_rows_only():
   predictions, labels = np.array([0, 1, 2, 3]), np.array([0, 2, 2, 9])
   known = np.array([True, True, True, False])
@@ -71,9 +81,11 @@ def test_closed_set_error_counts_known_rows_only():
 
 
 def test_errors():
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"predictions must .* n1 = 3, got \[4\]"):
     metrics.open_set_classification_rate(
       np.zeros(3), np.zeros(2), np.zeros(4, int), np.zeros(3, int)
     )
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="known must have shape"):
     metrics.closed_set_error(np.zeros(3, int), np.zeros(3, int), known=np.ones(2, bool))
+  with pytest.raises(TypeError, match="labels must be of type int"):
+    metrics.closed_set_error(np.zeros(3, int), np.zeros(3), known=np.ones(3, bool))

@@ -45,6 +45,7 @@ def test_auroc_of_one_class_or_missing_scores_is_nan():
     assert np.isnan(AUROC(np.array(scores), np.array(labels)))
   assert np.isnan(AUROC(np.zeros(0), np.zeros(0, int)))
   assert AUROC(np.zeros(2), np.array([True, False])) == 0.5
+  assert np.isnan(AUROC(np.array([0.1, 0.2, 0.3]), np.array([0, 1, 2])))
 
 
 def test_auroc_under_vmap():
@@ -60,7 +61,7 @@ def test_auroc_under_vmap():
 def test_errors():
   with pytest.raises(ValueError, match="labels must be 0 or 1"):
     metrics.auroc(np.zeros(3), np.array([-1, 1, 1]))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="labels must have shape"):
     metrics.auroc(np.zeros(3), np.zeros(4, int))
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"scores must have shape \[n\], got \[3, 2\]"):
     metrics.auroc(np.zeros((3, 2)), np.zeros((3, 2), int))

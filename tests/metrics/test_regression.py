@@ -81,6 +81,8 @@ def test_worst_group_rmse_matches_a_loop(pairs):
   np.testing.assert_allclose(worst(predictions, targets, groups, num_groups=5), slow, rtol=1e-5)
   whole = worst(predictions, targets, np.zeros(20, int), num_groups=5)
   np.testing.assert_allclose(whole, root_mean_squared_error(*pairs), rtol=1e-5)
+  for group in (-1, 5):
+    assert np.isnan(worst(predictions, targets, np.where(groups == 1, group, 0), num_groups=5))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -121,13 +123,24 @@ def test_squares_do_not_overflow():
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_inputs_give_nan(metric):
   assert np.isnan(JITTED[metric](np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0])))
+  assert np.isnan(JITTED[metric](np.ones(3), np.array([1.0, np.nan, 3.0])))
+
+
+def test_rank_promotion_may_be_forbidden(pairs):
+  with jax.numpy_rank_promotion("raise"):
+    for metric in METRICS:
+      jax.eval_shape(metric, *pairs)
 
 
 def test_errors(pairs):
   for metric in METRICS:
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"targets must have shape"):
       metric(pairs[0], pairs[1][:, :2])
+    with pytest.raises(ValueError, match="predictions must not be empty"):
+      metric(pairs[0][:0], pairs[1][:0])
   with pytest.raises(ValueError, match="groups"):
     metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), np.array([0, 2]), num_groups=2)
   with pytest.raises(ValueError, match="num_groups"):
     metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), jnp.array([0, 0]), num_groups=0)
+  with pytest.raises(ValueError, match=r"groups must have shape \[2\], got \[3\]"):
+    metrics.worst_group_rmse(jnp.ones(2), jnp.ones(2), [0, 0, 1], num_groups=2)

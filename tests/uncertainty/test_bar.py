@@ -308,6 +308,31 @@ def test_quantile_borders_hold_equal_mass():
   np.testing.assert_array_equal(counts, 500)
 
 
+@SUPPORTS
+def test_missing_logits_and_values_give_nan_in_their_row(full_support):
+  logits = LOGITS.copy()
+  logits[1, 3] = np.nan
+  full = dict(full_support=full_support)
+  results = {
+    "mean": bar_mean(logits, BORDERS, **full),
+    "variance": bar_variance(logits, BORDERS, **full),
+    "entropy": bar_entropy(logits, BORDERS, **full),
+    "mode": bar_mode(logits, BORDERS),
+    "cdf": bar_cdf(logits, BORDERS, BESTS, **full)[:, 2],
+    "quantile": bar_quantile(logits, BORDERS, 0.5, **full),
+    "sample": bar_sample(jax.random.key(0), logits, BORDERS, **full),
+    "gain": expected_improvement(logits, BORDERS, 0.1, **full),
+    "probability": probability_of_improvement(logits, BORDERS, 0.1, **full),
+    "bound": upper_confidence_bound(logits, BORDERS, **full),
+  }
+  for name, values in results.items():
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False], err_msg=name)
+  # A certain first bar, whose gain alone counts.
+  certain = np.where(np.arange(K) == 0, 0.0, -np.inf).astype(np.float32)
+  assert np.isnan(expected_improvement(certain, BORDERS, np.nan, **full))
+  assert np.isnan(bar_quantile(certain, BORDERS, np.nan, **full))
+
+
 def test_bfloat16_logits_give_float32():
   logits = jnp.asarray(LOGITS, jnp.bfloat16)
   wide = logits.astype(jnp.float32)
@@ -315,6 +340,26 @@ def test_bfloat16_logits_give_float32():
     got = fn(logits, BORDERS)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, fn(wide, BORDERS), rtol=1e-6)
+
+
+@SUPPORTS
+def test_rank_promotion_may_be_forbidden(full_support):
+  full = dict(full_support=full_support)
+  best = np.ones((4, 1))
+  with jax.numpy_rank_promotion("raise"):
+    for fn in (bar.bar_mean, bar.bar_variance, bar.bar_entropy, bar.upper_confidence_bound):
+      assert jax.eval_shape(lambda: fn(LOGITS, BORDERS, **full)).shape == (3,)  # noqa: B023
+    for fn in (bar.bar_quantile, bar.expected_improvement, bar.probability_of_improvement):
+      assert jax.eval_shape(lambda: fn(LOGITS, BORDERS, best, **full)).shape == (4, 3)  # noqa: B023
+    assert jax.eval_shape(bar.bar_mode, LOGITS, BORDERS).shape == (3,)
+    assert jax.eval_shape(bar.bar_cdf, LOGITS, BORDERS, BESTS).shape == (3, 6)
+
+
+def test_borders_compile_once(caplog):
+  bar.bar_borders(np.arange(12.0), 4)
+  with jax.log_compiles():
+    bar.bar_borders(np.arange(12.0) ** 2, 4)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
 def test_errors():
@@ -328,10 +373,13 @@ def test_errors():
     bar.upper_confidence_bound(LOGITS, BORDERS, rest_prob=-0.1)
   with pytest.raises(ValueError, match="at least two bars"):
     bar_mean(np.zeros((2, 1)), np.array([0.0, 1.0]))
+  for borders in (BORDERS[::-1], np.where(BORDERS == 0.4, 0.1, BORDERS)):
+    with pytest.raises(ValueError, match="borders must increase strictly, got .* after"):
+      bar.bar_mean(LOGITS, borders)
   for fn in (bar_mean, bar_mode):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"borders must have shape \[7\], got \[6\]"):
       fn(LOGITS, BORDERS[1:])
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="values must have shape"):
     bar_cdf(LOGITS, BORDERS, np.zeros((2, 2)))
   with pytest.raises(ValueError):
     bar_quantile(LOGITS, BORDERS, np.full(4, 0.5))

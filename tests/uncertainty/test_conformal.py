@@ -26,9 +26,12 @@ def test_quantile_matches_a_slow_one(num, alpha):
 
 
 def test_quantile_at_and_beyond_the_largest_rank():
+  quantile = jax.jit(conformal_quantile, static_argnames="alpha")
   scores = np.arange(9.0)
-  assert conformal_quantile(scores, alpha=0.1) == 8
-  assert conformal_quantile(scores[:8], alpha=0.1) == np.inf
+  assert quantile(scores, alpha=0.1) == 8
+  assert quantile(scores[:8], alpha=0.1) == np.inf
+  assert np.isnan(quantile(np.append(scores[:7], np.nan), alpha=0.1))
+  assert np.isnan(quantile(np.append(scores[:8], np.nan), alpha=0.1))
   assert conformal_quantile(jnp.ones(5, jnp.bfloat16), alpha=0.5).dtype == jnp.float32
 
 
@@ -60,6 +63,9 @@ def test_sets_and_their_statistics():
   np.testing.assert_allclose(got, [1 / 3, 5 / 3, 3], rtol=1e-6)
   none = jax.jit(set_statistics)(sets[:1], np.array([2]))
   assert none.coverage == 0 and none.size == 2 and np.isnan(none.size_covered)
+  for label in (-1, 3):
+    outside = jax.jit(set_statistics)(sets, np.array([2, label, 1]))
+    assert np.isnan(outside.coverage) and np.isnan(outside.size_covered)
   by_row = prediction_sets(scores, np.array([[0.1], [0.3], [1.0]]))
   np.testing.assert_array_equal(by_row.sum(1), [1, 2, 3])
 
@@ -85,10 +91,21 @@ def test_exit_thresholds_match_a_loop(exits, alpha):
   assert np.all(np.isfinite(got))
 
 
+def test_exit_thresholds_of_missing_scores_and_levels(exits):
+  scores, levels = exits
+  fn = jax.jit(lambda s, l: exit_conformal_thresholds(s, l, alpha=0.1))
+  missing = np.where(
+    np.arange(4) == levels[:, None], np.where(levels == 1, np.nan, 0)[:, None], scores
+  )
+  np.testing.assert_array_equal(np.isnan(fn(missing, levels)), [False, True, False, False])
+  assert np.isnan(fn(scores, np.where(levels == 1, 4, levels))).all()
+
+
 def test_exit_thresholds_of_few_samples(exits):
   scores, levels = exits
-  assert np.all(np.isfinite(exit_conformal_thresholds(scores[:1], levels[:1], alpha=0.1)))
-  alone = exit_conformal_thresholds(scores, levels, alpha=0.1, min_points=0)
+  thresholds = jax.jit(exit_conformal_thresholds, static_argnames=("alpha", "min_points"))
+  assert np.all(np.isfinite(thresholds(scores[:1], levels[:1], alpha=0.1)))
+  alone = thresholds(scores, levels, alpha=0.1, min_points=0)
   np.testing.assert_array_equal(alone[3], min(slow_quantile(scores[:, 3], 0.1), scores[:, 3].max()))
 
 
@@ -106,6 +123,10 @@ def test_exit_thresholds_of_few_samples(exits):
       lambda: exit_conformal_thresholds(np.ones((3, 2)), np.ones(3, int), alpha=0.1, min_points=-1),
       "min_points.*-1",
     ),
+    (lambda: set_statistics(np.ones((3, 2), bool), [0, 1, 2]), r"labels must lie in \[0, 2\)"),
+    (lambda: exit_conformal_thresholds(np.ones((2, 2)), [0, -1], alpha=0.1), "levels must lie"),
+    (lambda: prediction_sets(np.ones((3, 2)), np.ones((1, 1))), r"threshold must .* b = 3"),
+    (lambda: set_statistics(np.ones((3, 2), bool), np.ones(2, int)), "labels must have shape"),
   ],
 )
 def test_errors(call, words):

@@ -43,6 +43,15 @@ def test_cues_of_the_input_itself_are_its_top_probabilities():
   np.testing.assert_allclose(tied, [[0.1, 0.2]], rtol=1e-5)
 
 
+def test_missing_logits_give_missing_cues_in_their_row():
+  logits = LOGITS.copy()
+  logits[7, 2] = np.nan
+  cues = cues_of(logits, TRANSFORMED)
+  np.testing.assert_array_equal(np.isnan(cues).any(1), np.arange(60) == 7)
+  none = jax.eval_shape(uncertainty.transform_cues, LOGITS[:0], TRANSFORMED[:, :0])
+  assert none.shape == (0, 12)
+
+
 def test_cues_do_not_depend_on_the_order_of_classes():
   order = RNG.permutation(5)
   np.testing.assert_allclose(
@@ -104,19 +113,48 @@ def test_fit_of_small_sets_and_under_vmap():
   jax.tree.map(lambda m, s: np.testing.assert_allclose(m[1], s, rtol=1e-5), mapped, single)
 
 
+def test_fit_compiles_once_and_traces_where_arrays_vary_over_devices(caplog):
+  options = dict(num_steps=3, batch_size=20)
+  run = functools.partial(uncertainty.fit_adaptive_temperature, **options)
+  cues = np.ones((60, 2), np.float32)
+  run(jax.random.key(1, impl="rbg"), LOGITS, cues, LABELS)
+  with jax.log_compiles():
+    run(jax.random.key(2, impl="rbg"), LOGITS, cues, LABELS)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+
+  def local(*data):
+    return jax.tree.map(lambda leaf: leaf[None], run(KEY, *data))
+
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec("d")
+  with jax.numpy_rank_promotion("raise"):
+    fits = jax.eval_shape(
+      jax.shard_map(local, mesh=mesh, in_specs=over, out_specs=over), LOGITS, cues, LABELS
+    )
+  assert fits.kernel.shape == (2, 5)
+
+
 def test_errors():
   with pytest.raises(ValueError, match=r"top_k must lie in \[1, 5\], got 6"):
     uncertainty.transform_cues(LOGITS, TRANSFORMED, top_k=6)
-  with pytest.raises(ValueError, match=r"\(3, 59, 5\) for logits of shape \(60, 5\)"):
+  with pytest.raises(ValueError, match=r"transformed_logits must .* b = 60, k = 5, got \[3, 59"):
     uncertainty.transform_cues(LOGITS, TRANSFORMED[:, 1:])
   params = uncertainty.init_adaptive_temperature(KEY, num_cues=2)
   with pytest.raises(ValueError, match="max_temperature must lie in .2, inf., got 1"):
     uncertainty.adaptive_temperature(params, np.ones((3, 2)), min_temperature=2, max_temperature=1)
   with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
     uncertainty.init_adaptive_temperature(KEY, num_cues=2, hidden=0)
-  with pytest.raises(ValueError, match="n = 0"):
+  with pytest.raises(ValueError, match=r"learning_rate must lie in .* got -1"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS, learning_rate=-1)
+  with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS - 5)
+  with pytest.raises(ValueError, match="logits must not be empty"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS[:0], LOGITS[:0], LABELS[:0])
   with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS, num_steps=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"cues must .* n = 60, got \[59, 5\]"):
     uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS[1:], LABELS)
+  with pytest.raises(TypeError, match="labels must be of type int"):
+    uncertainty.fit_adaptive_temperature(KEY, LOGITS, LOGITS, LABELS / 2)
+  with pytest.raises(ValueError, match=r"cues must have shape \[\*, 2\], got \[3, 4\]"):
+    uncertainty.adaptive_temperature(params, np.ones((3, 4)))

@@ -122,9 +122,12 @@ def test_gradient_of_the_mean_is_finite():
 
 
 @pytest.mark.parametrize("rule", [*_RULES.values()])
-@pytest.mark.parametrize("shape", [(4, 3), (0, 4, 3), (2, 4, 0)])
-def test_members_of_wrong_shape_raise(rule, shape):
-  with pytest.raises(ValueError, match="probs must be"):
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [((4, 3), "probs must have"), ((0, 4, 3), "members must"), ((2, 4, 0), "classes must")],
+)
+def test_members_of_wrong_shape_raise(rule, shape, message):
+  with pytest.raises(ValueError, match=message):
     rule(np.zeros(shape, np.float32))
 
 
@@ -197,17 +200,32 @@ def test_running_statistics_match_moving_averages():
   )
 
 
+def test_rank_promotion_may_be_forbidden():
+  logits, probs = _scores(), _probs()
+  state = ensembles.batch_calibration_init(num_classes=3)
+  with jax.numpy_rank_promotion("raise"):
+    for rule in _RULES.values():
+      jax.eval_shape(rule, probs)
+    jax.eval_shape(ensembles.batch_calibration, logits)
+    jax.eval_shape(lambda: ensembles.batch_calibration(logits, mean=np.ones(3), std=[1.0, 2, 3]))
+    jax.eval_shape(ensembles.batch_calibration_update, state, logits)
+    jax.eval_shape(
+      ensembles.verbalizer_logits, np.zeros((3, 4, 9)), np.ones((3, 2), int), np.ones((3, 2), bool)
+    )
+
+
 def test_batch_calibration_errors():
   state = ensembles.batch_calibration_init(num_classes=3)
   for call, text in (
-    (lambda: ensembles.batch_calibration(np.zeros(3)), r"got shape \(3,\)"),
+    (lambda: ensembles.batch_calibration(np.zeros(3)), r"logits must .* got \[3\]"),
     (lambda: ensembles.batch_calibration(np.zeros((1, 3))), "at least 2 rows"),
     (lambda: ensembles.batch_calibration(np.zeros((1, 3)), mean=np.zeros(3)), "at least 2 rows"),
     (lambda: ensembles.batch_calibration(np.zeros((4, 3)), mean=np.zeros(2)), "mean must have"),
     (lambda: ensembles.batch_calibration(np.zeros((4, 3)), std=np.zeros(())), "std must have"),
+    (lambda: ensembles.batch_calibration(np.zeros((4, 3)), std=[1.0, -1, 1]), "std must lie"),
     (lambda: ensembles.batch_calibration_init(num_classes=0), "num_classes"),
     (lambda: ensembles.batch_calibration_update(state, np.zeros((1, 3))), "at least 2 rows"),
-    (lambda: ensembles.batch_calibration_update(state, np.zeros((4, 2))), "3 classes"),
+    (lambda: ensembles.batch_calibration_update(state, np.zeros((4, 2))), r"\[n, 3\], got"),
     (
       lambda: ensembles.batch_calibration_update(state, np.zeros((4, 3)), momentum=1.5),
       "momentum must lie",
@@ -226,21 +244,32 @@ def test_verbalizers_average_the_tokens_of_each_label():
     [np.mean([row[t, i] for t, i in enumerate(label) if i >= 0]) for label in ids]
     for row in token_logits
   ]
-  for fn in (ensembles.verbalizer_logits, jax.jit(ensembles.verbalizer_logits)):
+  jitted = jax.jit(ensembles.verbalizer_logits)
+  for fn in (ensembles.verbalizer_logits, jitted):
     np.testing.assert_allclose(fn(token_logits, ids, mask), expected, rtol=1e-5)
   words = np.array([[4], [2]])
-  gathered = ensembles.verbalizer_logits(token_logits, words, np.ones((2, 1), bool))
+  gathered = jitted(token_logits, words, np.ones((2, 1), bool))
   np.testing.assert_array_equal(gathered, token_logits[:, 0, [4, 2]])
   # A traced mask cannot be checked.
-  empty = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, mask & (ids != 5))
+  empty = jitted(token_logits, ids, mask & (ids != 5))
   np.testing.assert_array_equal(empty[:, 1], 0)
+  for token in (-1, 9):
+    outside = jitted(token_logits, np.where(ids == 5, token, ids), mask)
+    np.testing.assert_array_equal(np.isnan(outside), [[False, True, False]] * 3)
+
+
+def test_narrow_tokens():
+  token_logits = np.arange(600.0).reshape(2, 1, 300)
+  ids = np.array([[100], [3]], np.int8)
+  got = jax.jit(ensembles.verbalizer_logits)(token_logits, ids, np.ones((2, 1), bool))
+  np.testing.assert_array_equal(got, [[100, 3], [400, 303]])
 
 
 def test_verbalizer_errors():
-  logits, ones = np.zeros((2, 3, 5)), np.ones((2, 2), bool)
+  logits, ones = np.zeros((2, 3, 5)), np.ones((2, 2), int)
   for call, text in (
-    (lambda: uncertainty.verbalizer_logits(logits[0], ones, ones), "token_logits must be"),
-    (lambda: uncertainty.verbalizer_logits(logits, ones[0], ones), "both be"),
+    (lambda: uncertainty.verbalizer_logits(logits[0], ones, ones), "token_logits must have"),
+    (lambda: uncertainty.verbalizer_logits(logits, ones[0], ones), "token_ids must have"),
     (
       lambda: uncertainty.verbalizer_logits(logits[:, :1], ones, ones),
       "2 positions or more, got 1",

@@ -76,6 +76,24 @@ def test_kernel_gradients_are_finite_everywhere(data, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_missing_inputs_give_nan_in_their_row(data, kernel):
+  x, _, x2 = data
+  x = np.where(np.arange(8)[:, None] == 3, np.nan, x)
+  got = kernel_matrix(x, x2, lengthscale=0.4, outputscale=1.7, kernel=kernel)
+  np.testing.assert_array_equal(np.isnan(got), np.arange(8)[:, None] == np.full(5, 3))
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern52"])
+def test_posterior_without_noise_of_many_points(kernel):
+  x = np.linspace(0, 1, 100, dtype=np.float32)[:, None]
+  y = np.sin(5 * x[:, 0])
+  mean, variance = gp_posterior(x, y, x[::20], lengthscale=0.3, noise=0.0, kernel=kernel)
+  np.testing.assert_allclose(mean, y[::20], atol=5e-3)
+  assert np.all((variance >= 0) & (variance < 1e-3))
+  assert np.isfinite(log_marginal(x, y, lengthscale=0.3, noise=0.0, kernel=kernel))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_posterior_and_evidence_match_float64_inverses(data, kernel):
   x, y, x_query = data
   mean, variance = gp_posterior(x, y, x_query, kernel=kernel, **SETTING)
@@ -263,21 +281,45 @@ def test_bfloat16_inputs_give_float32(data):
   np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5, atol=1e-6)
 
 
+def test_rank_promotion_may_be_forbidden(data):
+  x, y, x_query = data
+  grid = np.ones(3)
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda: gp.gp_posterior(x, y, x_query, lengthscale=[0.2, 3.0]))
+    jax.eval_shape(lambda: gp.gp_mixture_log_prob(x, y, x_query, y[:5], grid, grid, grid, grid))
+    jax.eval_shape(lambda: gp.fit_gp(x, y, num_steps=2))
+
+
+def test_lists_are_accepted():
+  x, y, ones = [[0.0], [1.0]], [1, 2], [1.0, 1.0]
+  jax.eval_shape(lambda: gp.gp_mixture_log_prob(x, y, x, y, ones, ones, ones, ones, mask=[1, 0]))
+  jax.eval_shape(lambda: gp.fit_gp(x, y, mask=[True, True], start=[0.1, 1, 0.2], num_steps=2))
+
+
 def test_errors(data):
   x, y, x_query = data
   with pytest.raises(ValueError, match="kernel must be one of .* got 'cubic'"):
     gp.kernel_matrix(x, x, lengthscale=1.0, outputscale=1.0, kernel="cubic")
   with pytest.raises(ValueError, match="'cubic'"):
     gp.fit_gp(x, y, kernel="cubic")
+  with pytest.raises(ValueError, match=r"start.noise must lie in \(0, inf\), got 0"):
+    gp.fit_gp(x, y, start=gp.GPHyperparameters(1.0, 1.0, 0.0))
   with pytest.raises(ValueError, match="num_steps .* got -1"):
     gp.fit_gp(x, y, num_steps=-1)
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y[1:], x_query)
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query[:, :1])
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query, lengthscale=np.ones(3))
-  with pytest.raises(AssertionError):
-    gp.gp_posterior(x, y, x_query, mask=np.ones(3, bool))
-  with pytest.raises(AssertionError):
+  for changed, message in (
+    ({"y": y[1:]}, r"y must have shape \[n\] with n = 8, got \[7\]"),
+    ({"x_query": x_query[:, :1]}, r"x_query must have shape \[m, f\] with f = 2"),
+    ({"lengthscale": np.ones(3)}, "lengthscale must have shape .* f = 2"),
+    ({"outputscale": np.ones(3)}, "outputscale must have shape"),
+    ({"mask": np.ones(3, bool)}, "mask must have shape"),
+    ({"lengthscale": 0.0}, r"lengthscale must lie in \(0, inf\), got 0.0"),
+    ({"outputscale": -1.0}, "outputscale must lie"),
+    ({"noise": -1e-3}, "noise must lie"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      gp.gp_posterior(**{"x": x, "y": y, "x_query": x_query} | changed)
+  empty = np.ones(0)
+  with pytest.raises(ValueError, match="log_weights must not be empty"):
+    gp.gp_mixture_log_prob(x, y, x_query, y[:5], empty, empty, empty, empty)
+  with pytest.raises(ValueError, match="noises must have shape .* G = 2"):
     gp.gp_mixture_log_prob(x, y, x_query, y[:5], np.ones(2), np.ones(2), np.ones(3), np.ones(2))

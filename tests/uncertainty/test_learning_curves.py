@@ -141,11 +141,14 @@ def test_combined_curve_at_other_steps():
   at_sizes = jax.jit(functools.partial(lc.combined_curve, length=3, steps=(16, 32.0, 64)))(params)
   expected = np.asarray(slow_curve(params, 64))[[15, 31, 63]]
   np.testing.assert_allclose(at_sizes, expected, rtol=1e-4, atol=1e-5)
+  narrow = np.array([16, 32, 64], np.int8)
+  same = jax.jit(functools.partial(lc.combined_curve, length=3, steps=narrow))(params)
+  np.testing.assert_array_equal(same, at_sizes)
 
 
 def test_is_learning_curve_rejects_falling_and_outside_curves():
   curves = [[0.0, 0.5, 1.0], [0.5, 0.2, 0.5], [0.2, 1.01, 0.5], [-0.01, 0.2, 0.5], [0.1, np.nan, 1]]
-  np.testing.assert_array_equal(lc.is_learning_curve(np.array(curves)), [True, *[False] * 4])
+  np.testing.assert_array_equal(is_learning_curve(np.array(curves)), [True, *[False] * 4])
 
 
 def test_log_density_matches_scipy():
@@ -253,6 +256,22 @@ def test_predictions_match_a_loop():
   np.testing.assert_array_equal(curve_exceedance(samples, np.inf, length=LENGTH), 0.0)
 
 
+def test_rank_promotion_may_be_forbidden():
+  samples, values, x = np.zeros((5, 13)), np.zeros(3), np.arange(1.0, 5)
+  with jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(lambda: lc.curve_predictive_log_prob(samples, values, length=LENGTH))
+    jax.eval_shape(lambda: lc.curve_exceedance(samples, np.ones(LENGTH), length=LENGTH))
+    jax.eval_shape(lambda: lc.combined_curve(samples, length=LENGTH))
+    jax.eval_shape(lambda: lc.basis_curve("pow3", x, np.ones((2, 1, 3))))
+
+
+def test_lists_are_accepted():
+  params, values = GOOD.tolist(), VALUES.tolist()
+  jax.eval_shape(lambda: lc.learning_curve_log_density(params, values, length=LENGTH))
+  jax.eval_shape(lambda: lc.curve_predictive_log_prob([params], values, length=LENGTH))
+  jax.eval_shape(lambda: lc.is_learning_curve(values))
+
+
 def test_priors_of_families():
   assert len(lc.curve_priors("vap")) == 3
   assert lc.curve_priors("vap") == lc.curve_priors("vap", distribution="uniform")
@@ -275,7 +294,15 @@ def test_errors():
   for steps in ((1.0, 2.0), (0.0, 1.0, 2.0)):
     with pytest.raises(ValueError, match="steps must be length=3 positive numbers"):
       lc.combined_curve(GOOD, length=3, steps=steps)
-  with pytest.raises(AssertionError):
+  for call in (
+    lambda: lc.curve_predictive_log_prob(np.zeros((0, 13)), VALUES, length=LENGTH),
+    lambda: lc.curve_exceedance(np.zeros((0, 13)), 0.5, length=LENGTH),
+  ):
+    with pytest.raises(ValueError, match=r"samples must not be empty, got shape \[0, 13\]"):
+      call()
+  with pytest.raises(ValueError, match="T must be at least 1"):
+    lc.is_learning_curve(np.zeros((2, 0)))
+  with pytest.raises(ValueError, match=r"params must have shape \[..., 13\], got \[12\]"):
     lc.combined_curve(GOOD[:12], length=3)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"params must have shape \[..., 3\], got \[13\]"):
     lc.basis_curve("pow3", 1.0, GOOD)

@@ -60,6 +60,23 @@ def test_extreme_missing_and_masked_logits():
   assert np.isnan(fit(np.where(np.arange(5) == 0, np.nan, LOGITS), LABELS))
   masked = np.concatenate([LOGITS, np.full((200, 1), -np.inf, np.float32)], 1)
   np.testing.assert_allclose(fit(masked, LABELS), fit(LOGITS, LABELS), rtol=1e-5)
+  for label in (-1, 5):
+    assert np.isnan(fit(LOGITS, np.where(np.arange(200) == 9, label, LABELS)))
+
+
+def test_masked_classes_stay_masked_at_every_temperature():
+  logits = np.where(np.arange(5) == 2, -np.inf, LOGITS)
+
+  def entropy(temperature):
+    scaled = uncertainty.apply_temperature(logits, temperature=temperature)
+    return jnp.mean(jax.nn.logsumexp(scaled, axis=-1)), scaled
+
+  fn = jax.jit(jax.value_and_grad(entropy, has_aux=True))
+  for temperature in (2.0, np.inf):
+    (_, scaled), gradient = fn(temperature)
+    np.testing.assert_array_equal(scaled[:, 2], -np.inf)
+    np.testing.assert_allclose(np.delete(scaled, 2, 1), np.delete(LOGITS, 2, 1) / temperature)
+    assert np.isfinite(gradient)
 
 
 def test_half_precision_and_vmap():
@@ -89,8 +106,22 @@ def test_apply_temperature():
   assert after < before
 
 
+def test_fit_compiles_once_and_traces_where_arrays_vary_over_devices(caplog):
+  uncertainty.fit_temperature(LOGITS, LABELS)
+  with jax.log_compiles():
+    uncertainty.fit_temperature(2 * LOGITS, LABELS)
+  assert not [record for record in caplog.records if "Compiling" in record.message]
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec("d")
+  local = jax.shard_map(
+    lambda *data: uncertainty.fit_temperature(*data)[None], mesh=mesh, in_specs=over, out_specs=over
+  )
+  with jax.numpy_rank_promotion("raise"):
+    assert jax.eval_shape(local, LOGITS, LABELS).shape == (2,)
+
+
 def test_errors():
-  with pytest.raises(ValueError, match="n = 0"):
+  with pytest.raises(ValueError, match=r"logits must not be empty, got shape \[0, 5\]"):
     uncertainty.fit_temperature(LOGITS[:0], LABELS[:0])
   with pytest.raises(ValueError, match="max_temperature must lie in .2.0, inf., got 2.0"):
     uncertainty.fit_temperature(LOGITS, LABELS, min_temperature=2.0, max_temperature=2.0)
@@ -100,7 +131,9 @@ def test_errors():
     uncertainty.fit_temperature(LOGITS, LABELS, num_steps=0)
   with pytest.raises(ValueError, match="labels"):
     uncertainty.fit_temperature(LOGITS, LABELS + 1)
+  with pytest.raises(TypeError, match="labels must be of type int, got float"):
+    uncertainty.fit_temperature(LOGITS, LABELS / 2)
   with pytest.raises(ValueError, match="temperature must lie in .0, inf., got 0"):
     uncertainty.apply_temperature(LOGITS, temperature=0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="temperature must have shape .* \\[200\\], got"):
     uncertainty.apply_temperature(LOGITS, temperature=np.ones(5))
