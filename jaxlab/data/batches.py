@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxlab._checks import check_at_least
+from jaxlab._extras import import_extra
 from jaxlab.data.sources import Example, Source, read_examples, stack_examples
 
 
@@ -69,7 +70,7 @@ def batch_iterator(
     ValueError: if an argument is out of range, the source is empty, or it is too small to give
       each process one batch.
   """
-  import grain
+  grain = import_extra("grain", extra="data")
 
   num = len(source)
   _check_arguments(num, batch_size, seed, num_epochs, drop_remainder, process_index, process_count)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlab._extras import import_extra
 from jaxlab.data.sources import Example, Source
 
 _SEVERITIES = 5
@@ -139,10 +140,9 @@ class _Folders:
     return len(self._files)
 
   def __getitem__(self, index: int) -> Example:
-    from PIL import Image
-
     path, label = self._files[index]
-    with Image.open(path) as image:
+    image_files = import_extra("PIL.Image", extra="data")
+    with image_files.open(path) as image:
       return {"image": np.asarray(image.convert("RGB")), "label": np.asarray(label, np.int64)}
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxlab._checks import check_at_least
+from jaxlab._extras import import_extra
 from jaxlab.data.builders.catalogue import VERSION, OfflineSet, offline_sets, package_directory
 
 Example = dict[str, Any]
@@ -266,7 +267,8 @@ def _offline(name: str, data_dir: str | os.PathLike | None) -> OfflineSet | None
 def _defect(directory: pathlib.Path) -> str | None:
   """Says what is missing from a prepared set; None if it is whole."""
   import tensorflow_datasets as tfds
-  from array_record.python.array_record_module import ArrayRecordReader
+
+  records = import_extra("array_record.python.array_record_module", extra="data")
 
   for file in ("dataset_info.json", "features.json"):
     try:
@@ -278,7 +280,7 @@ def _defect(directory: pathlib.Path) -> str | None:
     return None
   for split in info.splits.values():
     for path, expected in zip(split.filepaths, split.shard_lengths):
-      num_records = ArrayRecordReader(os.fspath(path)).num_records() if path.exists() else 0
+      num_records = records.ArrayRecordReader(os.fspath(path)).num_records() if path.exists() else 0
       if num_records != expected:
         return f"{path.name} holds {num_records} of {expected} records"
   return None

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from jaxlab.experiment.flags import UsageError
@@ -341,7 +340,7 @@ def _rebuild(node: dict[str, Any], stored: Any) -> Any:
   if "array" in node:
     array, name = stored[f"array_{node['array']}"], node["dtype"]
     if array.dtype.name != name:
-      array = array.view(getattr(ml_dtypes, name))
+      array = array.view(np.dtype(name))  # Types that JAX registers
     return array.reshape(node["shape"])[()]
   return node["value"]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import chex
 import numpy as np
 
+from jaxlab._extras import import_extra
 from jaxlab.metrics.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -146,6 +147,4 @@ def plot_cost_accuracy(
 def _axes(ax: "Axes | None") -> "Axes":
   if ax is not None:
     return ax
-  import matplotlib.pyplot as plt
-
-  return plt.subplots()[1]
+  return import_extra("matplotlib.pyplot", extra="plots").subplots()[1]

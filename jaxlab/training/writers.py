@@ -20,6 +20,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jaxlab._extras import import_extra
+
 
 class Writer(Protocol):
   """The interface of a metric writer."""
@@ -186,13 +188,7 @@ class TensorBoardWriter:
     Raises:
       ImportError: if tensorboardX is not installed; names the extra.
     """
-    try:
-      import tensorboardX  # An optional dependency, and slow to import.
-    except ImportError as error:
-      raise ImportError(
-        "TensorBoardWriter needs tensorboardX: pip install 'jaxlab[tensorboard]'"
-      ) from error
-    self._open = tensorboardX.SummaryWriter
+    self._open = import_extra("tensorboardX", extra="tensorboard").SummaryWriter
     self._directory = str(directory)
     self._purge_step = None
     self._events = None

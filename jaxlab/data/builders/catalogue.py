@@ -56,7 +56,10 @@ def offline_sets() -> dict[str, OfflineSet]:
   Returns:
     Source name -> `OfflineSet`.
   """
-  sets = {name: OfflineSet("scikit_learn", name, "sklearn", "jaxlab") for name in SCIKIT_LEARN_SETS}
+  sets = {
+    name: OfflineSet("scikit_learn", name, "sklearn", "jaxlab[sklearn]")
+    for name in SCIKIT_LEARN_SETS
+  }
   sets["mnist1d"] = OfflineSet("mnist1d", "default", "mnist1d", "jaxlab[series]")
   for name in AEON_SETS:
     sets[f"aeon/{name}"] = OfflineSet("aeon", name, "aeon", "jaxlab[series]")
