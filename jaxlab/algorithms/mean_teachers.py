@@ -17,6 +17,7 @@ from jaxlab.algorithms.online_adaptation import (
   accept_step,
   guarded_step,
   init_optimizer,
+  logits_of,
 )
 from jaxlab.losses.adaptation import (
   multiview_contrastive_loss,
@@ -116,23 +117,23 @@ def robust_mean_teacher(
   def update(key, state, inputs, source_batch=None):
     if source_batch is None and not _is_zero(source_weight):
       raise ValueError(f"source_weight={source_weight} needs a source_batch, got None.")
-    teacher = forward_fn(state.teacher, inputs).logits
+    teacher = logits_of(forward_fn(state.teacher, inputs))
     augmented_inputs = augment_fn(key, inputs)
 
     def objective(trained):
       student, projector = trained
       outputs, augmented = forward_fn(student, inputs), forward_fn(student, augmented_inputs)
       loss_fn = partial(symmetric_cross_entropy, teacher_logits=teacher, alpha=alpha)
-      agreement = (loss_fn(outputs.logits) + loss_fn(augmented.logits)) / 2
+      agreement = (loss_fn(logits_of(outputs)) + loss_fn(logits_of(augmented))) / 2
       loss = self_training_weight * jnp.mean(agreement)
       if not _is_zero(contrastive_weight):
         loss += contrastive_weight * contrast(projector, outputs.features, augmented.features)
       if not _is_zero(source_weight):
         source_inputs, labels = source_batch
-        logits = as_accumulator(forward_fn(student, source_inputs).logits)
+        logits = as_accumulator(logits_of(forward_fn(student, source_inputs)))
         replay = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         loss += source_weight * jnp.mean(replay)
-      return loss, outputs.logits
+      return loss, logits_of(outputs)
 
     seen = inputs if _is_zero(source_weight) else (inputs, source_batch)
     step = guarded_step(
@@ -168,7 +169,7 @@ def mean_teacher_warm_up(
   been used with before.
 
   Args:
-    forward_fn: `(params, inputs) -> outputs` with `logits`.
+    forward_fn: `(params, inputs) -> outputs`: logits, or an object with `logits`.
     optimizer_with_schedule: its learning rate should rise linearly to that of the stream,
       `lr * (i + 1) / n` at step i of n. Its state is initialized here and dropped at the end; the
       one in `state` does not change.
@@ -206,10 +207,10 @@ def _warm_up(forward_fn, optimizer, student, teacher, source_inputs, alpha, deca
 
   def step(carry, inputs):
     student, teacher, opt_state = carry
-    target = forward_fn(teacher, inputs).logits
+    target = logits_of(forward_fn(teacher, inputs))
 
     def objective(params):
-      logits = forward_fn(params, inputs).logits
+      logits = logits_of(forward_fn(params, inputs))
       return jnp.mean(symmetric_cross_entropy(logits, target, alpha=alpha)), logits
 
     taken = guarded_step(objective, optimizer, student, opt_state, inputs=inputs)
@@ -237,7 +238,7 @@ def continual_mean_teacher(
   """Mean teacher that averages augmentations if uncertain and restores source parameters.
 
   Args:
-    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
+    forward_fn: `(params, inputs) -> outputs`: logits `[b, k]`, or an object with `logits`.
     augment_fn: `(key, inputs) -> inputs`.
     optimizer: steps all parameters of the student.
     decay: share of the old teacher in the new one, in [0, 1].
@@ -269,15 +270,15 @@ def continual_mean_teacher(
 
   def teach(key, state, inputs):
     """The teacher's logits."""
-    anchor = as_accumulator(forward_fn(state.source, inputs).logits)
+    anchor = as_accumulator(logits_of(forward_fn(state.source, inputs)))
     confidence = jnp.mean(jnp.max(jax.nn.softmax(anchor), axis=-1))
 
     def plain():
-      return as_accumulator(forward_fn(state.teacher, inputs).logits)
+      return as_accumulator(logits_of(forward_fn(state.teacher, inputs)))
 
     def averaged():
       def add(total, key):
-        return total + forward_fn(state.teacher, augment_fn(key, inputs)).logits, None
+        return total + logits_of(forward_fn(state.teacher, augment_fn(key, inputs))), None
 
       keys = jax.random.split(key, num_augmentations)
       return jax.lax.scan(add, jnp.zeros_like(anchor), keys)[0] / num_augmentations
@@ -299,7 +300,7 @@ def continual_mean_teacher(
     target = teach(augment_key, state, inputs)
 
     def objective(params):
-      logits = forward_fn(params, inputs).logits
+      logits = logits_of(forward_fn(params, inputs))
       return jnp.mean(symmetric_cross_entropy(logits, target, alpha=0.0)), None
 
     step = guarded_step(objective, optimizer, state.student, state.opt_state, inputs=inputs)

@@ -17,6 +17,7 @@ from jaxlab.algorithms.online_adaptation import (
   ForwardFn,
   OnlineAdapter,
   Path,
+  logits_of,
   loss_adapter,
 )
 from jaxlab.losses.adaptation import (
@@ -33,7 +34,7 @@ def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:
   baselines thus run through the same interface as every other adapter.
 
   Args:
-    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
+    forward_fn: `(params, inputs) -> outputs`: logits `[b, k]`, or an object with `logits`.
 
   Returns:
     An `OnlineAdapter` with `init(params) -> AdapterState`; its loss, `selected` and `skipped` are
@@ -48,7 +49,7 @@ def norm_adaptation(forward_fn: ForwardFn) -> OnlineAdapter:
 
   def update(key, state, inputs):
     del key
-    logits = forward_fn(state.params, inputs).logits
+    logits = logits_of(forward_fn(state.params, inputs))
     zero = jnp.zeros((), jnp.float32)
     return state, AdaptInfo(logits, zero, jnp.zeros(logits.shape[0], jnp.float32), zero)
 
@@ -78,7 +79,7 @@ def entropy_minimization(
   """Tent: minimizes prediction entropy over the scales and biases of normalization layers.
 
   Args:
-    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`.
+    forward_fn: `(params, inputs) -> outputs`: logits `[b, k]`, or an object with `logits`.
     optimizer: steps the trained leaves, once per batch.
     trainable: `(path) -> bool`, which leaves are trained.
 
@@ -94,7 +95,7 @@ def entropy_minimization(
 
   def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
     del key
-    return AdaptLoss(softmax_entropy(batch.outputs.logits))
+    return AdaptLoss(softmax_entropy(logits_of(batch.outputs)))
 
   return loss_adapter(forward_fn, loss_fn, optimizer, trainable=trainable)
 
@@ -112,8 +113,8 @@ def filtered_entropy_minimization(
   it. Leaving them out keeps adaptation stable over long streams.
 
   Args:
-    forward_fn: `(params, inputs) -> outputs` with `logits` `[b, k]`; the frozen source model runs
-      on each batch as well.
+    forward_fn: `(params, inputs) -> outputs`: logits `[b, k]`, or an object with `logits`; the
+      frozen source model runs on each batch as well.
     optimizer: steps the trained leaves, once per batch.
     trainable: `(path) -> bool`, which leaves are trained.
     diversity_weight: weight of the entropy of the mean prediction, which is maximized, >= 0.
@@ -131,7 +132,7 @@ def filtered_entropy_minimization(
 
   def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
     del key
-    logits, source = batch.outputs.logits, batch.source_outputs.logits
+    logits, source = logits_of(batch.outputs), logits_of(batch.source_outputs)
     return AdaptLoss(
       open_set_entropy_loss(logits, source, diversity_weight=diversity_weight),
       confidence_difference_mask(logits, source),

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import as_accumulator, check_arrays
+from jaxlab._paths import path_names
 from jaxlab._programs import compiled_once, varying_carry
 
 ForwardFn = Callable[[chex.ArrayTree, chex.Array], Any]
@@ -67,7 +68,7 @@ class AdaptBatch(NamedTuple):
 
   Attributes:
     inputs: the batch.
-    outputs: outputs of the adapted model for it, with `features` and `logits`.
+    outputs: outputs of the adapted model for it, logits or an object that has `logits`.
     source_outputs: outputs of the source model, without gradient; None unless the source is kept.
     forward: the adapted model, `inputs -> outputs`, for other inputs such as augmentations.
   """
@@ -147,10 +148,11 @@ def loss_adapter(
       forward = partial(forward_fn, params)
       outputs = forward(inputs)
       loss = loss_fn(key, AdaptBatch(inputs, outputs, source_outputs, forward))
-      form = f"[{outputs.logits.shape[0]}]"
+      logits = logits_of(outputs)
+      form = f"[{logits.shape[0]}]"
       check_arrays(**{"AdaptLoss.values": (loss.values, form)})
       selected = jnp.ones_like(loss.values) if loss.selected is None else loss.selected
-      return jnp.mean(as_accumulator(loss.values)), (outputs.logits, selected)
+      return jnp.mean(as_accumulator(loss.values)), (logits, selected)
 
     step = guarded_step(
       objective, optimizer, state.params, state.opt_state, inputs=inputs, trainable=trainable
@@ -192,6 +194,11 @@ def adapt_stream(
 
   rows = (jax.random.split(key, num_batches), batches, source_batches)
   return jax.lax.scan(step, varying_carry(step, state, rows), rows)
+
+
+def logits_of(outputs: Any) -> jax.Array:
+  """The logits of what a model returns: its attribute `logits`, or the array itself."""
+  return getattr(outputs, "logits", outputs)
 
 
 class GuardedStep(NamedTuple):
@@ -302,7 +309,7 @@ def _partition(params, trainable) -> tuple[chex.ArrayTree, chex.ArrayTree]:
 
   def chosen(path, leaf):
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    return floating and (trainable is None or bool(trainable(tuple(map(_name, path)))))
+    return floating and (trainable is None or bool(trainable(path_names(path))))
 
   mask = jax.tree_util.tree_map_with_path(chosen, params)
   if not any(jax.tree.leaves(mask)):
@@ -317,11 +324,3 @@ def _merge(trained, frozen) -> chex.ArrayTree:
   return jax.tree.map(
     lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None
   )
-
-
-def _name(entry: Any) -> str:
-  """The name of one entry of a path, for any container type."""
-  for attribute in ("key", "name", "idx"):
-    if hasattr(entry, attribute):
-      return str(getattr(entry, attribute))
-  return str(entry)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._paths import path_names
 from jaxlab._programs import compiled_once, varying_carry
 from jaxlab.algorithms.online_adaptation import (
   AdaptBatch,
@@ -18,6 +19,7 @@ from jaxlab.algorithms.online_adaptation import (
   Path,
   guarded_step,
   init_optimizer,
+  logits_of,
   loss_adapter,
 )
 from jaxlab.losses.adaptation import information_maximization_loss
@@ -141,7 +143,9 @@ def fine_tune(
   """
   check_at_least(1, num_steps=num_steps, batch_size=batch_size, eval_every=eval_every)
   params = jax.tree.map(jnp.asarray, params)
-  classes = jax.eval_shape(lambda: _logits(apply_fn(params, jnp.asarray(validation[0])))).shape[-1]
+  classes = jax.eval_shape(lambda: logits_of(apply_fn(params, jnp.asarray(validation[0])))).shape[
+    -1
+  ]
   data = _labeled("data", data, classes)
   validation = _labeled("validation", validation, classes)
   return _fine_tune(
@@ -186,7 +190,7 @@ def _fine_tune(
     stepped = guarded_step(objective, optimizer, *carry, trainable=trainable)
     # Untrained leaves may still change: running statistics.
     params = jax.tree_util.tree_map_with_path(
-      lambda path, new, renewed: new if trainable(_names(path)) else renewed,
+      lambda path, new, renewed: new if trainable(path_names(path)) else renewed,
       stepped.params,
       stepped.aux,
     )
@@ -221,16 +225,10 @@ def _labeled(name: str, pair: Labeled, num_classes: int) -> tuple[jax.Array, jax
   return inputs, labels
 
 
-def _names(path: tuple[Any, ...]) -> Path:
-  return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
-
-
 def _cross_entropy(output: Any, labels: jax.Array) -> jax.Array:
-  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_logits(output), labels))
-
-
-def _logits(output: Any) -> jax.Array:
-  return as_accumulator(getattr(output, "logits", output))
+  return jnp.mean(
+    optax.softmax_cross_entropy_with_integer_labels(as_accumulator(logits_of(output)), labels)
+  )
 
 
 def _repeated_rows(key: chex.PRNGKey, num_rows: int, num_draws: int) -> jax.Array:
@@ -347,7 +345,7 @@ def information_maximization_adaptation(
 
   def loss_fn(key: chex.PRNGKey, batch: AdaptBatch) -> AdaptLoss:
     del key
-    (_, labels), logits = batch.inputs, as_accumulator(batch.outputs.logits)
+    (_, labels), logits = batch.inputs, as_accumulator(logits_of(batch.outputs))
     if labels is None:
       labels = centroid_pseudo_labels(batch.outputs.features, jax.nn.softmax(logits))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

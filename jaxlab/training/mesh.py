@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxlab._paths import path_names
+
 _DATA = "data"
 
 
@@ -79,7 +81,7 @@ def shard_params(
       )
 
   def place(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = "/".join(path_names(path))
     spec = next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
     shape = np.shape(leaf)
     if len(spec) > len(shape):
