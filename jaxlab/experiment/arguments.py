@@ -170,7 +170,7 @@ def read_arguments(module: ModuleType, values: flags.FlagValues, argv: Sequence[
   return Arguments(
     preset=preset,
     config=config,
-    workdir=pathlib.Path(given["workdir"] or default_workdir),
+    workdir=pathlib.Path(given["workdir"] or default_workdir).expanduser(),
     seeds=seeds,
     pilot=bool(given["pilot"]),
     mesh=_mesh_axes(given["mesh"] or _DEFAULT_MESH),

@@ -40,7 +40,7 @@ def open_tensors(directory: str | os.PathLike, stem: str = "model") -> Iterator[
     FileNotFoundError: if there are no weights, or a shard is missing.
     ValueError: if there are only pickled weights, which are never read, or a file is malformed.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).expanduser()
   with contextlib.ExitStack() as stack:
     handles, shapes = {}, {}
     for path in _weight_files(directory, stem):
@@ -127,7 +127,7 @@ def write_directory(directory: str | os.PathLike, *, marker: str) -> Iterator[pa
   Raises:
     FileExistsError: if `directory` is anything else.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = pathlib.Path(directory).expanduser().absolute()
   if directory.exists() and not (directory / marker).is_file() and _has_content(directory):
     raise FileExistsError(f"{directory} holds other files and no {marker}.")
   directory.parent.mkdir(parents=True, exist_ok=True)

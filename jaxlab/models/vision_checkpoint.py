@@ -82,7 +82,7 @@ def save_vision_checkpoint(
     for leaf, x in flat.items()
   }
   _check(tensors, dict(layout.values()), source="variables")
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     safetensors.numpy.save_file(tensors, temporary)

@@ -1,6 +1,7 @@
 """The engine: state, update, mesh, checkpoints, loop, writers, seeds."""
 
 from jaxlab.training.checkpoint import Checkpointer, CorruptCheckpointError, Restored
+from jaxlab.training.foreign import restore_params
 from jaxlab.training.loop import FitResult, Interrupted, NonFiniteLossError, fit, resume
 from jaxlab.training.mesh import (
   data_parallel,
@@ -45,6 +46,7 @@ __all__ = [
   "over_seeds",
   "read_jsonl",
   "replicate",
+  "restore_params",
   "Restored",
   "resume",
   "shard_batch",

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxlab._checks import check_at_least
+from jaxlab.training.leaves import descriptions, fingerprints, is_key, like, storable, target
 from jaxlab.training.mesh import texts_of_processes
 from jaxlab.training.provenance import MismatchError, check_config, check_same
 
@@ -78,7 +78,7 @@ class Checkpointer:
     self._corrupt: set[int] = set()
     self._has_saved = False
     path = os.fspath(directory)
-    path = path if "://" in path else os.path.abspath(path)
+    path = path if "://" in path else os.path.abspath(os.path.expanduser(path))
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
     with _names_directory(path):
       self._manager = ocp.CheckpointManager(path, options=options)
@@ -108,12 +108,12 @@ class Checkpointer:
         f"cannot save step {step}: {self._manager.directory} already holds step {newest};"
         " restore that one, or use another directory"
       )
-    stored = jax.tree.map(_storable, state)
+    stored = jax.tree.map(storable, state)
     record = {
       "config": self._config,
-      "leaves": _descriptions(state),
-      "key_impls": [str(jax.random.key_impl(x)) for x in jax.tree.leaves(state) if _is_key(x)],
-      "fingerprints": _fingerprints(stored),
+      "leaves": descriptions(state),
+      "key_impls": [str(jax.random.key_impl(x)) for x in jax.tree.leaves(state) if is_key(x)],
+      "fingerprints": fingerprints(stored),
       "data_states": texts_of_processes(data_state),
     }
     args = ocp.args.Composite(
@@ -219,18 +219,18 @@ class Checkpointer:
         raise ValueError("its record does not match its checksum")
     if self._config is not None:
       check_config(name, record["config"], self._config)
-    check_same(name, record["leaves"], _descriptions(state_like))
+    check_same(name, record["leaves"], descriptions(state_like))
     data_state = _of_this_process(name, record["data_states"])
 
     with _marks_corrupt(name):
-      target = ocp.args.StandardRestore(jax.tree.map(_target, state_like))
-      stored = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
-      fingerprints = _fingerprints(stored)
-      for path, written, read in zip(record["leaves"], record["fingerprints"], fingerprints):
+      wanted = ocp.args.StandardRestore(jax.tree.map(target, state_like))
+      stored = self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"]
+      found = fingerprints(stored)
+      for path, written, read in zip(record["leaves"], record["fingerprints"], found):
         if written != read:
           raise ValueError(f"{path} is not what was written")
     impls = iter(record["key_impls"])
-    state = jax.tree.map(lambda leaf, x: _like(leaf, x, impls), state_like, stored)
+    state = jax.tree.map(lambda leaf, x: like(leaf, x, impls), state_like, stored)
     return Restored(state, _decode(json.loads(data_state)))
 
 
@@ -260,79 +260,6 @@ def _marks_corrupt(name: str) -> Iterator[None]:
 def _brief(error: Exception) -> str:
   first_line = str(error).strip().partition("\n")[0]
   return f"{type(error).__name__}: {first_line[:300]}"
-
-
-def _descriptions(state: chex.ArrayTree) -> dict[str, str]:
-  """Maps the path of every leaf to its dtype and shape, as in `float32[3,4]`."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): (
-      f"{_dtype(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-  }
-
-
-def _dtype(leaf: Any) -> Any:
-  return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(_dtype(leaf), jax.dtypes.prng_key)
-
-
-def _storable(leaf: Any) -> jax.Array | np.ndarray:
-  if _is_key(leaf):
-    leaf = jax.random.key_data(leaf)
-  # An array held by one process alone is its copy of values that are equal in all processes.
-  local = jax.process_count() > 1 and getattr(leaf, "is_fully_addressable", True)
-  return leaf if isinstance(leaf, jax.Array) and not local else np.asarray(leaf)
-
-
-def _target(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
-  """How to restore a leaf: onto its devices, or, if it is bound to none, into host memory."""
-  sharding = getattr(leaf, "sharding", None)
-  bound = sharding is not None and getattr(leaf, "committed", True)
-  if jax.process_count() > 1 and bound:
-    bound = not sharding.is_fully_addressable
-  if _is_key(leaf):
-    leaf = jax.eval_shape(jax.random.key_data, leaf)
-  if bound:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  return np.empty(np.shape(leaf), _dtype(leaf))
-
-
-def _like(leaf: Any, data: jax.Array | np.ndarray, key_impls: Iterator[str]) -> Any:
-  if _is_key(leaf):
-    return jax.random.wrap_key_data(data, impl=next(key_impls))
-  if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-    return jnp.asarray(data)
-  return data if isinstance(leaf, np.ndarray) else data.item()
-
-
-def _fingerprints(tree: chex.ArrayTree) -> list[int]:
-  return [int(x) for x in jax.device_get([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])]
-
-
-@jax.jit
-def _fingerprint(x: jax.Array) -> jax.Array:
-  """Sums an array's words modulo 2^32, each times an odd factor that depends on its position.
-
-  Any change of one word changes the sum, since odd factors are invertible. An integer sum does not
-  depend on the sharding, and each device needs only its part.
-  """
-  if jnp.issubdtype(x.dtype, jnp.complexfloating):
-    x = jnp.stack([x.real, x.imag], axis=-1)
-  bits = x.dtype.itemsize * 8
-  if bits == 64:
-    words = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  elif jnp.issubdtype(x.dtype, jnp.floating):
-    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
-  else:
-    words = x.astype(jnp.uint32)
-  place = jnp.zeros(words.shape, jnp.uint32)
-  for axis, size in enumerate(words.shape):
-    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-  return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _dumps(name: str, value: Any) -> str:

@@ -17,7 +17,7 @@ from jaxlab._checks import check_at_least
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
-from jaxlab.training.writers import Writer, write_all
+from jaxlab.training.writers import Writer, row_writers, write_all
 
 # Metrics that must be finite for training to continue.
 _WATCHED = ("loss", "grad_norm")
@@ -115,7 +115,8 @@ def fit(
     evaluate: `state -> {name: float}`.
     save_every: steps between checkpoints; None saves at the end only.
     checkpointer: where to save; None saves nothing. It is not closed.
-    writers: get every row, on process 0; they are not closed.
+    writers: get every row, on process 0; they are not closed. Those of clu and Weights & Biases
+      will do.
 
   Returns:
     The final state and the rows logged.
@@ -124,6 +125,7 @@ def fit(
     ValueError: for a non-positive count, a number of steps left that `steps_per_call` does not
       divide, `eval_every` without `evaluate`, `save_every` without `checkpointer`, metrics of the
       wrong shape, or batches that end early.
+    TypeError: if a writer cannot take a row.
     NonFiniteLossError: at the first update whose loss or gradient norm is not finite; every
       checkpoint is from before it.
     Interrupted: on SIGTERM or SIGINT.
@@ -132,6 +134,7 @@ def fit(
   _check_arguments(
     step, num_steps, steps_per_call, log_every, eval_every, evaluate, save_every, checkpointer
   )
+  row_writers(writers)  # Wrong ones should not be found after the first steps.
   history: list[dict[str, float]] = []
   if step >= num_steps:
     return FitResult(state, history)

@@ -2,7 +2,8 @@
 
 A writer is anything with `write(step, metrics)` and `close()`. One that keeps a record on disk may
 also have `truncate(step)`, which drops what lies past `step`: a resumed run calls it, so that
-repeated steps are not recorded twice.
+repeated steps are not recorded twice. Writers of clu and runs of Weights & Biases are writers too:
+an object with `write_scalars(step, metrics)` or with `log(metrics, step=step)`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -33,11 +34,39 @@ class Writer(Protocol):
     """Flushes and releases whatever the writer holds."""
 
 
-def write_all(writers: Iterable[Writer], step: int, metrics: Mapping[str, Any]) -> None:
+def row_writers(writers: Iterable[Any]) -> list[Callable[[int, Mapping[str, float]], None]]:
+  """What each writer does with the step and the metrics of a row.
+
+  Args:
+    writers: objects with `write(step, metrics)`, as in this file; `write_scalars(step, metrics)`,
+      as in `clu.metric_writers`; or `log(metrics, step=step)`, as `wandb.init` returns.
+
+  Returns:
+    One `(step, metrics) -> None` per writer.
+
+  Raises:
+    TypeError: if a writer has none of the three; names its place and type.
+  """
+  return [_row_writer(i, writer) for i, writer in enumerate(writers)]
+
+
+def _row_writer(place: int, writer: Any) -> Callable[[int, Mapping[str, float]], None]:
+  for name in ("write", "write_scalars"):
+    if callable(getattr(writer, name, None)):
+      return getattr(writer, name)
+  if callable(getattr(writer, "log", None)):
+    return lambda step, metrics: writer.log(dict(metrics), step=step)
+  raise TypeError(
+    f"writers[{place}] must have write(step, metrics), write_scalars(step, metrics) or "
+    f"log(metrics, step=step), got {type(writer).__name__}."
+  )
+
+
+def write_all(writers: Iterable[Any], step: int, metrics: Mapping[str, Any]) -> None:
   """Passes one row to every writer, on process 0 only.
 
   Args:
-    writers: the writers, in the order in which they are called.
+    writers: as for `row_writers`, in the order in which they are called.
     step: number of updates done.
     metrics: name to scalar; arrays of one element become floats here, so writers see no device
       arrays.
@@ -45,8 +74,8 @@ def write_all(writers: Iterable[Writer], step: int, metrics: Mapping[str, Any]) 
   if jax.process_index() != 0:
     return
   row = {name: float(value) for name, value in metrics.items()}
-  for writer in writers:
-    writer.write(step, row)
+  for write in row_writers(writers):
+    write(step, row)
 
 
 class ConsoleWriter:
@@ -118,7 +147,7 @@ class JsonlWriter:
     Args:
       path: the file.
     """
-    self._path = pathlib.Path(path)
+    self._path = pathlib.Path(path).expanduser()
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._file = None
 
@@ -162,7 +191,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     ValueError: if any other line is not JSON; names file and line.
   """
-  lines = pathlib.Path(path).read_bytes().split(b"\n")
+  lines = pathlib.Path(path).expanduser().read_bytes().split(b"\n")
   rows = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -189,7 +218,7 @@ class TensorBoardWriter:
       ImportError: if tensorboardX is not installed; names the extra.
     """
     self._open = import_extra("tensorboardX", extra="tensorboard").SummaryWriter
-    self._directory = str(directory)
+    self._directory = os.path.expanduser(directory)
     self._purge_step = None
     self._events = None
 

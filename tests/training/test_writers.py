@@ -149,3 +149,23 @@ def test_tensorboard_missing_names_the_extra(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   with pytest.raises(ImportError, match=r"jaxlab\[tensorboard\]"):
     writers.TensorBoardWriter(tmp_path)
+
+
+def test_writers_of_clu_and_of_weights_and_biases():
+  rows = []
+
+  class Clu:
+    def write_scalars(self, step, scalars):
+      rows.append(("clu", step, scalars))
+
+  class Run:
+    def log(self, data, step=None):
+      rows.append(("wandb", step, data))
+
+  writers.write_all([Clu(), Run()], 3, {"loss": 0.5})
+  assert rows == [("clu", 3, {"loss": 0.5}), ("wandb", 3, {"loss": 0.5})]
+
+
+def test_what_is_no_writer_is_named_at_the_start():
+  with pytest.raises(TypeError, match=r"writers\[1\] must have write.*, got dict"):
+    writers.row_writers([writers.ConsoleWriter(1), {}])
