@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxlab._checks import check_at_least, check_choice
+from jaxlab._checks import check_at_least, check_choice, check_range
 from jaxlab.models.rotary import RotaryConfig
 
 
@@ -37,8 +37,8 @@ class DecoderConfig:
     family: "gpt2", "llama" or "qwen2"; it decides the names in checkpoints.
 
   Raises:
-    ValueError: for a size below 1, an unknown choice, heads that do not divide, an odd `head_dim`
-      of rotary heads, or a `rope` that is incompatible with `positions`.
+    ValueError: for a size below 1, a negative `norm_eps`, an unknown choice, heads that do not
+      divide, an odd `head_dim` of rotary heads, or a `rope` that is incompatible with `positions`.
   """
 
   vocab_size: int
@@ -66,6 +66,7 @@ class DecoderConfig:
   def __post_init__(self):
     check_at_least(1, **{name: getattr(self, name) for name in _SIZES})
     check_at_least(1, sliding_window=self.sliding_window)
+    check_range("norm_eps", self.norm_eps, "[0, inf)")
     for name, choices in _CHOICES.items():
       check_choice(name, getattr(self, name), choices)
     if self.num_heads % self.num_kv_heads:

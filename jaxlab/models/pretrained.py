@@ -20,7 +20,7 @@ from jaxlab._checks import check_at_least
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
-from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import naming, open_tensors, read_json, write_directory
 from jaxlab.models.pretrained_tensors import (
   check_params,
   hf_tensor,
@@ -73,21 +73,20 @@ def load_pretrained(
   Raises:
     FileNotFoundError: if a file is missing.
     ValueError: if the model is of another family, weights are pickled, or tensors are missing,
-      unexpected or of the wrong shape (lists all of them), or if there are rules without a mesh.
+      unexpected or of the wrong shape (lists all of them), not floating or not finite, or if there
+      are rules without a mesh.
   """
   if mesh is None and sharding_rules is not None:
     raise ValueError("sharding_rules need a mesh, got None.")
   directory = pathlib.Path(directory)
-  config = config_from_hf(read_json(directory / "config.json"))
+  with naming(directory):
+    config = config_from_hf(read_json(directory / "config.json"))
   if mesh is not None and sharding_rules is None:
     sharding_rules = DECODER_SHARDING_RULES if "model" in mesh.shape else ()
   layout = parameter_layout(config)
   flat = {}
-  with open_tensors(directory) as files:
-    try:
-      names = match_tensors(files.shapes, config)
-    except ValueError as error:
-      raise ValueError(f"{directory}: {error}") from error
+  with naming(directory), open_tensors(directory) as files:
+    names = match_tensors(files.shapes, config)
 
     def read(name, index):
       return files.read(names[name], index)

@@ -1,7 +1,6 @@
-"""Directories of safetensors files: opened shard by shard, written atomically."""
+"""Directories of safetensors files: opened shard by shard, checked, written atomically."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -9,8 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
+
+from jaxlab._checks import as_json, check_types
 
 
 class TensorFiles(NamedTuple):
@@ -18,7 +20,7 @@ class TensorFiles(NamedTuple):
 
   Attributes:
     shapes: name -> shape of every tensor.
-    read: `(name, slices) -> array`, a part of a tensor.
+    read: `(name, slices) -> array`, a part of a tensor, which `check_weights` passed.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -54,9 +56,30 @@ def open_tensors(directory: str | os.PathLike, stem: str = "model") -> Iterator[
         shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-      return handles[name].get_slice(name)[index]
+      return check_weights(name, handles[name].get_slice(name)[index])
 
     yield TensorFiles(shapes, read)
+
+
+def check_weights(name: str, weights: np.ndarray) -> np.ndarray:
+  """Raises if weights that others wrote cannot be used as they are.
+
+  Args:
+    name: of the tensor.
+    weights: the tensor or a part of it.
+
+  Returns:
+    The weights.
+
+  Raises:
+    ValueError: naming the tensor, if it is not of a floating type (quantised weights mean nothing
+      without their scales) or not finite.
+  """
+  if not jnp.issubdtype(weights.dtype, jnp.floating):
+    raise ValueError(f"{name} must have weights of a floating type, got {weights.dtype}.")
+  if not np.isfinite(weights).all():
+    raise ValueError(f"{name} has weights that are NaN or infinite.")
+  return weights
 
 
 def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
@@ -66,8 +89,10 @@ def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
     return [single]
   if index.is_file():
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
       raise ValueError(f"{index} lacks weight_map.")
+    with naming(index):
+      check_types(weight_map, **dict.fromkeys(weight_map, str))
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if pathlib.PurePath(name).name != name]
     if outside:
@@ -101,14 +126,26 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     FileNotFoundError: if there is no such file.
     ValueError: if it holds something else.
   """
-  path = pathlib.Path(path)
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  content = as_json(os.fspath(path), pathlib.Path(path).read_bytes())
   if not isinstance(content, dict):
     raise ValueError(f"{path} must hold an object, got {type(content).__name__}.")
   return content
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Puts the file or directory before what a `ValueError` says of its content.
+
+  Args:
+    path: what is read.
+
+  Raises:
+    ValueError: the one raised inside, with the path.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager

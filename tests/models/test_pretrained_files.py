@@ -1,12 +1,13 @@
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
 
-TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3)}
+TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3.0)}
 
 
 def test_one_file_and_shards(tmp_path):
@@ -28,11 +29,27 @@ def test_one_file_and_shards(tmp_path):
 
 
 @pytest.mark.parametrize(
+  "weights, words",
+  [
+    *((np.ones(3, dtype), f"type, got {dtype}") for dtype in ("int8", "uint8", "int32", "bool")),
+    (np.float32([1, np.nan, 2]), "NaN or infinite"),
+    (np.float16([1, -np.inf, 2]), "NaN or infinite"),
+    (np.array([1, np.nan, 2], ml_dtypes.bfloat16), "NaN or infinite"),
+  ],
+)
+def test_weights_that_cannot_be_used_are_named(tmp_path, weights, words):
+  safetensors.numpy.save_file({"a": weights}, tmp_path / "model.safetensors")
+  with open_tensors(tmp_path) as files, pytest.raises(ValueError, match=f"^a .*{words}"):
+    files.read("a", (slice(None),))
+
+
+@pytest.mark.parametrize(
   "files, words",
   [
     ({"pytorch_model.bin": "x"}, "pickled weights, pytorch_model.bin"),
     ({"model.safetensors": "x"}, "is not a safetensors file"),
     ({"model.safetensors.index.json": "{}"}, "lacks weight_map"),
+    ({"model.safetensors.index.json": '{"weight_map": {"a": 1}}'}, "index.json: a must be text"),
     (
       {"model.safetensors.index.json": '{"weight_map": {"a": "../a.safetensors"}}'},
       "points outside its directory",
@@ -53,10 +70,20 @@ def test_no_weights(tmp_path):
 
 def test_json_objects(tmp_path):
   path = tmp_path / "x.json"
-  for content, words in (("{", "not valid JSON"), ("[1]", "must hold an object, got list")):
-    path.write_text(content)
+  for content, words in (
+    ("", "not valid JSON: Expecting value at column 1"),
+    ("{", "not valid JSON"),
+    ("[1]", "must hold an object, got list"),
+    ("[" * 100_000, "not valid JSON: maximum recursion depth"),
+    (f'{{"a": {"9" * 5000}}}', "not valid JSON: .* digits"),
+    ('{"a": "\\ud800"}', "not valid JSON: .* surrogates not allowed"),
+    ("\xff", "not valid JSON: .* can't decode"),
+  ):
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=words):
       read_json(path)
+  path.write_text('\ufeff{"a": "\\ud83d\\ude00"}', encoding="utf-8")
+  assert read_json(path) == {"a": "😀"}
 
 
 def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path):

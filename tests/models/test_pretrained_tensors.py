@@ -135,3 +135,10 @@ def test_half_precision_is_kept():
   tensors = params_to_hf(half, CONFIGS["qwen2"])
   assert {x.dtype for x in tensors.values()} == {jnp.bfloat16.dtype}
   jax.tree.map(np.testing.assert_array_equal, params_from_hf(tensors, CONFIGS["qwen2"]), half)
+
+
+def test_weights_in_memory_are_checked_too():
+  tensors = params_to_hf(random_params("llama"), CONFIGS["llama"])
+  for bad, words in ((np.zeros(8, np.int8), "got int8"), (np.full(8, np.nan), "NaN")):
+    with pytest.raises(ValueError, match=f"model.norm.weight .*{words}"):
+      params_from_hf(tensors | {"model.norm.weight": bad}, CONFIGS["llama"])

@@ -97,6 +97,16 @@ def test_the_wrong_tensor_is_named(tmp_path):
   refuses(r"fc.weight has shape \(5, 8\), expected \(9, 8\)", tensors, module.clone(num_classes=9))
 
 
+def test_weights_that_cannot_be_used_are_named(tmp_path):
+  module, path = SMALL["basic"], tmp_path / "model.safetensors"
+  save_vision_checkpoint(path, module, random_variables(module))
+  tensors = safetensors.numpy.load_file(path)
+  for bad, words in ((np.zeros(5, np.uint8), "got uint8"), (np.full(5, np.inf), "infinite")):
+    safetensors.numpy.save_file(tensors | {"fc.bias": bad}, path)
+    with pytest.raises(ValueError, match=f"{path}: fc.bias .*{words}"):
+      load_vision_checkpoint(path, module)
+
+
 def test_nothing_but_safetensors_is_read(tmp_path):
   path = tmp_path / "model.pt"
   path.write_bytes(pickle.dumps({"conv1.weight": [0.0]}))
