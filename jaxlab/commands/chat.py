@@ -50,6 +50,7 @@ class Config:
 
   def __post_init__(self):
     check_range("temperature", self.temperature, "[0, inf)")
+    check_range("seed", self.seed, "[0, 4294967295]")
     if self.top_p is not None:
       check_range("top_p", self.top_p, "(0, 1]")
     for name in ("top_k", "max_new_tokens", "num_samples", "model_parallel"):

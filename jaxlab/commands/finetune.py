@@ -130,10 +130,14 @@ def run(config: Config) -> int:
     UsageError: if data, checkpoint or settings cannot be used; nothing has been written then.
   """
   output = pathlib.Path(config.output)
-  if os.path.lexists(output):
-    raise UsageError(f"--output={output} is there already; nothing is overwritten.")
+  directory = pathlib.Path(config.workdir or f"{output}.run")
+  _check_directories(output, directory)
   architecture = program.read_architecture(config.checkpoint)
   train, held_out = _read_examples(config, architecture)
+  if config.batch_size > len(train):
+    raise UsageError(
+      f"--batch_size={config.batch_size} exceeds the {len(train)} examples to train on."
+    )
   mesh = _make_mesh(config)
   num_steps = config.steps or config.epochs * math.ceil(len(train) / config.batch_size)
   optimizer = _optimizer(config, num_steps)
@@ -144,7 +148,6 @@ def run(config: Config) -> int:
     asked["data_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
   asked["architecture"] = dataclasses.asdict(architecture)
   asked["start"] = _fingerprint(start.merge(start.state.params, start.frozen))
-  directory = pathlib.Path(config.workdir or f"{output}.run")
   with workdir.lock(directory):
     workdir.begin(directory, asked)
     context = Context(directory, jax.random.key(config.seed), mesh=mesh)
@@ -152,6 +155,17 @@ def run(config: Config) -> int:
     _save(config, output, start, state.params)
   print(f"saved {output}", flush=True)
   return 0
+
+
+def _check_directories(output: pathlib.Path, directory: pathlib.Path) -> None:
+  """Finds before the training what would keep its result from being saved."""
+  if os.path.lexists(output):
+    raise UsageError(f"--output={output} is there already; nothing is overwritten.")
+  if output.resolve() in (directory.resolve(), *directory.resolve().parents):
+    raise UsageError(f"--output={output} would hold --workdir={directory}; keep them apart.")
+  program.check_can_be_made("output", output)
+  if not os.path.lexists(directory):
+    program.check_can_be_made("workdir", directory)
 
 
 def _fingerprint(params: chex.ArrayTree) -> int:

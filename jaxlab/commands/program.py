@@ -18,6 +18,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
+from jaxlab._checks import check_range
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
 from jaxlab.experiment import Stopped, UsageError, stop_signals
 from jaxlab.experiment import flags as config_flags
@@ -37,6 +39,7 @@ from jaxlab.training import Interrupted, NonFiniteLossError
 from jaxlab.weights import merge_low_rank
 
 _SHORTEST_BUCKET = 16
+_INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.
 
 
 def main(module: ModuleType, argv: Sequence[str]) -> None:
@@ -71,6 +74,10 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
     if values["help"].value:
       print(_help(module, values))
       return 0
+    for field in dataclasses.fields(module.Config):
+      if isinstance(values[field.name].value, int):
+        with usage_errors("the flags"):
+          check_range(field.name, values[field.name].value, _INTEGERS)
     config = config_flags.config_from_flags(values, module.Config())
     for name in module.REQUIRED:
       if not getattr(config, name):
@@ -114,6 +121,25 @@ def usage_errors(subject: str) -> Iterator[None]:
     yield
   except (ImportError, OSError, ValueError) as error:
     raise UsageError(f"{subject}: {error}") from error
+
+
+def check_can_be_made(flag: str, directory: pathlib.Path) -> None:
+  """Raises if a new directory cannot be made; leaves nothing behind.
+
+  Args:
+    flag: that names the directory.
+    directory: which does not exist.
+
+  Raises:
+    UsageError: naming the flag, the directory and the system's reason.
+  """
+  directory = directory.absolute()
+  above = next(parent for parent in directory.parents if os.path.lexists(parent))
+  try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=above) as trial:
+      (pathlib.Path(trial) / directory.relative_to(above)).mkdir(parents=True)
+  except OSError as error:
+    raise UsageError(f"--{flag}={directory} cannot be made: {error.strerror}.") from error
 
 
 def read_architecture(directory: str | os.PathLike) -> DecoderConfig:

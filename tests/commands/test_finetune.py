@@ -158,7 +158,7 @@ def refused(directory, *arguments, checkpoint, rows=SUPERVISED):
   data = written(directory / "refused.jsonl", rows)
   status, _, err = execute(
     f"--checkpoint={checkpoint}", f"--data={data}", f"--output={directory / 'new'}",
-    "--data_parallel=1", *arguments,
+    "--data_parallel=1", "--batch_size=2", *arguments,
   )  # fmt: skip
   data.unlink()
   assert status == 2 and err.startswith("error: ") and sorted(directory.iterdir()) == before
@@ -182,6 +182,17 @@ def refused(directory, *arguments, checkpoint, rows=SUPERVISED):
     (["--data_parallel=9"], "--data_parallel, --model_parallel: "),
     (["--lora_rank=-1"], "lora_rank must be at least 0, got -1"),
     (["--learning_rate=0"], "learning_rate must lie in (0, inf), got 0.0"),
+    (["--steps=-1"], "steps must be at least 1, got -1"),
+    (["--batch_size=0"], "batch_size must be at least 1, got 0"),
+    (["--batch_size=5"], "--batch_size=5 exceeds the 4 examples to train on"),
+    (["--save_every=0"], "save_every must be at least 1, got 0"),
+    ([f"--steps={10**20}"], "steps must lie in [-2147483648, 4294967295], got 1" + "0" * 20),
+    (["--output=/proc/new/model"], "--output=/proc/new/model cannot be made: "),
+    (["--output=/dev/null/model"], "--output=/dev/null/model cannot be made: Not a directory"),
+    ([f"--output={'n' * 300}"], "cannot be made: File name too long"),
+    (["--workdir=/proc/new"], "--workdir=/proc/new cannot be made: "),
+    (["--output=/tmp/new", "--workdir=/tmp/new"], "--output=/tmp/new would hold --workdir=/tmp/n"),
+    (["--output=/tmp/new", "--workdir=/tmp/new/run"], "--output=/tmp/new would hold --workdir="),
   ],
 )
 def test_flags_that_cannot_be_obeyed(tmp_path, checkpoint, arguments, message):
