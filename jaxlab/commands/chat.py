@@ -1,4 +1,4 @@
-"""Talks to a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
+"""Talks to a language model in a Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3).
 
   jaxlab chat --checkpoint=DIR
   jaxlab chat --checkpoint=DIR --prompt="..." --num_samples=4

@@ -1,4 +1,4 @@
-r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
+r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3).
 
   jaxlab finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
       --objective=sft|dpo|ipo|kto|simpo|orpo|pass_at_n

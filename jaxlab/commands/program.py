@@ -34,7 +34,7 @@ from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
 from jaxlab.experiment import Stopped, UsageError, stop_signals
 from jaxlab.experiment import flags as config_flags
 from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained
-from jaxlab.models.pretrained_files import read_json
+from jaxlab.models.pretrained_files import existing_directory, read_json
 from jaxlab.training import Interrupted, NonFiniteLossError
 from jaxlab.weights import merge_low_rank
 
@@ -155,7 +155,7 @@ def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
     UsageError: if there is no such file or the model is of another family.
   """
   with usage_errors(f"--checkpoint={directory}"):
-    return config_from_hf(read_json(pathlib.Path(directory) / "config.json"))
+    return config_from_hf(read_json(existing_directory(directory) / "config.json"))
 
 
 def read_tokenizer(directory: str | os.PathLike) -> Tokenizer:

@@ -20,7 +20,13 @@ from jaxlab._checks import check_at_least
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
-from jaxlab.models.pretrained_files import naming, open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import (
+  existing_directory,
+  naming,
+  open_tensors,
+  read_json,
+  write_directory,
+)
 from jaxlab.models.pretrained_tensors import (
   check_params,
   hf_tensor,
@@ -53,7 +59,7 @@ def load_pretrained(
   mesh: Mesh | None = None,
   sharding_rules: Sequence[tuple[str, PartitionSpec]] | None = None,
 ) -> Pretrained:
-  """Reads a GPT-2, Llama or Qwen2 model, one tensor at a time.
+  """Reads a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model, one tensor at a time.
 
   Peak memory is little more than the parameters; with a mesh each device reads only its piece of a
   tensor.
@@ -71,14 +77,14 @@ def load_pretrained(
     A `Pretrained`.
 
   Raises:
-    FileNotFoundError: if a file is missing.
+    FileNotFoundError: if the directory or a file is missing.
     ValueError: if the model is of another family, weights are pickled, or tensors are missing,
       unexpected or of the wrong shape (lists all of them), not floating or not finite, or if there
       are rules without a mesh.
   """
   if mesh is None and sharding_rules is not None:
     raise ValueError("sharding_rules need a mesh, got None.")
-  directory = pathlib.Path(directory)
+  directory = existing_directory(directory)
   with naming(directory):
     config = config_from_hf(read_json(directory / "config.json"))
   if mesh is not None and sharding_rules is None:

@@ -2,9 +2,8 @@
 
 import json
 import os
-import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -15,7 +14,13 @@ import safetensors.numpy
 
 from jaxlab._checks import check_at_least, check_types
 from jaxlab.models.decoder_architecture import DecoderConfig
-from jaxlab.models.pretrained_files import naming, open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import (
+  existing_directory,
+  naming,
+  open_tensors,
+  read_json,
+  write_directory,
+)
 from jaxlab.models.pretrained_tensors import LeafLayout, parameter_layout
 from jaxlab.weights.low_rank import LowRankConfig
 
@@ -46,12 +51,12 @@ def load_adapter(directory: str | os.PathLike, config: DecoderConfig) -> LoadedA
     A `LoadedAdapter`.
 
   Raises:
-    FileNotFoundError: if a file is missing.
+    FileNotFoundError: if the directory or a file is missing.
     ValueError: if the adapter is not LoRA or uses a setting that the layers do not support (the
       message names it), if weights are pickled, or tensors are missing, unexpected or of the wrong
       shape (lists all of them), not floating or not finite.
   """
-  directory = pathlib.Path(directory)
+  directory = existing_directory(directory)
   settings = read_json(directory / "adapter_config.json")
   with naming(directory / "adapter_config.json"):
     _check_settings(settings)
@@ -138,6 +143,27 @@ def save_adapter(
       tensors, new / "adapter_model.safetensors", metadata={"format": "pt"}
     )
     (new / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def adapter_targets(names: Sequence[str], config: DecoderConfig) -> tuple[str, ...]:
+  """Translates targets that are named as in peft, such as "q_proj", into those of `LowRankConfig`.
+
+  Args:
+    names: ends of the names of modules in checkpoints; others stay as they are.
+    config: architecture of the base model.
+
+  Returns:
+    Ends of the paths of layers, each once.
+  """
+  targets = []
+  for name in names:
+    translated = [
+      path.removeprefix("layers/").removesuffix("/kernel")
+      for path, leaf in parameter_layout(config).items()
+      if leaf.stacked and path.endswith("/kernel") and leaf.names[0].endswith(f".{name}.weight")
+    ]
+    targets += translated or [name]
+  return tuple(dict.fromkeys(targets))
 
 
 _PREFIX = "base_model.model."

@@ -14,7 +14,8 @@ def config_from_hf(hf_config: Mapping[str, Any]) -> DecoderConfig:
   Rotary settings are read in either form, `rope_theta` beside `rope_scaling` or `rope_parameters`.
 
   Args:
-    hf_config: the object in `config.json`; its `model_type` is gpt2, llama or qwen2.
+    hf_config: the object in `config.json`; its `model_type` is gpt2, llama, mistral, qwen2 or
+      qwen3.
 
   Returns:
     The `DecoderConfig`.
@@ -27,11 +28,18 @@ def config_from_hf(hf_config: Mapping[str, Any]) -> DecoderConfig:
   model_type = hf_config.get("model_type")
   if model_type == "gpt2":
     return _from_gpt2(hf_config)
-  if model_type in ("llama", "qwen2"):
+  if model_type in _LLAMA_CLASSES:
     return _from_llama(hf_config, model_type)
-  raise ValueError(f"model_type must be gpt2, llama or qwen2; got {model_type!r}.")
+  known = ", ".join(["gpt2", *_LLAMA_CLASSES])
+  raise ValueError(f"model_type must be one of {known}; got {model_type!r}.")
 
 
+_LLAMA_CLASSES = {
+  "llama": "LlamaForCausalLM",
+  "mistral": "MistralForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+}
 _TYPES = {
   **dict.fromkeys(("model_type", "activation_function", "hidden_act"), str),
   **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), int),
@@ -131,24 +139,23 @@ def _from_llama(hf: Mapping[str, Any], family: str) -> DecoderConfig:
   )
   heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
   head_dim = hf.get("head_dim")
-  has_bias = bool(hf.get("attention_bias"))
-  biases = {
-    "qkv_bias": has_bias,
-    "attention_out_bias": has_bias,
-    "mlp_bias": bool(hf.get("mlp_bias")),
-  }
-  window, first = None, 0
-  if family == "qwen2":
-    biases = {"qkv_bias": True, "attention_out_bias": False, "mlp_bias": False}
+  if head_dim is None:
+    head_dim = 128 if family == "qwen3" else _head_dim(hf["hidden_size"], heads)
+  # What the classes of transformers read of the file, and their defaults.
+  has_bias = family in ("llama", "qwen3") and bool(hf.get("attention_bias"))
+  window, first, default_kv_heads = None, 0, None
+  if family in ("qwen2", "qwen3"):
     window, first = _sliding_window(hf, layers)
+  elif family == "mistral":
+    window, default_kv_heads = hf.get("sliding_window", 4096), 8
   return DecoderConfig(
     vocab_size=hf["vocab_size"],
     hidden_size=hf["hidden_size"],
     intermediate_size=hf["intermediate_size"],
     num_layers=layers,
     num_heads=heads,
-    num_kv_heads=_or_else(hf.get("num_key_value_heads"), heads),
-    head_dim=_head_dim(hf["hidden_size"], heads) if head_dim is None else head_dim,
+    num_kv_heads=_or_else(hf.get("num_key_value_heads", default_kv_heads), heads),
+    head_dim=head_dim,
     max_positions=hf["max_position_embeddings"],
     rope=_rope_from_hf(hf),
     tie_embeddings=bool(hf.get("tie_word_embeddings")),
@@ -156,8 +163,11 @@ def _from_llama(hf: Mapping[str, Any], family: str) -> DecoderConfig:
     first_sliding_layer=first,
     family=family,
     **LLAMA_CHOICES
-    | biases
     | {
+      "qkv_bias": has_bias or family == "qwen2",
+      "attention_out_bias": has_bias,
+      "mlp_bias": family == "llama" and bool(hf.get("mlp_bias")),
+      "qk_norm": family == "qwen3",
       "norm_eps": _or_else(hf.get("rms_norm_eps"), 1e-6),
       "activation": _activation(
         "hidden_act", _or_else(hf.get("hidden_act"), "silu"), {"silu": "silu"}
@@ -167,10 +177,9 @@ def _from_llama(hf: Mapping[str, Any], family: str) -> DecoderConfig:
 
 
 def _to_llama(config: DecoderConfig) -> dict[str, Any]:
-  is_qwen = config.family == "qwen2"
   hf = {
     "model_type": config.family,
-    "architectures": ["Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"],
+    "architectures": [_LLAMA_CLASSES[config.family]],
     "vocab_size": config.vocab_size,
     "hidden_size": config.hidden_size,
     "intermediate_size": config.intermediate_size,
@@ -185,8 +194,12 @@ def _to_llama(config: DecoderConfig) -> dict[str, Any]:
     "tie_word_embeddings": config.tie_embeddings,
     **_rope_to_hf(config),
   }
-  if not is_qwen:
-    return hf | {"attention_bias": config.attention_out_bias, "mlp_bias": config.mlp_bias}
+  if config.family in ("llama", "qwen3"):
+    hf["attention_bias"] = config.attention_out_bias
+  if config.family == "llama":
+    return hf | {"mlp_bias": config.mlp_bias}
+  if config.family == "mistral":
+    return hf | {"sliding_window": config.sliding_window}
   slides = config.sliding_window is not None
   first = config.first_sliding_layer if slides else config.num_layers
   return hf | {

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,27 @@ import numpy as np
 import safetensors
 
 from jaxlab._checks import as_json, check_types
+
+
+def existing_directory(path: str | os.PathLike) -> pathlib.Path:
+  """The directory of a model on this machine.
+
+  Args:
+    path: where it is; `~` is the home directory.
+
+  Returns:
+    The path.
+
+  Raises:
+    FileNotFoundError: if it is no directory; for what may be a model's name on the Hugging Face
+      hub, the message says how to fetch it.
+  """
+  directory = pathlib.Path(path).expanduser()
+  if not directory.is_dir():
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path))
+    hint = f"; a model of the hub is fetched by `hf download {path} --local-dir DIR`"
+    raise FileNotFoundError(f"there is no directory {path}{hint if is_name else ''}.")
+  return directory
 
 
 class TensorFiles(NamedTuple):

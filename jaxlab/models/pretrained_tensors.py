@@ -259,6 +259,8 @@ _LLAMA_MODULES = {
   "layers/attention/k": "model.layers.{}.self_attn.k_proj",
   "layers/attention/v": "model.layers.{}.self_attn.v_proj",
   "layers/attention/out": "model.layers.{}.self_attn.o_proj",
+  "layers/attention/q_norm": "model.layers.{}.self_attn.q_norm",
+  "layers/attention/k_norm": "model.layers.{}.self_attn.k_norm",
   "layers/mlp/gate": "model.layers.{}.mlp.gate_proj",
   "layers/mlp/up": "model.layers.{}.mlp.up_proj",
   "layers/mlp/down": "model.layers.{}.mlp.down_proj",

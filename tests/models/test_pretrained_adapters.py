@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from jaxlab.models import decoder_config, load_adapter, save_adapter
+from jaxlab.models.pretrained_adapters import adapter_targets
 from jaxlab.weights.low_rank import LowRankConfig, low_rank_update
 
 SIZES = {"vocab_size": 11, "hidden_size": 8, "num_layers": 3, "num_heads": 2}
@@ -74,6 +75,13 @@ def test_gpt2_fused_matrix(tmp_path, shared, stabilized):
   # Adapters of one fused matrix are written back unchanged.
   save_adapter(tmp_path / "again", *loaded, GPT2)
   jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "again", GPT2), loaded)
+
+
+def test_targets_may_be_named_as_in_peft():
+  translated = adapter_targets(["q_proj", "attention/v", "mlp.up_proj", "q_proj", "?"], LLAMA)
+  assert translated == ("attention/q", "attention/v", "mlp/up", "?")
+  assert adapter_targets(["c_attn"], GPT2) == ("attention/k", "attention/q", "attention/v")
+  assert adapter_targets(["c_proj"], GPT2) == ("attention/out", "mlp/down")
 
 
 def test_invalid_directories_raise(tmp_path):

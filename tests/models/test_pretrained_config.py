@@ -24,6 +24,8 @@ LLAMA = {
   "max_position_embeddings": 64,
 }
 QWEN2 = LLAMA | {"model_type": "qwen2"}
+QWEN3 = LLAMA | {"model_type": "qwen3"}
+MISTRAL = LLAMA | {"model_type": "mistral"}
 
 
 def test_defaults_of_absent_keys():
@@ -37,6 +39,13 @@ def test_defaults_of_absent_keys():
   assert config_from_hf(LLAMA | {"head_dim": None}) == llama
   qwen = config_from_hf(QWEN2)
   assert qwen.qkv_bias and not qwen.attention_out_bias and qwen.sliding_window is None
+  qwen = config_from_hf(QWEN3)
+  assert qwen.qk_norm and qwen.head_dim == 128 and not qwen.qkv_bias
+  assert qwen.sliding_window is None
+  mistral = config_from_hf(MISTRAL | {"num_key_value_heads": None})
+  assert (mistral.num_kv_heads, mistral.head_dim, mistral.sliding_window) == (4, 8, 4096)
+  with pytest.raises(ValueError, match="num_kv_heads 8 does not divide"):
+    config_from_hf(MISTRAL)
 
 
 def test_given_keys():
@@ -53,8 +62,12 @@ def test_given_keys():
   llama = config_from_hf(LLAMA | changed)
   assert (llama.num_kv_heads, llama.head_dim) == (2, 12)
   assert llama.qkv_bias and llama.attention_out_bias and llama.mlp_bias
-  # Qwen2 ignores the file's biases.
+  # Qwen2 ignores the file's biases, Mistral has none, Qwen3 has those of attention.
   assert not config_from_hf(QWEN2 | changed).mlp_bias
+  assert not config_from_hf(MISTRAL | changed).qkv_bias
+  qwen = config_from_hf(QWEN3 | changed)
+  assert qwen.qkv_bias and qwen.attention_out_bias and not qwen.mlp_bias
+  assert config_from_hf(MISTRAL | changed | {"sliding_window": None}).sliding_window is None
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,10 @@ ROPE = {"rope_type": "yarn", "factor": 2.0, "beta_slow": 2.0}
     LLAMA | {"rope_scaling": ROPE | {"original_max_position_embeddings": 32}},
     LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 5.0},
     QWEN2 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    QWEN3 | {"attention_bias": True, "head_dim": 12},
+    MISTRAL | {"num_key_value_heads": 2},
+    MISTRAL | {"num_key_value_heads": 2, "sliding_window": None},
   ],
 )
 def test_round_trip(hf):
@@ -124,7 +141,7 @@ def test_round_trip(hf):
   assert written["architectures"][0].endswith(("LMHeadModel", "ForCausalLM"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
 def test_models_trained_from_scratch_can_be_written(family):
   config = decoder_config(vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, family=family)
   assert config_from_hf(config_to_hf(config)) == config
@@ -149,8 +166,8 @@ def test_configs_that_a_family_cannot_express_raise(changed):
 @pytest.mark.parametrize(
   "hf, words",
   [
-    ({}, "model_type must be gpt2, llama or qwen2; got None"),
-    ({"model_type": "mistral"}, "got 'mistral'"),
+    ({}, "model_type must be one of gpt2, llama, mistral, qwen2, qwen3; got None"),
+    ({"model_type": "mamba"}, "got 'mamba'"),
     ({"model_type": "gpt2", "n_embd": 8}, "lacks vocab_size, n_head, n_layer, n_positions"),
     ({"model_type": "llama"}, "lacks vocab_size, hidden_size"),
     (GPT2 | {"activation_function": "relu"}, "activation_function .* got 'relu'"),

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import (
+  existing_directory,
+  open_tensors,
+  read_json,
+  write_directory,
+)
 
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3.0)}
 
@@ -66,6 +71,16 @@ def test_invalid_weights_raise(tmp_path, files, words):
 def test_no_weights(tmp_path):
   with pytest.raises(FileNotFoundError, match="neither model.safetensors"), open_tensors(tmp_path):
     pass
+
+
+def test_the_name_of_a_model_says_how_to_fetch_it(tmp_path, monkeypatch):
+  for name in ("gpt2", "Qwen/Qwen3-0.6B"):
+    with pytest.raises(FileNotFoundError, match=f"`hf download {name} --local-dir DIR`"):
+      existing_directory(name)
+  with pytest.raises(FileNotFoundError, match=f"there is no directory {tmp_path}/x.$"):
+    existing_directory(tmp_path / "x")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert existing_directory("~") == tmp_path
 
 
 def test_json_objects(tmp_path):

@@ -21,6 +21,7 @@ CONFIGS = {
   "gpt2": decoder_config(**SIZES, family="gpt2"),
   "llama": decoder_config(**SIZES, num_kv_heads=1, tie_embeddings=False),
   "qwen2": decoder_config(**SIZES, family="qwen2"),
+  "qwen3": decoder_config(**SIZES, family="qwen3"),
 }
 
 
@@ -74,6 +75,12 @@ def test_names_and_layouts():
     "lm_head.weight": params["lm_head"]["kernel"].T,
   }.items():
     np.testing.assert_array_equal(tensors[name], expected, err_msg=name)
+
+  params = random_params("qwen3")
+  np.testing.assert_array_equal(
+    params_to_hf(params, CONFIGS["qwen3"])["model.layers.1.self_attn.k_norm.weight"],
+    params["layers"]["attention"]["k_norm"]["scale"][1],
+  )
 
 
 def test_gpt2_without_prefix_and_with_buffers():
