@@ -113,7 +113,7 @@ def test_what_generation_config_ends_at(checkpoint, make_checkpoint, tmp_path):
     (["--prompt=a", "--raw", "--system=s"], "--system needs a chat template"),
     (["--prompt=a", "--model_parallel=99"], "--model_parallel=99: "),
     (["--prompt=a", "--adapter=nowhere"], "--adapter=nowhere: "),
-    (["--checkpoint=nowhere", "--prompt=a"], "--checkpoint=nowhere: "),
+    (["--checkpoint=a/b", "--prompt=a"], "--checkpoint=a/b: there is no directory a/b; a model of"),
     (["--checkpoint="], "--checkpoint must be given"),
   ],
 )

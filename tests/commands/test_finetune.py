@@ -77,6 +77,8 @@ def test_every_objective_trains_and_saves(tmp_path, checkpoint, objective, rows,
     np.testing.assert_allclose(first["loss"], start_loss, rtol=1e-4)
   if objective not in ("sft", "pass_at_n"):
     assert "reward_margin" in out and 0 <= last["reward_accuracy"] <= 1
+  rate = json.loads((tmp_path / "out.run" / "config.json").read_text())["learning_rate"]
+  assert rate == (1e-4 if rows is not PAIRS else 1e-5)
   adapter = load_adapter(tmp_path / "out" / "adapter", loaded.config)
   merged = merge_low_rank(start.params, adapter.adapters, adapter.config)
   jax.tree.map(np.testing.assert_array_equal, merged, loaded.params)
@@ -138,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
 
 
 def test_sharding_changes_no_number(tmp_path, checkpoint):
-  options = ("--objective=kto", "--lora_rank=2", "--lora_targets=attention/q,mlp/down")
+  options = ("--objective=kto", "--lora_rank=2", "--lora_targets=attention/q,down_proj")
   actual = {}
   for data, model in ((1, 1), (1, 2), (2, 2)):
     name = f"{data}_{model}"
