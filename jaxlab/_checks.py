@@ -4,12 +4,14 @@ Checks read the values of Python numbers and NumPy arrays only; these values are
 arrays have no values to read, and reading an array on a device would block every eager call.
 """
 
+import contextlib
 import functools
 import json
 import numbers
+import os
 import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import chex
@@ -213,6 +215,22 @@ def as_json(name: str, text: str | bytes) -> Any:
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Puts a file or directory before what a `ValueError` says of its content.
+
+  Args:
+    path: what is read.
+
+  Raises:
+    ValueError: the one raised inside, with the path.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def check_types(settings: Mapping[str, Any], **types: type | tuple[type, ...]) -> None:

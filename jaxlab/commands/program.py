@@ -30,7 +30,8 @@ import numpy as np
 from absl import flags, logging
 
 from jaxlab._checks import check_range
-from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
+from jaxlab.data.chat_templates import render_chat
+from jaxlab.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlab.experiment import Stopped, UsageError, stop_signals
 from jaxlab.experiment import flags as config_flags
 from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained

@@ -122,7 +122,7 @@ def _pairs(columns: dict[str, Any]) -> list[tuple]:
   if prompt is None:
     shared = _num_shared(chosen, rejected)
     prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not (prompt and chosen and rejected):
+    if not (prompt and chosen and rejected) or chosen == rejected:
       raise ValueError("columns 'chosen' and 'rejected' must begin alike and end differently.")
   _check_same_type(prompt=prompt, chosen=chosen, rejected=rejected)
   return [(prompt, (chosen, rejected))]

@@ -11,20 +11,18 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_at_least, naming
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
 from jaxlab.models.pretrained_files import (
   existing_directory,
-  naming,
   open_tensors,
   read_json,
+  save_tensors,
   write_directory,
 )
 from jaxlab.models.pretrained_tensors import (
@@ -150,7 +148,7 @@ def save_pretrained(
       if len(shards) > 1:
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
       tensors = {name: hf_tensor(name, flat, config) for name in names}
-      safetensors.numpy.save_file(tensors, new / file, metadata={"format": "pt"})
+      save_tensors(new / file, tensors)
       weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
       index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

@@ -10,15 +10,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from jaxlab._checks import check_at_least, check_types
+from jaxlab._checks import check_at_least, check_types, naming
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_files import (
   existing_directory,
-  naming,
   open_tensors,
   read_json,
+  save_tensors,
   write_directory,
 )
 from jaxlab.models.pretrained_tensors import LeafLayout, parameter_layout
@@ -139,9 +138,7 @@ def save_adapter(
     "inference_mode": True,
   }
   with write_directory(directory, marker="adapter_config.json") as new:
-    safetensors.numpy.save_file(
-      tensors, new / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
+    save_tensors(new / "adapter_model.safetensors", tensors)
     (new / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 

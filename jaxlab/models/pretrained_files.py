@@ -6,14 +6,15 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+import safetensors.numpy
 
-from jaxlab._checks import as_json, check_types
+from jaxlab._checks import as_json, check_types, naming
 
 
 def existing_directory(path: str | os.PathLike) -> pathlib.Path:
@@ -154,20 +155,20 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   return content
 
 
-@contextlib.contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
-  """Puts the file or directory before what a `ValueError` says of its content.
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file, in the form that `transformers` reads.
 
   Args:
-    path: what is read.
+    path: the file.
+    tensors: name -> contiguous array.
 
   Raises:
-    ValueError: the one raised inside, with the path.
+    OSError: if it cannot be written.
   """
   try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxlab.models.pretrained_files import check_weights, naming
+from jaxlab._checks import naming
+from jaxlab.models.pretrained_files import check_weights, save_tensors
 from jaxlab.models.resnet import ResNet, WideResNet
 
 
@@ -87,7 +88,7 @@ def save_vision_checkpoint(
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    safetensors.numpy.save_file(tensors, temporary)
+    save_tensors(temporary, tensors)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

@@ -89,9 +89,31 @@ def test_adapters_and_shards(checkpoint, tmp_path):
 
 def test_what_generation_config_ends_at(checkpoint, make_checkpoint, tmp_path):
   directory = make_checkpoint(tmp_path / "ends")
-  (directory / "generation_config.json").write_text(f'{{"eos_token_id": {list(range(256))}}}')
+  (directory / "generation_config.json").write_text(f'{{"eos_token_id": {[*range(256), 10**30]}}}')
   status, _, err = execute(directory, "--prompt=ab", "--temperature=0")
   assert status == 0 and int(PACE.fullmatch(err)[1]) < 6
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ('{"eos_token_id": "2"}', "eos_token_id must be an integer, got '2'"),
+    ('{"eos_token_id": [2, 2.5]}', "eos_token_id must be an integer, got 2.5"),
+    ("", "generation_config.json is not valid JSON"),
+  ],
+)
+def test_ends_of_other_types_are_named(make_checkpoint, tmp_path, content, message):
+  directory = make_checkpoint(tmp_path / "ends")
+  (directory / "generation_config.json").write_text(content)
+  status, out, err = execute(directory, "--prompt=ab")
+  assert (status, out) == (2, "") and message in err
+
+
+def test_lines_that_are_no_text_are_left_out(checkpoint, monkeypatch):
+  lines = ["a\udcff", "ab"]
+  status, out, err = execute(checkpoint, "--temperature=0", lines=lines, monkeypatch=monkeypatch)
+  assert status == 0 and out == greedy(checkpoint, "<|user|>ab</s><|bot|>") + "\n"
+  assert err.startswith("error: the prompt is not UTF-8: ")
 
 
 @pytest.mark.parametrize(

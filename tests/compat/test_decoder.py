@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from jaxlab.data.tokenizers import encode_chat, load_tokenizer, render_chat  # noqa: E402
+from jaxlab.data.chat_templates import render_chat  # noqa: E402
+from jaxlab.data.tokenizers import encode_chat, load_tokenizer  # noqa: E402
 from jaxlab.models import decoder  # noqa: E402
 from jaxlab.weights.low_rank import LowRankConfig, merge_low_rank  # noqa: E402
 
