@@ -9,8 +9,9 @@ A command is a module with
 
 and ends in `if __name__ == "__main__": program.main(sys.modules[__name__], sys.argv)`.
 
-Exit status: 0 complete, 1 training broke down, 2 the command line, the data or the checkpoint
-cannot be used (and nothing was written), 130 and 143 stopped by SIGINT and SIGTERM.
+Exit status: 0 complete, 1 training broke down or the machine refused (a full disk), 2 the command
+line, the data or the checkpoint cannot be used (and nothing was written), 130 and 143 stopped by
+SIGINT and SIGTERM.
 """
 
 import contextlib
@@ -32,13 +33,17 @@ from absl import flags, logging
 from jaxlab._checks import check_range
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer
-from jaxlab.experiment import Stopped, UsageError, stop_signals
+from jaxlab.experiment import UsageError, stop_signals
 from jaxlab.experiment import flags as config_flags
+from jaxlab.experiment.wall import guard
 from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained
 from jaxlab.models.pretrained_files import existing_directory, read_json
-from jaxlab.training import Interrupted, NonFiniteLossError
 from jaxlab.weights import merge_low_rank
 
+_FLAGS = {
+  "debug": "Show the traceback of whatever ends the command.",
+  "help": "Show this and stop.",
+}
 _SHORTEST_BUCKET = 16
 _INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.
 
@@ -67,10 +72,12 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
   Returns:
     The exit status.
   """
-  values = flags.FlagValues()
-  config_flags.define_flag(values, "help", bool, "Show this and stop.")
-  config_flags.define_config_flags(values, module.Config)
-  try:
+
+  def run() -> int:
+    values = flags.FlagValues()
+    for name, text in _FLAGS.items():
+      config_flags.define_flag(values, name, bool, text)
+    config_flags.define_config_flags(values, module.Config)
     config_flags.parse(values, argv)
     if values["help"].value:
       print(_help(module, values))
@@ -85,18 +92,13 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
         raise UsageError(f"--{name} must be given: {values[name].help}")
     with stop_signals():
       return module.run(config)
-  except UsageError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except NonFiniteLossError as error:
-    print(f"error: {error}; nothing was saved. Try a smaller --learning_rate.", file=sys.stderr)
-    return 1
-  except Interrupted as stop:
-    print(f"{stop}; the same command goes on.", file=sys.stderr)
-    return 128 + stop.signum
-  except Stopped as stop:
-    print(f"{stop}.", file=sys.stderr)
-    return 128 + stop.signum
+
+  return guard(
+    run,
+    debug="--debug" in argv,
+    resume="the same command goes on." if hasattr(module.Config, "workdir") else "",
+    advice="nothing was saved. Try a smaller --learning_rate.",
+  )
 
 
 def _help(module: ModuleType, values: flags.FlagValues) -> str:
@@ -105,6 +107,8 @@ def _help(module: ModuleType, values: flags.FlagValues) -> str:
     required = field.name in module.REQUIRED
     default = "required" if required else config_flags.as_text(field.default)
     lines += config_flags.flag_help(values[field.name], default)
+  for name in _FLAGS:
+    lines += config_flags.flag_help(values[name], "")
   return "\n".join(lines)
 
 
