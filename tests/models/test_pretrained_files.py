@@ -9,6 +9,7 @@ from jaxlab.models.pretrained_files import (
   existing_directory,
   open_tensors,
   read_json,
+  save_tensors,
   write_directory,
 )
 
@@ -81,6 +82,13 @@ def test_the_name_of_a_model_says_how_to_fetch_it(tmp_path, monkeypatch):
     existing_directory(tmp_path / "x")
   monkeypatch.setenv("HOME", str(tmp_path))
   assert existing_directory("~") == tmp_path
+
+
+def test_files_that_cannot_be_written_are_the_systems_error(tmp_path):
+  save_tensors(tmp_path / "a", TENSORS)
+  np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "a")["b"], TENSORS["b"])
+  with pytest.raises(OSError, match=f"{tmp_path}/none/a cannot be written: .*No such file"):
+    save_tensors(tmp_path / "none" / "a", TENSORS)
 
 
 def test_json_objects(tmp_path):
