@@ -6,7 +6,8 @@ r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama, Mistr
 FILE.jsonl has the columns prompt and response (or completion), or messages, or text; for
 preferences prompt, chosen and rejected; for kto also prompt, response and label. Text is taken as
 it is, messages through the chat template. NEW_DIR is what transformers loads, in float32; with
---lora_rank its directory `adapter` is what peft loads. The same command goes on after a kill.
+--lora_rank its directory `adapter` is what peft loads. The same command goes on after a kill, and
+under another configuration, tokenizer or chat template, or with other data, it is refused.
 """
 
 import dataclasses
@@ -32,10 +33,13 @@ from jaxlab.commands import objectives, program
 from jaxlab.commands.examples import Batches, Example, encode_rows, split_examples
 from jaxlab.commands.objectives import Objective
 from jaxlab.commands.rows import read_rows
+from jaxlab.data.tokenizers import Tokenizer
 from jaxlab.experiment import Context, UsageError, workdir
 from jaxlab.losses import sequence_log_prob
 from jaxlab.models import DecoderConfig, DecoderLM, save_adapter, save_pretrained
 from jaxlab.models.pretrained_adapters import adapter_targets
+from jaxlab.models.pretrained_files import existing_directory
+from jaxlab.training import fingerprint
 from jaxlab.training.mesh import make_mesh, on_mesh, replicate, shard_batch
 from jaxlab.training.state import TrainState, init_state, num_params
 from jaxlab.training.update import build_evaluate, build_update
@@ -143,7 +147,8 @@ def run(config: Config) -> int:
     or objectives.default_learning_rate(config.objective, adapters=config.lora_rank > 0),
     lora_targets=adapter_targets(config.lora_targets, architecture),
   )
-  train, held_out = _read_examples(config, architecture)
+  tokenizer = program.read_tokenizer(config.checkpoint)
+  train, held_out = _read_examples(config, architecture, tokenizer)
   if config.batch_size > len(train):
     raise UsageError(
       f"--batch_size={config.batch_size} exceeds the {len(train)} examples to train on."
@@ -154,13 +159,17 @@ def run(config: Config) -> int:
   start = _start(config, architecture, optimizer, mesh)
 
   asked = {name: v for name, v in dataclasses.asdict(config).items() if name not in _FREE}
-  with open(config.data, "rb") as file:
-    asked["data_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-  asked["architecture"] = dataclasses.asdict(architecture)
-  asked["start"] = _fingerprint(start.merge(start.state.params, start.frozen))
+  asked |= {
+    "data_sha256": hashlib.sha256(pathlib.Path(config.data).read_bytes()).hexdigest(),
+    "tokenizer": _tokenizer_fingerprint(config, tokenizer),
+    "chat_template": fingerprint(tokenizer.chat_template),
+    "architecture": dataclasses.asdict(architecture),
+    "start": _sum_of_bits(start.merge(start.state.params, start.frozen)),
+  }
   with workdir.lock(directory):
     workdir.begin(directory, asked)
-    context = Context(directory, jax.random.key(config.seed), mesh=mesh)
+    made_by = workdir.encode_json(asked)
+    context = Context(directory, jax.random.key(config.seed), mesh=mesh, made_by=made_by)
     state = _train(config, context, start, optimizer, num_steps, train, held_out)
     _save(config, output, start, state.params)
   print(f"saved {output}", flush=True)
@@ -178,7 +187,12 @@ def _check_directories(output: pathlib.Path, directory: pathlib.Path) -> None:
     program.check_can_be_made("workdir", directory)
 
 
-def _fingerprint(params: chex.ArrayTree) -> int:
+def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
+  content = (existing_directory(config.checkpoint) / "tokenizer.json").read_bytes()
+  return fingerprint([content, tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _sum_of_bits(params: chex.ArrayTree) -> int:
   """The sum of all bits as integers, which is the same however parameters are sharded."""
   words = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in jax.tree.leaves(params)]
   return sum(int(jnp.sum(x, dtype=jnp.uint32)) for x in words) % 2**32
@@ -216,7 +230,7 @@ def _make_mesh(config: Config) -> jax.sharding.Mesh:
 
 
 def _read_examples(
-  config: Config, architecture: DecoderConfig
+  config: Config, architecture: DecoderConfig, tokenizer: Tokenizer
 ) -> tuple[list[Example], list[Example]]:
   """Examples to train on, and those held out."""
   longest = architecture.max_positions
@@ -224,7 +238,6 @@ def _read_examples(
     raise UsageError(
       f"--max_length={config.max_length} exceeds the model's context of {longest} tokens."
     )
-  tokenizer = program.read_tokenizer(config.checkpoint)
   rows = read_rows(config.data, objectives.data_kind(config.objective))
   examples, num_cut = encode_rows(
     rows,

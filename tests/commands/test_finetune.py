@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -245,6 +246,18 @@ def test_nothing_is_overwritten(unbroken, checkpoint, tmp_path):
     tmp_path, checkpoint, SUPERVISED[:4], *FULL, f"--workdir={unbroken / 'out.run'}", steps=12
   )
   assert status == 2 and "holds a run with data_sha256 = " in err
+  for name, change in (
+    ("tokenizer", {"bos_token": "<|user|>"}),
+    ("chat_template", {"chat_template": "{{ messages }}"}),
+  ):
+    other = tmp_path / name
+    shutil.copytree(checkpoint, other)
+    path = other / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    status, _, err = train(
+      tmp_path, other, SUPERVISED, *FULL, f"--workdir={unbroken / 'out.run'}", steps=12
+    )
+    assert status == 2 and f"holds a run with {name} = " in err and err.count("\n") == 1
   assert not (unbroken / "other").exists() and not (tmp_path / "out").exists()
 
 
