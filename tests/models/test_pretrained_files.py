@@ -34,6 +34,14 @@ def test_one_file_and_shards(tmp_path):
     pass
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_the_largest_weights_are_read(tmp_path, dtype):
+  largest = np.array([1, -1], dtype) * ml_dtypes.finfo(dtype).max
+  safetensors.numpy.save_file({"a": largest}, tmp_path / "model.safetensors")
+  with open_tensors(tmp_path) as files:
+    np.testing.assert_array_equal(files.read("a", (slice(None),)), largest)
+
+
 @pytest.mark.parametrize(
   "weights, words",
   [
@@ -41,6 +49,8 @@ def test_one_file_and_shards(tmp_path):
     (np.float32([1, np.nan, 2]), "NaN or infinite"),
     (np.float16([1, -np.inf, 2]), "NaN or infinite"),
     (np.array([1, np.nan, 2], ml_dtypes.bfloat16), "NaN or infinite"),
+    (np.array([1, -np.inf, 2], ml_dtypes.bfloat16), "NaN or infinite"),
+    (np.float64([1, np.inf, 2]), "NaN or infinite"),
   ],
 )
 def test_weights_that_cannot_be_used_are_named(tmp_path, weights, words):
