@@ -44,6 +44,8 @@ _FLAGS = {
   "debug": "Show the traceback of whatever ends the command.",
   "help": "Show this and stop.",
 }
+# Fields that name files; shells leave the `~` of --data=~/file alone.
+_PATHS = ("adapter", "checkpoint", "data", "output", "workdir")
 _SHORTEST_BUCKET = 16
 _INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.
 
@@ -87,6 +89,9 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
         with usage_errors("the flags"):
           check_range(field.name, values[field.name].value, _INTEGERS)
     config = config_flags.config_from_flags(values, module.Config())
+    paths = {name: getattr(config, name, None) for name in _PATHS}
+    expanded = {name: os.path.expanduser(path) for name, path in paths.items() if path}
+    config = dataclasses.replace(config, **expanded)
     for name in module.REQUIRED:
       if not getattr(config, name):
         raise UsageError(f"--{name} must be given: {values[name].help}")

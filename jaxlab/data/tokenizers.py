@@ -83,7 +83,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     ValueError: if a file is malformed or a special token is not in the vocabulary.
     ImportError: if the package tokenizers is not installed; names the extra.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).expanduser()
   path = directory / "tokenizer.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist.")

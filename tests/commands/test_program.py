@@ -39,6 +39,19 @@ def test_flags_become_the_config(capsys):
   )
 
 
+def test_paths_may_begin_at_home(monkeypatch, tmp_path):
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    data: str = ""
+    prompt: str = "~/a"
+
+  seen = []
+  module = types.SimpleNamespace(__doc__="", Config=Config, REQUIRED=(), run=seen.append)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  program.execute(module, ["it", "--data=~/x"])
+  assert seen == [Config(f"{tmp_path}/x", "~/a")]
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
