@@ -233,7 +233,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     raise ValueError(f"{path}: {error}") from error
 
 
-def check_types(settings: Mapping[str, Any], **types: type | tuple[type, ...]) -> None:
+def check_types(settings: Mapping[str, Any], /, **types: type | tuple[type, ...]) -> None:
   """Raises if settings that others wrote are of another type; absent ones and None pass.
 
   Args:

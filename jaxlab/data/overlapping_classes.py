@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxlab._checks import (
   as_accumulator,
-  as_classes,
   check_arrays,
   check_at_least,
   check_range,
