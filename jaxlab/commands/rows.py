@@ -98,7 +98,8 @@ def _supervised(columns: dict[str, Any]) -> list[tuple]:
   if "messages" in columns:
     return [([], (_response(columns, "messages"),))]
   if "text" in columns and "prompt" not in columns:
-    return [("", (_response(columns, "text"),))]
+    text = _response(columns, "text")
+    return [("" if isinstance(text, str) else [], (text,))]
   return [_single(columns)]
 
 

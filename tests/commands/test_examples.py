@@ -117,6 +117,7 @@ PAIR_OF_CHATS = [("u:q$a:ab$", "ab$"), ("u:q$a:c$", "c$")]
   [
     ("supervised", {"text": "ab"}, [("^ab$", "ab$")]),
     ("supervised", {"text": "ab$"}, [("^ab$", "ab$")]),
+    ("supervised", {"text": [USER, BOT]}, [("u:q$a:ab$", "ab$")]),
     ("supervised", {"messages": LISTS}, [("u:q$a:ab$", "ab$")]),
     ("supervised", {"prompt": "q", "completion": [BOT]}, [("u:q$a:ab$", "ab$")]),
     ("supervised", {"prompt": "q", "completion": [USER, BOT]}, [("u:q$a:ab$", "ab$")]),
