@@ -29,8 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     near = difflib.get_close_matches(name, COMMANDS, n=3) or COMMANDS
     print(f"error: there is no command {name!r}; there is {', '.join(near)}.", file=sys.stderr)
     sys.exit(2)
-  program = importlib.import_module("jaxlab.commands.program")
-  module = importlib.import_module(f"jaxlab.commands.{name}")
+  try:
+    program = importlib.import_module("jaxlab.commands.program")
+    module = importlib.import_module(f"jaxlab.commands.{name}")
+  except KeyboardInterrupt:
+    print("stopped by SIGINT.", file=sys.stderr)
+    sys.exit(130)
   program.main(module, [f"jaxlab {name}", *arguments])
 
 

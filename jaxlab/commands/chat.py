@@ -1,4 +1,4 @@
-"""Talks to a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
+"""Talks to a language model in a Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3).
 
   jaxlab chat --checkpoint=DIR
   jaxlab chat --checkpoint=DIR --prompt="..." --num_samples=4
@@ -17,12 +17,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_range
+from jaxlab._checks import check_range, check_types
 from jaxlab.commands import program
 from jaxlab.data.tokenizers import Tokenizer, pad_sequences
 from jaxlab.experiment import UsageError
 from jaxlab.models import DecoderConfig, DecoderLM
-from jaxlab.models.pretrained_files import read_json
+from jaxlab.models.pretrained_files import existing_directory, read_json
 from jaxlab.samplers import flax_decode_fns, generate_n
 from jaxlab.training.mesh import make_mesh, replicate
 
@@ -50,6 +50,7 @@ class Config:
 
   def __post_init__(self):
     check_range("temperature", self.temperature, "[0, inf)")
+    check_range("seed", self.seed, "[0, 4294967295]")
     if self.top_p is not None:
       check_range("top_p", self.top_p, "(0, 1]")
     for name in ("top_k", "max_new_tokens", "num_samples", "model_parallel"):
@@ -139,11 +140,15 @@ class _Encoder:
     config, architecture = self._config, self._architecture
     if not turns[-1].strip():
       raise UsageError("the prompt is empty.")
-    if self._templated:
-      with program.usage_errors(f"--checkpoint={config.checkpoint}: its chat template"):
+    # Bytes that are no text come as halves of surrogate pairs.
+    with program.usage_errors("the prompt is not UTF-8"):
+      (turns[-1] + (config.system or "")).encode()
+    part = ": its chat template" if self._templated else ""
+    with program.usage_errors(f"--checkpoint={config.checkpoint}{part}"):
+      if self._templated:
         tokens = program.encode_conversation(self.tokenizer, self._messages(turns))
-    else:
-      tokens = program.encode_prompt(self.tokenizer, turns[-1])
+      else:
+        tokens = program.encode_prompt(self.tokenizer, turns[-1])
     if not tokens:
       raise UsageError("the prompt has no tokens.")
     if len(tokens) > _longest_prompt(config, architecture):
@@ -179,7 +184,7 @@ class _Answerer:
 
   def __init__(self, config: Config, architecture: DecoderConfig, tokenizer: Tokenizer):
     self.num_tokens, self.seconds = 0, 0.0
-    self._seed, self._tokenizer = config.seed, tokenizer
+    self._config, self._tokenizer = config, tokenizer
     self._longest = _longest_prompt(config, architecture)
     try:
       self._mesh = make_mesh({"model": config.model_parallel})
@@ -197,7 +202,7 @@ class _Answerer:
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
-        eos_token_id=_end_tokens(config.checkpoint, tokenizer),
+        eos_token_id=_end_tokens(config.checkpoint, tokenizer, architecture.vocab_size),
       )
     )
     self._programs = {}
@@ -205,16 +210,17 @@ class _Answerer:
 
   def __call__(self, tokens: list[int]) -> list[str]:
     """Answers a prompt `num_samples` times."""
-    key = jax.random.fold_in(jax.random.key(self._seed), self._num_calls)
+    key = jax.random.fold_in(jax.random.key(self._config.seed), self._num_calls)
     self._num_calls += 1
     width = program.bucket_length(len(tokens), most=self._longest)
     inputs = replicate((key, *pad_sequences([tokens], length=width)), self._mesh)
     output = self._timed(width, *inputs)
     self.num_tokens += int(output.lengths.sum())
-    return [
-      self._tokenizer.decode(row[:length], skip_special_tokens=True)
-      for row, length in zip(output.tokens[0], output.lengths[0])
-    ]
+    with program.usage_errors(f"--checkpoint={self._config.checkpoint}"):
+      return [
+        self._tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(output.tokens[0], output.lengths[0])
+      ]
 
   def _timed(self, width: int, key: chex.PRNGKey, *prompt: jax.Array):
     arguments = (key, self._decode_fns, *prompt)
@@ -226,18 +232,18 @@ class _Answerer:
     return output
 
 
-def _end_tokens(directory: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _end_tokens(directory: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
   """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`."""
-  tokens = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-  try:
-    listed = read_json(f"{directory}/generation_config.json").get("eos_token_id")
-  except FileNotFoundError:
-    listed = None
-  except ValueError as error:
-    raise UsageError(f"--checkpoint={directory}: {error}") from error
-  if listed is not None:
-    tokens |= {listed} if isinstance(listed, int) else set(listed)
-  return tuple(sorted(tokens))
+  path = existing_directory(directory) / "generation_config.json"
+  listed = []
+  if path.exists():
+    with program.usage_errors(f"--checkpoint={directory}"):
+      listed = read_json(path).get("eos_token_id")
+      listed = listed if isinstance(listed, list) else [listed]
+      for token in listed:
+        check_types({"eos_token_id": token}, eos_token_id=int)
+  tokens = {tokenizer.eos_token_id, *listed} - {None}
+  return tuple(sorted(token for token in tokens if 0 <= token < vocab_size))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,14 @@
-"""JSONL files of prompts and responses, as padded batches with loss masks.
+"""Rows of prompts and responses as tokens, in padded batches with loss masks."""
 
-Columns are those that the field uses:
-
-  supervised   prompt, response (or completion); or messages
-  pairs        prompt, chosen, rejected
-  unpaired     prompt, response (or completion), label; or pairs
-
-Each of them but the label is text, or a list of messages with role and content, which the chat
-template writes out. Pairs of messages may leave out the prompt: it is what both begin with.
-"""
-
-import json
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxlab.commands.program import bucket_length, check_vocabulary, encode_prompt
+from jaxlab.commands.rows import Row, Text
 from jaxlab.data.tokenizers import Tokenizer, encode_chat
 from jaxlab.experiment import UsageError
-
-Kind = Literal["supervised", "pairs", "unpaired"]
-Text = str | list[dict[str, Any]]
-
-
-class Row(NamedTuple):
-  """What one line says, in part if it has several examples.
-
-  Attributes:
-    line: its number.
-    prompt: text or messages; messages may be none.
-    responses: one, or the chosen and the rejected one; of the type of the prompt.
-    label: whether the response is a good one.
-  """
-
-  line: int
-  prompt: Text
-  responses: tuple[Text, ...]
-  label: bool = True
 
 
 class Example(NamedTuple):
@@ -57,140 +27,7 @@ class Example(NamedTuple):
   label: bool
 
 
-def read_rows(path: str | os.PathLike, kind: Kind) -> list[Row]:
-  """Reads a JSONL file; empty lines are passed over.
-
-  Args:
-    path: the file.
-    kind: which columns it must have. The rows of "unpaired" have two responses: the second is that
-      of the next row with another prompt.
-
-  Returns:
-    The rows.
-
-  Raises:
-    UsageError: if there is no such file or no row, or a line is not JSON, lacks a column or holds
-      what cannot be learnt from; names file, line and column.
-  """
-  rows = []
-  try:
-    with open(path, encoding="utf-8") as file:
-      for number, text in enumerate(file, 1):
-        if text.strip():
-          rows += _parse_line(path, number, text, kind)
-  except (OSError, UnicodeDecodeError) as error:
-    raise UsageError(f"--data={path} cannot be read: {error}") from error
-  if not rows:
-    raise UsageError(f"--data={path} has no rows.")
-  return _with_mismatched(path, rows) if kind == "unpaired" else rows
-
-
-def _parse_line(path, number: int, text: str, kind: Kind) -> list[Row]:
-  try:
-    columns = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise UsageError(f"{path}, line {number} is not JSON: {error.msg} at {error.colno}.") from error
-  try:
-    if not isinstance(columns, dict):
-      raise ValueError(f"must be an object of columns, got {type(columns).__name__}.")
-    return [Row(number, *fields) for fields in _PARSERS[kind](columns)]
-  except ValueError as error:
-    raise UsageError(f"{path}, line {number}: {error}") from error
-
-
-def _supervised(columns: dict[str, Any]) -> list[tuple]:
-  if "messages" in columns:
-    return [([], (_response(columns, "messages"),))]
-  return [_single(columns)]
-
-
-def _single(columns: dict[str, Any]) -> tuple:
-  name = "completion" if "completion" in columns else "response"
-  prompt, response = _column(columns, "prompt"), _response(columns, name)
-  _check_same_type(prompt, **{name: response})
-  return prompt, (response,)
-
-
-def _pairs(columns: dict[str, Any]) -> list[tuple]:
-  chosen, rejected = _response(columns, "chosen"), _response(columns, "rejected")
-  if "prompt" not in columns and isinstance(chosen, list) and isinstance(rejected, list):
-    shared = _num_shared(chosen, rejected)
-    prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not (prompt and chosen and rejected):
-      raise ValueError("columns 'chosen' and 'rejected' must begin alike and end differently.")
-  else:
-    prompt = _column(columns, "prompt")
-  _check_same_type(prompt, chosen=chosen, rejected=rejected)
-  return [(prompt, (chosen, rejected))]
-
-
-def _unpaired(columns: dict[str, Any]) -> list[tuple]:
-  if "chosen" in columns:
-    [(prompt, (chosen, rejected))] = _pairs(columns)
-    return [(prompt, (chosen,), True), (prompt, (rejected,), False)]
-  label = _require(columns, "label")
-  if not isinstance(label, bool):
-    raise ValueError(f"column 'label' must be true or false, got {label!r}.")
-  return [(*_single(columns), label)]
-
-
-_PARSERS = {"supervised": _supervised, "pairs": _pairs, "unpaired": _unpaired}
-
-
-def _require(columns: dict[str, Any], name: str) -> Any:
-  if name not in columns:
-    raise ValueError(f"column {name!r} is missing; there are {', '.join(columns) or 'none'}.")
-  return columns[name]
-
-
-def _column(columns: dict[str, Any], name: str) -> Text:
-  value = _require(columns, name)
-  if not isinstance(value, str | list):
-    raise ValueError(f"column {name!r} must be text or messages, got {type(value).__name__}.")
-  if not value:
-    raise ValueError(f"column {name!r} is empty.")
-  for i, turn in enumerate(value if isinstance(value, list) else []):
-    told = isinstance(turn, dict) and all(isinstance(turn.get(k), str) for k in ("role", "content"))
-    if not told:
-      raise ValueError(f"column {name!r}, message {i} must have role and content, both text.")
-  return value
-
-
-def _response(columns: dict[str, Any], name: str) -> Text:
-  value = _column(columns, name)
-  if isinstance(value, list):
-    said = [turn["content"] for turn in value if turn["role"] == "assistant"]
-    if not said:
-      raise ValueError(f"column {name!r} has no turn of the assistant: nothing to learn from.")
-    if "" in said:
-      raise ValueError(f"column {name!r} has an empty turn of the assistant.")
-  return value
-
-
-def _check_same_type(prompt: Text, **responses: Text) -> None:
-  for name, response in responses.items():
-    if isinstance(response, str) != isinstance(prompt, str):
-      raise ValueError(f"columns 'prompt' and {name!r} must both be text or both be messages.")
-
-
-def _num_shared(some: Sequence[Any], others: Sequence[Any]) -> int:
-  pairs = list(zip(some, others))
-  return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-
-
-def _with_mismatched(path, rows: list[Row]) -> list[Row]:
-  paired = []
-  for i, row in enumerate(rows):
-    others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
-    other = next((other for other in others if other.prompt != row.prompt), None)
-    if other is None or isinstance(other.prompt, str) != isinstance(row.prompt, str):
-      raise UsageError(f"--data={path}: responses without pairs need two prompts of one type.")
-    paired.append(row._replace(responses=(*row.responses, *other.responses)))
-  return paired
-
-
 def encode_rows(
-  path: str | os.PathLike,
   rows: Sequence[Row],
   tokenizer: Tokenizer,
   *,
@@ -200,7 +37,6 @@ def encode_rows(
   """Tokenizes rows.
 
   Args:
-    path: the file that they are of, for messages.
     rows: what `read_rows` gave.
     tokenizer: of the model; text needs its `eos_token_id`, messages its `chat_template`.
     vocab_size: tokens of the model.
@@ -220,7 +56,7 @@ def encode_rows(
       for tokens, mask in pairs:
         _check_sequence(tokens, mask, vocab_size, max_length)
     except (ImportError, ValueError) as error:
-      raise UsageError(f"{path}, line {row.line}: {error}") from error
+      raise UsageError(f"{row.place}: {error}") from error
     num_cut += any(len(tokens) > max_length for tokens, _ in pairs)
     tokens, masks = zip(*[(tokens[:max_length], mask[:max_length]) for tokens, mask in pairs])
     examples.append(Example(row.line, tokens, masks, row.label))
@@ -237,10 +73,12 @@ def _encode(tokenizer: Tokenizer, prompt: Text, response: Text) -> tuple[np.ndar
     raise ValueError("the tokenizer names no eos_token, so that a response would have no end.")
   before = encode_prompt(tokenizer, prompt)
   after = tokenizer.encode(response, add_special_tokens=False)
-  if not before or not after:
-    raise ValueError(f"the {'response' if before else 'prompt'} has no tokens.")
-  tokens = np.asarray([*before, *after, tokenizer.eos_token_id], np.int32)
-  return tokens, np.arange(len(tokens)) >= len(before)
+  if not after or (prompt and not before):
+    raise ValueError(f"the {'prompt' if after else 'response'} has no tokens.")
+  end = [] if after[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+  tokens = np.asarray([*before, *after, *end], np.int32)
+  # Nothing predicts the first token.
+  return tokens, np.arange(len(tokens)) >= max(len(before), 1)
 
 
 def _check_sequence(tokens, mask, vocab_size: int, max_length: int) -> None:

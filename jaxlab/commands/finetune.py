@@ -1,12 +1,13 @@
-r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama or Qwen2).
+r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3).
 
   jaxlab finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
       --objective=sft|dpo|ipo|kto|simpo|orpo|pass_at_n
 
-FILE.jsonl has the columns prompt and response (or completion), or messages; for preferences prompt,
-chosen and rejected; for kto also prompt, response and label. Text is taken as it is, messages
-through the chat template. NEW_DIR is what transformers loads, in float32; with --lora_rank its
-directory `adapter` is what peft loads. The same command goes on after a kill.
+FILE.jsonl has the columns prompt and response (or completion), or messages, or text; for
+preferences prompt, chosen and rejected; for kto also prompt, response and label. Text is taken as
+it is, messages through the chat template. NEW_DIR is what transformers loads, in float32; with
+--lora_rank its directory `adapter` is what peft loads. The same command goes on after a kill, and
+under another configuration, tokenizer or chat template, or with other data, it is refused.
 """
 
 import dataclasses
@@ -29,11 +30,16 @@ import optax
 
 from jaxlab._checks import check_range
 from jaxlab.commands import objectives, program
-from jaxlab.commands.examples import Batches, Example, encode_rows, read_rows, split_examples
+from jaxlab.commands.examples import Batches, Example, encode_rows, split_examples
 from jaxlab.commands.objectives import Objective
+from jaxlab.commands.rows import read_rows
+from jaxlab.data.tokenizers import Tokenizer
 from jaxlab.experiment import Context, UsageError, workdir
 from jaxlab.losses import sequence_log_prob
 from jaxlab.models import DecoderConfig, DecoderLM, save_adapter, save_pretrained
+from jaxlab.models.pretrained_adapters import adapter_targets
+from jaxlab.models.pretrained_files import existing_directory
+from jaxlab.training import fingerprint
 from jaxlab.training.mesh import make_mesh, on_mesh, replicate, shard_batch
 from jaxlab.training.state import TrainState, init_state, num_params
 from jaxlab.training.update import build_evaluate, build_update
@@ -57,7 +63,8 @@ class Config:
   epochs: int = 1  # Passes over the data.
   batch_size: int = 8  # Rows (pairs are one row) of an update, all devices together.
   accumulate: int = 1  # Pieces into which the rows of a device are cut to save memory.
-  learning_rate: float = 1e-4  # Highest; AdamW, cosine to 0.
+  # Highest; AdamW, cosine to 0; none: 1e-4, for preferences 1e-5, a tenth without adapters.
+  learning_rate: float | None = None
   warmup_share: float = 0.03  # Of the steps, in which the learning rate rises.
   weight_decay: float = 0.0  # Of AdamW.
   clip_norm: float = 1.0  # Largest norm of a gradient.
@@ -68,7 +75,8 @@ class Config:
   max_length: int | None = None  # Longer sequences are cut; none is the model's context.
   lora_rank: int = 8  # Rank of the adapters; 0 trains all parameters.
   lora_alpha: float = 16.0  # Scale of the adapters, divided by the rank.
-  lora_targets: tuple[str, ...] = ("attention/q", "attention/v")  # Adapted matrices; also mlp/up.
+  # Adapted matrices; also mlp/up and so on, or their names in peft (q_proj).
+  lora_targets: tuple[str, ...] = ("attention/q", "attention/v")
   remat: bool = False  # Recompute activations in the backward pass: less memory, more time.
   bfloat16: bool = False  # Compute in bfloat16; parameters stay float32.
   chunk_size: int = 0  # Positions whose logits exist at a time; 0 for all.
@@ -91,11 +99,10 @@ class Config:
     if self.data_parallel < 1 and self.data_parallel != -1:
       raise ValueError(f"data_parallel must be at least 1, or -1, got {self.data_parallel}.")
     for name, interval in _INTERVALS.items():
-      check_range(name, getattr(self, name), interval)
-    if self.beta is not None:
-      check_range("beta", self.beta, "(0, inf)")
-      if self.objective not in objectives.DEFAULT_BETAS:
-        raise ValueError(f"beta {self.beta} is of preferences, {self.objective} has none.")
+      if getattr(self, name) is not None:
+        check_range(name, getattr(self, name), interval)
+    if self.beta is not None and self.objective not in objectives.DEFAULT_BETAS:
+      raise ValueError(f"beta {self.beta} is of preferences, {self.objective} has none.")
     _ = self.lora  # Checks the targets.
 
   @property
@@ -111,6 +118,7 @@ _INTERVALS = {
   "warmup_share": "[0, 1)",
   "weight_decay": "[0, inf)",
   "clip_norm": "(0, inf)",
+  "beta": "(0, inf)",
   "lora_alpha": "(0, inf)",
   "eval_share": "[0, 1)",
   "seed": "[0, 4294967295]",
@@ -130,31 +138,61 @@ def run(config: Config) -> int:
     UsageError: if data, checkpoint or settings cannot be used; nothing has been written then.
   """
   output = pathlib.Path(config.output)
-  if os.path.lexists(output):
-    raise UsageError(f"--output={output} is there already; nothing is overwritten.")
+  directory = pathlib.Path(config.workdir or f"{output}.run")
+  _check_directories(output, directory)
   architecture = program.read_architecture(config.checkpoint)
-  train, held_out = _read_examples(config, architecture)
+  config = dataclasses.replace(
+    config,
+    learning_rate=config.learning_rate
+    or objectives.default_learning_rate(config.objective, adapters=config.lora_rank > 0),
+    lora_targets=adapter_targets(config.lora_targets, architecture),
+  )
+  tokenizer = program.read_tokenizer(config.checkpoint)
+  train, held_out = _read_examples(config, architecture, tokenizer)
+  if config.batch_size > len(train):
+    raise UsageError(
+      f"--batch_size={config.batch_size} exceeds the {len(train)} examples to train on."
+    )
   mesh = _make_mesh(config)
   num_steps = config.steps or config.epochs * math.ceil(len(train) / config.batch_size)
   optimizer = _optimizer(config, num_steps)
   start = _start(config, architecture, optimizer, mesh)
 
   asked = {name: v for name, v in dataclasses.asdict(config).items() if name not in _FREE}
-  with open(config.data, "rb") as file:
-    asked["data_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-  asked["architecture"] = dataclasses.asdict(architecture)
-  asked["start"] = _fingerprint(start.merge(start.state.params, start.frozen))
-  directory = pathlib.Path(config.workdir or f"{output}.run")
+  asked |= {
+    "data_sha256": hashlib.sha256(pathlib.Path(config.data).read_bytes()).hexdigest(),
+    "tokenizer": _tokenizer_fingerprint(config, tokenizer),
+    "chat_template": fingerprint(tokenizer.chat_template),
+    "architecture": dataclasses.asdict(architecture),
+    "start": _sum_of_bits(start.merge(start.state.params, start.frozen)),
+  }
   with workdir.lock(directory):
     workdir.begin(directory, asked)
-    context = Context(directory, jax.random.key(config.seed), mesh=mesh)
+    made_by = workdir.encode_json(asked)
+    context = Context(directory, jax.random.key(config.seed), mesh=mesh, made_by=made_by)
     state = _train(config, context, start, optimizer, num_steps, train, held_out)
     _save(config, output, start, state.params)
   print(f"saved {output}", flush=True)
   return 0
 
 
-def _fingerprint(params: chex.ArrayTree) -> int:
+def _check_directories(output: pathlib.Path, directory: pathlib.Path) -> None:
+  """Finds before the training what would keep its result from being saved."""
+  if os.path.lexists(output):
+    raise UsageError(f"--output={output} is there already; nothing is overwritten.")
+  if output.resolve() in (directory.resolve(), *directory.resolve().parents):
+    raise UsageError(f"--output={output} would hold --workdir={directory}; keep them apart.")
+  program.check_can_be_made("output", output)
+  if not os.path.lexists(directory):
+    program.check_can_be_made("workdir", directory)
+
+
+def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
+  content = (existing_directory(config.checkpoint) / "tokenizer.json").read_bytes()
+  return fingerprint([content, tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _sum_of_bits(params: chex.ArrayTree) -> int:
   """The sum of all bits as integers, which is the same however parameters are sharded."""
   words = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in jax.tree.leaves(params)]
   return sum(int(jnp.sum(x, dtype=jnp.uint32)) for x in words) % 2**32
@@ -192,7 +230,7 @@ def _make_mesh(config: Config) -> jax.sharding.Mesh:
 
 
 def _read_examples(
-  config: Config, architecture: DecoderConfig
+  config: Config, architecture: DecoderConfig, tokenizer: Tokenizer
 ) -> tuple[list[Example], list[Example]]:
   """Examples to train on, and those held out."""
   longest = architecture.max_positions
@@ -200,10 +238,8 @@ def _read_examples(
     raise UsageError(
       f"--max_length={config.max_length} exceeds the model's context of {longest} tokens."
     )
-  tokenizer = program.read_tokenizer(config.checkpoint)
   rows = read_rows(config.data, objectives.data_kind(config.objective))
   examples, num_cut = encode_rows(
-    config.data,
     rows,
     tokenizer,
     vocab_size=architecture.vocab_size,

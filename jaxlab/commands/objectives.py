@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab.commands.examples import Kind
+from jaxlab.commands.rows import Kind
 from jaxlab.losses import (
   causal_token_log_probs,
   chunked_token_log_probs,
@@ -40,11 +40,25 @@ def data_kind(objective: Objective) -> Kind:
     objective: its name.
 
   Returns:
-    The kind of `examples.read_rows`.
+    The kind of `read_rows`.
   """
   if objective == "kto":
     return "unpaired"
   return "supervised" if objective in ("sft", "pass_at_n") else "pairs"
+
+
+def default_learning_rate(objective: Objective, *, adapters: bool) -> float:
+  """The highest learning rate where none is given.
+
+  Args:
+    objective: its name.
+    adapters: whether low-rank adapters are trained, or all parameters.
+
+  Returns:
+    1e-4 or, for preferences, 1e-5 for adapters; a tenth of it for all parameters.
+  """
+  rate = 1e-4 if data_kind(objective) == "supervised" else 1e-5
+  return rate if adapters else rate / 10
 
 
 def score_tokens(

@@ -9,8 +9,9 @@ A command is a module with
 
 and ends in `if __name__ == "__main__": program.main(sys.modules[__name__], sys.argv)`.
 
-Exit status: 0 complete, 1 training broke down, 2 the command line, the data or the checkpoint
-cannot be used (and nothing was written), 130 and 143 stopped by SIGINT and SIGTERM.
+Exit status: 0 complete, 1 training broke down or the machine refused (a full disk), 2 the command
+line, the data or the checkpoint cannot be used (and nothing was written), 130 and 143 stopped by
+SIGINT and SIGTERM.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -28,15 +30,24 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from jaxlab.data.tokenizers import Tokenizer, load_tokenizer, render_chat
-from jaxlab.experiment import Stopped, UsageError, stop_signals
+from jaxlab._checks import check_range
+from jaxlab.data.chat_templates import render_chat
+from jaxlab.data.tokenizers import Tokenizer, load_tokenizer
+from jaxlab.experiment import UsageError, stop_signals
 from jaxlab.experiment import flags as config_flags
+from jaxlab.experiment.wall import guard
 from jaxlab.models import DecoderConfig, config_from_hf, load_adapter, load_pretrained
-from jaxlab.models.pretrained_files import read_json
-from jaxlab.training import Interrupted, NonFiniteLossError
+from jaxlab.models.pretrained_files import existing_directory, read_json
 from jaxlab.weights import merge_low_rank
 
+_FLAGS = {
+  "debug": "Show the traceback of whatever ends the command.",
+  "help": "Show this and stop.",
+}
+# Fields that name files; shells leave the `~` of --data=~/file alone.
+_PATHS = ("adapter", "checkpoint", "data", "output", "workdir")
 _SHORTEST_BUCKET = 16
+_INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.
 
 
 def main(module: ModuleType, argv: Sequence[str]) -> None:
@@ -63,32 +74,36 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
   Returns:
     The exit status.
   """
-  values = flags.FlagValues()
-  config_flags.define_flag(values, "help", bool, "Show this and stop.")
-  config_flags.define_config_flags(values, module.Config)
-  try:
+
+  def run() -> int:
+    values = flags.FlagValues()
+    for name, text in _FLAGS.items():
+      config_flags.define_flag(values, name, bool, text)
+    config_flags.define_config_flags(values, module.Config)
     config_flags.parse(values, argv)
     if values["help"].value:
       print(_help(module, values))
       return 0
+    for field in dataclasses.fields(module.Config):
+      if isinstance(values[field.name].value, int):
+        with usage_errors("the flags"):
+          check_range(field.name, values[field.name].value, _INTEGERS)
     config = config_flags.config_from_flags(values, module.Config())
+    paths = {name: getattr(config, name, None) for name in _PATHS}
+    expanded = {name: os.path.expanduser(path) for name, path in paths.items() if path}
+    config = dataclasses.replace(config, **expanded)
     for name in module.REQUIRED:
       if not getattr(config, name):
         raise UsageError(f"--{name} must be given: {values[name].help}")
     with stop_signals():
       return module.run(config)
-  except UsageError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except NonFiniteLossError as error:
-    print(f"error: {error}; nothing was saved. Try a smaller --learning_rate.", file=sys.stderr)
-    return 1
-  except Interrupted as stop:
-    print(f"{stop}; the same command goes on.", file=sys.stderr)
-    return 128 + stop.signum
-  except Stopped as stop:
-    print(f"{stop}.", file=sys.stderr)
-    return 128 + stop.signum
+
+  return guard(
+    run,
+    debug="--debug" in argv,
+    resume="the same command goes on." if hasattr(module.Config, "workdir") else "",
+    advice="nothing was saved. Try a smaller --learning_rate.",
+  )
 
 
 def _help(module: ModuleType, values: flags.FlagValues) -> str:
@@ -97,6 +112,8 @@ def _help(module: ModuleType, values: flags.FlagValues) -> str:
     required = field.name in module.REQUIRED
     default = "required" if required else config_flags.as_text(field.default)
     lines += config_flags.flag_help(values[field.name], default)
+  for name in _FLAGS:
+    lines += config_flags.flag_help(values[name], "")
   return "\n".join(lines)
 
 
@@ -116,6 +133,25 @@ def usage_errors(subject: str) -> Iterator[None]:
     raise UsageError(f"{subject}: {error}") from error
 
 
+def check_can_be_made(flag: str, directory: pathlib.Path) -> None:
+  """Raises if a new directory cannot be made; leaves nothing behind.
+
+  Args:
+    flag: that names the directory.
+    directory: which does not exist.
+
+  Raises:
+    UsageError: naming the flag, the directory and the system's reason.
+  """
+  directory = directory.absolute()
+  above = next(parent for parent in directory.parents if os.path.lexists(parent))
+  try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=above) as trial:
+      (pathlib.Path(trial) / directory.relative_to(above)).mkdir(parents=True)
+  except OSError as error:
+    raise UsageError(f"--{flag}={directory} cannot be made: {error.strerror}.") from error
+
+
 def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
   """Reads what kind of model a directory holds.
 
@@ -129,7 +165,7 @@ def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
     UsageError: if there is no such file or the model is of another family.
   """
   with usage_errors(f"--checkpoint={directory}"):
-    return config_from_hf(read_json(pathlib.Path(directory) / "config.json"))
+    return config_from_hf(read_json(existing_directory(directory) / "config.json"))
 
 
 def read_tokenizer(directory: str | os.PathLike) -> Tokenizer:

@@ -1,6 +1,7 @@
 """Data sources and synthetic tasks."""
 
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
@@ -54,7 +55,6 @@ from jaxlab.data.tokenizers import (
   encode_chat,
   load_tokenizer,
   pad_sequences,
-  render_chat,
 )
 
 __all__ = [

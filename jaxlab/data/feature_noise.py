@@ -62,13 +62,16 @@ def sample_patches(
     A `PatchData`; the features are the first four axes.
 
   Raises:
-    ValueError: if `dim` < 5, `num_patches` < num_distractors + 1, or `rare_prob` lies outside
-      [0, 1].
+    ValueError: if `dim` < 5, `num_samples` < 1, `num_distractors` or `noise_std` < 0,
+      `num_patches` < num_distractors + 1, or `rare_prob` lies outside [0, 1].
 
   Reference: Zou et al., The Benefits of Mixup for Feature Learning, ICML 2023, definition 3.1,
   https://arxiv.org/abs/2303.08433.
   """
   check_at_least(5, dim=dim)
+  check_at_least(1, num_samples=num_samples)
+  check_at_least(0, num_distractors=num_distractors)
+  check_range("noise_std", noise_std, "[0, inf)")
   if num_patches < num_distractors + 1:
     raise ValueError(
       f"num_patches must be at least num_distractors + 1 = {num_distractors + 1}, "

@@ -3,6 +3,10 @@
 import hashlib
 import json
 import os
+import pathlib
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +25,8 @@ def load_generated(
   """Generates arrays once per set of arguments and stores them under a hash of the arguments.
 
   Processes that ask for the same arrays at once wait for the one that generates them. A process
-  that is killed leaves no file behind that would be read.
+  that is killed leaves no file behind that would be read. A damaged file is replaced, with a
+  warning.
 
   Args:
     name: what the data are called; part of the file's name.
@@ -37,12 +42,20 @@ def load_generated(
   root = data_root(data_dir)
   path = root / "generated" / f"{stem}.npz"
   with locked(root, stem):
-    if not path.exists():
-      arrays = generate()
-      path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_suffix(".part")
-      with part.open("wb") as file:
-        np.savez(file, **arrays)
-      part.rename(path)
+    if path.exists():
+      try:
+        return _read(path)
+      except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        warnings.warn(f"{path} is damaged ({error}); generated again.", stacklevel=2)
+    arrays = generate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+      np.savez(file, **arrays)
+    part.replace(path)
+    return _read(path)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   with path.open("rb") as file:
     return dict(np.load(file))

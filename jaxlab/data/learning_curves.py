@@ -179,6 +179,7 @@ def sample_accepted_curves(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
+  check_at_least(1, batch_size=batch_size)
   check_at_least(2, length=length)
   steps = None if steps is None else tuple(float(step) for step in steps)
   return _reject(key, batch_size, length, tuple(components), distribution, steps)
@@ -221,6 +222,7 @@ def sample_learning_curves(
 
   Reference: Adriaensen et al., NeurIPS 2023, section 3, https://arxiv.org/abs/2310.20447.
   """
+  check_range("log_noise_mean", log_noise_mean, "(-inf, inf)")
   check_range("log_noise_std", log_noise_std, "[0, inf)")
   curve_key, level_key, noise_key = jax.random.split(key, 3)
   clean = sample_accepted_curves(

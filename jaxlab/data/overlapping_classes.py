@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_at_least, check_range, is_known
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_range,
+  is_known,
+)
 
 
 class PairedNoise(NamedTuple):
@@ -73,16 +79,16 @@ def paired_label_noise(
   """
   check_at_least(2, num_classes=num_classes)
   check_range("noise_rate", noise_rate, "[0, 1]")
+  check_arrays(labels=(labels, "int [n]"), partners=(partners, f"int [{num_classes}]"))
   check_range("labels", labels, f"[0, {num_classes})")
-  chex.assert_rank(labels, 1)
   labels = jnp.asarray(labels)
+  labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
   partner_key, flip_key = jax.random.split(key)
   classes = jnp.arange(num_classes, dtype=labels.dtype)
   if partners is None:
     others = jax.random.randint(partner_key, (num_classes,), 0, num_classes - 1, labels.dtype)
     partners = others + (others >= classes)
   else:
-    chex.assert_shape(partners, (num_classes,))
     check_range("partners", partners, f"[0, {num_classes})")
     if is_known(partners) and np.any(np.asarray(partners) == np.arange(num_classes)):
       raise ValueError(f"partners must differ from their classes, got {partners}.")

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_range
 
 WORD_DIM = 16
 NUM_TEMPLATES = 4
@@ -139,8 +139,7 @@ def draw_demonstrations(
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
-  if jnp.ndim(labels) != 1:
-    raise ValueError(f"labels must be of rank 1, got shape {jnp.shape(labels)}.")
+  check_arrays(labels=(labels, "[n]"))
   num_rows = jnp.shape(labels)[0] - (exclude is not None)
   if not 0 <= num_shots <= num_rows:
     raise ValueError(f"num_shots must lie in [0, {max(num_rows, 0)}], got {num_shots}.")
@@ -195,28 +194,23 @@ def render_prompts(
 
   Raises:
     ValueError: if shapes do not fit, or concrete words, labels or templates are out of range.
+    TypeError: if an array is not of integers.
 
   Reference: Li et al., 2023, https://arxiv.org/abs/2312.13772.
   """
-  if jnp.ndim(demonstrations) != 4:
-    raise ValueError(
-      f"demonstrations must be [variations, queries, shots, words], got shape "
-      f"{jnp.shape(demonstrations)}."
-    )
+  check_arrays(
+    demonstrations=(demonstrations, "int [m, b, s, w]"),
+    sentences=(sentences, "int [b, w]"),
+    demonstration_labels=(demonstration_labels, "int [m, b, s]"),
+    template_ids=(template_ids, "int [m]"),
+  )
   m, b, s, w = jnp.shape(demonstrations)
-  for name, array, shape in (
-    ("sentences", sentences, (b, w)),
-    ("demonstration_labels", demonstration_labels, (m, b, s)),
-    ("template_ids", template_ids, (m,)),
-  ):
-    if jnp.shape(array) != shape:
-      raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(array)}.")
   check_range("sentences", sentences, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstrations", demonstrations, f"[0, {_NUM_WORDS - 1}]")
   check_range("demonstration_labels", demonstration_labels, f"[0, {_NUM_LABEL_WORDS - 1}]")
   words = label_words(template_ids)
   template_ids = jnp.asarray(template_ids, jnp.int32)
-  labels = jax.vmap(lambda table, classes: table[classes])(words, demonstration_labels)
+  labels = jax.vmap(lambda table, classes: table[classes])(words, jnp.asarray(demonstration_labels))
 
   shots = jnp.asarray(demonstrations, jnp.int32)
   queries = jnp.broadcast_to(jnp.asarray(sentences, jnp.int32), (m, b, w))

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_range
 
 PAD_TOKEN, EQUALS_TOKEN, EOS_TOKEN = 0, 1, 2
 # Operators of chains are +, -, x at 3 to 5 and numbers follow; products have x at 3, then digits.
@@ -190,7 +190,7 @@ def parse_chain(config: ModularChainConfig, response_tokens: chex.Array) -> Pars
     A `ParsedChain`. A step is well formed if its result is a number and, in verbose chains, an
     operator and a number precede it; it need not be right.
   """
-  chex.assert_rank(response_tokens, 2)
+  check_arrays(response_tokens=(response_tokens, "int [b, R]"))
   length = config.response_length
   tokens = jnp.asarray(response_tokens, jnp.int32)[:, :length]
   tokens = jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
@@ -221,16 +221,19 @@ def check_steps(
     bool `[b, num_terms - 1]`; a malformed step and the one after it are not right.
 
   Raises:
-    ValueError: if the prompts are shorter than a problem.
+    ValueError: if the prompts are shorter than a problem, or shapes do not fit.
+    TypeError: if an array is not of integers.
   """
-  chex.assert_rank([prompt_tokens, steps], 2)
-  chex.assert_shape(steps, (len(prompt_tokens), config.num_terms - 1))
+  check_arrays(
+    prompt_tokens=(prompt_tokens, "int [b, P]"), steps=(steps, f"int [b, {config.num_terms - 1}]")
+  )
+  prompt_tokens, steps = jnp.asarray(prompt_tokens, jnp.int32), jnp.asarray(steps, jnp.int32)
   if prompt_tokens.shape[1] < config.prompt_length:
     raise ValueError(
       f"prompt_tokens must hold {config.prompt_length} tokens per row, "
       f"got {prompt_tokens.shape[1]}."
     )
-  problem = jnp.asarray(prompt_tokens)[:, : config.prompt_length - 1]
+  problem = prompt_tokens[:, : config.prompt_length - 1]
   terms, ops = problem[:, ::2] - _FIRST_NUMBER, problem[:, 1::2] - _FIRST_OP
   left = jnp.concatenate([terms[:, :1], steps[:, :-1]], axis=1)
   right = _apply(ops, left, terms[:, 1:], config.modulus)

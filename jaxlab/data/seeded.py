@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab import samplers
+from jaxlab._checks import check_at_least
 
 
 class SeededBatches:
@@ -78,9 +79,10 @@ def prior_batches(
     `[k, 2]`, and `num_context`, int32 `[k]`, the same number in each.
 
   Raises:
-    ValueError: if `group_size` does not divide `batch_size`, `max_context` is below 1, `scheme` is
+    ValueError: if a size is below 1, `group_size` does not divide `batch_size`, `scheme` is
       unknown, or `min_context` lies outside `[0, max_context - 1]`.
   """
+  check_at_least(1, batch_size=batch_size, group_size=group_size, steps_per_call=steps_per_call)
   if batch_size % group_size:
     raise ValueError(f"batch_size {batch_size} is not a multiple of group_size {group_size}.")
   if not 0 <= min_context < max(max_context, 1):

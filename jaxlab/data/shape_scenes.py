@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_at_least, check_range
 
 _NUM_FAMILIES = 12
 _HUE_WIDTH = 1 / 8
@@ -54,13 +54,14 @@ def sample_shape_scenes(
 
   Raises:
     ValueError: if `classes` is empty or holds anything but 0 to 11, `num_samples` or `size` < 1,
-      or `clutter` < 0.
+      or `clutter` or `noise` < 0.
   """
   classes = tuple(int(c) for c in classes)
   if not classes or min(classes) < 0 or max(classes) >= _NUM_FAMILIES:
     raise ValueError(f"classes must be families in 0..{_NUM_FAMILIES - 1}, got {classes}.")
   check_at_least(1, num_samples=num_samples, size=size)
   check_at_least(0, clutter=clutter)
+  check_range("noise", noise, "[0, inf)")
   families = jnp.asarray(classes)
   axis = (jnp.arange(size) + 0.5) / size * 2 - 1
   grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="xy"), axis=-1)

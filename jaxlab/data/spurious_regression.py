@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 _SIZE = 16
 
@@ -42,7 +42,8 @@ def rotated_digits(
     angle / max_degrees, or 1 minus it.
 
   Raises:
-    ValueError: if `spurious_prob` lies outside [0, 1] or `max_degrees` is not in (0, 360].
+    ValueError: if `spurious_prob` lies outside [0, 1], `max_degrees` is not in (0, 360], or the
+      images are not `[n, 8, 8]`.
 
   Reference: after RCF-MNIST of Yao et al., C-Mixup, NeurIPS 2022, appendix D,
   https://arxiv.org/abs/2210.05775.
@@ -50,7 +51,7 @@ def rotated_digits(
   check_range("spurious_prob", spurious_prob, "[0, 1]")
   check_range("max_degrees", max_degrees, "(0, 360]")
   images = as_accumulator(images)
-  chex.assert_shape(images, (None, 8, 8))
+  check_arrays(images=(images, "[n, 8, 8]"))
   num = images.shape[0]
   angle_key, color_key = jax.random.split(key)
   shares = jax.random.uniform(angle_key, (num,), images.dtype)

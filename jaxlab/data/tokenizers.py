@@ -1,16 +1,17 @@
 """Text to tokens: the tokenizers and chat templates of pretrained models."""
 
+import contextlib
 import dataclasses
-import datetime
-import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import as_json, check_at_least, check_types, naming
+from jaxlab.data.chat_templates import render_chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +69,21 @@ class PaddedSequences(NamedTuple):
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   """Reads the tokenizer of a Hugging Face directory.
 
+  Its settings of truncation and padding are left out, as `transformers` does unless asked.
+
   Args:
     directory: holds `tokenizer.json`; `tokenizer_config.json`, `special_tokens_map.json` and
       `chat_template.jinja` are read if they exist; on conflicts earlier files win.
 
   Returns:
-    The `Tokenizer`.
+    The `Tokenizer`; its functions raise ValueError for what it cannot encode or decode.
 
   Raises:
     FileNotFoundError: if there is no `tokenizer.json`.
     ValueError: if a file is malformed or a special token is not in the vocabulary.
     ImportError: if the package tokenizers is not installed; names the extra.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).expanduser()
   path = directory / "tokenizer.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist.")
@@ -88,12 +91,12 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     import tokenizers
   except ImportError as error:
     raise ImportError('load_tokenizer needs tokenizers: pip install "jaxlab[text]"') from error
-  try:
+  with _library_errors(f"{path} is not a tokenizer"):
     core = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # The library raises bare exceptions.
-    raise ValueError(f"{path} is not a tokenizer: {error}") from error
+    core.no_truncation()
+    core.no_padding()
 
-  settings = _read_json(directory / "tokenizer_config.json")
+  settings = _read_settings(directory / "tokenizer_config.json")
   special = _special_tokens(directory, settings)
   ids = {name: None if text is None else core.token_to_id(text) for name, text in special.items()}
   unknown = {name: special[name] for name in ids if special[name] and ids[name] is None}
@@ -101,10 +104,12 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     raise ValueError(f"{directory}: special tokens {unknown} are not in the vocabulary.")
 
   def encode(text: str, *, add_special_tokens: bool = True) -> list[int]:
-    return core.encode(text, add_special_tokens=add_special_tokens).ids
+    with _library_errors(f"the tokenizer cannot encode {reprlib.repr(text)}"):
+      return core.encode(text, add_special_tokens=add_special_tokens).ids
 
   def decode(ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-    return core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+    with _library_errors("the tokenizer cannot decode its tokens"):
+      return core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
   return Tokenizer(
     encode,
@@ -119,106 +124,58 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file, empty if there is no file."""
+@contextlib.contextmanager
+def _library_errors(subject: str) -> Iterator[None]:
+  """The library raises bare exceptions, and panics, which are no `Exception`."""
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise ValueError(f"{subject}: {error}") from error
+    raise
+
+
+def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+  """The settings in a file, empty if there is no file."""
   if not path.is_file():
     return {}
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  content = as_json(os.fspath(path), path.read_bytes())
   if not isinstance(content, dict):
     raise ValueError(f"{path} must hold an object, got {type(content).__name__}.")
+  with naming(path):
+    check_types(content, chat_template=(str, list), **dict.fromkeys(_SPECIAL, (str, dict)))
+    for name in _SPECIAL:
+      if isinstance(content.get(name), Mapping):
+        check_types(content[name], content=str)
   return content
 
 
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
+
+
 def _special_tokens(directory: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
-  further = _read_json(directory / "special_tokens_map.json")
+  further = _read_settings(directory / "special_tokens_map.json")
   special = {}
-  for name in ("bos_token", "eos_token", "pad_token"):
+  for name in _SPECIAL:
     entry = settings.get(name)
     entry = further.get(name) if entry is None else entry
-    special[name] = entry["content"] if isinstance(entry, Mapping) else entry
+    special[name] = entry.get("content") if isinstance(entry, Mapping) else entry
   return special
 
 
 def _chat_template(directory: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
   template = settings.get("chat_template")
   if isinstance(template, list):
-    named = {entry["name"]: entry["template"] for entry in template}
-    if "default" not in named:
+    entries = [entry for entry in template if isinstance(entry, Mapping)]
+    named = {str(entry.get("name")): entry.get("template") for entry in entries}
+    if not isinstance(named.get("default"), str):
       raise ValueError(f"{directory}: chat templates {sorted(named)} have no 'default'.")
     template = named["default"]
   path = directory / "chat_template.jinja"
   if template is None and path.is_file():
-    template = path.read_text(encoding="utf-8")
+    with naming(path):
+      template = path.read_text(encoding="utf-8")
   return template
-
-
-def render_chat(
-  template: str,
-  messages: list[dict[str, Any]],
-  *,
-  add_generation_prompt: bool = False,
-  bos_token: str = "",
-  eos_token: str = "",
-  **variables: Any,
-) -> str:
-  """Writes a conversation as the text that a model was trained on.
-
-  The template runs in a sandbox: it sees its variables and cannot change them.
-
-  Args:
-    template: jinja template, as `Tokenizer.chat_template`.
-    messages: turns, each with "role" and "content".
-    add_generation_prompt: whether to end with the start of an assistant's turn.
-    bos_token: text of the beginning of a sequence.
-    eos_token: text of its end.
-    **variables: other variables of the template, such as `tools`.
-
-  Returns:
-    The text.
-
-  Raises:
-    ValueError: if the template calls `raise_exception`, as for roles out of order, or is malformed.
-    ImportError: if the package jinja2 is not installed; names the extra.
-  """
-  try:
-    import jinja2
-    import jinja2.sandbox
-  except ImportError as error:
-    raise ImportError('render_chat needs jinja2: pip install "jaxlab[text]"') from error
-
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-  environment.filters["tojson"] = _to_json
-  try:
-    return environment.from_string(template).render(
-      messages=messages,
-      add_generation_prompt=add_generation_prompt,
-      bos_token=bos_token,
-      eos_token=eos_token,
-      **variables,
-    )
-  except jinja2.TemplateError as error:
-    raise ValueError(f"template fails: {error}") from error
-
-
-def _raise(message: str) -> None:
-  raise ValueError(message)
-
-
-def _now(format: str) -> str:
-  return datetime.datetime.now().strftime(format)
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-  """JSON as it is; jinja's own filter escapes it for HTML."""
-  return json.dumps(
-    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-  )
 
 
 def encode_chat(

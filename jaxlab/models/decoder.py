@@ -1,4 +1,4 @@
-"""The decoder language model: GPT-2, Llama and Qwen2 in one module, with a cache for decoding."""
+"""The decoder language model: GPT-2, Llama, Mistral and Qwen in one module, with a cache."""
 
 import dataclasses
 import math
@@ -53,7 +53,7 @@ class DecoderOutput(NamedTuple):
 
 
 class DecoderLM(nn.Module):
-  """A causal transformer of the GPT-2, Llama or Qwen2 family.
+  """A causal transformer of the GPT-2, Llama, Mistral, Qwen2 or Qwen3 family.
 
   Parameters: `embed`, `position` (learned), `layers` (every leaf with a leading layer axis),
   `final_norm`, `lm_head` (absent when tied). With `mutable=["intermediates"]` every block leaves

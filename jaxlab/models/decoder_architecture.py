@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from jaxlab._checks import check_at_least, check_choice
+from jaxlab._checks import check_at_least, check_choice, check_range
 from jaxlab.models.rotary import RotaryConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Architecture of a decoder of the GPT-2, Llama or Qwen2 family.
+  """Architecture of a decoder of the GPT-2, Llama, Mistral or Qwen families.
 
   Frozen and hashable, so that it may be a static argument of `jit`.
 
@@ -34,11 +34,12 @@ class DecoderConfig:
     tie_embeddings: whether the token embedding is also the output matrix.
     sliding_window: a query sees keys less than this many positions back; None sees all.
     first_sliding_layer: layers from this index on have the window.
-    family: "gpt2", "llama" or "qwen2"; it decides the names in checkpoints.
+    family: "gpt2", "llama", "mistral", "qwen2" or "qwen3"; it decides the names in checkpoints.
+    qk_norm: whether each head of queries and keys is normalized before it is rotated.
 
   Raises:
-    ValueError: for a size below 1, an unknown choice, heads that do not divide, an odd `head_dim`
-      of rotary heads, or a `rope` that is incompatible with `positions`.
+    ValueError: for a size below 1, a negative `norm_eps`, an unknown choice, heads that do not
+      divide, an odd `head_dim` of rotary heads, or a `rope` that is incompatible with `positions`.
   """
 
   vocab_size: int
@@ -62,10 +63,12 @@ class DecoderConfig:
   sliding_window: int | None = None
   first_sliding_layer: int = 0
   family: str = "llama"
+  qk_norm: bool = False
 
   def __post_init__(self):
     check_at_least(1, **{name: getattr(self, name) for name in _SIZES})
     check_at_least(1, sliding_window=self.sliding_window)
+    check_range("norm_eps", self.norm_eps, "[0, inf)")
     for name, choices in _CHOICES.items():
       check_choice(name, getattr(self, name), choices)
     if self.num_heads % self.num_kv_heads:
@@ -101,8 +104,9 @@ def decoder_config(
     intermediate_size: hidden width of the feed-forward part; None is 4 * hidden_size for gpt2, for
       the others 8/3 * hidden_size rounded up to a multiple of 8.
     max_positions: longest context.
-    family: "gpt2" (layer norm, learned positions, biases), "llama" (rms norm, rotary, gated) or
-      "qwen2" (as llama, with biases of queries, keys and values).
+    family: "gpt2" (layer norm, learned positions, biases), "llama" or "mistral" (rms norm, rotary,
+      gated), "qwen2" (as llama, with biases of queries, keys and values) or "qwen3" (as llama, with
+      norms of queries and keys).
     tie_embeddings: whether the token embedding is also the output matrix.
 
   Returns:
@@ -134,7 +138,8 @@ def decoder_config(
     max_positions=max_positions,
     tie_embeddings=tie_embeddings,
     family=family,
-    **choices | {"rope": rope, "qkv_bias": family != "llama"},
+    **choices
+    | {"rope": rope, "qkv_bias": family in ("gpt2", "qwen2"), "qk_norm": family == "qwen3"},
   )
 
 
@@ -173,5 +178,5 @@ _CHOICES = {
   "norm": ("layer_norm", "rms_norm"),
   "activation": ("gelu_tanh", "gelu", "silu"),
   "positions": ("learned", "rotary"),
-  "family": ("gpt2", "llama", "qwen2"),
+  "family": ("gpt2", "llama", "mistral", "qwen2", "qwen3"),
 }

@@ -249,6 +249,9 @@ class Attention(nn.Module):
 
     q, k = project("q", cfg.num_heads), project("k", cfg.num_kv_heads)
     v = project("v", cfg.num_kv_heads)
+    if cfg.qk_norm:
+      q = Norm("rms_norm", cfg.norm_eps, self.param_dtype, name="q_norm")(q)
+      k = Norm("rms_norm", cfg.norm_eps, self.param_dtype, name="k_norm")(k)
     if context.inv_freq is not None:
       turn = (context.positions, context.inv_freq)
       q = apply_rotary(q, *turn, attention_factor=context.attention_factor)

@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from jaxlab._checks import check_at_least, check_choice
 from jaxlab.models.pfn import PFN
+from jaxlab.models.pretrained_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +144,8 @@ def load_pfn(directory: str | os.PathLike) -> TrainedPFN:
       the wrong shape; the message names the file or the tensor and both shapes.
   """
   path = pathlib.Path(directory) / "config.json"
-  try:
-    config = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not valid JSON: {error}") from error
-  if not isinstance(config, dict) or config.get("format") != _FORMAT:
+  config = read_json(path)
+  if config.get("format") != _FORMAT:
     raise ValueError(f"{path} does not describe a network of format {_FORMAT!r}")
   try:
     module, task = PFN(**config["module"]), PFNTask(**config["task"])

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_at_least, naming
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf
-from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import (
+  existing_directory,
+  open_tensors,
+  read_json,
+  save_tensors,
+  write_directory,
+)
 from jaxlab.models.pretrained_tensors import (
   check_params,
   hf_tensor,
@@ -53,7 +57,7 @@ def load_pretrained(
   mesh: Mesh | None = None,
   sharding_rules: Sequence[tuple[str, PartitionSpec]] | None = None,
 ) -> Pretrained:
-  """Reads a GPT-2, Llama or Qwen2 model, one tensor at a time.
+  """Reads a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model, one tensor at a time.
 
   Peak memory is little more than the parameters; with a mesh each device reads only its piece of a
   tensor.
@@ -71,23 +75,22 @@ def load_pretrained(
     A `Pretrained`.
 
   Raises:
-    FileNotFoundError: if a file is missing.
+    FileNotFoundError: if the directory or a file is missing.
     ValueError: if the model is of another family, weights are pickled, or tensors are missing,
-      unexpected or of the wrong shape (lists all of them), or if there are rules without a mesh.
+      unexpected or of the wrong shape (lists all of them), not floating or not finite, or if there
+      are rules without a mesh.
   """
   if mesh is None and sharding_rules is not None:
     raise ValueError("sharding_rules need a mesh, got None.")
-  directory = pathlib.Path(directory)
-  config = config_from_hf(read_json(directory / "config.json"))
+  directory = existing_directory(directory)
+  with naming(directory):
+    config = config_from_hf(read_json(directory / "config.json"))
   if mesh is not None and sharding_rules is None:
     sharding_rules = DECODER_SHARDING_RULES if "model" in mesh.shape else ()
   layout = parameter_layout(config)
   flat = {}
-  with open_tensors(directory) as files:
-    try:
-      names = match_tensors(files.shapes, config)
-    except ValueError as error:
-      raise ValueError(f"{directory}: {error}") from error
+  with naming(directory), open_tensors(directory) as files:
+    names = match_tensors(files.shapes, config)
 
     def read(name, index):
       return files.read(names[name], index)
@@ -145,7 +148,7 @@ def save_pretrained(
       if len(shards) > 1:
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
       tensors = {name: hf_tensor(name, flat, config) for name in names}
-      safetensors.numpy.save_file(tensors, new / file, metadata={"format": "pt"})
+      save_tensors(new / file, tensors)
       weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
       index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

@@ -2,19 +2,24 @@
 
 import json
 import os
-import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
+from jaxlab._checks import check_at_least, check_types, naming
 from jaxlab.models.decoder_architecture import DecoderConfig
-from jaxlab.models.pretrained_files import open_tensors, read_json, write_directory
+from jaxlab.models.pretrained_files import (
+  existing_directory,
+  open_tensors,
+  read_json,
+  save_tensors,
+  write_directory,
+)
 from jaxlab.models.pretrained_tensors import LeafLayout, parameter_layout
 from jaxlab.weights.low_rank import LowRankConfig
 
@@ -45,16 +50,17 @@ def load_adapter(directory: str | os.PathLike, config: DecoderConfig) -> LoadedA
     A `LoadedAdapter`.
 
   Raises:
-    FileNotFoundError: if a file is missing.
+    FileNotFoundError: if the directory or a file is missing.
     ValueError: if the adapter is not LoRA or uses a setting that the layers do not support (the
       message names it), if weights are pickled, or tensors are missing, unexpected or of the wrong
-      shape; lists all of them.
+      shape (lists all of them), not floating or not finite.
   """
-  directory = pathlib.Path(directory)
+  directory = existing_directory(directory)
   settings = read_json(directory / "adapter_config.json")
-  _check_settings(settings, directory)
+  with naming(directory / "adapter_config.json"):
+    _check_settings(settings)
   rank = settings["r"]
-  with open_tensors(directory, "adapter_model") as files:
+  with naming(directory), open_tensors(directory, "adapter_model") as files:
     adapted = {_MODULE.sub("", name) for name in files.shapes}
     kernels = {
       path: leaf
@@ -63,7 +69,7 @@ def load_adapter(directory: str | os.PathLike, config: DecoderConfig) -> LoadedA
       and path.endswith("/kernel")
       and any(_module(name) in adapted for name in leaf.names)
     }
-    _check_tensors(files.shapes, kernels, rank, directory)
+    _check_tensors(files.shapes, kernels, rank)
     adapters = {}
     for path, leaf in kernels.items():
       columns = leaf.columns or slice(None)
@@ -132,10 +138,29 @@ def save_adapter(
     "inference_mode": True,
   }
   with write_directory(directory, marker="adapter_config.json") as new:
-    safetensors.numpy.save_file(
-      tensors, new / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
+    save_tensors(new / "adapter_model.safetensors", tensors)
     (new / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def adapter_targets(names: Sequence[str], config: DecoderConfig) -> tuple[str, ...]:
+  """Translates targets that are named as in peft, such as "q_proj", into those of `LowRankConfig`.
+
+  Args:
+    names: ends of the names of modules in checkpoints; others stay as they are.
+    config: architecture of the base model.
+
+  Returns:
+    Ends of the paths of layers, each once.
+  """
+  targets = []
+  for name in names:
+    translated = [
+      path.removeprefix("layers/").removesuffix("/kernel")
+      for path, leaf in parameter_layout(config).items()
+      if leaf.stacked and path.endswith("/kernel") and leaf.names[0].endswith(f".{name}.weight")
+    ]
+    targets += translated or [name]
+  return tuple(dict.fromkeys(targets))
 
 
 _PREFIX = "base_model.model."
@@ -156,17 +181,19 @@ def _start(leaf: LeafLayout) -> int:
   return leaf.columns.start if leaf.columns else 0
 
 
-def _check_settings(settings: Mapping[str, Any], directory: pathlib.Path) -> None:
+def _check_settings(settings: Mapping[str, Any]) -> None:
   missing = [name for name in ("r", "lora_alpha") if settings.get(name) is None]
   if missing:
-    raise ValueError(f"{directory}: adapter_config.json lacks {', '.join(missing)}.")
+    raise ValueError(f"it lacks {', '.join(missing)}.")
+  check_types(settings, r=int, lora_alpha=float, peft_type=str, bias=str, use_rslora=bool)
+  check_at_least(1, r=settings["r"])
   if settings.get("peft_type", "LORA") != "LORA":
     raise ValueError(f"peft_type must be LORA, got {settings['peft_type']!r}.")
   if settings.get("bias", "none") != "none":
     raise ValueError(f"bias must be 'none', got {settings['bias']!r}.")
   used = [name for name in _UNSUPPORTED if settings.get(name)]
   if used:
-    raise ValueError(f"{directory}: adapters with {', '.join(used)} cannot be read.")
+    raise ValueError(f"adapters with {', '.join(used)} cannot be read.")
 
 
 _UNSUPPORTED = (
@@ -179,7 +206,7 @@ _UNSUPPORTED = (
 )
 
 
-def _check_tensors(shapes, kernels, rank, directory) -> None:
+def _check_tensors(shapes, kernels, rank) -> None:
   expected = {}
   for leaf in kernels.values():
     width, features = leaf.shape[1:]
@@ -193,7 +220,7 @@ def _check_tensors(shapes, kernels, rank, directory) -> None:
     if shapes[name] != expected[name]:
       problems.append(f"{name} has shape {shapes[name]}, expected {expected[name]}")
   if problems or not expected:
-    raise ValueError(f"{directory}: {'; '.join(problems) or 'no tensors'}.")
+    raise ValueError(f"{'; '.join(problems) or 'no tensors'}.")
 
 
 def _check_adapters(adapters, layout, rank) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxlab._checks import check_types
 from jaxlab.models.decoder_architecture import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from jaxlab.models.rotary import RotaryConfig
 
@@ -13,21 +14,45 @@ def config_from_hf(hf_config: Mapping[str, Any]) -> DecoderConfig:
   Rotary settings are read in either form, `rope_theta` beside `rope_scaling` or `rope_parameters`.
 
   Args:
-    hf_config: the object in `config.json`; its `model_type` is gpt2, llama or qwen2.
+    hf_config: the object in `config.json`; its `model_type` is gpt2, llama, mistral, qwen2 or
+      qwen3.
 
   Returns:
     The `DecoderConfig`.
 
   Raises:
-    ValueError: if the model type or a setting is not supported, or a key is missing; the message
-      names it.
+    ValueError: if the model type or a setting is not supported, a value is of another type, or a
+      key is missing; the message names it.
   """
+  check_types(hf_config, **_TYPES)
   model_type = hf_config.get("model_type")
   if model_type == "gpt2":
     return _from_gpt2(hf_config)
-  if model_type in ("llama", "qwen2"):
+  if model_type in _LLAMA_CLASSES:
     return _from_llama(hf_config, model_type)
-  raise ValueError(f"model_type must be gpt2, llama or qwen2; got {model_type!r}.")
+  known = ", ".join(["gpt2", *_LLAMA_CLASSES])
+  raise ValueError(f"model_type must be one of {known}; got {model_type!r}.")
+
+
+_LLAMA_CLASSES = {
+  "llama": "LlamaForCausalLM",
+  "mistral": "MistralForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+}
+_TYPES = {
+  **dict.fromkeys(("model_type", "activation_function", "hidden_act"), str),
+  **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), int),
+  **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), int),
+  **dict.fromkeys(("max_position_embeddings", "sliding_window", "max_window_layers"), int),
+  **dict.fromkeys(("n_embd", "n_head", "n_inner", "n_layer", "n_positions"), int),
+  **dict.fromkeys(("layer_norm_epsilon", "rms_norm_eps", "rope_theta"), float),
+  **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), bool),
+  **dict.fromkeys(("use_sliding_window", "scale_attn_weights"), bool),
+  **dict.fromkeys(("scale_attn_by_inverse_layer_idx",), bool),
+  **dict.fromkeys(("rope_parameters", "rope_scaling"), dict),
+  "layer_types": list,
+}
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -56,9 +81,9 @@ def _from_gpt2(hf: Mapping[str, Any]) -> DecoderConfig:
   _require(hf, "vocab_size", "n_embd", "n_head", "n_layer", "n_positions")
   if hf.get("scale_attn_by_inverse_layer_idx"):
     raise ValueError("scale_attn_by_inverse_layer_idx must be false, got true.")
-  if not hf.get("scale_attn_weights", True):
+  if not _or_else(hf.get("scale_attn_weights"), True):
     raise ValueError("scale_attn_weights must be true, got false.")
-  activation = hf.get("activation_function", "gelu_new")
+  activation = _or_else(hf.get("activation_function"), "gelu_new")
   width, heads = hf["n_embd"], hf["n_head"]
   return DecoderConfig(
     vocab_size=hf["vocab_size"],
@@ -69,11 +94,11 @@ def _from_gpt2(hf: Mapping[str, Any]) -> DecoderConfig:
     num_kv_heads=heads,
     head_dim=_head_dim(width, heads),
     max_positions=hf["n_positions"],
-    tie_embeddings=hf.get("tie_word_embeddings", True),
+    tie_embeddings=_or_else(hf.get("tie_word_embeddings"), True),
     family="gpt2",
     **GPT2_CHOICES
     | {
-      "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
+      "norm_eps": _or_else(hf.get("layer_norm_epsilon"), 1e-5),
       "activation": _activation("activation_function", activation, _GPT2_ACTIVATIONS),
     },
   )
@@ -114,44 +139,47 @@ def _from_llama(hf: Mapping[str, Any], family: str) -> DecoderConfig:
   )
   heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
   head_dim = hf.get("head_dim")
-  has_bias = bool(hf.get("attention_bias", False))
-  biases = {
-    "qkv_bias": has_bias,
-    "attention_out_bias": has_bias,
-    "mlp_bias": bool(hf.get("mlp_bias", False)),
-  }
-  window, first = None, 0
-  if family == "qwen2":
-    biases = {"qkv_bias": True, "attention_out_bias": False, "mlp_bias": False}
+  if head_dim is None:
+    head_dim = 128 if family == "qwen3" else _head_dim(hf["hidden_size"], heads)
+  # What the classes of transformers read of the file, and their defaults.
+  has_bias = family in ("llama", "qwen3") and bool(hf.get("attention_bias"))
+  window, first, default_kv_heads = None, 0, None
+  if family in ("qwen2", "qwen3"):
     window, first = _sliding_window(hf, layers)
+  elif family == "mistral":
+    window, default_kv_heads = hf.get("sliding_window", 4096), 8
   return DecoderConfig(
     vocab_size=hf["vocab_size"],
     hidden_size=hf["hidden_size"],
     intermediate_size=hf["intermediate_size"],
     num_layers=layers,
     num_heads=heads,
-    num_kv_heads=_or_else(hf.get("num_key_value_heads"), heads),
-    head_dim=_head_dim(hf["hidden_size"], heads) if head_dim is None else head_dim,
+    num_kv_heads=_or_else(hf.get("num_key_value_heads", default_kv_heads), heads),
+    head_dim=head_dim,
     max_positions=hf["max_position_embeddings"],
     rope=_rope_from_hf(hf),
-    tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+    tie_embeddings=bool(hf.get("tie_word_embeddings")),
     sliding_window=window,
     first_sliding_layer=first,
     family=family,
     **LLAMA_CHOICES
-    | biases
     | {
-      "norm_eps": hf.get("rms_norm_eps", 1e-6),
-      "activation": _activation("hidden_act", hf.get("hidden_act", "silu"), {"silu": "silu"}),
+      "qkv_bias": has_bias or family == "qwen2",
+      "attention_out_bias": has_bias,
+      "mlp_bias": family == "llama" and bool(hf.get("mlp_bias")),
+      "qk_norm": family == "qwen3",
+      "norm_eps": _or_else(hf.get("rms_norm_eps"), 1e-6),
+      "activation": _activation(
+        "hidden_act", _or_else(hf.get("hidden_act"), "silu"), {"silu": "silu"}
+      ),
     },
   )
 
 
 def _to_llama(config: DecoderConfig) -> dict[str, Any]:
-  is_qwen = config.family == "qwen2"
   hf = {
     "model_type": config.family,
-    "architectures": ["Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"],
+    "architectures": [_LLAMA_CLASSES[config.family]],
     "vocab_size": config.vocab_size,
     "hidden_size": config.hidden_size,
     "intermediate_size": config.intermediate_size,
@@ -166,8 +194,12 @@ def _to_llama(config: DecoderConfig) -> dict[str, Any]:
     "tie_word_embeddings": config.tie_embeddings,
     **_rope_to_hf(config),
   }
-  if not is_qwen:
-    return hf | {"attention_bias": config.attention_out_bias, "mlp_bias": config.mlp_bias}
+  if config.family in ("llama", "qwen3"):
+    hf["attention_bias"] = config.attention_out_bias
+  if config.family == "llama":
+    return hf | {"mlp_bias": config.mlp_bias}
+  if config.family == "mistral":
+    return hf | {"sliding_window": config.sliding_window}
   slides = config.sliding_window is not None
   first = config.first_sliding_layer if slides else config.num_layers
   return hf | {
@@ -200,6 +232,7 @@ def _sliding_window(hf: Mapping[str, Any], num_layers: int) -> tuple[int | None,
 
 def _rope_from_hf(hf: Mapping[str, Any]) -> RotaryConfig:
   settings = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+  check_types(settings, rope_type=str, type=str, **_ROPE_TYPES)
   kind = settings.get("rope_type", settings.get("type", "default"))
   if kind not in _ROPE_KEYS:
     raise ValueError(f"rope_type must be one of {', '.join(_ROPE_KEYS)}; got {kind!r}.")
@@ -230,6 +263,11 @@ def _rope_to_hf(config: DecoderConfig) -> dict[str, Any]:
   return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
+_ROPE_TYPES = {
+  "original_max_position_embeddings": int,
+  **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), float),
+  **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow"), float),
+}
 # The settings that each type reads.
 _ROPE_KEYS = {
   "default": (),
@@ -251,7 +289,7 @@ def _or_else(value: Any, default: Any) -> Any:
 
 
 def _head_dim(width: int, heads: int) -> int:
-  if width % heads:
+  if heads < 1 or width % heads:
     raise ValueError(f"{heads} heads do not divide a width of {width}.")
   return width // heads
 

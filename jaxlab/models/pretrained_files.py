@@ -1,16 +1,41 @@
-"""Directories of safetensors files: opened shard by shard, written atomically."""
+"""Directories of safetensors files: opened shard by shard, checked, written atomically."""
 
 import contextlib
-import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
+import safetensors.numpy
+
+from jaxlab._checks import as_json, check_types, naming
+
+
+def existing_directory(path: str | os.PathLike) -> pathlib.Path:
+  """The directory of a model on this machine.
+
+  Args:
+    path: where it is; `~` is the home directory.
+
+  Returns:
+    The path.
+
+  Raises:
+    FileNotFoundError: if it is no directory; for what may be a model's name on the Hugging Face
+      hub, the message says how to fetch it.
+  """
+  directory = pathlib.Path(path).expanduser()
+  if not directory.is_dir():
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path))
+    hint = f"; a model of the hub is fetched by `hf download {path} --local-dir DIR`"
+    raise FileNotFoundError(f"there is no directory {path}{hint if is_name else ''}.")
+  return directory
 
 
 class TensorFiles(NamedTuple):
@@ -18,7 +43,7 @@ class TensorFiles(NamedTuple):
 
   Attributes:
     shapes: name -> shape of every tensor.
-    read: `(name, slices) -> array`, a part of a tensor.
+    read: `(name, slices) -> array`, a part of a tensor, which `check_weights` passed.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -54,9 +79,38 @@ def open_tensors(directory: str | os.PathLike, stem: str = "model") -> Iterator[
         shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-      return handles[name].get_slice(name)[index]
+      return check_weights(name, handles[name].get_slice(name)[index])
 
     yield TensorFiles(shapes, read)
+
+
+def check_weights(name: str, weights: np.ndarray) -> np.ndarray:
+  """Raises if weights that others wrote cannot be used as they are.
+
+  Args:
+    name: of the tensor.
+    weights: the tensor or a part of it.
+
+  Returns:
+    The weights.
+
+  Raises:
+    ValueError: naming the tensor, if it is not of a floating type (quantised weights mean nothing
+      without their scales) or not finite.
+  """
+  if not jnp.issubdtype(weights.dtype, jnp.floating):
+    raise ValueError(f"{name} must have weights of a floating type, got {weights.dtype}.")
+  if not _all_finite(weights):
+    raise ValueError(f"{name} has weights that are NaN or infinite.")
+  return weights
+
+
+def _all_finite(weights: np.ndarray) -> bool:
+  if weights.dtype.itemsize != 2:
+    return bool(np.isfinite(weights).all())
+  # By the bits, since NumPy's test of half precision takes as long as reading the file.
+  infinity = np.array(np.inf, weights.dtype).view(np.uint16)
+  return bool(((weights.view(np.uint16) & 0x7FFF) < infinity).all())
 
 
 def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
@@ -66,8 +120,10 @@ def _weight_files(directory: pathlib.Path, stem: str) -> list[pathlib.Path]:
     return [single]
   if index.is_file():
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
       raise ValueError(f"{index} lacks weight_map.")
+    with naming(index):
+      check_types(weight_map, **dict.fromkeys(weight_map, str))
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if pathlib.PurePath(name).name != name]
     if outside:
@@ -101,14 +157,26 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     FileNotFoundError: if there is no such file.
     ValueError: if it holds something else.
   """
-  path = pathlib.Path(path)
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  content = as_json(os.fspath(path), pathlib.Path(path).read_bytes())
   if not isinstance(content, dict):
     raise ValueError(f"{path} must hold an object, got {type(content).__name__}.")
   return content
+
+
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file, in the form that `transformers` reads.
+
+  Args:
+    path: the file.
+    tensors: name -> contiguous array.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  try:
+    safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 @contextlib.contextmanager

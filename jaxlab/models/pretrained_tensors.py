@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from jaxlab.models.decoder import DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
+from jaxlab.models.pretrained_files import check_weights
 
 # Reads a part of a tensor, given its name and one slice per dimension.
 ReadTensor = Callable[[str, tuple[slice, ...]], np.ndarray]
@@ -48,12 +49,13 @@ def params_from_hf(tensors: Mapping[str, chex.Array], config: DecoderConfig) -> 
     The parameters, in the types of the tensors.
 
   Raises:
-    ValueError: if tensors are missing, unexpected or of the wrong shape; lists all of them.
+    ValueError: if tensors are missing, unexpected or of the wrong shape (lists all of them), not
+      floating or not finite.
   """
   names = match_tensors({name: np.shape(x) for name, x in tensors.items()}, config)
 
   def read(name, index):
-    return np.asarray(tensors[names[name]])[index]
+    return check_weights(name, np.asarray(tensors[names[name]])[index])
 
   flat = {
     path: jnp.asarray(read_leaf(read, leaf, tensors[names[leaf.names[0]]].dtype))
@@ -257,6 +259,8 @@ _LLAMA_MODULES = {
   "layers/attention/k": "model.layers.{}.self_attn.k_proj",
   "layers/attention/v": "model.layers.{}.self_attn.v_proj",
   "layers/attention/out": "model.layers.{}.self_attn.o_proj",
+  "layers/attention/q_norm": "model.layers.{}.self_attn.q_norm",
+  "layers/attention/k_norm": "model.layers.{}.self_attn.k_norm",
   "layers/mlp/gate": "model.layers.{}.mlp.gate_proj",
   "layers/mlp/up": "model.layers.{}.mlp.up_proj",
   "layers/mlp/down": "model.layers.{}.mlp.down_proj",

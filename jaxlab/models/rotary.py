@@ -30,7 +30,9 @@ class RotaryConfig:
     beta_slow: yarn: turns below which it is divided.
 
   Raises:
-    ValueError: for an unknown `rope_type`.
+    ValueError: for an unknown `rope_type`; if `theta`, `factor`, `original_max_positions`,
+      `attention_factor`, `beta_fast` or `beta_slow` is not positive and finite; if
+      `low_freq_factor >= high_freq_factor` for llama3, or `theta <= 1` for yarn.
   """
 
   theta: float = 10000.0
@@ -45,6 +47,26 @@ class RotaryConfig:
 
   def __post_init__(self):
     check_choice("rope_type", self.rope_type, _ROPE_TYPES)
+    for name in _POSITIVE:
+      if getattr(self, name) is not None:
+        check_range(name, getattr(self, name), "(0, inf)")
+    if self.rope_type == "yarn":
+      check_range("theta", self.theta, "(1, inf)")
+    if self.rope_type == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+      raise ValueError(
+        f"low_freq_factor {self.low_freq_factor} must lie below high_freq_factor "
+        f"{self.high_freq_factor}."
+      )
+
+
+_POSITIVE = (
+  "theta",
+  "factor",
+  "original_max_positions",
+  "attention_factor",
+  "beta_fast",
+  "beta_slow",
+)
 
 
 class RotaryFrequencies(NamedTuple):
@@ -98,21 +120,25 @@ def rotary_frequencies(
     A `RotaryFrequencies`.
 
   Raises:
-    ValueError: if `head_dim` is odd or below 2 (4 for dynamic), the type is unknown, `theta`,
-      `factor` or `original_max_positions` is not positive, or `low_freq_factor >=
-      high_freq_factor` for llama3.
+    ValueError: if `head_dim` is odd or below 2 (4 for dynamic), or as for `RotaryConfig`.
 
   Reference: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; Peng et al., YaRN, ICLR 2024,
   https://arxiv.org/abs/2309.00071; Llama Team, The Llama 3 Herd of Models, section 3.4,
   https://arxiv.org/abs/2407.21783.
   """
-  check_choice("rope_type", rope_type, _ROPE_TYPES)
+  RotaryConfig(
+    theta,
+    rope_type,
+    factor,
+    low_freq_factor,
+    high_freq_factor,
+    original_max_positions,
+    attention_factor,
+    beta_fast,
+    beta_slow,
+  )
   if head_dim < 2 or head_dim % 2:
     raise ValueError(f"head_dim must be even and positive, got {head_dim}.")
-  positive = {"theta": theta, "factor": factor, "original_max_positions": original_max_positions}
-  for name, value in positive.items():
-    check_range(name, value, "(0, inf)")
-
   if rope_type == "dynamic" and head_dim == 2:
     raise ValueError("head_dim must be at least 4 for dynamic, got 2.")
 
@@ -123,10 +149,6 @@ def rotary_frequencies(
   if rope_type == "linear":
     inv_freq = inv_freq / factor
   elif rope_type == "llama3":
-    if low_freq_factor >= high_freq_factor:
-      raise ValueError(
-        f"low_freq_factor {low_freq_factor} must lie below high_freq_factor {high_freq_factor}."
-      )
     turns = original_max_positions * inv_freq / (2 * math.pi)
     kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
     inv_freq = _blend(inv_freq, factor, np.clip(kept, 0, 1))

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.flax
 import safetensors.numpy
 from flax import traverse_util
 
+from jaxlab._checks import naming
+from jaxlab.models.pretrained_files import check_weights, save_tensors
 from jaxlab.models.resnet import ResNet, WideResNet
 
 
@@ -39,21 +40,23 @@ def load_vision_checkpoint(
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is not a safetensors file, or a tensor is missing, superfluous or of the wrong
-      shape (for example that of a head for another number of classes); the message names it and
-      both shapes.
+      shape (for example that of a head for another number of classes; the message names it and
+      both shapes), or not floating or not finite.
     TypeError: if `module` is neither a `ResNet` nor a `WideResNet`.
   """
   layout = _layout(module, num_channels)
   try:
-    tensors = safetensors.flax.load_file(path)
+    tensors = safetensors.numpy.load_file(path)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from error
   tensors = {name: x for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
   expected = {name: shape for name, shape in layout.values()}
   _check(tensors, expected, source=path)
-  flat = {
-    leaf: jnp.asarray(_from_torch(tensors[name]), jnp.float32) for leaf, (name, _) in layout.items()
-  }
+  with naming(path):
+    flat = {
+      leaf: jnp.asarray(_from_torch(check_weights(name, tensors[name])), jnp.float32)
+      for leaf, (name, _) in layout.items()
+    }
   return traverse_util.unflatten_dict(flat)
 
 
@@ -85,7 +88,7 @@ def save_vision_checkpoint(
   path = pathlib.Path(path).expanduser()
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    safetensors.numpy.save_file(tensors, temporary)
+    save_tensors(temporary, tensors)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
@@ -148,7 +151,7 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(array.transpose(_axes(array.ndim)))
 
 
-def _from_torch(array: jax.Array) -> jax.Array:
+def _from_torch(array: np.ndarray) -> np.ndarray:
   return array.transpose(np.argsort(_axes(array.ndim)))
 
 

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_range
 
 
 def ema_update(
@@ -25,7 +25,7 @@ def ema_update(
     copied from `params`.
 
   Raises:
-    ValueError: if `decay` lies outside [0, 1] or the structures differ.
+    ValueError: if `decay` lies outside [0, 1], or structures or shapes differ.
 
   Reference: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017,
   https://arxiv.org/abs/1703.01780.
@@ -34,7 +34,7 @@ def ema_update(
 
   def move(old, new):
     old, new = jnp.asarray(old), jnp.asarray(new)
-    chex.assert_equal_shape([old, new])
+    check_arrays(average=(old, "[...]"), params=(new, "[...]"))
     if not jnp.issubdtype(old.dtype, jnp.inexact):
       return new.astype(old.dtype)
     wide_old, wide_new = as_accumulator(old, new)

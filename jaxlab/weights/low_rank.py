@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxlab._checks import as_accumulator, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LowRankConfig:
     rank_stabilized: scale by alpha / sqrt(rank), so that the update keeps its size as ranks grow.
 
   Raises:
-    ValueError: if `rank` is below 1 or there is no target.
+    ValueError: if `rank` is below 1, `alpha` is not finite or there is no target.
   """
 
   rank: int = 8
@@ -32,6 +32,7 @@ class LowRankConfig:
 
   def __post_init__(self):
     check_at_least(1, rank=self.rank)
+    check_range("alpha", self.alpha, "(-inf, inf)")
     if isinstance(self.targets, str) or not self.targets:
       raise ValueError(f"targets must be a non-empty tuple of paths, got {self.targets!r}.")
     object.__setattr__(self, "targets", tuple(self.targets))
@@ -53,7 +54,8 @@ def init_low_rank(
     `[..., in, rank]`, and `b`, `[..., rank, out]`, in the type of the kernel.
 
   Raises:
-    ValueError: if a target matches no kernel.
+    ValueError: if a target matches no kernel, or a kernel has less than two axes.
+    TypeError: if a kernel is not floating.
 
   Reference: Hu et al., LoRA, ICLR 2022, section 4.1, https://arxiv.org/abs/2106.09685.
   """
@@ -77,6 +79,8 @@ def init_low_rank(
       "b": jnp.zeros((*batch, config.rank, features), kernel.dtype),
     }
 
+  for path in chosen:
+    check_arrays(**{path: (flat[path], "float [..., in, out]")})
   keys = jax.random.split(key, len(chosen))
   return {path: adapter(key, flat[path]) for key, path in zip(keys, chosen)}
 
@@ -100,7 +104,7 @@ def merge_low_rank(
     Parameters of the same structure and types; the sum is taken in float32 or wider.
 
   Raises:
-    ValueError: if no parameter has the path of an adapter.
+    ValueError: if no parameter has the path of an adapter, or shapes do not fit.
 
   Reference: Hu et al., LoRA, ICLR 2022, section 4.1, https://arxiv.org/abs/2106.09685.
   """
@@ -112,7 +116,7 @@ def merge_low_rank(
     update = low_rank_update(
       adapter["a"], adapter["b"], alpha=config.alpha, rank_stabilized=config.rank_stabilized
     )
-    chex.assert_equal_shape([kernel, update])
+    check_arrays(**{path: (kernel, "[...]"), f"the update of {path}": (update, "[...]")})
     flat[path] = (as_accumulator(kernel) + update).astype(kernel.dtype)
   return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -131,10 +135,13 @@ def low_rank_update(
   Returns:
     The update `[..., in, out]`, in float32 or wider.
 
+  Raises:
+    ValueError: if shapes do not fit.
+
   Reference: Hu et al., LoRA, ICLR 2022, https://arxiv.org/abs/2106.09685; Kalajdzievski, A Rank
   Stabilization Scaling Factor for Fine-Tuning with LoRA, https://arxiv.org/abs/2312.03732.
   """
+  check_arrays(a=(a, "[..., in, r]"), b=(b, "[..., r, out]"))
   a, b = as_accumulator(a, b)
   rank = a.shape[-1]
-  chex.assert_axis_dimension(b, -2, rank)
   return alpha / (rank**0.5 if rank_stabilized else rank) * (a @ b)

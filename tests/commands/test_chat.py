@@ -89,9 +89,31 @@ def test_adapters_and_shards(checkpoint, tmp_path):
 
 def test_what_generation_config_ends_at(checkpoint, make_checkpoint, tmp_path):
   directory = make_checkpoint(tmp_path / "ends")
-  (directory / "generation_config.json").write_text(f'{{"eos_token_id": {list(range(256))}}}')
+  (directory / "generation_config.json").write_text(f'{{"eos_token_id": {[*range(256), 10**30]}}}')
   status, _, err = execute(directory, "--prompt=ab", "--temperature=0")
   assert status == 0 and int(PACE.fullmatch(err)[1]) < 6
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ('{"eos_token_id": "2"}', "eos_token_id must be an integer, got '2'"),
+    ('{"eos_token_id": [2, 2.5]}', "eos_token_id must be an integer, got 2.5"),
+    ("", "generation_config.json is not valid JSON"),
+  ],
+)
+def test_ends_of_other_types_are_named(make_checkpoint, tmp_path, content, message):
+  directory = make_checkpoint(tmp_path / "ends")
+  (directory / "generation_config.json").write_text(content)
+  status, out, err = execute(directory, "--prompt=ab")
+  assert (status, out) == (2, "") and message in err
+
+
+def test_lines_that_are_no_text_are_left_out(checkpoint, monkeypatch):
+  lines = ["a\udcff", "ab"]
+  status, out, err = execute(checkpoint, "--temperature=0", lines=lines, monkeypatch=monkeypatch)
+  assert status == 0 and out == greedy(checkpoint, "<|user|>ab</s><|bot|>") + "\n"
+  assert err.startswith("error: the prompt is not UTF-8: ")
 
 
 @pytest.mark.parametrize(
@@ -105,12 +127,15 @@ def test_what_generation_config_ends_at(checkpoint, make_checkpoint, tmp_path):
     (["--prompt=a", "--max_new_tokens=64"], "--max_new_tokens=64 leaves no room for a prompt"),
     (["--prompt=a", "--max_new_tokens=0"], "max_new_tokens must be at least 1, got 0"),
     (["--prompt=a", "--temperature=-1"], "temperature must lie in [0, inf), got -1.0"),
+    (["--prompt=a", "--seed=-1"], "seed must lie in [0, 4294967295], got -1"),
+    (["--prompt=a", f"--seed={10**20}"], "seed must lie in [-2147483648, 4294967295], got 1"),
+    (["--prompt=a", f"--top_k={10**20}"], "top_k must lie in "),
     (["--prompt=a", "--top_p=0"], "top_p must lie in (0, 1], got 0.0"),
     (["--num_samples=2"], "num_samples 2 goes with a prompt only"),
     (["--prompt=a", "--raw", "--system=s"], "--system needs a chat template"),
     (["--prompt=a", "--model_parallel=99"], "--model_parallel=99: "),
     (["--prompt=a", "--adapter=nowhere"], "--adapter=nowhere: "),
-    (["--checkpoint=nowhere", "--prompt=a"], "--checkpoint=nowhere: "),
+    (["--checkpoint=a/b", "--prompt=a"], "--checkpoint=a/b: there is no directory a/b; a model of"),
     (["--checkpoint="], "--checkpoint must be given"),
   ],
 )

@@ -42,6 +42,14 @@ def test_a_command_is_a_module_of_its_own_too(capsys, monkeypatch, name):
   assert capsys.readouterr().out == out
 
 
+def test_an_interrupt_while_packages_are_imported(capsys, monkeypatch):
+  def interrupt(name):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(commands.importlib, "import_module", interrupt)
+  assert run(capsys, "chat") == (130, "", "stopped by SIGINT.\n")
+
+
 def test_the_list_is_whole():
   files = pathlib.Path(commands.__file__).parent.glob("*.py")
   programs = {path.stem for path in files if 'if __name__ == "__main__":\n' in path.read_text()}

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxlab.commands.examples import Batches, Example, encode_rows, read_rows, split_examples
+from jaxlab.commands.examples import Batches, Example, encode_rows, split_examples
+from jaxlab.commands.rows import read_rows
 from jaxlab.data.tokenizers import Tokenizer
 from jaxlab.experiment import UsageError
 
@@ -36,9 +37,7 @@ def encoded(path, kind, tokenizer=None, *, max_length=64, vocab_size=256):
   """The text of each sequence, and of what is learnt of it."""
   tokenizer = tokenizer or characters()
   rows = read_rows(path, kind)
-  examples, num_cut = encode_rows(
-    path, rows, tokenizer, vocab_size=vocab_size, max_length=max_length
-  )
+  examples, num_cut = encode_rows(rows, tokenizer, vocab_size=vocab_size, max_length=max_length)
   texts = [
     [(tokenizer.decode(t), tokenizer.decode(t[m])) for t, m in zip(e.tokens, e.masks)]
     for e in examples
@@ -104,46 +103,58 @@ def test_messages_go_through_the_template(tmp_path):
   assert texts == [[("^u:q$a:ab$", "ab$"), ("^u:q$a:c$", "c$")]]
 
 
+TEMPLATE = (
+  "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
+  "{% if add_generation_prompt %}a:{% endif %}"
+)
+OTHER = {"role": "assistant", "content": "c"}
+LISTS = {"role": ["user", "assistant"], "content": ["q", "ab"]}
+PAIR_OF_CHATS = [("u:q$a:ab$", "ab$"), ("u:q$a:c$", "c$")]
+
+
+@pytest.mark.parametrize(
+  "kind, row, expected",
+  [
+    ("supervised", {"text": "ab"}, [("^ab$", "ab$")]),
+    ("supervised", {"text": "ab$"}, [("^ab$", "ab$")]),
+    ("supervised", {"text": [USER, BOT]}, [("u:q$a:ab$", "ab$")]),
+    ("supervised", {"messages": LISTS}, [("u:q$a:ab$", "ab$")]),
+    ("supervised", {"prompt": "q", "completion": [BOT]}, [("u:q$a:ab$", "ab$")]),
+    ("supervised", {"prompt": "q", "completion": [USER, BOT]}, [("u:q$a:ab$", "ab$")]),
+    (
+      "pairs",
+      {"chosen": "It is very blue.", "rejected": "It is very black."},
+      [("^It is very blue.$", " blue.$"), ("^It is very black.$", " black.$")],
+    ),
+    ("pairs", {"chosen": "xyb", "rejected": "xyc"}, [("^xyb$", "b$"), ("^xyc$", "c$")]),
+    ("pairs", {"prompt": "q", "chosen": [BOT], "rejected": [OTHER]}, PAIR_OF_CHATS),
+    ("pairs", {"prompt": "q", "chosen": [USER, BOT], "rejected": [USER, OTHER]}, PAIR_OF_CHATS),
+    ("pairs", {"chosen": LISTS, "rejected": [USER, OTHER]}, PAIR_OF_CHATS),
+  ],
+)
+def test_layouts_of_trl(tmp_path, kind, row, expected):
+  texts, _, _ = encoded(written(tmp_path, row), kind, characters(chat_template=TEMPLATE))
+  assert texts == [expected]
+
+
+def test_arrays_and_labels_as_numbers(tmp_path):
+  rows = [{"prompt": p, "completion": "a", "label": i} for i, p in enumerate("pq")]
+  path = written(tmp_path, *rows)
+  texts, examples, _ = encoded(path, "unpaired")
+  assert [example.label for example in examples] == [False, True]
+  for text in (json.dumps(rows), "\ufeff\n" + json.dumps(rows, indent=2)):
+    path.write_text(text)
+    again, examples, _ = encoded(path, "unpaired")
+    assert again == texts and [example.line for example in examples] == [1, 2]
+  path.write_text(json.dumps([rows[0], {"prompt": "p"}]))
+  with pytest.raises(UsageError, match=f"^{path}, row 2: column 'label' is missing"):
+    read_rows(path, "unpaired")
+  path.write_text("[" + json.dumps(rows[0]))
+  with pytest.raises(UsageError, match=f"^{path} is not valid JSON"):
+    read_rows(path, "unpaired")
+
+
 GOOD = {"prompt": "p", "response": "a"}
-PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
-FAULTS = [
-  ("supervised", '{"prompt": "p", ', "line 2 is not JSON"),
-  ("supervised", "[1]", "line 2: must be an object of columns, got list"),
-  ("supervised", {"prompt": "p"}, "line 2: column 'response' is missing; there are prompt"),
-  ("supervised", {"response": "p"}, "line 2: column 'prompt' is missing; there are response"),
-  ("supervised", {"prompt": "", "response": "a"}, "line 2: column 'prompt' is empty"),
-  ("supervised", {"prompt": "p", "response": ""}, "line 2: column 'response' is empty"),
-  ("supervised", {"prompt": "p", "response": 3}, "line 2: column 'response' must be text or"),
-  ("supervised", {"prompt": [USER], "response": "a"}, "line 2: columns 'prompt' and 'response'"),
-  ("supervised", {"messages": [USER]}, "line 2: column 'messages' has no turn of the assistant"),
-  ("supervised", {"messages": [USER, "x"]}, "line 2: column 'messages', message 1 must have role"),
-  ("supervised", {"messages": [BOT | {"content": ""}]}, "line 2: column 'messages' has an empty"),
-  ("pairs", {"prompt": "p", "chosen": "a"}, "line 2: column 'rejected' is missing"),
-  ("pairs", {"chosen": "a", "rejected": "b"}, "line 2: column 'prompt' is missing"),
-  ("pairs", {"chosen": [USER, BOT], "rejected": [USER, BOT]}, "line 2: columns 'chosen' and"),
-  ("unpaired", {"prompt": "p", "response": "a"}, "line 2: column 'label' is missing"),
-  ("unpaired", GOOD | {"label": 1}, "line 2: column 'label' must be true or false, got 1"),
-]
-
-
-@pytest.mark.parametrize("kind, row, message", FAULTS)
-def test_what_cannot_be_learnt_from_is_named(tmp_path, kind, row, message):
-  path = written(tmp_path, GOOD | PAIR if kind != "unpaired" else PAIR, row)
-  with pytest.raises(UsageError) as caught:
-    read_rows(path, kind)
-  assert str(caught.value).startswith(f"{path}, {message}")
-
-
-def test_files_that_cannot_be_used(tmp_path):
-  with pytest.raises(UsageError, match="missing.jsonl cannot be read"):
-    read_rows(tmp_path / "missing.jsonl", "supervised")
-  with pytest.raises(UsageError, match="has no rows"):
-    read_rows(written(tmp_path, "", " "), "supervised")
-  with pytest.raises(UsageError, match="need two prompts"):
-    read_rows(written(tmp_path, PAIR), "unpaired")
-  (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-  with pytest.raises(UsageError, match="latin.jsonl cannot be read"):
-    read_rows(tmp_path / "latin.jsonl", "supervised")
 
 
 def test_sequences_that_cannot_be_used(tmp_path):

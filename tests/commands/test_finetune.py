@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -77,6 +78,8 @@ def test_every_objective_trains_and_saves(tmp_path, checkpoint, objective, rows,
     np.testing.assert_allclose(first["loss"], start_loss, rtol=1e-4)
   if objective not in ("sft", "pass_at_n"):
     assert "reward_margin" in out and 0 <= last["reward_accuracy"] <= 1
+  rate = json.loads((tmp_path / "out.run" / "config.json").read_text())["learning_rate"]
+  assert rate == (1e-4 if rows is not PAIRS else 1e-5)
   adapter = load_adapter(tmp_path / "out" / "adapter", loaded.config)
   merged = merge_low_rank(start.params, adapter.adapters, adapter.config)
   jax.tree.map(np.testing.assert_array_equal, merged, loaded.params)
@@ -138,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
 
 
 def test_sharding_changes_no_number(tmp_path, checkpoint):
-  options = ("--objective=kto", "--lora_rank=2", "--lora_targets=attention/q,mlp/down")
+  options = ("--objective=kto", "--lora_rank=2", "--lora_targets=attention/q,down_proj")
   actual = {}
   for data, model in ((1, 1), (1, 2), (2, 2)):
     name = f"{data}_{model}"
@@ -158,7 +161,7 @@ def refused(directory, *arguments, checkpoint, rows=SUPERVISED):
   data = written(directory / "refused.jsonl", rows)
   status, _, err = execute(
     f"--checkpoint={checkpoint}", f"--data={data}", f"--output={directory / 'new'}",
-    "--data_parallel=1", *arguments,
+    "--data_parallel=1", "--batch_size=2", *arguments,
   )  # fmt: skip
   data.unlink()
   assert status == 2 and err.startswith("error: ") and sorted(directory.iterdir()) == before
@@ -182,6 +185,17 @@ def refused(directory, *arguments, checkpoint, rows=SUPERVISED):
     (["--data_parallel=9"], "--data_parallel, --model_parallel: "),
     (["--lora_rank=-1"], "lora_rank must be at least 0, got -1"),
     (["--learning_rate=0"], "learning_rate must lie in (0, inf), got 0.0"),
+    (["--steps=-1"], "steps must be at least 1, got -1"),
+    (["--batch_size=0"], "batch_size must be at least 1, got 0"),
+    (["--batch_size=5"], "--batch_size=5 exceeds the 4 examples to train on"),
+    (["--save_every=0"], "save_every must be at least 1, got 0"),
+    ([f"--steps={10**20}"], "steps must lie in [-2147483648, 4294967295], got 1" + "0" * 20),
+    (["--output=/proc/new/model"], "--output=/proc/new/model cannot be made: "),
+    (["--output=/dev/null/model"], "--output=/dev/null/model cannot be made: Not a directory"),
+    ([f"--output={'n' * 300}"], "cannot be made: File name too long"),
+    (["--workdir=/proc/new"], "--workdir=/proc/new cannot be made: "),
+    (["--output=/tmp/new", "--workdir=/tmp/new"], "--output=/tmp/new would hold --workdir=/tmp/n"),
+    (["--output=/tmp/new", "--workdir=/tmp/new/run"], "--output=/tmp/new would hold --workdir="),
   ],
 )
 def test_flags_that_cannot_be_obeyed(tmp_path, checkpoint, arguments, message):
@@ -232,6 +246,18 @@ def test_nothing_is_overwritten(unbroken, checkpoint, tmp_path):
     tmp_path, checkpoint, SUPERVISED[:4], *FULL, f"--workdir={unbroken / 'out.run'}", steps=12
   )
   assert status == 2 and "holds a run with data_sha256 = " in err
+  for name, change in (
+    ("tokenizer", {"bos_token": "<|user|>"}),
+    ("chat_template", {"chat_template": "{{ messages }}"}),
+  ):
+    other = tmp_path / name
+    shutil.copytree(checkpoint, other)
+    path = other / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    status, _, err = train(
+      tmp_path, other, SUPERVISED, *FULL, f"--workdir={unbroken / 'out.run'}", steps=12
+    )
+    assert status == 2 and f"holds a run with {name} = " in err and err.count("\n") == 1
   assert not (unbroken / "other").exists() and not (tmp_path / "out").exists()
 
 

@@ -167,3 +167,12 @@ def test_kto_takes_no_gradient_through_the_mismatched_responses(untied, batch):
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
+
+
+@pytest.mark.parametrize(
+  "objective, adapters, rate",
+  [("sft", True, 1e-4), ("sft", False, 1e-5), ("dpo", True, 1e-5), ("kto", False, 1e-6)],
+)
+def test_default_learning_rates(objective, adapters, rate):
+  found = objectives.default_learning_rate(objective, adapters=adapters)
+  np.testing.assert_allclose(found, rate)

@@ -34,7 +34,22 @@ def test_flags_become_the_config(capsys):
   assert capsys.readouterr().out == (
     "Does it.\n\nFlags:\n  --path: text [required]\n      Where it is.\n"
     "  --count: an integer [2]\n      How many.\n"
+    "  --debug: true or false\n      Show the traceback of whatever ends the command.\n"
+    "  --help: true or false\n      Show this and stop.\n"
   )
+
+
+def test_paths_may_begin_at_home(monkeypatch, tmp_path):
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    data: str = ""
+    prompt: str = "~/a"
+
+  seen = []
+  module = types.SimpleNamespace(__doc__="", Config=Config, REQUIRED=(), run=seen.append)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  program.execute(module, ["it", "--data=~/x"])
+  assert seen == [Config(f"{tmp_path}/x", "~/a")]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +73,7 @@ def test_what_cannot_be_obeyed(capsys, arguments, message):
   [
     (UsageError("bad file"), 2, "error: bad file\n"),
     (NonFiniteLossError(3, "loss", np.nan), 1, "error: loss is nan at step 3; nothing was saved."),
-    (Interrupted(4, signal.SIGTERM), 143, "stopped by SIGTERM after step 4; the same command goes"),
+    (Interrupted(4, signal.SIGTERM), 143, "stopped by SIGTERM after step 4.\n"),
     (Stopped(signal.SIGINT), 130, "stopped by SIGINT.\n"),
   ],
 )

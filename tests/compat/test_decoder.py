@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from jaxlab.data.tokenizers import encode_chat, load_tokenizer, render_chat  # noqa: E402
+from jaxlab.data.chat_templates import render_chat  # noqa: E402
+from jaxlab.data.tokenizers import encode_chat, load_tokenizer  # noqa: E402
 from jaxlab.models import decoder  # noqa: E402
 from jaxlab.weights.low_rank import LowRankConfig, merge_low_rank  # noqa: E402
 
@@ -57,12 +58,16 @@ def hf_config(name):
     return transformers.LlamaConfig(**LLAMA, tie_word_embeddings=False, rope_parameters=ROPES[name])
   if name == "biases":
     return transformers.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, head_dim=12)
-  return transformers.Qwen2Config(
+  if name == "mistral":
+    return transformers.MistralConfig(**LLAMA, sliding_window=5)
+  make = transformers.Qwen2Config if name == "qwen2" else transformers.Qwen3Config
+  return make(
     **LLAMA,
     tie_word_embeddings=True,
     use_sliding_window=True,
     sliding_window=5,
     max_window_layers=1,
+    **({} if name == "qwen2" else {"head_dim": 12, "attention_bias": name == "qwen3_biases"}),
   )
 
 
@@ -92,7 +97,9 @@ def tokens():
   return np.random.default_rng(0).integers(0, 61, (2, LENGTH))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen2", "biases", *ROPES])
+@pytest.mark.parametrize(
+  "name", ["gpt2", "mistral", "qwen2", "qwen3", "qwen3_biases", "biases", *ROPES]
+)
 def test_the_logits_of_transformers_both_ways(tmp_path, tokens, name):
   model = hf_model(name)
   expected = hf_logits(model, tokens)
@@ -126,8 +133,9 @@ def test_logits_from_memory(tokens):
   np.testing.assert_allclose(found, hf_logits(model, tokens), atol=1e-4)
 
 
-def test_greedy_decoding_with_the_cache(tmp_path, tokens):
-  model = hf_model("qwen2")
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3"])
+def test_greedy_decoding_with_the_cache(tmp_path, tokens, name):
+  model = hf_model(name)
   model.save_pretrained(tmp_path)
   loaded = models.load_pretrained(tmp_path)
   expected = model.generate(

@@ -64,6 +64,8 @@ def test_rare_argument_overrides_rare_prob(rare):
     ({"dim": 4}, "dim must be at least 5, got 4"),
     ({"num_patches": 2, "num_distractors": 2}, "num_patches must be at least .* 3, got 2"),
     ({"rare_prob": 1.5}, "rare_prob must lie in"),
+    ({"num_distractors": -1}, "num_distractors must be at least 0, got -1"),
+    ({"noise_std": float("nan")}, "noise_std must lie in"),
   ],
 )
 def test_bad_arguments(arguments, message):

@@ -83,6 +83,12 @@ def test_errors():
     noise(KEY, LABELS, num_classes=6, noise_rate=0.1, partners=np.arange(1, 7))
   with pytest.raises(ValueError, match="labels"):
     noise(KEY, LABELS, num_classes=5, noise_rate=0.1)
+  with pytest.raises(ValueError, match=r"labels must have shape \[n\], got \[2, 3\]"):
+    noise(KEY, np.zeros((2, 3), int), num_classes=5, noise_rate=0.1)
+  with pytest.raises(ValueError, match=r"partners must have shape \[5\], got \[6\]"):
+    noise(KEY, LABELS, num_classes=5, noise_rate=0.1, partners=np.arange(6))
+  with pytest.raises(TypeError, match="labels must be of type int, got float32"):
+    noise(KEY, np.zeros(3, np.float32), num_classes=5, noise_rate=0.1)
   with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
     noise(KEY, np.zeros(3, int), num_classes=1, noise_rate=0.1)
   gaussians = data.sample_overlapping_gaussians

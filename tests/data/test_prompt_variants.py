@@ -116,8 +116,11 @@ def test_errors():
     (lambda: draw(key, np.zeros(3), num_shots=3, exclude=0), r"\[0, 2\]"),
     (lambda: draw(key, np.zeros(3), num_shots=-1), "num_shots"),
     (lambda: draw(key, np.zeros(3), num_shots=1, exclude=3), "exclude"),
-    (lambda: draw(key, np.zeros((3, 1)), num_shots=1), "rank 1"),
-    (lambda: render(shots=(1, 2, 8)), "demonstrations must be"),
+    (
+      lambda: draw(key, np.zeros((3, 1)), num_shots=1),
+      r"labels must have shape \[n\], got \[3, 1\]",
+    ),
+    (lambda: render(shots=(1, 2, 8)), r"demonstrations must have shape \[m, b, s, w\]"),
     (lambda: render(sentences=(2, 8)), "sentences must have shape"),
     (lambda: render(labels=(1, 1, 3)), "demonstration_labels must have shape"),
     (lambda: render(templates=(2,)), "template_ids must have shape"),

@@ -142,6 +142,12 @@ def test_a_step_after_a_malformed_one_is_not_right():
   np.testing.assert_array_equal(result, [[True, False, False, True]] * 4)
 
 
+def test_products_of_narrow_integers_do_not_overflow():
+  config = dataclasses.replace(TERSE, modulus=97)
+  batch = modular_chain_batch(jax.random.key(0), config, 8, clean=True)
+  assert check_steps(config, np.uint8(batch.tokens), np.int8(batch.steps)).all()
+
+
 def test_jit_does_not_change_chains():
   jitted = modular_chain_batch(jax.random.key(5), TERSE, 8)
   for a, b in zip(jitted, reasoning.modular_chain_batch(jax.random.key(5), TERSE, 8)):
@@ -160,6 +166,10 @@ def test_bad_chain_settings_raise(name, value):
 def test_bad_batch_arguments_raise():
   with pytest.raises(ValueError, match="batch_size.*0"):
     modular_chain_batch(jax.random.key(0), VERBOSE, 0)
+  with pytest.raises(TypeError, match="response_tokens must be of type int, got float32"):
+    parse_chain(VERBOSE, np.zeros((2, 9), np.float32))
+  with pytest.raises(ValueError, match=r"steps must have shape \[b, 4\] with b = 2, got \[3, 4\]"):
+    check_steps(VERBOSE, np.zeros((2, 10), int), np.zeros((3, 4), int))
   with pytest.raises(ValueError, match="prompt_tokens.*10.*9"):
     check_steps(VERBOSE, jnp.zeros((2, 9), jnp.int32), jnp.zeros((2, 4), jnp.int32))
 

@@ -52,6 +52,9 @@ def test_weighted_context_sizes_prefer_the_large_ones():
   "options, message",
   [
     ({"group_size": 3}, "batch_size 8.*group_size 3"),
+    ({"group_size": 0}, "group_size .* got 0"),
+    ({"batch_size": 0}, "batch_size .* got 0"),
+    ({"steps_per_call": 0}, "steps_per_call .* got 0"),
     ({"min_context": 6}, "min_context.*6"),
     ({"max_context": 0}, "max_context"),
     ({"scheme": "none"}, "scheme"),

@@ -78,6 +78,7 @@ def test_noise_has_its_standard_deviation(quiet):
     ({"classes": (0,), "num_samples": 0}, "num_samples.*0"),
     ({"classes": (0,), "size": 0}, "size.*0"),
     ({"classes": (0,), "clutter": -1}, "clutter.*-1"),
+    ({"classes": (0,), "noise": -0.1}, "noise.*-0.1"),
   ],
 )
 def test_errors(arguments, words):

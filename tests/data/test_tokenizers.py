@@ -7,12 +7,12 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.tokenizers import (
   Tokenizer,
   encode_chat,
   load_tokenizer,
   pad_sequences,
-  render_chat,
 )
 
 TEMPLATE = (
@@ -68,34 +68,6 @@ def test_template_that_rewrites_earlier_turns_raises():
   template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
   with pytest.raises(ValueError, match=r"messages\[1\].* not a prefix"):
     encode_chat(characters(template), MESSAGES)
-
-
-def test_template_features():
-  chat = [{"role": "user", "content": "<ü>", "n": [1, 2]}]
-  assert render_chat("{{ messages[0] | tojson }}", chat) == (
-    '{"role": "user", "content": "<ü>", "n": [1, 2]}'
-  )
-  assert render_chat("{{ messages[0].n | tojson(indent=1) }}", chat) == "[\n 1,\n 2\n]"
-  loop = "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
-  assert render_chat(loop, chat) == "01"
-  assert len(render_chat("{{ strftime_now('%Y') }}", chat)) == 4
-  assert render_chat("{{ tools }}", chat, tools="hammer") == "hammer"
-  # Blocks leave no blank lines.
-  assert render_chat("a\n  {% if true %}\nb\n  {% endif %}\nc", chat) == "a\nb\nc"
-
-
-@pytest.mark.parametrize(
-  "template, words",
-  [
-    ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    ("{% for %}", "template fails"),
-    ("{{ ''.__class__.__mro__ }}", "template fails"),
-    ("{{ messages.append(1) }}", "template fails"),
-  ],
-)
-def test_failing_templates_raise(template, words):
-  with pytest.raises(ValueError, match=words):
-    render_chat(template, list(MESSAGES))
 
 
 def test_encode_chat_errors():
@@ -160,14 +132,65 @@ def test_special_tokens_and_templates(directory):
     load_tokenizer(directory)
 
 
+def change(directory, **parts):
+  path = directory / "tokenizer.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+
+
+def test_truncation_and_padding_of_the_file_are_left_out(directory):
+  change(
+    directory,
+    truncation={"max_length": 1, "stride": 0, "strategy": "LongestFirst", "direction": "Right"},
+    padding={
+      "strategy": {"Fixed": 10**12},
+      "direction": "Right",
+      "pad_to_multiple_of": None,
+      "pad_id": 0,
+      "pad_type_id": 0,
+      "pad_token": "<unk>",
+    },
+  )
+  assert load_tokenizer(directory).encode("hello world") == [1, 3, 4]
+
+
+def test_panics_and_bare_exceptions_of_the_library_are_errors(directory):
+  tokenizer = load_tokenizer(directory)
+  for text in ("\ud800", None):
+    with pytest.raises(ValueError, match="the tokenizer cannot encode "):
+      tokenizer.encode(text)
+  with pytest.raises(ValueError, match="the tokenizer cannot decode its tokens"):
+    tokenizer.decode([-1])
+  change(directory, pre_tokenizer={"type": "FixedLength", "length": 0})
+  with pytest.raises(ValueError, match="the tokenizer cannot encode 'hello': chunk size"):
+    load_tokenizer(directory).encode("hello")
+  change(directory, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+  with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer: Precompiled"):
+    load_tokenizer(directory)
+
+
 def test_malformed_directories(directory, tmp_path):
   write(directory, "tokenizer_config.json", {"eos_token": "<end>"})
   with pytest.raises(ValueError, match="'eos_token': '<end>'.* not in the vocabulary"):
     load_tokenizer(directory)
-  for content, words in (("{", "not valid JSON"), ("[]", "must hold an object, got list")):
+  for content, words in (
+    ("", "not valid JSON"),
+    ("{", "not valid JSON"),
+    ("[" * 99999, "not valid JSON"),
+    ("[]", "must hold an object, got list"),
+    ('{"chat_template": 3}', "tokenizer_config.json: chat_template must be text or a list, got 3"),
+    ('{"chat_template": [3]}', "chat templates .* have no 'default'"),
+    ('{"chat_template": [{"name": [], "template": "x"}]}', "have no 'default'"),
+    ('{"chat_template": [{"name": "default", "template": 3}]}', "have no 'default'"),
+    ('{"eos_token": ["</s>"]}', "tokenizer_config.json: eos_token must be text or an object"),
+    ('{"eos_token": {"content": 2}}', "tokenizer_config.json: content must be text, got 2"),
+  ):
     (directory / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match=words):
       load_tokenizer(directory)
+  (directory / "tokenizer_config.json").unlink()
+  (directory / "chat_template.jinja").write_bytes(b"\xff")
+  with pytest.raises(ValueError, match="chat_template.jinja: .* can't decode"):
+    load_tokenizer(directory)
   (directory / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match="is not a tokenizer"):
     load_tokenizer(directory)

@@ -135,7 +135,7 @@ def test_corrupt_files(tmp_path):
   for broken, message in (
     (text[:-20], "not valid JSON"),
     (text.replace("jaxlab.pfn.1", "other"), "format"),
-    ("[]", "format"),
+    ("[]", "must hold an object, got list"),
     (text.replace('"num_layers"', '"num_layer"'), "num_layer"),
     (text.replace('"sha256"', '"sha"'), "sha256"),
     (text.replace('"post"', '"mid"'), "norm"),

@@ -120,6 +120,16 @@ def test_malformed_directories(tmp_path):
   save_pretrained(tmp_path, params, config)
   path = tmp_path / "model.safetensors"
   tensors = safetensors.numpy.load_file(path)
+  for change, words in (
+    (lambda x: x.astype(np.uint8), "got uint8"),
+    (lambda x: np.where(x == x.max(), np.nan, x), "NaN or infinite"),
+  ):
+    safetensors.numpy.save_file(
+      tensors | {"lm_head.weight": change(tensors["lm_head.weight"])}, path
+    )
+    for mesh in (None, make_mesh({"data": 4, "model": 2})):
+      with pytest.raises(ValueError, match=f"{tmp_path}: lm_head.weight .*{words}"):
+        load_pretrained(tmp_path, mesh=mesh)
   gone = ["lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
   safetensors.numpy.save_file({n: x for n, x in tensors.items() if n not in gone}, path)
   with pytest.raises(ValueError) as error:

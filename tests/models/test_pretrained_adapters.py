@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from jaxlab.models import decoder_config, load_adapter, save_adapter
+from jaxlab.models.pretrained_adapters import adapter_targets
 from jaxlab.weights.low_rank import LowRankConfig, low_rank_update
 
 SIZES = {"vocab_size": 11, "hidden_size": 8, "num_layers": 3, "num_heads": 2}
@@ -76,6 +77,13 @@ def test_gpt2_fused_matrix(tmp_path, shared, stabilized):
   jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "again", GPT2), loaded)
 
 
+def test_targets_may_be_named_as_in_peft():
+  translated = adapter_targets(["q_proj", "attention/v", "mlp.up_proj", "q_proj", "?"], LLAMA)
+  assert translated == ("attention/q", "attention/v", "mlp/up", "?")
+  assert adapter_targets(["c_attn"], GPT2) == ("attention/k", "attention/q", "attention/v")
+  assert adapter_targets(["c_proj"], GPT2) == ("attention/out", "mlp/down")
+
+
 def test_invalid_directories_raise(tmp_path):
   adapters = random_adapters({"attention/q": 8})
   config = LowRankConfig(2, 5.0, ("attention/q",))
@@ -85,7 +93,11 @@ def test_invalid_directories_raise(tmp_path):
     ({"peft_type": "IA3"}, "peft_type .* got 'IA3'"),
     ({"bias": "all"}, "bias .* got 'all'"),
     ({"use_dora": True, "rank_pattern": {"q_proj": 3}}, "with rank_pattern, use_dora"),
-    ({"lora_alpha": None}, "lacks lora_alpha"),
+    ({"lora_alpha": None}, "adapter_config.json: it lacks lora_alpha"),
+    ({"lora_alpha": "16"}, "adapter_config.json: lora_alpha must be a number, got '16'"),
+    ({"r": 2.5}, "adapter_config.json: r must be an integer, got 2.5"),
+    ({"r": 0}, "adapter_config.json: r must be at least 1, got 0"),
+    ({"use_rslora": "false"}, "adapter_config.json: use_rslora must be true or false"),
     ({"r": 3}, r"lora_A.weight has shape \(2, 8\), expected \(3, 8\)"),
   ):
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | changed))
@@ -95,6 +107,10 @@ def test_invalid_directories_raise(tmp_path):
   path = tmp_path / "adapter_model.safetensors"
   tensors = safetensors.numpy.load_file(path)
   name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+  for bad, words in ((np.ones((8, 2), np.int8), "got int8"), (np.full((8, 2), np.nan), "NaN")):
+    safetensors.numpy.save_file(tensors | {name: bad}, path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: {name} .*{words}"):
+      load_adapter(tmp_path, LLAMA)
   head = {"base_model.model.lm_head.lora_A.weight": np.ones((2, 8))}
   safetensors.numpy.save_file({n: x for n, x in tensors.items() if n != name} | head, path)
   with pytest.raises(ValueError, match=rf"missing {name} \(8, 2\); unexpected .*lm_head"):

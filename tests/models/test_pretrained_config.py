@@ -24,6 +24,8 @@ LLAMA = {
   "max_position_embeddings": 64,
 }
 QWEN2 = LLAMA | {"model_type": "qwen2"}
+QWEN3 = LLAMA | {"model_type": "qwen3"}
+MISTRAL = LLAMA | {"model_type": "mistral"}
 
 
 def test_defaults_of_absent_keys():
@@ -37,6 +39,13 @@ def test_defaults_of_absent_keys():
   assert config_from_hf(LLAMA | {"head_dim": None}) == llama
   qwen = config_from_hf(QWEN2)
   assert qwen.qkv_bias and not qwen.attention_out_bias and qwen.sliding_window is None
+  qwen = config_from_hf(QWEN3)
+  assert qwen.qk_norm and qwen.head_dim == 128 and not qwen.qkv_bias
+  assert qwen.sliding_window is None
+  mistral = config_from_hf(MISTRAL | {"num_key_value_heads": None})
+  assert (mistral.num_kv_heads, mistral.head_dim, mistral.sliding_window) == (4, 8, 4096)
+  with pytest.raises(ValueError, match="num_kv_heads 8 does not divide"):
+    config_from_hf(MISTRAL)
 
 
 def test_given_keys():
@@ -53,8 +62,12 @@ def test_given_keys():
   llama = config_from_hf(LLAMA | changed)
   assert (llama.num_kv_heads, llama.head_dim) == (2, 12)
   assert llama.qkv_bias and llama.attention_out_bias and llama.mlp_bias
-  # Qwen2 ignores the file's biases.
+  # Qwen2 ignores the file's biases, Mistral has none, Qwen3 has those of attention.
   assert not config_from_hf(QWEN2 | changed).mlp_bias
+  assert not config_from_hf(MISTRAL | changed).qkv_bias
+  qwen = config_from_hf(QWEN3 | changed)
+  assert qwen.qkv_bias and qwen.attention_out_bias and not qwen.mlp_bias
+  assert config_from_hf(MISTRAL | changed | {"sliding_window": None}).sliding_window is None
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,10 @@ ROPE = {"rope_type": "yarn", "factor": 2.0, "beta_slow": 2.0}
     LLAMA | {"rope_scaling": ROPE | {"original_max_position_embeddings": 32}},
     LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 5.0},
     QWEN2 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    QWEN3 | {"attention_bias": True, "head_dim": 12},
+    MISTRAL | {"num_key_value_heads": 2},
+    MISTRAL | {"num_key_value_heads": 2, "sliding_window": None},
   ],
 )
 def test_round_trip(hf):
@@ -124,7 +141,7 @@ def test_round_trip(hf):
   assert written["architectures"][0].endswith(("LMHeadModel", "ForCausalLM"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
 def test_models_trained_from_scratch_can_be_written(family):
   config = decoder_config(vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, family=family)
   assert config_from_hf(config_to_hf(config)) == config
@@ -149,14 +166,28 @@ def test_configs_that_a_family_cannot_express_raise(changed):
 @pytest.mark.parametrize(
   "hf, words",
   [
-    ({}, "model_type must be gpt2, llama or qwen2; got None"),
-    ({"model_type": "mistral"}, "got 'mistral'"),
+    ({}, "model_type must be one of gpt2, llama, mistral, qwen2, qwen3; got None"),
+    ({"model_type": "mamba"}, "got 'mamba'"),
     ({"model_type": "gpt2", "n_embd": 8}, "lacks vocab_size, n_head, n_layer, n_positions"),
     ({"model_type": "llama"}, "lacks vocab_size, hidden_size"),
     (GPT2 | {"activation_function": "relu"}, "activation_function .* got 'relu'"),
     (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
     (GPT2 | {"n_head": 5}, "5 heads do not divide a width of 32"),
+    (GPT2 | {"n_head": 0}, "0 heads do not divide a width of 32"),
+    (GPT2 | {"n_layer": "2"}, "n_layer must be an integer, got '2'"),
+    (GPT2 | {"n_positions": 16.5}, "n_positions must be an integer, got 16.5"),
+    (GPT2 | {"layer_norm_epsilon": -1e-5}, r"norm_eps must lie in \[0, inf\), got -1e-05"),
+    (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, got 'f"),
+    (LLAMA | {"tie_word_embeddings": 0}, "tie_word_embeddings must be true or false, got 0"),
+    (LLAMA | {"vocab_size": True}, "vocab_size must be an integer, got True"),
+    (LLAMA | {"rms_norm_eps": float("nan")}, "norm_eps .* got nan"),
+    (LLAMA | {"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number, got '1e-6'"),
+    (LLAMA | {"rope_theta": [1e4]}, "rope_theta must be a number"),
+    (LLAMA | {"rope_theta": -1}, r"theta must lie in \(0, inf\), got -1.0"),
+    (LLAMA | {"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
+    (LLAMA | {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor must be a number"),
+    (LLAMA | {"rope_scaling": {"type": ["linear"], "factor": 2}}, "type must be text"),
     (LLAMA | {"hidden_act": "gelu"}, "hidden_act .* got 'gelu'"),
     (LLAMA | {"rope_scaling": {"type": "longrope"}}, "rope_type .* got 'longrope'"),
     (LLAMA | {"rope_scaling": {"type": "linear"}}, "'linear' lack factor"),

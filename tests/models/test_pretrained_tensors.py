@@ -21,6 +21,7 @@ CONFIGS = {
   "gpt2": decoder_config(**SIZES, family="gpt2"),
   "llama": decoder_config(**SIZES, num_kv_heads=1, tie_embeddings=False),
   "qwen2": decoder_config(**SIZES, family="qwen2"),
+  "qwen3": decoder_config(**SIZES, family="qwen3"),
 }
 
 
@@ -74,6 +75,12 @@ def test_names_and_layouts():
     "lm_head.weight": params["lm_head"]["kernel"].T,
   }.items():
     np.testing.assert_array_equal(tensors[name], expected, err_msg=name)
+
+  params = random_params("qwen3")
+  np.testing.assert_array_equal(
+    params_to_hf(params, CONFIGS["qwen3"])["model.layers.1.self_attn.k_norm.weight"],
+    params["layers"]["attention"]["k_norm"]["scale"][1],
+  )
 
 
 def test_gpt2_without_prefix_and_with_buffers():
@@ -135,3 +142,10 @@ def test_half_precision_is_kept():
   tensors = params_to_hf(half, CONFIGS["qwen2"])
   assert {x.dtype for x in tensors.values()} == {jnp.bfloat16.dtype}
   jax.tree.map(np.testing.assert_array_equal, params_from_hf(tensors, CONFIGS["qwen2"]), half)
+
+
+def test_weights_in_memory_are_checked_too():
+  tensors = params_to_hf(random_params("llama"), CONFIGS["llama"])
+  for bad, words in ((np.zeros(8, np.int8), "got int8"), (np.full(8, np.nan), "NaN")):
+    with pytest.raises(ValueError, match=f"model.norm.weight .*{words}"):
+      params_from_hf(tensors | {"model.norm.weight": bad}, CONFIGS["llama"])

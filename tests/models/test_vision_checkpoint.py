@@ -3,9 +3,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.flax
 import safetensors.numpy
 
 from jaxlab.models.classifiers import MLP
@@ -67,14 +67,14 @@ def test_names_and_layouts(tmp_path):
 def test_half_precision_and_counters(tmp_path):
   module, path = SMALL["basic"], tmp_path / "model.safetensors"
   save_vision_checkpoint(path, module, random_variables(module))
-  tensors = safetensors.flax.load_file(path)
-  half = {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
-  half["bn1.num_batches_tracked"] = jnp.int32(7)
-  safetensors.flax.save_file(half, path)
+  tensors = safetensors.numpy.load_file(path)
+  half = {name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}
+  half["bn1.num_batches_tracked"] = np.array(7, np.int32)
+  safetensors.numpy.save_file(half, path)
   loaded = load_vision_checkpoint(path, module)
   assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
   np.testing.assert_array_equal(
-    loaded["params"]["head"]["bias"], half["fc.bias"].astype(jnp.float32)
+    loaded["params"]["head"]["bias"], half["fc.bias"].astype(np.float32)
   )
 
 
@@ -95,6 +95,16 @@ def test_the_wrong_tensor_is_named(tmp_path):
     tensors | {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)},
   )
   refuses(r"fc.weight has shape \(5, 8\), expected \(9, 8\)", tensors, module.clone(num_classes=9))
+
+
+def test_weights_that_cannot_be_used_are_named(tmp_path):
+  module, path = SMALL["basic"], tmp_path / "model.safetensors"
+  save_vision_checkpoint(path, module, random_variables(module))
+  tensors = safetensors.numpy.load_file(path)
+  for bad, words in ((np.zeros(5, np.uint8), "got uint8"), (np.full(5, np.inf), "infinite")):
+    safetensors.numpy.save_file(tensors | {"fc.bias": bad}, path)
+    with pytest.raises(ValueError, match=f"{path}: fc.bias .*{words}"):
+      load_vision_checkpoint(path, module)
 
 
 def test_nothing_but_safetensors_is_read(tmp_path):

@@ -52,5 +52,5 @@ def test_decay_outside_the_interval_raises(decay):
 def test_different_trees_raise():
   with pytest.raises(ValueError):
     weights.ema_update({"a": jnp.ones(2)}, {"b": jnp.ones(2)})
-  with pytest.raises(AssertionError, match="shape"):
+  with pytest.raises(ValueError, match="params must have shape"):
     weights.ema_update({"a": jnp.ones(2)}, {"a": jnp.ones((1, 2))})

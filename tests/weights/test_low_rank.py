@@ -124,13 +124,18 @@ def test_half_precision_sums_in_float32(params):
 def test_errors(params):
   with pytest.raises(ValueError, match="rank .* got 0"):
     LowRankConfig(rank=0)
+  with pytest.raises(ValueError, match="alpha .* got nan"):
+    LowRankConfig(alpha=float("nan"))
+  quantised = {"q": {"kernel": np.zeros((IN, OUT), np.int8)}}
+  with pytest.raises(TypeError, match="q/kernel must be of type float, got int8"):
+    init_low_rank(jax.random.key(0), quantised, LowRankConfig(targets=("q",)))
   for targets in ((), "attention/q"):
     with pytest.raises(ValueError, match="targets"):
       LowRankConfig(targets=targets)
   adapter = {"a": jnp.ones((IN, 2)), "b": jnp.ones((2, OUT))}
   with pytest.raises(ValueError, match="'tail/kernel' has no parameter"):
     merge_low_rank(params, {"tail/kernel": adapter}, CONFIG)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match="the update of layers/mlp/up/kernel must have shape"):
     merge_low_rank(params, {"layers/mlp/up/kernel": adapter}, CONFIG)
-  with pytest.raises(AssertionError):
+  with pytest.raises(ValueError, match=r"b must have shape \[..., r, out\] with .* r = 2, got"):
     low_rank_update(jnp.ones((3, 2)), jnp.ones((3, 2)), alpha=1.0)

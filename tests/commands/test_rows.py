@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from jaxlab.commands.rows import read_rows
+from jaxlab.experiment import UsageError
+
+USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}
+
+
+def written(tmp_path, *rows):
+  path = tmp_path / "data.jsonl"
+  path.write_text(
+    "".join(row + "\n" if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+  )
+  return path
+
+
+GOOD = {"prompt": "p", "response": "a"}
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+FAULTS = [
+  ("supervised", '{"prompt": "p", ', "line 2 is not valid JSON: Expecting property name"),
+  ("supervised", "[" * 9999, "line 2 is not valid JSON: maximum recursion depth"),
+  ("supervised", f'{{"prompt": {"9" * 5000}}}', "line 2 is not valid JSON: Exceeds the limit"),
+  ("supervised", '{"prompt": "\\udc00"}', "line 2 is not valid JSON: 'utf-8' codec can't encode"),
+  ("supervised", "[1]", "line 2: must be an object of columns, got list"),
+  ("supervised", {"prompt": "p"}, "line 2: column 'response' is missing; there are prompt"),
+  ("supervised", {"response": "p"}, "line 2: column 'prompt' is missing; there are response"),
+  ("supervised", {"prompt": "", "response": "a"}, "line 2: column 'prompt' is empty"),
+  ("supervised", {"prompt": "p", "response": ""}, "line 2: column 'response' is empty"),
+  ("supervised", {"prompt": "p", "response": 3}, "line 2: column 'response' must be text or"),
+  ("supervised", {"prompt": [USER], "response": "a"}, "line 2: columns 'prompt' and 'response'"),
+  ("supervised", {"messages": [USER]}, "line 2: column 'messages' has no turn of the assistant"),
+  ("supervised", {"messages": [USER, "x"]}, "line 2: column 'messages', message 1 must have role"),
+  ("supervised", {"messages": [BOT | {"content": ""}]}, "line 2: column 'messages' has an empty"),
+  (
+    "supervised",
+    {"messages": {"role": ["assistant"], "content": []}},
+    "line 2: column 'messages' m",
+  ),
+  (
+    "supervised",
+    {"messages": {"role": "user"}},
+    "line 2: column 'messages' must be text, messages",
+  ),
+  ("pairs", {"prompt": "p", "chosen": "a"}, "line 2: column 'rejected' is missing"),
+  ("pairs", {"chosen": "a", "rejected": "b"}, "line 2: columns 'chosen' and 'rejected' must begin"),
+  ("pairs", {"chosen": "a b", "rejected": "a b"}, "line 2: columns 'chosen' and 'rejected' must"),
+  ("pairs", {"chosen": "ab", "rejected": [USER, BOT]}, "line 2: columns 'chosen' and 'rejected'"),
+  ("pairs", {"chosen": [USER, BOT], "rejected": [USER, BOT]}, "line 2: columns 'chosen' and"),
+  ("unpaired", {"prompt": "p", "response": "a"}, "line 2: column 'label' is missing"),
+  ("unpaired", GOOD | {"label": 2}, "line 2: column 'label' must be true or false, 1 or 0"),
+  (
+    "unpaired",
+    GOOD | {"label": "1"},
+    "line 2: column 'label' must be true or false, 1 or 0, got '",
+  ),
+]
+
+
+@pytest.mark.parametrize("kind, row, message", FAULTS)
+def test_what_cannot_be_learnt_from_is_named(tmp_path, kind, row, message):
+  path = written(tmp_path, GOOD | PAIR if kind != "unpaired" else PAIR, row)
+  with pytest.raises(UsageError) as caught:
+    read_rows(path, kind)
+  assert str(caught.value).startswith(f"{path}, {message}")
+
+
+def test_files_that_cannot_be_used(tmp_path):
+  with pytest.raises(UsageError, match="missing.jsonl cannot be read"):
+    read_rows(tmp_path / "missing.jsonl", "supervised")
+  with pytest.raises(UsageError, match="has no rows"):
+    read_rows(written(tmp_path, "", " "), "supervised")
+  with pytest.raises(UsageError, match="need two prompts"):
+    read_rows(written(tmp_path, PAIR), "unpaired")
+  (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+  with pytest.raises(UsageError, match="latin.jsonl, line 1 is not valid JSON: .* can't decode"):
+    read_rows(tmp_path / "latin.jsonl", "supervised")
