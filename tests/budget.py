@@ -128,8 +128,9 @@ class _Budget:
       item.user_properties.append(("cpu_seconds", round(sum(os.times()[:4]) - self._cpu, 2)))
 
   def _check(self, item):
-    # tests/compat runs in an environment of its own, beside eager peers.
-    if item.get_closest_marker("example") or "compat" in item.path.parts:
+    # tests/compat runs in an environment of its own, beside eager peers; tests/contracts runs a
+    # function operation by operation where its traces are not enough.
+    if item.get_closest_marker("example") or {"compat", "contracts"} & {*item.path.parts}:
       return
     name = item.nodeid.removeprefix("tests/")
     limit = _SMOKE_LIMIT if item.get_closest_marker("smoke") else _LIMIT

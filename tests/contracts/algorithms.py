@@ -1,0 +1,201 @@
+"""Calls of the algorithms; of a pair `init`, `update` one step is called."""
+
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlab.algorithms import (
+  AdaptBatch,
+  AdaptLoss,
+  GuardedStep,
+  continual_mean_teacher,
+  entropy_minimization,
+)
+from jaxlab.losses import softmax_entropy
+from jaxlab.samplers import PriorBatch, ridge_prior
+from tests.contracts.calls import KEY, B, b, c, call, f, p, u
+
+_SGD = optax.sgd(0.1, momentum=0.9)
+# Steps are compiled by those who use them, and op by op they take seconds.
+_STEP = {"gradients": "step", "compiles_once": "step"}
+_PARAMS = {"norm": {"scale": u(4)}, "head": f(4, 4)}
+_TABLE = {"w": f(1)}
+_SETS = PriorBatch(f(2, 5, 1), f(2, 5), f(2, 5))
+
+
+class _Output(NamedTuple):
+  features: chex.Array
+  logits: chex.Array
+
+
+def _forward(params, inputs):
+  features = jnp.tanh(inputs * params["norm"]["scale"][None])
+  return _Output(features, features @ params["head"])
+
+
+def _logits(params, inputs):
+  return _forward(params, inputs).logits
+
+
+def _jitter(key, inputs):
+  del key
+  return inputs[:, ::-1]
+
+
+def _project(params, features):
+  return features @ params["w"]
+
+
+def _entropy(key, batch: AdaptBatch):
+  del key
+  return AdaptLoss(softmax_entropy(batch.outputs.logits))
+
+
+def _predict(params, x, y, num_context):
+  del num_context
+  return x @ params["w"] + 0 * y
+
+
+def _error(outputs, targets):
+  return jnp.square(outputs - targets)
+
+
+def _every(path):
+  del path
+  return True
+
+
+def _is_head(path):
+  return path[0] == "head"
+
+
+def _exceedance(curve, observed, best):
+  return jnp.where(jnp.arange(curve.shape[0]) < observed, 0.0, curve - best)
+
+
+def _distance(key, x, y, mask, candidates):
+  del key
+  return jnp.sum(candidates, axis=-1) + jnp.sum(jnp.where(mask, y, 0)) + 0 * jnp.sum(x)
+
+
+def _adapter(function, key, params, inputs, **kwargs):
+  adapter = function(_forward, _SGD, **kwargs)
+  return adapter.update(key, adapter.init(params), inputs)
+
+
+def _teacher(function, key, params, inputs, **kwargs):
+  adapter = function(_forward, _jitter, _SGD, **kwargs)
+  return adapter.update(key, adapter.init(params), inputs)
+
+
+def _robust_teacher(function, key, params, projector, inputs, replay, **kwargs):
+  adapter = function(_forward, _jitter, _SGD, project_fn=_project, **kwargs)
+  return adapter.update(key, adapter.init(params, projector), inputs, replay)
+
+
+def _warm_up(function, params, inputs):
+  state = continual_mean_teacher(_forward, _jitter, _SGD).init(params)
+  return function(_forward, _SGD, state, inputs)
+
+
+def _stream(function, key, params, batches):
+  adapter = entropy_minimization(_forward, _SGD)
+  return function(key, adapter, adapter.init(params), batches)
+
+
+def _guarded(function, params, inputs):
+  objective = lambda params: (jnp.mean(_logits(params, inputs)), None)  # noqa: E731
+  return function(objective, _SGD, params, _SGD.init(params), inputs=inputs)
+
+
+def _fit_prior(function, key, params):
+  prior = partial(ridge_prior, batch_size=2, num_points=5)
+  fitting = function(_predict, _SGD, prior, _error, max_context=4)
+  return fitting.update(key, fitting.init(params))
+
+
+_LABELED = (f(5, 4), c(5))
+_TUNED = {"num_steps": 2, "batch_size": 2, "eval_every": 1}
+
+TABLE = {
+  "accept_step": call(
+    GuardedStep(f(4), f(4), f(), None, b()), f(4), f(4), logits=f(B, 4), selected=u(B)
+  ).but(keeps=True),
+  "adapt_stream": call(KEY, _PARAMS, f(2, 5, 4)).but(use=_stream, keeps=True, skip=_STEP),
+  "alternate_phases": call(c(B)),
+  "centroid_pseudo_labels": call(f(5, 2), p(5, 4)),
+  "continual_mean_teacher": call(KEY, _PARAMS, f(5, 4), num_augmentations=2).but(
+    use=_teacher, keeps=True, skip=_STEP
+  ),
+  "cosine_logits": call(f(B, 1, 4, 4, 2), f(B, 2)),
+  "entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(use=_adapter, keeps=True, skip=_STEP),
+  "filtered_entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(
+    use=_adapter, keeps=True, skip=_STEP
+  ),
+  "fine_tune": call(
+    KEY, _logits, _PARAMS, _SGD, _LABELED, _LABELED, trainable=_every, **_TUNED
+  ).but(keeps=True, skip=_STEP),
+  "gradient_noise_weights": call(KEY, batch_size=8, base_batch_size=2),
+  "guarded_step": call(_PARAMS, f(5, 4)).but(use=_guarded, keeps=True, skip=_STEP),
+  "information_maximization_adaptation": call(KEY, _PARAMS, f(5, 4), trainable=_every).but(
+    use=_adapter, keeps=True, skip=_STEP
+  ),
+  "init_optimizer": call(_SGD, _PARAMS).but(keeps=True),
+  "linear_probe_fine_tune": call(
+    KEY,
+    _logits,
+    _PARAMS,
+    _SGD,
+    _SGD,
+    _LABELED,
+    _LABELED,
+    num_head_steps=2,
+    is_head=_is_head,
+    **_TUNED,
+  ).but(keeps=True, skip=_STEP),
+  "loss_adapter": call(KEY, _PARAMS, f(5, 4)).but(
+    use=lambda function, key, params, inputs: _adapter(
+      lambda forward, optimizer: function(forward, _entropy, optimizer, trainable=_every),
+      key,
+      params,
+      inputs,
+    ),
+    keeps=True,
+    skip=_STEP,
+  ),
+  "loss_by_context": call(_predict, _TABLE, _SETS, _error, context_sizes=(1, 2)),
+  "masked_prototype": call(f(B, 1, 4, 4, 2), c(B, 1, 4, 4)),
+  "mean_teacher_warm_up": call(_PARAMS, f(2, 5, 4)).but(use=_warm_up, keeps=True, skip=_STEP),
+  "norm_adaptation": call(KEY, _PARAMS, f(5, 4)).but(
+    use=lambda function, *args: _adapter(lambda forward, _: function(forward), *args),
+    keeps=True,
+    skip=_STEP,
+  ),
+  "optimize_on_grid": call(KEY, f(5, 2), f(5), _distance, num_steps=2).but(keeps=True),
+  "predictive_stop": call(u(B, 4)),
+  "prior_bar_borders": call(
+    KEY, partial(ridge_prior, batch_size=2, num_points=5), 4, num_values=20
+  ),
+  "prior_fitting": call(KEY, _TABLE).but(use=_fit_prior, keeps=True, skip=_STEP),
+  "proportion_regularized_inference": call(
+    f(B, 1, 4, 4, 2),
+    c(B, 1, 4, 4),
+    f(B, 1, 4, 4, 2),
+    b(B, 1, 4, 4),
+    num_steps=2,
+    proportion_update_step=2,
+  ),
+  "query_losses": call(_predict, _TABLE, _SETS, _error, num_context=2).but(keeps=True),
+  "query_mean_loss": call(f(4, 5), 2),
+  "robust_mean_teacher": call(
+    KEY, _PARAMS, {"w": f(4, 2)}, f(5, 4), _LABELED, prototypes=f(4, 4), source_weight=0.5
+  ).but(use=_robust_teacher, keeps=True, skip=_STEP),
+  "run_with_early_stopping": call(u(4, 5), _exceedance),
+  "warmup_cosine": call(1e-3, np.array(2, np.int32)).but(
+    use=lambda function, peak, step: function(peak, 10)(step)
+  ),
+}

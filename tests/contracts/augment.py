@@ -1,0 +1,48 @@
+"""Calls of the augmentations."""
+
+import numpy as np
+
+from jaxlab.augment import IMAGE_CORRUPTIONS, SIGNAL_CORRUPTIONS
+from tests.contracts.calls import KEY, B, b, c, call, f, u
+
+_SEVERITY = np.array(3, np.int32)
+_DRAWN = {"traced_floats": "part"}
+
+TABLE = {
+  "all_pairs_mix": call(f(5, 2), ratio=0.3).but(keeps=True),
+  "blur_signals": call(f(B, 8, 2), u(B)).but(keeps=True),
+  "box_masks": call(c(B, 2), u(B), height=4, width=4).but(
+    quiet="ratio", skip={"gradients": "steps"}
+  ),
+  "box_mix": call(u(B, 4, 4, 1), u(B, 4, 4, 1), b(B, 4, 4)).but(keeps=True),
+  "center_surround_saliency": call(u(B, 8, 8, 1)),
+  "corruption_stream": call(
+    KEY, f(5, 8, 2), c(5), kinds=("gaussian_noise",), severities=(1,), batch_size=2
+  ).but(keeps=True),
+  "cutmix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
+  "cutmix:rows": call(KEY, u(4, 8, 8, 1), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
+  "draw_mix": call(KEY, batch_size=4),
+  "interpolate_pairs": call(f(5, 2), c(5), 0.3).but(keeps=True),
+  "jitter_images": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
+  "jitter_signals": call(KEY, f(B, 8, 2)).but(keeps=True),
+  "mix_regression_pairs": call(KEY, f(5, 2), f(5, 1), c(4), c(4)).but(keeps=True, skip=_DRAWN),
+  "mixing_layer": call(KEY, num_layers=4),
+  "mixup": call(KEY, f(4, 2), c(4)).but(keeps=True, skip=_DRAWN),
+  "mixup:rows": call(KEY, f(4, 2), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
+  "multi_mixup": call(KEY, f(4, 2), c(4)).but(keeps=True),
+  "random_crop": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
+  "random_flip": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
+  "saliency_box_mix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
+  "segment_masks": call(c(B), u(B), length=5).but(quiet="ratio", skip={"gradients": "steps"}),
+  "segment_mix": call(KEY, f(4, 8, 2), c(4)).but(keeps=True, skip=_DRAWN),
+  **{
+    f"corrupt_images:{kind}": call(KEY, u(B, 8, 8, 1), kind=kind, severity=_SEVERITY).but(
+      keeps=True
+    )
+    for kind in IMAGE_CORRUPTIONS
+  },
+  **{
+    f"corrupt_signals:{kind}": call(KEY, f(B, 16, 2), kind=kind, severity=_SEVERITY).but(keeps=True)
+    for kind in SIGNAL_CORRUPTIONS
+  },
+}

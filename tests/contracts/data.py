@@ -1,0 +1,34 @@
+"""Calls of the synthetic tasks."""
+
+import numpy as np
+
+from jaxlab.data import ModularChainConfig
+from tests.contracts.calls import KEY, B, c, call, f, u
+
+_CHAINS = ModularChainConfig(num_terms=2)
+
+TABLE = {
+  "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
+  "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
+  "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
+  "label_words": call(c(5)),
+  "modular_chain_batch": call(KEY, _CHAINS, 2),
+  "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
+  "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
+  "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2).but(keeps=True),
+  "parse_chain": call(_CHAINS, c(B, 4)),
+  "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
+  "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
+  "sample_accepted_curves": call(KEY, batch_size=2, length=4),
+  "sample_curve_params": call(KEY, batch_size=2),
+  "sample_learning_curves": call(KEY, batch_size=2, length=4),
+  "sample_overlapping_gaussians": call(KEY, num_samples=4, num_classes=2, dim=2, separation=1.0),
+  "sample_patches": call(KEY, num_samples=4, dim=5).but(
+    static="rare_prob distractor_scale noise_std"
+  ),
+  "sample_rule_tasks": call(
+    KEY, num_tasks=2, vocab_size=8, sentence_length=4, num_classes=2, num_examples=4
+  ),
+  "sample_shape_scenes": call(KEY, num_samples=2, classes=(0, 1), size=8, clutter=1),
+  "word_vectors": call(vocab_size=4),
+}

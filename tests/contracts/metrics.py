@@ -1,0 +1,53 @@
+"""Calls of the metrics."""
+
+from jaxlab.metrics import ExponentiatedPowerLaw
+from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
+
+TABLE = {
+  "area_under_cost_curve": call(f(5), u(5)),
+  "auroc": call(f(5), b(5)).but(skip={"gradients": "steps"}),
+  "average_calibration_error": call(p(5, 4), c(5)),
+  "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
+  "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
+  "closed_set_error": call(c(5), c(5), known=b(5)),
+  "confidence_calibration_error": call(u(5), b(5)),
+  "cost_accuracy": call(c(5), u(5, 4), t(4)),
+  "coverage_curve": call(b(5, 4), ks=(1, 2)),
+  "exit_levels": call(p(B, 4)),
+  "exited_values": call(f(B, 4, 2), c(B)).but(keeps=True),
+  "expected_calibration_error": call(p(5, 4), c(5)),
+  "exponentiated_power_law": call(t(B), ExponentiatedPowerLaw(n(), n())),
+  "feature_alignment": call(f(4, 2, 5), f(B, 5)),
+  "fit_exponentiated_power_law": call(t(5), u(5)),
+  "fit_log_diffusion": call(t(5), u(5)),
+  "fit_power_diffusion": call(t(5), u(5)),
+  "greedy_calibration": call(n(5), b(5)),
+  "inference_flops": call(
+    num_params=t(B), prompt_tokens=5.0, generated_tokens=5.0, num_samples=2.0
+  ),
+  "interpolator_temperature_scaled_nll": call(u(B), 4.0),
+  "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
+  "kolmogorov_smirnov_error": call(u(5), b(5)),
+  "maximum_calibration_error": call(p(5, 4), c(5)),
+  "mean_absolute_percentage_error": call(f(5), f(5)),
+  "mean_class_accuracy": call(c(5), c(5), num_classes=4),
+  "mean_iou_by_class": call(c(5), c(5), c(5), num_classes=4),
+  "negative_log_likelihood": call(f(B, 4), c(B)),
+  "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
+  "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
+  "pass_at_k": call(c(B), num_samples=4, k=2),
+  "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "reliability_diagram": call(p(5, 4), c(5)),
+  "root_mean_squared_error": call(f(5), f(5)),
+  "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
+  "selection_accuracy_curve:weighted": call(
+    KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="weighted_majority", num_subsets=2
+  ),
+  "selection_accuracy_curve:best": call(
+    KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
+  ),
+  "static_calibration_error": call(p(5, 4), c(5)),
+  "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
+}

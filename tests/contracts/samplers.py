@@ -1,0 +1,103 @@
+"""Calls of samplers: tokens, sequences, walkers, tasks, partners."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.samplers import ridge_prior, table_decode_fns
+from tests.contracts.calls import KEY, B, b, c, call, f, keys, n, p, u
+
+_TABLE = f(4, 4)
+_LENGTHS = np.array([2, 1, 2], np.int32)
+_DECODING = {"max_new_tokens": 3, "eos_token_id": 0}
+_LOOP = {"gradients": "loop"}
+_STEPS = {"gradients": "steps"}
+
+
+def _model(function, table, *args, **kwargs):
+  return function(table_decode_fns(table), *args, **kwargs)
+
+
+def _keyed(function, key, table, *args, **kwargs):
+  return function(key, table_decode_fns(table), *args, **kwargs)
+
+
+def _speculate(function, key, target, draft, *args, **kwargs):
+  return function(key, table_decode_fns(target), table_decode_fns(draft), *args, **kwargs)
+
+
+def _log_density(position):
+  return -jnp.sum(jnp.square(position))
+
+
+def _propose(key, state):
+  del key
+  return jnp.arange(2), jnp.log(jnp.full(2, 0.5)) * state
+
+
+def _move(state, action):
+  return state + action, jnp.where(state + action > 3, 1, 0)
+
+
+TABLE = {
+  "affine_invariant_mcmc": call(KEY, _log_density, f(6, 2), num_steps=2).but(
+    static="stretch", skip=_LOOP
+  ),
+  "apply_repetition_penalty": call(f(B, 4), b(B, 4), penalty=1.2).but(keeps=True),
+  "beam_search": call(_TABLE, c(B, 2), _LENGTHS, num_beams=2, **_DECODING).but(
+    use=_model, skip=_LOOP
+  ),
+  "best_first_search": call(
+    KEY, _propose, _move, np.array(1.0, np.float32), num_expansions=2, branching=2, max_depth=2
+  ).but(skip=_LOOP),
+  "best_of_n": call(f(B, 4)),
+  "bnn_prior": call(KEY, batch_size=2, num_points=4, max_hidden=4, group_size=1),
+  "context_size_probs": call(4),
+  "draw_data_sets": call(keys(2), partial(ridge_prior, batch_size=2, num_points=4)),
+  "draw_data_sets:one": call(
+    keys(2), partial(ridge_prior, batch_size=2, num_points=4), one_by_one=True
+  ),
+  "filter_min_p": call(f(B, 4), min_p=0.1).but(keeps=True),
+  "filter_top_k": call(f(B, 4), top_k=2).but(keeps=True),
+  "filter_top_p": call(f(B, 4), top_p=0.7).but(keeps=True),
+  "filter_typical_p": call(f(B, 4), typical_p=0.7).but(keeps=True),
+  "generate": call(KEY, _TABLE, c(B, 2), _LENGTHS, temperature=0.7, top_p=0.9, **_DECODING).but(
+    use=_keyed, skip=_LOOP
+  ),
+  "generate:greedy": call(KEY, _TABLE, c(B, 2), _LENGTHS, temperature=0, **_DECODING).but(
+    use=_keyed, skip=_LOOP
+  ),
+  "generate_n": call(KEY, _TABLE, c(B, 2), _LENGTHS, num_samples=2, **_DECODING).but(
+    use=_keyed, skip=_LOOP
+  ),
+  "gp_hyper_prior": call(KEY, batch_size=2, num_points=4).but(static="min_noise"),
+  "gp_prior": call(KEY, batch_size=2, num_points=4),
+  "initial_walkers": call(KEY, f(5, 2), f(5), num_walkers=4).but(keeps=True),
+  "label_similarity_logits": call(f(5, 2), f(B, 2), bandwidth=0.5),
+  "label_similarity_probabilities": call(f(5, 2), bandwidth=0.5),
+  "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(keeps=True, skip=_STEPS),
+  "markov_beam_search": call(_TABLE, c(B), num_beams=2, **_DECODING).but(skip=_LOOP),
+  "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
+  "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
+  "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
+  "ridge_prior": call(KEY, batch_size=2, num_points=4),
+  "sample_context_size": call(KEY, 4, min_context=1),
+  "sample_partner_table": call(KEY, f(5, 2), num_draws=2, bandwidth=0.5),
+  "sample_partners": call(KEY, f(5, 2), c(4), bandwidth=0.5),
+  "sample_without_replacement": call(KEY, f(B, 4), num_samples=2),
+  "score_sequences": call(_TABLE, c(B, 5), c(B), _LENGTHS).but(use=_model),
+  "speculative_decode": call(
+    KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, num_draft_tokens=2, **_DECODING
+  ).but(use=_speculate, skip=_LOOP),
+  "speculative_verify": call(c(B, 1), p(B, 1, 4), p(B, 2, 4), u(B, 1)),
+  "standardized_gp_kernel": call(KEY, f(4, 2), f(5, 2), num_used=1),
+  "standardized_gp_prior": call(KEY, num_points=4, num_features=2),
+  "stretch_proposal": call(f(B, 2), f(B, 2), u(B)),
+  "table_best_first_search": call(n(4, 2), c(4, 2), b(4), num_expansions=2, max_depth=2).but(
+    skip=_LOOP
+  ),
+  "table_decode_fns": call(_TABLE, c(B, 2), c(B, 2)).but(
+    use=lambda function, table, tokens, positions: function(table).apply(tokens, (), positions)
+  ),
+}

@@ -1,0 +1,62 @@
+"""The contract table: calls of every public function, room by room."""
+
+from tests.contracts import (
+  algorithms,
+  augment,
+  data,
+  losses,
+  metrics,
+  models,
+  samplers,
+  training,
+  uncertainty,
+  weights,
+)
+
+ROOMS = {
+  module.__name__.rpartition(".")[2]: module.TABLE
+  for module in (
+    algorithms,
+    augment,
+    data,
+    losses,
+    metrics,
+    models,
+    samplers,
+    training,
+    uncertainty,
+    weights,
+  )
+}
+
+# Reason -> functions that take or return no arrays of a computation.
+EXEMPT = {
+  "reads or writes files": """
+    data.batch_iterator data.load_corrupted_folders data.load_corrupted_images
+    data.load_epoch_curves data.load_lcdb data.load_mnist1d data.load_regression_table
+    data.load_source data.load_tokenizer data.prepare
+    models.load_adapter models.load_pfn models.load_pretrained models.load_vision_checkpoint
+    models.save_adapter models.save_pfn models.save_pretrained models.save_vision_checkpoint
+    training.fit training.read_jsonl training.resume training.write_all
+  """,
+  "computes on the host, by NumPy or on texts": """
+    data.as_arrays data.draw_key_data data.encode_chat data.few_shot_split data.generate_mnist1d
+    data.pad_sequences data.prior_batches data.render_chat data.source_names data.stack_batches
+    metrics.plot_cost_accuracy metrics.plot_reliability metrics.plot_stream_error
+    models.logits_from_hf models.params_from_hf models.params_to_hf
+    training.build_evaluate
+  """,
+  "gives numbers, a module or a configuration": """
+    algorithms.adapt_regime algorithms.norm_affine_only algorithms.prior_fitting_optimizer
+    algorithms.scaled_learning_rate algorithms.transformer_peak_learning_rate
+    models.add_tokens models.config_from_hf models.config_to_hf models.decoder_config
+    models.flops_per_token models.num_parameters models.resnet18 models.resnet50 models.resnext29
+    models.resnext50 models.rotary_frequencies models.stage_costs models.wide_resnet28_10
+    models.wide_resnet50_2
+    samplers.flax_decode_fns training.num_params uncertainty.curve_priors
+  """,
+  "places arrays and programs on devices": """
+    training.data_parallel training.initialize_multihost training.make_mesh training.over_seeds
+    training.replicate training.shard_batch training.shard_params
+  """,
+}

@@ -1,0 +1,66 @@
+"""Calls of calibrators, conformal sets, densities and Gaussian processes."""
+
+from jaxlab.uncertainty import batch_calibration_init, init_adaptive_temperature
+from tests.contracts.calls import KEY, B, Built, b, c, call, f, n, p, s, t, u
+
+_TEMPERATURE = Built(lambda: init_adaptive_temperature(KEY.draw(0), num_cues=4))
+_BAR = (f(B, 4), s(5))
+_POINTS = (f(5, 2), u(5))
+_LOOP = {"gradients": "loop"}
+_STEPS = {"gradients": "steps"}
+
+TABLE = {
+  "adaptive_temperature": call(_TEMPERATURE, f(B, 4)),
+  "apply_temperature": call(f(B, 4), temperature=u(B)),
+  "bar_borders": call(f(20), 4),
+  "bar_cdf": call(*_BAR, f(2)),
+  "bar_entropy": call(*_BAR),
+  "bar_mean": call(*_BAR),
+  "bar_mode": call(*_BAR),
+  "bar_quantile": call(*_BAR, 0.3),
+  "bar_sample": call(KEY, *_BAR),
+  "bar_variance": call(*_BAR),
+  "basis_curve": call("pow4", t(5), u(4)),
+  "basis_curve:rows": call("ilog2", u(B), u(2)),
+  "batch_calibration": call(f(5, 4)),
+  "batch_calibration:given": call(f(B, 4), mean=f(4), std=u(4)),
+  "batch_calibration_init": call(num_classes=4),
+  "batch_calibration_update": call(
+    Built(lambda: batch_calibration_init(num_classes=4)), f(5, 4)
+  ).but(keeps=True),
+  "combined_curve": call(u(B, 13), length=5),
+  "conformal_quantile": call(u(20), alpha=0.1).but(static="alpha"),
+  "conformal_quantile:between": call(u(20), alpha=0.1, method="mquantiles").but(static="alpha"),
+  "curve_exceedance": call(u(4, 13), 0.5, length=5),
+  "curve_predictive_log_prob": call(u(4, 13), u(5), length=5),
+  "exit_conformal_thresholds": call(u(20, 4), c(20), alpha=0.1, min_points=2).but(static="alpha"),
+  "expected_improvement": call(*_BAR, 0.3),
+  "expected_improvement_gaussian": call(f(B), u(B), 0.3),
+  "fit_adaptive_temperature": call(
+    KEY, f(5, 4), u(5, 2), c(5), num_steps=2, batch_size=2, hidden=2
+  ),
+  "fit_gp": call(*_POINTS, num_steps=2).but(skip=_LOOP),
+  "fit_temperature": call(f(5, 4), c(5), num_steps=4).but(skip=_LOOP),
+  "gp_log_marginal_likelihood": call(*_POINTS, mask=b(5)),
+  "gp_mixture_log_prob": call(*_POINTS, f(B, 2), f(B), u(2), u(2), u(2), n(2)),
+  "gp_posterior": call(*_POINTS, f(B, 2)),
+  "init_adaptive_temperature": call(KEY, num_cues=4),
+  "is_learning_curve": call(u(B, 5)),
+  **{
+    f"kernel_matrix:{kernel}": call(
+      f(B, 2), f(5, 2), lengthscale=0.5, outputscale=1.0, kernel=kernel
+    )
+    for kernel in ("rbf", "matern12", "matern32", "matern52")
+  },
+  "learning_curve_log_density": call(u(13), u(5), length=6),
+  "learning_curve_log_likelihood": call(u(13), u(5), length=6),
+  "max_probability": call(p(2, B, 4)).but(skip=_STEPS),
+  "mean_probability": call(p(2, B, 4)),
+  "prediction_sets": call(u(B, 4), 0.5),
+  "probability_of_improvement": call(*_BAR, 0.3),
+  "set_statistics": call(b(5, 4), c(5)),
+  "transform_cues": call(f(B, 4), f(2, B, 4), top_k=2).but(quiet="logits"),
+  "upper_confidence_bound": call(*_BAR),
+  "verbalizer_logits": call(f(B, 2, 8), c(4, 2), b(4, 2)),
+  "vote_probability": call(p(2, B, 4)).but(skip=_STEPS),
+}
