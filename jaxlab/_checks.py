@@ -55,9 +55,10 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
 
   Raises:
     ValueError: naming the argument, the interval, and the smallest and largest label.
+    TypeError: if the labels are no integers.
   """
+  check_arrays(**{name: (labels, "int [...]")})
   classes = jnp.asarray(labels)
-  chex.assert_type(classes, int)
   if is_known(labels) and np.size(labels):
     low, high = np.min(labels), np.max(labels)
     if low < 0 or high >= num_classes:

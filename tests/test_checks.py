@@ -108,7 +108,7 @@ def test_narrow_labels_are_widened(dtype):
 
 
 def test_labels_must_be_integers():
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeError, match="labels"):
     as_classes("labels", np.zeros(2), 3)
 
 

@@ -106,7 +106,7 @@ def save_pfn(
   }
   if borders is not None:
     tensors["borders"] = np.asarray(borders)
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).expanduser()
   _check_tensors(tensors, module, task, has_borders=borders is not None, source="params")
 
   weights = safetensors.numpy.save(tensors)
@@ -143,7 +143,7 @@ def load_pfn(directory: str | os.PathLike) -> TrainedPFN:
     ValueError: if a file is corrupt or of another format, or a tensor is missing, unknown or of
       the wrong shape; the message names the file or the tensor and both shapes.
   """
-  path = pathlib.Path(directory) / "config.json"
+  path = pathlib.Path(directory).expanduser() / "config.json"
   config = read_json(path)
   if config.get("format") != _FORMAT:
     raise ValueError(f"{path} does not describe a network of format {_FORMAT!r}")
