@@ -14,8 +14,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.bayes.lc_pfn import networks, prediction, stopping
 from experiments.kit import plots
-from experiments.kit.prior_fitting import add_along, score_seeds
-from experiments.kit.prior_fitting import validate as validate
+from experiments.kit.prior_fitting import add_along, score_seeds, validate  # noqa: F401
 from jaxlab.data.epoch_curves import EPOCH_CURVE_SETS
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
