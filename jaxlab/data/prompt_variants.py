@@ -210,7 +210,7 @@ def render_prompts(
   check_range("demonstration_labels", demonstration_labels, f"[0, {_NUM_LABEL_WORDS - 1}]")
   words = label_words(template_ids)
   template_ids = jnp.asarray(template_ids, jnp.int32)
-  labels = jax.vmap(lambda table, classes: table[classes])(words, jnp.asarray(demonstration_labels))
+  labels = jax.vmap(lambda table, classes: table[classes])(words, demonstration_labels)
 
   shots = jnp.asarray(demonstrations, jnp.int32)
   queries = jnp.broadcast_to(jnp.asarray(sentences, jnp.int32), (m, b, w))
