@@ -138,6 +138,6 @@ def _box_mean(images: jax.Array, radius: int) -> jax.Array:
   border = (radius, radius)
   sums = jnp.pad(images, ((0, 0), border, border, (0, 0)), mode="edge")
   for window in ((1, side, 1, 1), (1, 1, side, 1)):
-    zero = jnp.zeros((), sums.dtype)
+    zero = np.zeros((), sums.dtype)  # One of JAX's could be traced, and has no derivative.
     sums = jax.lax.reduce_window(sums, zero, jax.lax.add, window, (1, 1, 1, 1), "VALID")
   return sums / side**2

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab._checks import check_at_least, check_range
+from jaxlab._programs import varying_carry
 from jaxlab.uncertainty.learning_curves import (
   CURVE_COMPONENTS,
   LOG_NOISE_PRIOR,
@@ -345,4 +346,5 @@ def _reject(
     clean=jnp.full((batch_size, length), 0.5, jnp.float32),
     accepted=jnp.zeros(batch_size, bool),
   )
-  return jax.lax.while_loop(unfinished, fill, (jnp.int32(0), empty))[1]
+  start = varying_carry(fill, (jnp.int32(0), empty))
+  return jax.lax.while_loop(unfinished, fill, start)[1]

@@ -165,7 +165,8 @@ def label_words(template_ids: chex.Array) -> chex.Array:
   """
   check_range("template_ids", template_ids, f"[0, {NUM_TEMPLATES - 1}]")
   turned = jnp.asarray(template_ids)[..., None] == 3
-  classes = jnp.arange(_NUM_LABEL_WORDS, dtype=jnp.int32)
+  shape = (*turned.shape[:-1], _NUM_LABEL_WORDS)
+  classes = jax.lax.broadcasted_iota(jnp.int32, shape, turned.ndim - 1)
   return _NUM_WORDS + (classes + turned.astype(jnp.int32)) % _NUM_LABEL_WORDS
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once
 
 PAD_TOKEN, EQUALS_TOKEN, EOS_TOKEN = 0, 1, 2
 # Operators of chains are +, -, x at 3 to 5 and numbers follow; products have x at 3, then digits.
@@ -106,6 +107,7 @@ class ParsedChain(NamedTuple):
   answer: chex.Array
 
 
+@compiled_once
 def modular_chain_batch(
   key: chex.PRNGKey, config: ModularChainConfig, batch_size: int, *, clean: bool = False
 ) -> ChainBatch:
@@ -333,7 +335,7 @@ def multiplication_dataset(
   answers = left * right
 
   def digits(numbers, width):
-    return numbers[:, None] // 10 ** jnp.arange(width - 1, -1, -1) % 10 + _FIRST_DIGIT
+    return numbers[:, None] // 10 ** jnp.arange(width - 1, -1, -1)[None] % 10 + _FIRST_DIGIT
 
   def symbol(token):
     return jnp.full((len(pairs), 1), token)

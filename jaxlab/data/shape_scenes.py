@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 _NUM_FAMILIES = 12
 _HUE_WIDTH = 1 / 8
@@ -26,6 +27,7 @@ class Scenes(NamedTuple):
   masks: chex.Array
 
 
+@compiled_once
 def sample_shape_scenes(
   key: chex.PRNGKey,
   *,
@@ -78,7 +80,7 @@ def sample_shape_scenes(
 
     empty = Scenes(_background(background_key, grid), jnp.zeros((size, size), jnp.int32))
     keys = jax.random.split(shapes_key, 1 + clutter)
-    (image, mask), _ = jax.lax.scan(paint, empty, keys)
+    (image, mask), _ = jax.lax.scan(paint, varying_carry(paint, empty, keys), keys)
     return Scenes(image + noise * jax.random.normal(noise_key, image.shape), mask)
 
   keys = jax.random.split(key, num_samples)
@@ -91,8 +93,8 @@ def _background(key: chex.PRNGKey, grid: jax.Array) -> jax.Array:
   color = jax.random.uniform(color_key, (3,), minval=0.3, maxval=0.7)
   waves = 4 * jax.random.normal(wave_key, (2, 2))
   phases = jax.random.uniform(phase_key, (2,), maxval=2 * jnp.pi)
-  texture = jnp.sum(jnp.sin(grid @ waves.T + phases), axis=-1, keepdims=True)
-  return color + 0.1 * texture
+  texture = jnp.sum(jnp.sin(grid @ waves.T + phases[None, None]), axis=-1, keepdims=True)
+  return color[None, None] + 0.1 * texture
 
 
 def _shape(key: chex.PRNGKey, family: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +104,7 @@ def _shape(key: chex.PRNGKey, family: jax.Array, grid: jax.Array) -> tuple[jax.A
   radius = jax.random.uniform(keys[1], minval=0.5, maxval=0.85)
   angle = jax.random.uniform(keys[2], maxval=2 * jnp.pi)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  local = (grid - center) @ jnp.array([[cos, -sin], [sin, cos]]) / radius
+  local = (grid - center[None, None]) @ jnp.array([[cos, -sin], [sin, cos]]) / radius
   # Steps of five around the twelve hues, so that consecutive families do not have adjacent hues.
   shift = jax.random.uniform(keys[3], minval=-0.5, maxval=0.5) * _HUE_WIDTH
   hue = 5 * family / _NUM_FAMILIES + shift
@@ -136,6 +138,7 @@ def _inside(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _rgb(hue: jax.Array, saturation: float, value: jax.Array) -> jax.Array:
-  """Colors of one hue, in turns, with the brightness `value` `[...]`."""
+  """Colors of one hue, in turns, with the brightness `value` `[h, w]`."""
   distance = jnp.abs(jnp.mod(6 * hue + jnp.array([0.0, 4.0, 2.0]), 6) - 3) - 1
-  return value[..., None] * (1 - saturation * (1 - jnp.clip(distance, 0, 1)))
+  color = 1 - saturation * (1 - jnp.clip(distance, 0, 1))
+  return value[..., None] * color[None, None]

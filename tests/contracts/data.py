@@ -15,7 +15,7 @@ TABLE = {
   "modular_chain_batch": call(KEY, _CHAINS, 2),
   "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
-  "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2).but(keeps=True),
+  "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
   "parse_chain": call(_CHAINS, c(B, 4)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),

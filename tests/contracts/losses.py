@@ -11,7 +11,7 @@ _STEPS = {"gradients": "steps"}
 TABLE = {
   "all_pairs_mixup_loss": call(f(5, 5, 4), c(5), ratio=0.3, label_ratio=0.4),
   "bar_index": call(s(5), f(B)).but(skip=_INTEGERS),
-  "bar_nll": call(f(B, 4), f(B), s(5)),
+  "bar_nll": call(f(B, 4), f(B), s(5)).but(quiet="targets"),
   "bradley_terry_loss": call(f(B), f(B), margin=0.1),
   "brier_loss": call(f(B, 4), c(B)),
   "causal_token_log_probs": call(f(B, 5, 4), c(B, 5)),

@@ -76,7 +76,7 @@ TABLE = {
   "initial_walkers": call(KEY, f(5, 2), f(5), num_walkers=4).but(keeps=True),
   "label_similarity_logits": call(f(5, 2), f(B, 2), bandwidth=0.5),
   "label_similarity_probabilities": call(f(5, 2), bandwidth=0.5),
-  "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(keeps=True, skip=_STEPS),
+  "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(skip=_STEPS),
   "markov_beam_search": call(_TABLE, c(B), num_beams=2, **_DECODING).but(skip=_LOOP),
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),

@@ -37,7 +37,8 @@ EXEMPT = {
     data.load_source data.load_tokenizer data.prepare
     models.load_adapter models.load_pfn models.load_pretrained models.load_vision_checkpoint
     models.save_adapter models.save_pfn models.save_pretrained models.save_vision_checkpoint
-    training.fit training.fingerprint training.read_jsonl training.restore_params training.resume training.write_all
+    training.fingerprint training.fit training.read_jsonl training.restore_params training.resume
+    training.write_all
   """,
   "computes on the host, by NumPy or on texts": """
     data.as_arrays data.draw_key_data data.encode_chat data.few_shot_split data.generate_mnist1d

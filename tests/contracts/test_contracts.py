@@ -141,12 +141,17 @@ def operations(name: str, trace: int):
   return flattened(jax.make_jaxpr(lambda arrays: call(arrays))(call.abstract()))
 
 
+_CALLS = ("custom_jvp_call", "custom_vjp_call", "jit")
+
+
 def flattened(closed):
   """The equations of a program; those with derivatives of their own run as their operations."""
   equations = []
   for x in closed.jaxpr.eqns:
-    own = x.primitive.name in ("custom_jvp_call", "custom_vjp_call")
-    equations += flattened(x.params["call_jaxpr"]) if own else [x]
+    inner = (
+      x.params.get("call_jaxpr", x.params.get("jaxpr")) if x.primitive.name in _CALLS else None
+    )
+    equations += [x] if inner is None else flattened(inner)
   return equations
 
 
