@@ -65,7 +65,7 @@ def start(directory, *arguments):
   ]
 
 
-def ends(running, seconds=60):
+def ends(running, seconds=180):
   try:
     return [(p.communicate(timeout=seconds)[1].splitlines(), p.returncode) for p in running]
   finally:
