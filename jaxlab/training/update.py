@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_arrays, check_at_least
 from jaxlab.training import mesh as meshes
 from jaxlab.training.state import TrainState
 
@@ -180,7 +180,8 @@ def _sum(output: LossOutput, row_weights: jax.Array | None = None) -> _Sums:
     raise TypeError(f"loss_fn must return a LossOutput, got {type(output).__name__}")
   values = jnp.asarray(output.values)
   weights = jnp.ones(values.shape) if output.weights is None else jnp.asarray(output.weights)
-  chex.assert_equal_shape([values, weights], custom_message="LossOutput values and weights")
+  forms = {"values": values, "weights": weights}
+  check_arrays(**{f"LossOutput.{name}": (array, "[...]") for name, array in forms.items()})
   weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
   if row_weights is not None:
     if values.shape[:1] != row_weights.shape:
