@@ -25,9 +25,6 @@ with a baseline by the 95% t-interval of the paired differences over seeds, agai
 **shown** if the whole interval lies beyond the margin, **refuted** if all of it lies on the other
 side, and **unresolved** if the interval holds the margin. It is **no test** where a precondition
 failed, for example where the baseline did not fail and there was nothing to cure.
-
-The results committed so far were measured by an earlier version of the programs, and their margins
-were set when the numbers were known; the next measurement of each paper replaces them.
 """
 
 

@@ -125,7 +125,8 @@ def _colors(results: Results, color: str, quantity: str, where: Mapping[str, Any
 
   labels = [where[color]] if color in where else results.distinct(color, quantity=quantity, **where)
   places = {label: i for i, label in enumerate(results.distinct(color))}
-  shades = matplotlib.colormaps["tab10" if len(places) <= 10 else "tab20"].colors
+  twenty = matplotlib.colormaps["tab20"].colors  # In pairs of a strong and a pale one.
+  shades = twenty[::2] + twenty[1::2]
   return {label: shades[places[label] % len(shades)] for label in labels}
 
 

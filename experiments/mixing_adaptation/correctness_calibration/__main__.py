@@ -27,7 +27,7 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "correctness_calibration"
 OURS, BASELINES = "correctness", ("temperature", "CE", "balanced CE", "correctness, unbalanced")
-SEEDS = {"laptop": 8}
+SEEDS = {"laptop": 24}
 
 
 @dataclasses.dataclass(frozen=True)

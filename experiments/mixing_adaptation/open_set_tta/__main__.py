@@ -56,7 +56,7 @@ class Config:
   severity: int = 3  # Their severity.
   batch_size: int = 50  # Known rows of a batch, and as many unknown ones.
   rounds: int = 40  # Times that the corruptions come, drawn anew.
-  learning_rates: tuple[float, ...] = (1e-3, 3e-5)  # Of Adam; first the paper's, of most claims.
+  learning_rates: tuple[float, ...] = (1e-3, 3e-5)  # Of Adam; the first is the paper's.
   diversity_weight: float = 0.5  # Weight of the marginal entropy.
   entropy_threshold: float = 0.4  # Of the fixed rule: the largest entropy over that of uniform.
 

@@ -31,6 +31,7 @@ from experiments.mixing_adaptation.self_ensembled_icl.answers import (
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "self_ensembled_icl"
+SEEDS = {"laptop": 10}
 
 
 @dataclasses.dataclass(frozen=True)
