@@ -12,6 +12,7 @@ import optax
 
 from benchmarks import measure
 from benchmarks.measure import Row
+from benchmarks.roofline import flops, roof
 from jaxlab import losses, models, training
 
 PACKAGES = ("torch", "transformers", "trl")
@@ -43,6 +44,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   from benchmarks.peers.preference_training import TRLSteps  # Imported here: it needs an extra.
 
   mesh = measure.start(divides=_PAIRS)
+  machine = roof(mesh, quick=quick)
   for size, row in zip(SIZES, ROWS):
     config = models.decoder_config(
       family="llama",
@@ -70,7 +72,9 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     gaps = [abs(step() - peer.step()) for _ in range(4)]
     times = measure.interleave({_OURS: step, _PEER: peer.step}, quick=quick, repetitions=9)
     same = {"the first four losses agree to 1e-3": max(gaps) < 1e-3}
-    yield measure.result(row, times, checks=same, notes={"largest gap of the losses": max(gaps)})
+    notes = {"largest gap of the losses": max(gaps)}
+    notes |= machine.of_flops(step.flops(), float(np.median(times[_OURS])))
+    yield measure.result(row, times, checks=same, notes=notes)
 
 
 class _Steps:
@@ -88,6 +92,7 @@ class _Steps:
       policy, frozen = log_probs(params, batch), log_probs(reference, batch)
       return training.LossOutput(losses.dpo_loss(*policy, *frozen), model_state=reference)
 
+    self._loss = loss
     optimizer = optax.adamw(_LEARNING_RATE, weight_decay=0.0)
     self._update = training.build_update(loss, optimizer, mesh=mesh)
     self._state = training.init_state(
@@ -96,6 +101,14 @@ class _Steps:
     # The peer's rows are all chosen responses, then all rejected ones.
     pairs = (np.stack(np.split(np.asarray(x), 2), axis=1) for x in (tokens, mask))
     self._batch = dict(zip(("tokens", "mask"), pairs))
+
+  def flops(self) -> float:
+    """Floating point operations of the passes of a step."""
+
+    def total(params, reference, batch):
+      return self._loss(params, reference, batch, None).values.sum()
+
+    return flops(jax.grad(total), self._state.params, self._state.model_state, self._batch)
 
   def __call__(self) -> float:
     """One step; the loss before it."""

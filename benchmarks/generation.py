@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
+from benchmarks.roofline import roof
 from jaxlab import models, samplers, training
 
 PACKAGES = ("torch", "transformers")
@@ -61,7 +62,8 @@ ROWS = tuple(
 def run(quick: bool) -> Iterator[dict[str, Any]]:
   from benchmarks.peers.generation import TransformersGreedy  # Imported here: it needs an extra.
 
-  devices = measure.start(divides=SIZES[-1].batch_size).size
+  mesh = measure.start(divides=SIZES[-1].batch_size)
+  devices, machine = mesh.size, roof(mesh, quick=quick)
   for size in SIZES:
     problem = size._replace(new_tokens=4, vocab_size=64, num_layers=1) if quick else size
     config = models.decoder_config(
@@ -97,6 +99,14 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
       (size.batch_size, _PROMPT + problem.new_tokens, config.num_layers, config.hidden_size)
     )
     notes = {"share of tokens alike": same, "MiB of the cache": 4 * cache / 2**20}
+    # A token reads every weight once, and multiplies with it for every row; of tables that are not
+    # also the output layer it reads a row.
+    lookups = {"position"} if config.tie_embeddings else {"position", "embed"}
+    parts = {name: part for name, part in start.items() if name not in lookups}
+    weights = sum(leaf.size for leaf in jax.tree.leaves(parts))
+    seconds = float(np.median(times[_OURS]))
+    notes |= machine.of_reading(4 * weights, seconds)
+    notes |= machine.of_flops(2 * weights * size.batch_size, seconds)
     for row in (row for row in ROWS if row.group == size.group):
       # Random weights leave near ties, and one different token changes all that follow.
       checks = {"the same text, up to near ties": same > 0.9}

@@ -1,4 +1,4 @@
-"""Losses: bytes per second of the bar distribution's loss beside those of a plain copy."""
+"""Losses of a million rows: bytes per second beside a copy, and beside what no loss can save."""
 
 import functools
 import sys
@@ -11,64 +11,72 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
-from jaxlab import losses, training
+from benchmarks.roofline import least_work
+from jaxlab import losses
 
 PACKAGES = ()
-_NUM_TARGETS, _NUM_BARS = 1_000_000, 100
-_GROUPS = ("one device", "one device per core")
+_NUM_ROWS, _NUM_CLASSES = 1_000_000, 100
+_COPY = "jitted copy"
+_PARTS = ("forward", "gradient")
+# Name -> the loss, and which of `_arguments` it takes after the logits.
+_OBJECTIVES = {
+  "bar_nll": (
+    lambda logits, targets: losses.bar_nll(logits, targets, jnp.linspace(-3, 3, _NUM_CLASSES + 1)),
+    ("targets",),
+  ),
+  "mixup_cross_entropy": (losses.mixup_cross_entropy, ("labels", "others", "ratio")),
+  "decoupled_mixup_loss": (losses.decoupled_mixup_loss, ("labels", "others", "ratio")),
+  "decoupled_mixup_binary_loss": (
+    losses.decoupled_mixup_binary_loss,
+    ("labels", "others", "ratio"),
+  ),
+}
+
+
+def _least(part: str) -> str:
+  return f"the bytes and exponentials of the {part}"
+
+
 ROWS = tuple(
-  Row(f"bar_nll of 1e6 x 100 logits, {group}", ours, peer, goal=0.5, unit="byte")
-  for group in _GROUPS
-  for ours in ("forward", "gradient")
-  for peer in ("jitted copy", "np.copyto")
+  row
+  for name in _OBJECTIVES
+  for part in _PARTS
+  for row in (
+    Row(f"{name} of 1e6 x 100 logits", part, _least(part), goal=0.5, unit="byte"),
+    Row(f"{name} of 1e6 x 100 logits", part, _COPY, unit="byte"),
+  )
 )
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:
-  num_targets = 10_000 if quick else _NUM_TARGETS
-  mesh = measure.start(divides=num_targets)
+  num_rows = 10_000 if quick else _NUM_ROWS
+  measure.start(divides=1)
   rng = np.random.default_rng(0)
-  logits = rng.standard_normal((num_targets, _NUM_BARS), np.float32)
-  targets = rng.standard_normal(num_targets, np.float32)
-  borders = np.linspace(-3.0, 3.0, _NUM_BARS + 1, dtype=np.float32)
-
-  def forward(logits, targets):
-    return losses.bar_nll(logits, targets, borders)
-
-  def gradient(logits, targets):
-    return jax.grad(lambda x: forward(x, targets).sum())(logits)
-
-  # Bytes that must move: logits are read once, and one loss per target or one gradient per logit is
-  # written once. A program that reads its input twice or stores intermediates is slower.
-  moved = {
-    "forward": logits.nbytes + 2 * targets.nbytes,
-    "gradient": 2 * logits.nbytes + targets.nbytes,
-    "jitted copy": 2 * logits.nbytes,
-    "np.copyto": 2 * logits.nbytes,
-  }
-  destination = np.zeros_like(logits)
-  for group in _GROUPS:
-    if group == "one device":
-      inputs = jax.device_put((logits, targets))
-      compiled = jax.jit
-    else:
-      inputs = training.shard_batch((logits, targets), mesh)
-
-      def compiled(fn):
-        return training.data_parallel(fn, mesh, replicated_argnums=(), sharded_outputs=True)
-
-    functions = {
-      "forward": functools.partial(compiled(forward), *inputs),
-      "gradient": functools.partial(compiled(gradient), *inputs),
-      "jitted copy": functools.partial(compiled(lambda x, _: jnp.copy(x)), *inputs),
-      "np.copyto": lambda: np.copyto(destination, logits),
+  logits = jax.device_put(rng.standard_normal((num_rows, _NUM_CLASSES), np.float32))
+  arguments = jax.device_put(
+    {
+      "targets": rng.standard_normal(num_rows, np.float32),
+      "labels": rng.integers(_NUM_CLASSES, size=num_rows, dtype=np.int32),
+      "others": rng.integers(_NUM_CLASSES, size=num_rows, dtype=np.int32),
+      "ratio": rng.random(num_rows, np.float32),
     }
-    times = measure.interleave(
-      {name: Timed(fn, moved[name]) for name, fn in functions.items()}, quick=quick
-    )
-    for row in ROWS:
-      if row.group.endswith(group):
-        yield measure.result(row, times)
+  )
+  for name, (objective, names) in _OBJECTIVES.items():
+    inputs = (logits, *(arguments[name] for name in names))
+    gradient = jax.grad(lambda z, *others, f=objective: f(z, *others).sum())
+    # Bytes that must move: every input is read once, and one loss per row or one gradient per logit
+    # is written once.
+    read = sum(x.nbytes for x in inputs)
+    moved = {"forward": read + 4 * num_rows, "gradient": read + logits.nbytes}
+    functions = {_COPY: Timed(functools.partial(jax.jit(jnp.copy), logits), 2 * logits.nbytes)}
+    for part, function in zip(_PARTS, (objective, gradient)):
+      compiled = functools.partial(jax.jit(function), *inputs)
+      functions[part] = Timed(compiled, moved[part])
+      work = least_work(function, *inputs, moved=moved[part])
+      functions[_least(part)] = Timed(work, moved[part])
+    times = measure.interleave(functions, quick=quick)
+    for row in (row for row in ROWS if row.group.startswith(f"{name} of")):
+      yield measure.result(row, times)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
 from benchmarks.prior_fitting import init_state, prior_loss
+from benchmarks.roofline import flops, roof
 from jaxlab import algorithms, data, losses, models, samplers, training
 
 PACKAGES = ("torch",)
@@ -56,6 +57,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
   from benchmarks.peers.pfn import TorchPFN  # Imported here: PyTorch needs an extra.
 
   mesh = measure.start(divides=SIZES[0].batch_size)
+  machine = roof(mesh, quick=quick)
   for size in SIZES:
     problem = size._replace(num_layers=1, batch_size=8 * mesh.size) if quick else size
     ours = _Ours(problem)
@@ -78,8 +80,14 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     times = measure.interleave(
       {name: Timed(call, _STEPS) for name, call in functions.items()}, quick=quick
     )
+    notes = machine.of_flops(ours.flops(), float(np.median(times[_OURS])))
     for row in (row for row in ROWS if row.group == size.group):
-      yield measure.result(row, times, checks={} if row.peer == _OURS else same)
+      yield measure.result(
+        row,
+        times,
+        checks={} if row.peer == _OURS else same,
+        notes=notes if row.goal else None,
+      )
 
 
 class _Ours:
@@ -135,20 +143,24 @@ class _Ours:
       steps_per_call=_STEPS,
     )
 
+  def flops(self) -> float:
+    """Floating point operations of the passes of a step."""
+    return flops(jax.grad(self._total), self.params, _first(next(self._batches())))
+
+  def _total(self, params, batch):
+    loss = prior_loss(self.module, self.prior_fn, self._nll)
+    output = loss(params, None, batch, jax.random.key(0))
+    return (output.values * output.weights).sum()
+
   def parts(self, mesh) -> Iterator[Callable[[], Any]]:
     """Functions that make the same steps up to a point, without all-reduce and optimizer."""
-    loss = prior_loss(self.module, self.prior_fn, self._nll)
 
     def draw(params, batch):
       keys = jax.random.wrap_key_data(batch["key"])
       return samplers.draw_data_sets(keys, self.prior_fn).y.sum()
 
-    def forward(params, batch):
-      output = loss(params, None, batch, jax.random.key(0))
-      return (output.values * output.weights).sum()
-
     rows_first = jax.tree.map(lambda x: x.swapaxes(0, 1), next(self._batches()))
-    for part in (draw, forward, jax.grad(forward)):
+    for part in (draw, self._total, jax.grad(self._total)):
 
       def steps(params, batch, part=part):
         def step(total, batch):

@@ -12,7 +12,7 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import measure, scores
+from benchmarks import measure, roofline, scores
 from benchmarks.measure import Row, Timed
 from benchmarks.peers.curves import log_density
 from jaxlab import data, uncertainty
@@ -128,6 +128,21 @@ def test_likelihood_check_needs_enough_problems():
   assert not holds(peer - 2 * scores.MARGIN)
   # With too few problems the check fails.
   assert not holds(peer + noise)
+
+
+def test_shares_of_what_a_machine_can_do():
+  roof = roofline.Roof(flops=1e10, reading=1e9)
+  shares = roof.of_flops(1e9, seconds=0.2) | roof.of_reading(1e8, seconds=0.5)
+  assert list(shares.values()) == pytest.approx([1.0, 0.5, 100.0, 0.2])
+
+
+def test_the_least_work_copies_the_bytes_and_evaluates_as_many_exponentials():
+  matrix = np.ones((8, 16), np.float32)
+  assert roofline.flops(lambda x: x @ x.T, matrix) == 2 * 8 * 16 * 8
+  work = roofline.least_work(lambda x: jax.numpy.exp(x).sum(), matrix, moved=matrix.nbytes)
+  copied, exponentials = work()
+  assert 2 * copied.nbytes == matrix.nbytes
+  assert exponentials.shape == (matrix.size // 64,)
 
 
 def test_recorded_functions_visit_every_problem():
