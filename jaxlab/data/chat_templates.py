@@ -55,7 +55,7 @@ def render_chat(
     ImportError: if the package jinja2 is not installed; names the extra.
   """
   if importlib.util.find_spec("jinja2") is None:
-    raise ImportError('render_chat needs jinja2: pip install "jaxlab[text]"')
+    raise ImportError("jinja2 is needed here: pip install 'jaxlab[text]'")
   variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
   variables |= {"bos_token": bos_token, "eos_token": eos_token}
   try:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab._checks import as_json, check_at_least, check_types, naming
+from jaxlab._extras import import_extra
 from jaxlab.data.chat_templates import render_chat
 
 
@@ -87,10 +88,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   path = directory / "tokenizer.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist.")
-  try:
-    import tokenizers
-  except ImportError as error:
-    raise ImportError('load_tokenizer needs tokenizers: pip install "jaxlab[text]"') from error
+  tokenizers = import_extra("tokenizers", extra="text")
   with _library_errors(f"{path} is not a tokenizer"):
     core = tokenizers.Tokenizer.from_file(str(path))
     core.no_truncation()

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
+from jaxlab._extras import import_extra
 from jaxlab.experiment import claims as claiming
 from jaxlab.experiment import flags as config_flags
 from jaxlab.experiment import records, report, workdir
@@ -124,6 +125,8 @@ def execute(module: ModuleType, argv: Sequence[str], *, about: About | None = No
     if arguments.dry_run:
       print_cost(step_cost(module, arguments.config, mesh))
       return 0
+    if hasattr(module, "figure"):  # Hours later it would be too late to find it missing.
+      import_extra("matplotlib", extra="plots")
     asked = {
       "slug": slug_of(module),
       "preset": arguments.preset,

@@ -435,3 +435,10 @@ def test_killed_runs_give_the_results_of_an_unbroken_one(tmp_path):
   ours, theirs = (workdir.load_tree(d / "extras.npz")["losses"] for d in (broken, whole))
   assert ours.shape == (5, 20)
   np.testing.assert_array_equal(ours[1:], theirs[1:])
+
+
+def test_a_missing_matplotlib_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  assert run(tmp_path / "run") != 0
+  assert "pip install 'jaxlab[plots]'" in capsys.readouterr().err
+  assert list(tmp_path.iterdir()) == []

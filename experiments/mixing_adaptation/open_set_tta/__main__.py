@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import catalogue
-from experiments.kit import datasets, plots
+from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import grid
 from experiments.mixing_adaptation.open_set_tta import task
@@ -87,6 +87,21 @@ PRESETS = {
     learning_rates=(1e-3,),
   ),
 }
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  sizes.check_sizes(config, shares=("label_smoothing", "entropy_threshold"))
+  signals = config.dataset == "mnist1d"
+  sizes.check_known(
+    augment.SIGNAL_CORRUPTIONS if signals else augment.IMAGE_CORRUPTIONS, kinds=config.kinds
+  )
+  sizes.check_at_most(5, severity=config.severity)
+  datasets.describe(config.dataset).check_splits(config.num_train, config.num_test)
+  if signals:
+    sizes.check_at_most(task.NUM_DAYS, num_test=config.num_test)
+  sizes.check_at_most(config.num_train, train_batch=config.train_batch)
+  sizes.check_at_most(config.num_test, batch_size=config.batch_size)
 
 
 def run(config: Config, context: Context) -> Results:

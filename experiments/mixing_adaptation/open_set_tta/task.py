@@ -14,6 +14,7 @@ from experiments.kit.train import accuracy, adamw_cosine, train
 from jaxlab import augment, data, models
 
 UNKNOWN = -1  # Label of all rows of unknown classes.
+NUM_DAYS = 1096  # Of power demand.
 
 
 class Task(NamedTuple):
