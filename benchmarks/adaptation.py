@@ -155,12 +155,14 @@ class _Ours:
     forward = self.forward
     run = jax.jit(getattr(self, f"_{short}_passes"))
     weights = jax.random.normal(self.key, forward(self.params, self.inputs).logits.shape)
-    return lambda: run(self.key, self.params, self.projector, self.inputs, weights)
+    # Arguments of their own: the compiler would merge passes of one array.
+    frozen = jax.tree.map(jnp.copy, {"source": self.params, "teacher": self.params})
+    return lambda: run(self.key, self.params, self.projector, self.inputs, weights, **frozen)
 
-  def _norm_passes(self, key, params, projector, inputs, weights):
+  def _norm_passes(self, key, params, projector, inputs, weights, **frozen):
     return self.forward(params, inputs).logits
 
-  def _tent_passes(self, key, params, projector, inputs, weights):
+  def _tent_passes(self, key, params, projector, inputs, weights, **frozen):
     affine = {name: leaf for name, leaf in params.items() if name.startswith("norm")}
 
     def objective(affine):
@@ -169,14 +171,12 @@ class _Ours:
 
     return jax.grad(objective, has_aux=True)(affine)
 
-  def _filtered_passes(self, key, params, projector, inputs, weights):
-    # After a step source and adapted arrays differ: the two forward passes must not be merged.
-    source = jax.lax.optimization_barrier(params)
+  def _filtered_passes(self, key, params, projector, inputs, weights, *, source, teacher):
     adapted = self._tent_passes(key, params, projector, inputs, weights)
     return adapted, self.forward(source, inputs).logits
 
-  def _robust_passes(self, key, params, projector, inputs, weights):
-    teacher = self.forward(jax.lax.optimization_barrier(params), inputs).logits
+  def _robust_passes(self, key, params, projector, inputs, weights, *, source, teacher):
+    target = self.forward(teacher, inputs).logits
     augmented = augment.jitter_signals(key, inputs)
 
     def objective(trained):
@@ -187,11 +187,10 @@ class _Ours:
       projected = self.project(projector, views)
       return jnp.vdot(outputs.logits + other.logits, weights) + projected.sum(), outputs.logits
 
-    return teacher, jax.grad(objective, has_aux=True)((params, projector))
+    return target, jax.grad(objective, has_aux=True)((params, projector))
 
-  def _cotta_passes(self, key, params, projector, inputs, weights):
-    anchor = self.forward(jax.lax.optimization_barrier(params), inputs).logits
-    teacher = jax.lax.optimization_barrier(params)
+  def _cotta_passes(self, key, params, projector, inputs, weights, *, source, teacher):
+    anchor = self.forward(source, inputs).logits
 
     def add(total, key):
       return total + self.forward(teacher, augment.jitter_signals(key, inputs)).logits, None
