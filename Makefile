@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --duratio
 # Where the environment forbids .pyc files, every process takes 6 s longer to import.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-shipping compat lint format colabs bench docs site lock clean help
+.PHONY: demo test test-all test-shipping compat lowest lint format colabs bench networks docs site lock clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -47,6 +47,15 @@ test-shipping: $(READY)  ## with XLA's own flags: the tests that need them, or F
 compat: .venv-compat/.ready  ## the tests against transformers, PEFT and TRL (2 GB in .venv-compat)
 	.venv-compat/bin/python -m pytest tests/compat $(TEST_FLAGS)
 
+.venv-lowest/.ready: pyproject.toml $(READY)
+	$(PYTHON) -m venv .venv-lowest
+	VIRTUAL_ENV=.venv-lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable '.[lowest]'
+	@touch $@
+
+lowest: .venv-lowest/.ready  ## the tests of the functions with the oldest versions that are allowed
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) tests/losses tests/metrics tests/augment tests/weights \
+	  tests/uncertainty -m "not shipping" $(TEST_FLAGS)
+
 lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,6 +73,9 @@ bench: $(READY)  ## measure against peers (installs the `bench` extra)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
+networks: $(READY)  ## train the networks of PFNRegressor() and PFNClassifier() anew (half an hour)
+	$(BIN)/python -m experiments.default_networks --workdir=runs/default_networks --output=jaxlab/models/networks
+
 docs: $(READY)  ## make the generated tables anew
 	$(BIN)/python -m experiments.catalogue --write
 
@@ -76,4 +88,4 @@ lock: $(READY)  ## resolve the dependencies anew
 	  --python-version 3.11 --generate-hashes --no-header --upgrade -o requirements.lock
 
 clean:  ## remove what was built, not what was measured
-	rm -rf .venv .venv-compat .cache build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compat .venv-lowest .cache build dist .pytest_cache .ruff_cache

@@ -67,6 +67,22 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
   return jnp.where(classes < 0, num_classes, classes)
 
 
+def reaches(values: chex.Numeric, threshold: chex.Numeric) -> jax.Array:
+  """Which values are at least a threshold: 1.0, 0.0, or NaN where either is NaN.
+
+  `jnp.heaviside` gives this in newer versions of JAX alone.
+
+  Args:
+    values: floats.
+    threshold: broadcasts with the values.
+
+  Returns:
+    Floats of their common type, without a gradient.
+  """
+  distance = jax.lax.stop_gradient(jnp.subtract(values, threshold))
+  return jnp.where(jnp.isnan(distance), distance, (distance >= 0).astype(distance.dtype))
+
+
 def weighted(weight: chex.Numeric, values: jax.Array) -> jax.Array:
   """Products, in which a weight of 0 leaves out infinite values.
 

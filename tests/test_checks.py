@@ -19,6 +19,7 @@ from jaxlab._checks import (
   check_types,
   is_known,
   naming,
+  reaches,
   weighted,
 )
 
@@ -303,3 +304,12 @@ def test_what_is_said_of_a_file_names_it():
     check_types({"size": "2"}, size=int)
   with pytest.raises(KeyError), naming("dir/x.json"):
     raise KeyError
+
+
+def test_values_reach_a_threshold_or_are_unknown():
+  values = np.float32([0.2, 0.5, 0.9, np.inf, np.nan, 0.9])
+  thresholds = np.float32([0.5, 0.5, 0.5, 0.5, 0.5, np.nan])
+  for function in (reaches, jax.jit(reaches)):
+    np.testing.assert_array_equal(function(values, thresholds), [0, 1, 1, 1, np.nan, np.nan])
+  slope = jax.jit(jax.vmap(jax.grad(reaches)))(values[:3], thresholds[:3])
+  np.testing.assert_array_equal(slope, 0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range, reaches
 
 # Keeps the side of a box from falling below a whole number of pixels by rounding alone.
 _ROUNDING = 1e-6
@@ -44,7 +44,7 @@ def box_mix(images: chex.Array, partners: chex.Array, masks: chex.Array) -> BoxM
     images=(images, "[b, ..., c]"), partners=(partners, "[b, ..., c]"), masks=(masks, "[b, ...]")
   )
   images, partners, masks = jnp.asarray(images), jnp.asarray(partners), jnp.asarray(masks)
-  taken = jnp.heaviside(masks.astype(jnp.float32) - 0.5, 0.0)
+  taken = 1 - reaches(0.5, masks.astype(jnp.float32))
   counts = jnp.sum(taken, axis=tuple(range(1, taken.ndim)))
   mixed = jnp.where((taken == 1)[..., None], partners.astype(images.dtype), images)
   return BoxMix(mixed, 1.0 - counts / max(math.prod(taken.shape[1:]), 1))

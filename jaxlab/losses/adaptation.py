@@ -4,7 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  as_classes,
+  check_arrays,
+  check_at_least,
+  check_range,
+  reaches,
+)
 
 _MIN_NORM = 1e-12
 _MIN_COSINE_NORM = 1e-8
@@ -194,7 +201,7 @@ def confidence_difference_mask(logits: chex.Array, source_logits: chex.Array) ->
   Reference: Lee et al., ICCV 2023, equation 2, https://arxiv.org/abs/2308.06879.
   """
   adapted, source = _log_confidences(logits, source_logits)
-  return jnp.heaviside(jax.lax.stop_gradient(adapted) - source, 1.0).astype(jnp.float32)
+  return reaches(adapted, source).astype(jnp.float32)
 
 
 def _log_confidences(logits: chex.Array, source_logits: chex.Array) -> tuple[jax.Array, jax.Array]:

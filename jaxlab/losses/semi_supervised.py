@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range, weighted
+from jaxlab._checks import as_accumulator, check_arrays, check_range, reaches, weighted
 
 
 def fixmatch_loss(
@@ -37,7 +37,7 @@ def fixmatch_loss(
   guess = jnp.argmax(weak_logits, axis=-1)
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   values = -jnp.take_along_axis(log_probs, guess[..., None], axis=-1)[..., 0]
-  return weighted(jnp.heaviside(confidence - threshold, 1.0), values)
+  return weighted(reaches(confidence, threshold), values)
 
 
 def pseudo_label_mix_weight(
@@ -73,4 +73,4 @@ def pseudo_label_mix_weight(
   check_arrays(max_prob=(max_prob, "[...]"), ratio=(ratio if np.ndim(ratio) else None, "[...]"))
   max_prob, ratio = as_accumulator(max_prob, ratio)
   needed = jnp.minimum(cutoff, jnp.maximum(mix_cutoff, 1.0 - ratio))
-  return jnp.heaviside(max_prob - needed, 1.0)
+  return reaches(max_prob, needed)

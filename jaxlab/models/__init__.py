@@ -3,7 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxlab import _extras
 from jaxlab.models.classifiers import MLP, ConvNet, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.decoder import (
@@ -123,7 +122,7 @@ __all__ = [
 def __getattr__(name: str):
   """Imports the estimators on first use: scikit-learn takes longer than the rest of the room."""
   if name in __all__:
-    _extras.import_extra("sklearn", extra="sklearn")
+    importlib.import_module("jaxlab._extras").import_extra("sklearn", extra="sklearn")
     return getattr(importlib.import_module("jaxlab.models.pfn_estimators"), name)
   raise AttributeError(f"module 'jaxlab.models' has no attribute {name!r}")
 

@@ -82,7 +82,7 @@ def test_missing_packages_name_the_extra(monkeypatch, tmp_path):
   for package in ("tokenizers", "jinja2"):
     monkeypatch.setitem(sys.modules, package, None)
   for call in (lambda: load_tokenizer(tmp_path), lambda: render_chat("", [])):
-    with pytest.raises(ImportError, match=r'pip install "jaxlab\[text\]"'):
+    with pytest.raises(ImportError, match=r"pip install 'jaxlab\[text\]'"):
       call()
 
 

@@ -146,7 +146,7 @@ def test_surrogate_has_the_gradient_of_the_loss():
 
 
 def test_length_normalized_surrogate_keeps_the_weight_of_the_sequence():
-  total = np.array([sum(np.float64(row[m])) for row, m in zip(TOKENS, MASK)])
+  total = np.array([sum(row[m].astype(np.float64)) for row, m in zip(TOKENS, MASK)])
   factor = np.append(exact(total[:3], 16.0)[1], 0.0)
   for by_length in (False, True):
     count = np.array([6, 3, 1, 1]) if by_length else 1

@@ -66,7 +66,7 @@ def slow_group(rewards, scale, epsilon=1e-4):
 def slow_clipped(level, low, high, coefficient, log_probs=LOG_PROBS, old=OLD):
   values = []
   for lp, o, ref, a, m in zip(log_probs, old, REFERENCE, ADVANTAGES, MASK):
-    lp, o, ref = (np.float64(x[m]) for x in (lp, o, ref))
+    lp, o, ref = (x[m].astype(np.float64) for x in (lp, o, ref))
     count = max(len(lp), 1)
     ratios = {
       "token": np.exp(lp - o),
