@@ -29,6 +29,7 @@ from jaxlab import augment, losses, metrics, uncertainty
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "overlap_calibration"
+SEEDS = {"laptop": 12}
 ERM, SMOOTHING, MIXUP = "ERM", "label smoothing", "mixup"
 CLOSED, BAYES = "closed form", "Bayes"
 LEARNING_RATE = 1e-3  # Of Adam.
