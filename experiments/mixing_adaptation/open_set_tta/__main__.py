@@ -23,6 +23,7 @@ from experiments.mixing_adaptation.open_set_tta.adapters import (
   MAIN,
   METHODS,
   NORM,
+  ORACLE,
   SOURCE,
   TENT,
   THRESHOLD,
@@ -191,13 +192,15 @@ def round_scores(logits, kept, labels) -> dict[str, jax.Array]:
 # ------------------------------------------------------------------------------- claims and figure
 
 
-def best_rate(config: Config, method: str) -> float:
-  """The learning rate that was best in the pilot, among those that ran."""
+def best_rate(config: Config, method: str) -> float | None:
+  """The learning rate that was best in the pilot, among those that ran; None if it tried none."""
   tried = [
     record
     for record in catalogue.selection(PAPER).matching(quantity=ERROR, method=method)
     if record.setting["learning_rate"] in config.learning_rates
   ]
+  if not tried:
+    return None
   return min(tried, key=lambda record: record.values.mean()).setting["learning_rate"]
 
 
@@ -209,12 +212,13 @@ def claims(config: Config, results: Results) -> list[Claim]:
     return results.select(ERROR, method=method, **where)
 
   norm, tent, ours = error(NORM), error(TENT, **rate), error(MAIN, **rate)
+  oracle = error(ORACLE, **rate)
   works = precondition("norm adaptation errs on 20% or less", norm, at_most=0.2)
-  collapses = precondition(
-    "TENT's error ends 1 point or more above norm adaptation's", tent - norm, at_least=0.01
+  harmed = precondition(
+    "to learn from unknown rows costs TENT 1 point or more", tent - oracle, at_least=0.01
   )
-  lower = functools.partial(compare, better="lower", requires=(works, collapses))
-  return [
+  lower = functools.partial(compare, better="lower", requires=(works, harmed))
+  statements = [
     lower(
       "on a long open-set stream the filter's closed-set error is lower than TENT's",
       *(ours, tent),
@@ -227,10 +231,6 @@ def claims(config: Config, results: Results) -> list[Claim]:
       *(ours, norm),
       margin=0.002,
       paper="14.49% to 14.10%, CIFAR-10 with SVHN-C",
-    ),
-    lower(
-      "each at the rate that a pilot chose: the filter's closed-set error is below TENT's",
-      *(error(method, learning_rate=best_rate(config, method)) for method in (MAIN, TENT)),
     ),
     lower(
       "the filter lowers the closed-set error of TENT with the marginal entropy",
@@ -248,6 +248,12 @@ def claims(config: Config, results: Results) -> list[Claim]:
       requires=(works,),
     ),
   ]
+  best = [best_rate(config, method) for method in (MAIN, TENT)]
+  if None not in best:  # The pilot tried other rates than those of --learning_rates.
+    errors = (error(m, learning_rate=r) for m, r in zip((MAIN, TENT), best))
+    text = "each at the rate that a pilot chose: the filter's closed-set error is below TENT's"
+    statements.insert(2, lower(text, *errors))
+  return statements
 
 
 def figure(results: Results):

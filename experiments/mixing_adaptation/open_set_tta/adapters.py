@@ -13,7 +13,8 @@ from jaxlab import algorithms, losses
 SOURCE, NORM, TENT = "source", "norm adaptation", "TENT"
 DIVERSE, FILTERED, MAIN = "TENT with marginal", "filter alone", "filter with marginal"
 THRESHOLD = "entropy threshold with marginal"
-METHODS = (SOURCE, NORM, TENT, DIVERSE, THRESHOLD, FILTERED, MAIN)
+ORACLE = "TENT on known rows alone"  # It knows which rows are of unknown classes.
+METHODS = (SOURCE, NORM, TENT, DIVERSE, THRESHOLD, FILTERED, MAIN, ORACLE)
 
 
 def adapters(config, model_state, learning_rate: chex.Numeric) -> dict:
@@ -35,6 +36,12 @@ def adapters(config, model_state, learning_rate: chex.Numeric) -> dict:
     marginal = losses.marginal_entropy(logits)
     return algorithms.AdaptLoss(share * entropy - config.diversity_weight * marginal, kept)
 
+  def oracle(key, batch):
+    del key
+    entropy = losses.softmax_entropy(batch.outputs.logits)
+    known = (jnp.arange(entropy.size) < config.batch_size).astype(jnp.float32)
+    return algorithms.AdaptLoss(known / known.mean() * entropy, known)
+
   optimizer = optax.adam(learning_rate)
   affine = algorithms.norm_affine_only
   filtered = functools.partial(algorithms.filtered_entropy_minimization, forward(), optimizer)
@@ -46,4 +53,5 @@ def adapters(config, model_state, learning_rate: chex.Numeric) -> dict:
     THRESHOLD: algorithms.loss_adapter(forward(), threshold, optimizer, trainable=affine),
     FILTERED: filtered(diversity_weight=0.0),
     MAIN: filtered(diversity_weight=config.diversity_weight),
+    ORACLE: algorithms.loss_adapter(forward(), oracle, optimizer, trainable=affine),
   }
