@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import warnings
 
 import chex
@@ -23,7 +24,7 @@ from jaxlab.uncertainty.bar import bar_mean, bar_quantile, bar_variance
 class _PFNEstimator(BaseEstimator):
   """The parts that both estimators share: scaling, padding, and the forward passes."""
 
-  def __init__(self, pfn, *, max_queries=1024, transductive=False):
+  def __init__(self, pfn=None, *, max_queries=1024, transductive=False):
     self.pfn = pfn
     self.max_queries = max_queries
     self.transductive = transductive
@@ -98,7 +99,9 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
   that the network was trained on, from one forward pass and without any fitting.
 
   Args:
-    pfn: a `TrainedPFN` with borders, or the directory of one.
+    pfn: a `TrainedPFN` with borders, or the directory of one. None is a small network that comes
+      with jaxlab, for tables of at most 10 inputs and about 100 rows; its prior and accuracy are
+      described in `jaxlab/models/networks/README.md`.
     max_queries: most queries per forward pass, up to rounding to a power of two; bounds memory.
     transductive: scale inputs by the statistics of the context and the queries together, as in
       the paper; the prediction of a row then depends on the rows beside it.
@@ -113,7 +116,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
 
   Example::
 
-    model = PFNRegressor("runs/gp").fit(X, y)
+    model = PFNRegressor().fit(X, y)
     mean, std = model.predict(X_new, return_std=True)
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022,
@@ -135,7 +138,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
         takes, or a network that does not predict densities.
     """
     X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-    network = _resolve(self.pfn)
+    network = _resolve(self.pfn, default="regressor")
     if network.task.num_classes is not None or network.borders is None:
       raise ValueError("PFNRegressor needs a network for regression, with borders")
     shift, scale = _shift_and_scale(y[:, None], network.task.target_scaling)
@@ -218,7 +221,9 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
 
   Args:
     pfn: a `TrainedPFN` of a classifier, or the directory of one. It has one output per class, or
-      a single one, the logit of the second of two classes.
+      a single one, the logit of the second of two classes. None is a small network that comes with
+      jaxlab, for tables of at most 16 inputs, 10 classes and about 100 rows; its prior and its
+      accuracy are described in `jaxlab/models/networks/README.md`.
     max_queries: most queries per forward pass, up to rounding to a power of two; bounds memory.
     transductive: scale inputs by the statistics of the context and the queries together, as in
       the paper; the prediction of a row then depends on the rows beside it.
@@ -257,7 +262,7 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
     """
     X, y = validate_data(self, X, y, dtype=np.float64)
     check_classification_targets(y)
-    network = _resolve(self.pfn)
+    network = _resolve(self.pfn, default="classifier")
     num_classes, num_outputs = network.task.num_classes, network.module.num_outputs
     if num_classes is None or (num_outputs != num_classes and (num_outputs, num_classes) != (1, 2)):
       raise ValueError(
@@ -307,12 +312,24 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
     return self.classes_[np.argmax(probabilities, axis=1)]
 
 
-def _resolve(pfn):
+def _resolve(pfn, *, default):
+  if pfn is None:
+    return _default_network(default)
   if isinstance(pfn, TrainedPFN):
     return pfn
   if isinstance(pfn, str | os.PathLike):
     return load_pfn(pfn)
-  raise ValueError(f"pfn must be a TrainedPFN or the directory of one, got {type(pfn).__name__}")
+  raise ValueError(
+    f"pfn must be a TrainedPFN, the directory of one, or None, got {type(pfn).__name__}"
+  )
+
+
+@functools.cache
+def _default_network(kind):
+  """A network that comes with the package; its float16 parameters in float32."""
+  network = load_pfn(pathlib.Path(__file__).with_name("networks") / kind)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network.params)
+  return dataclasses.replace(network, params=params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

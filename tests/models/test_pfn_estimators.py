@@ -1,4 +1,5 @@
 import functools
+import pathlib
 import warnings
 
 import flax.linen as nn
@@ -6,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn import datasets
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxlab.losses.bar import bar_nll
+from jaxlab.models import pfn_estimators
 from jaxlab.models.pfn import PFN
 from jaxlab.models.pfn_checkpoint import PFNTask, TrainedPFN, save_pfn
 from jaxlab.models.pfn_estimators import PFNClassifier, PFNRegressor
@@ -300,3 +304,43 @@ def test_errors():
     PFNRegressor(_network(6), max_queries=0).fit(x, y)
   with pytest.raises(ValueError, match="pfn must be"):
     PFNRegressor(3).fit(x, y)
+
+
+# ------------------------------------------------------------------------- networks that come along
+
+
+def test_the_default_regressor_beats_a_constant_and_is_calibrated():
+  rng = np.random.default_rng(0)
+  covered, gains = [], []
+  for _ in range(8):
+    x = rng.uniform(-3, 3, (80, 3))
+    y = 5 + x @ rng.normal(size=3) + np.sin(2 * x[:, 0]) + 0.3 * rng.normal(size=80)
+    model = PFNRegressor().fit(x[:50], y[:50])
+    low, high = model.predict_quantiles(x[50:], (0.05, 0.95)).T
+    covered.append(np.mean((low < y[50:]) & (y[50:] < high)))
+    constant = stats.norm(y[:50].mean(), y[:50].std()).logpdf(y[50:]).mean()
+    gains.append(model.log_prob(x[50:], y[50:]).mean() - constant)
+  assert 0.8 < np.mean(covered) < 0.99
+  assert min(gains) > 0 and np.mean(gains) > 0.4
+
+
+def test_the_default_classifier_knows_irises():
+  x, y = datasets.load_iris(return_X_y=True)
+  names = np.array(["setosa", "versicolor", "virginica"])[y]
+  assert cross_val_score(PFNClassifier(), x, names, cv=3).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+  ("estimator", "kind"), [(PFNRegressor, "regressor"), (PFNClassifier, "classifier")]
+)
+def test_default_networks_are_small_and_described(estimator, kind):
+  directory = pathlib.Path(pfn_estimators.__file__).with_name("networks")
+  (weights,) = (directory / kind).glob("*.safetensors")
+  assert weights.stat().st_size <= 1.5e6
+  x, y = _data(12)
+  network = estimator().fit(x, y > np.median(y)).network_
+  assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {jnp.dtype("float32")}
+  card = (directory / "README.md").read_text()
+  assert f"{sum(leaf.size for leaf in jax.tree.leaves(network.params)):,}" in card
+  with pytest.raises(ValueError, match=f"at most {network.task.num_features} features"):
+    estimator().fit(np.ones((20, 17)), np.arange(20) % 2)

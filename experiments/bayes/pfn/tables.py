@@ -123,7 +123,7 @@ def run_regression(config, context: Context, results: Results) -> None:
   def score_posterior(train, test):
     shift, scale = train[1].mean(), train[1].std()
     targets = ((values - shift) / scale for values in (train[1], test[1]))
-    log_probs = sampled_posterior(keys, train[0], test[0], *targets)
+    log_probs = sampled_posterior(keys, train[0], test[0], *targets, NUM_FEATURES)
     return {"NLL": np.log(scale) - np.mean(log_probs)}
 
   def on_ranks(method, train, test):
@@ -144,7 +144,7 @@ def run_regression(config, context: Context, results: Results) -> None:
 
 
 @jax.jit
-def sampled_posterior(keys, x, x_query, y, y_query) -> jax.Array:
+def sampled_posterior(keys, x, x_query, y, y_query, num_used) -> jax.Array:
   """Log-density of queries `[m]` under the prior of the task, by importance sampling.
 
   Mean and scale of standardized targets say nothing: both are integrated out, which leaves a
@@ -153,7 +153,7 @@ def sampled_posterior(keys, x, x_query, y, y_query) -> jax.Array:
   n = len(y)
 
   def component(key):
-    kernel = functools.partial(samplers.standardized_gp_kernel, key, num_used=x.shape[1])
+    kernel = functools.partial(samplers.standardized_gp_kernel, key, num_used=num_used)
     (within, noise), (cross, _) = kernel(x, x), kernel(x, x_query)
     prior_variance = jax.vmap(lambda row: kernel(row[None], row[None])[0][0, 0])(x_query) + noise
     root = jnp.linalg.cholesky(within + noise * jnp.eye(n))

@@ -111,7 +111,7 @@ def test_the_sampled_posterior_matches_a_loop_over_draws():
   x, x_query = (rng.uniform(size=(n, 3)).astype(np.float32) for n in (7, 2))
   y, y_query = (rng.normal(size=n).astype(np.float32) for n in (7, 2))
   keys = jax.random.split(jax.random.key(0), 4)
-  got = tables.sampled_posterior(keys, x, x_query, y, y_query)
+  got = tables.sampled_posterior(keys, x, x_query, y, y_query, 3)
   kernel = jax.jit(functools.partial(samplers.standardized_gp_kernel, num_used=3))
   points, weights, densities = np.concatenate([x, x_query]), [], []
   # Any constant and, on a grid, any scale.

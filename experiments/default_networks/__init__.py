@@ -1,0 +1,1 @@
+"""The networks behind `PFNRegressor()` and `PFNClassifier()`."""
