@@ -12,8 +12,9 @@ import optax
 
 from benchmarks import measure
 from benchmarks.measure import Row
-from benchmarks.roofline import flops, roof
+from benchmarks.roofline import roof
 from jaxlab import losses, models, training
+from jaxlab.experiment import count_flops
 
 PACKAGES = ("torch", "transformers", "trl")
 _OURS, _PEER = "jaxlab", "TRL"
@@ -108,7 +109,7 @@ class _Steps:
     def total(params, reference, batch):
       return self._loss(params, reference, batch, None).values.sum()
 
-    return flops(jax.grad(total), self._state.params, self._state.model_state, self._batch)
+    return count_flops(jax.grad(total), self._state.params, self._state.model_state, self._batch)
 
   def __call__(self) -> float:
     """One step; the loss before it."""

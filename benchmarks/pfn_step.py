@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import Row, Timed
 from benchmarks.prior_fitting import init_state, prior_loss
-from benchmarks.roofline import flops, roof
+from benchmarks.roofline import roof
 from jaxlab import algorithms, data, losses, models, samplers, training
+from jaxlab.experiment import count_flops
 
 PACKAGES = ("torch",)
 _STEPS = 10  # Per call, on either side.
@@ -145,7 +146,7 @@ class _Ours:
 
   def flops(self) -> float:
     """Floating point operations of the passes of a step."""
-    return flops(jax.grad(self._total), self.params, _first(next(self._batches())))
+    return count_flops(jax.grad(self._total), self.params, _first(next(self._batches())))
 
   def _total(self, params, batch):
     loss = prior_loss(self.module, self.prior_fn, self._nll)

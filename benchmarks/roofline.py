@@ -53,29 +53,6 @@ def roof(mesh: jax.sharding.Mesh, *, quick: bool) -> Roof:
   return Roof(2 * size**3 / times["product"].min(), 4 * count / times["sum"].min())
 
 
-def flops(function: Callable[..., Any], *inputs: Any) -> float:
-  """Floating point operations of a program's matrix products, those of a scan in every round.
-
-  The compiler counts the body of a loop once, however often it runs.
-  """
-  return _products(jax.make_jaxpr(function)(*inputs).jaxpr)
-
-
-def _products(jaxpr) -> float:
-  total = 0.0
-  for equation in jaxpr.eqns:
-    name, parameters = equation.primitive.name, equation.params
-    if name == "while":
-      raise ValueError("how often a while loop runs is not known.")
-    if name == "dot_general":
-      (contracted, _), _ = parameters["dimension_numbers"]
-      sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-      total += 2.0 * math.prod(sizes) * equation.outvars[0].aval.size
-    rounds = parameters["length"] if name == "scan" else 1
-    total += rounds * sum(map(_products, jax.core.jaxprs_in_params(parameters)))
-  return total
-
-
 def least_work(function: Callable[..., Any], *inputs: Any, moved: int) -> Callable[[], Any]:
   """A compiled program that does only what a function cannot do without.
 

@@ -136,19 +136,6 @@ def test_shares_of_what_a_machine_can_do():
   assert list(shares.values()) == pytest.approx([1.0, 0.5, 100.0, 0.2])
 
 
-def test_flops_count_every_round_of_a_scan_and_both_passes():
-  matrix = np.ones((8, 8), np.float32)
-
-  def function(x):
-    return jax.lax.scan(lambda y, _: (jax.jit(jax.numpy.matmul)(y, matrix), None), x, length=5)[0]
-
-  assert roofline.flops(function, matrix) == 5 * 2 * 8**3
-  gradient = jax.grad(lambda x: jax.checkpoint(function)(x).sum())
-  assert roofline.flops(gradient, matrix) == 2 * 5 * 2 * 8**3
-  with pytest.raises(ValueError, match="while"):
-    roofline.flops(lambda x: jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ y, x), matrix)
-
-
 def test_the_least_work_copies_the_bytes_and_evaluates_as_many_exponentials():
   matrix = np.ones((8, 16), np.float32)
   work = roofline.least_work(lambda x: jax.numpy.exp(x).sum(), matrix, moved=matrix.nbytes)

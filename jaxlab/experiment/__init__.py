@@ -16,6 +16,7 @@ from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.program import About, execute, main
 from jaxlab.experiment.records import Quantity, Record, Results, quantity
 from jaxlab.experiment.wall import Stopped, stop_signals
+from jaxlab.experiment.workdir import DamagedFileError
 
 __all__ = [
   "About",
@@ -27,6 +28,7 @@ __all__ = [
   "Context",
   "Cost",
   "count_flops",
+  "DamagedFileError",
   "execute",
   "main",
   "Precondition",

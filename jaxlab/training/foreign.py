@@ -25,8 +25,8 @@ def restore_params(directory: str | os.PathLike[str], params_like: chex.ArrayTre
 
   Args:
     directory: where the checkpoint is.
-    params_like: parameters, or `jax.ShapeDtypeStruct`s, of the wanted structure, shapes, types and
-      shardings.
+    params_like: parameters, or `jax.ShapeDtypeStruct` leaves, of the wanted structure, shapes,
+      types and shardings.
 
   Returns:
     The parameters, in the structure and with the shardings of `params_like`.
