@@ -67,6 +67,7 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
   return jnp.where(classes < 0, num_classes, classes)
 
 
+@jax.jit
 def reaches(values: chex.Numeric, threshold: chex.Numeric) -> jax.Array:
   """Which values are at least a threshold: 1.0, 0.0, or NaN where either is NaN.
 

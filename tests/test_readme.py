@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r"^## ([^\n]*)\n\n```python\n(.*?)^```", TEXT, re.M | re.S
 
 
 def test_there_are_examples():
-  assert len(EXAMPLES) == 2
+  assert len(EXAMPLES) == 3
 
 
 @pytest.mark.example
