@@ -17,7 +17,7 @@ import jax
 from jaxlab.experiment.flags import UsageError
 from jaxlab.experiment.workdir import DamagedFileError
 from jaxlab.training.checkpoint import CorruptCheckpointError
-from jaxlab.training.loop import Interrupted, NonFiniteLossError
+from jaxlab.training.loop import Interrupted, NonFiniteLossError, runtime_failed
 from jaxlab.training.provenance import MismatchError
 
 
@@ -119,7 +119,7 @@ def _ending(error: BaseException, resume: str, advice: str) -> tuple[str, int] |
 
 def _lost_a_process(error: BaseException) -> bool:
   """Whether a collective failed, as it does where another process has ended."""
-  return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+  return runtime_failed(error) and jax.process_count() > 1
 
 
 def _open_streams() -> None:

@@ -241,9 +241,23 @@ def _notes_step(step: Callable[[], int]) -> Iterator[None]:
   """Says at which step the runtime failed: out of memory, or another process is gone."""
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    error.add_note(f"at step {step()}")
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    if runtime_failed(error):
+      error.add_note(f"at step {step()}")
     raise
+
+
+def runtime_failed(error: BaseException) -> bool:
+  """Whether XLA's runtime failed: out of memory, or a collective whose other process is gone.
+
+  Args:
+    error: what was raised. JAX gives the failure of a collective as a ValueError, which begins with
+      the runtime's status, if the results of the collective go into another program at once.
+  """
+  status = ("ABORTED: ", "CANCELLED: ", "INTERNAL: ", "UNAVAILABLE: ", "UNKNOWN: ")
+  return isinstance(error, jax.errors.JaxRuntimeError) or (
+    isinstance(error, ValueError) and str(error).startswith(status)
+  )
 
 
 def _save(checkpointer: Checkpointer, step: int, state: TrainState, iterator: Any) -> None:

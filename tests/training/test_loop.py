@@ -456,3 +456,16 @@ def test_the_host_runs_ahead_by_a_bounded_number_of_calls(monkeypatch):
   count = loop._CALLS_IN_FLIGHT + 5
   fit(counting_state(), counting_update, iter(range(count)), num_steps=count, log_every=count)
   assert waits == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+  "error, failed",
+  [
+    (jax.errors.JaxRuntimeError("INTERNAL: x"), True),
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+    (ValueError("rate is UNKNOWN: x"), False),
+    (RuntimeError("UNKNOWN: x"), False),
+  ],
+)
+def test_a_failed_runtime_is_told_from_a_fault_of_ours(error, failed):
+  assert loop.runtime_failed(error) is failed
