@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn import datasets
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -26,6 +27,7 @@ from experiments.default_networks.card import (
   LOGISTIC,
   NETWORK,
   NLL,
+  PENALTIES,
   POSTERIOR,
   RIDGE,
   card,
@@ -233,51 +235,38 @@ def posterior_nll(keys, num_used: int, seen, asked) -> float:
 
 def score_classifier(config: Config, context: Context, model, results: Results) -> None:
   """Negative log-likelihoods on data of the prior and on real tables."""
-  logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
   def nll(estimator, train, test):
     known = np.isin(test[1], train[1])  # No method gives a class a share that it never saw.
     probs = estimator.fit(*train).predict_proba(test[0][known])
     return log_loss(test[1][known], probs, labels=np.unique(train[1]))
 
-  def frequencies(train, test):
-    classes, counts = np.unique(train[1], return_counts=True)
-    known = np.isin(test[1], classes)
-    probs = np.tile(counts / counts.sum(), (known.sum(), 1))
-    return log_loss(test[1][known], probs, labels=classes)
+  def logistic(penalty):
+    return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
-  methods = {
-    NETWORK: functools.partial(nll, model),
-    LOGISTIC: functools.partial(nll, logistic),
-    FREQUENCIES: frequencies,
-  }
+  def mean_scores(pairs):
+    pairs = [p for p in pairs if len(np.unique(p[0][1])) > 1 and np.isin(p[1][1], p[0][1]).any()]
+    named = {NETWORK: [model], LOGISTIC: map(logistic, PENALTIES), FREQUENCIES: [DummyClassifier()]}
+    return {
+      method: {NLL: min(np.mean([nll(e, *pair) for pair in pairs]) for e in estimators)}
+      for method, estimators in named.items()
+    }
 
   def on_prior(num_classes, num_context):
-    scores = {method: [] for method in methods}
-    for seen, asked in fresh(config, class_prior, num_classes, num_context):
-      if len(np.unique(seen[1])) > 1 and np.isin(asked[1], seen[1]).any():
-        for method, score in methods.items():
-          scores[method].append(score(seen, asked))
-    return {method: {NLL: np.mean(values)} for method, values in scores.items()}
+    return mean_scores(fresh(config, class_prior, num_classes, num_context))
+
+  def on_table(load, num_context):
+    x, y = load(return_X_y=True)
+    x = x[:, : NUM_FEATURES["classifier"]]  # The first inputs, where a table has more.
+    rng = np.random.default_rng(num_context)
+    orders = [rng.permutation(len(y)) for _ in range(config.num_splits)]
+    parts = ((order[:num_context], order[num_context:]) for order in orders)
+    return mean_scores([((x[a], y[a]), (x[b], y[b])) for a, b in parts])
 
   for num_classes in (2, 5):
     for size in config.context_sizes:
       scores = context.cached(f"classifier/{num_classes}/{size}", on_prior, num_classes, size)
       results.add(scores, data="prior", classes=num_classes, rows=size)
-
-  def on_table(load, num_context):
-    x, y = load(return_X_y=True)
-    rng = np.random.default_rng(num_context)
-    # The first inputs, where a table has more than the network takes.
-    x = x[:, : NUM_FEATURES["classifier"]]
-    orders = [rng.permutation(len(y)) for _ in range(config.num_splits)]
-    splits = [(order[:num_context], order[num_context:]) for order in orders]
-    scores = {
-      method: [score((x[train], y[train]), (x[test], y[test])) for train, test in splits]
-      for method, score in methods.items()
-    }
-    return {method: {NLL: np.mean(values)} for method, values in scores.items()}
-
   for name in REAL:
     load = getattr(datasets, f"load_{name}")
     for size in config.context_sizes:

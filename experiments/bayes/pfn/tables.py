@@ -148,7 +148,7 @@ def sampled_posterior(keys, x, x_query, y, y_query, num_used) -> jax.Array:
   """Log-density of queries `[m]` under the prior of the task, by importance sampling.
 
   Mean and scale of standardized targets say nothing: both are integrated out, which leaves a
-  Student distribution per draw of the other hyper-parameters.
+  Student distribution per draw of the other hyper-parameters. The first `num_used` inputs vary.
   """
   n = len(y)
 
