@@ -73,7 +73,7 @@ bench: $(READY)  ## measure against peers (installs the `bench` extra)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-networks: $(READY)  ## train the networks of PFNRegressor() and PFNClassifier() anew (half an hour)
+networks: $(READY)  ## train the networks of PFNRegressor() and PFNClassifier() anew (three quarters of an hour)
 	$(BIN)/python -m experiments.default_networks --workdir=runs/default_networks --output=jaxlab/models/networks
 
 docs: $(READY)  ## make the generated tables anew

@@ -71,7 +71,7 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
 def reaches(values: chex.Numeric, threshold: chex.Numeric) -> jax.Array:
   """Which values are at least a threshold: 1.0, 0.0, or NaN where either is NaN.
 
-  `jnp.heaviside` gives this in newer versions of JAX alone.
+  `jnp.heaviside` is 0 or 1 for NaN in older versions of JAX.
 
   Args:
     values: floats.
