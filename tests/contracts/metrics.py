@@ -35,9 +35,11 @@ TABLE = {
   "negative_log_likelihood": call(f(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
   "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
   "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
@@ -49,5 +51,6 @@ TABLE = {
   ),
   "static_calibration_error": call(p(5, 4), c(5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
 }
