@@ -59,6 +59,14 @@ from jaxlab.metrics.segmentation import (
   intersection_and_union,
   mean_iou_by_class,
 )
+from jaxlab.metrics.step_credit import (
+  StepPairs,
+  critical_step,
+  distance_sensitivity,
+  prefix_values,
+  select_step_pairs,
+  step_advantages,
+)
 from jaxlab.metrics.subgroups import mean_class_accuracy
 
 __all__ = [
@@ -72,6 +80,8 @@ __all__ = [
   "cost_accuracy",
   "CostAccuracy",
   "coverage_curve",
+  "critical_step",
+  "distance_sensitivity",
   "exit_levels",
   "exited_values",
   "expected_calibration_error",
@@ -104,11 +114,15 @@ __all__ = [
   "plot_reliability",
   "plot_stream_error",
   "PowerDiffusion",
+  "prefix_values",
   "Reliability",
   "reliability_diagram",
   "root_mean_squared_error",
+  "select_step_pairs",
   "selection_accuracy_curve",
   "static_calibration_error",
+  "step_advantages",
+  "StepPairs",
   "threshold_exits",
   "worst_group_rmse",
 ]
