@@ -1,4 +1,4 @@
-"""Trains small networks on arrays in memory, one program per seed."""
+"""Trains small networks on arrays in memory or on fresh draws, one program per seed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -87,7 +87,7 @@ def train(
   module: nn.Module,
   loss_fn: Callable[..., training.LossOutput],
   optimizer: optax.GradientTransformation,
-  batch: chex.ArrayTree,
+  batch: chex.ArrayTree | Callable[[chex.PRNGKey, int], chex.ArrayTree],
   *,
   num_steps: int,
   batch_size: int,
@@ -104,6 +104,7 @@ def train(
     loss_fn: the engine's loss, as of `classification_loss`.
     optimizer: the gradient transformation.
     batch: pytree of arrays `[n, ...]`, a `Split` or another tuple; rows are shuffled every epoch.
+      Or `(key, batch_size) -> pytree`, which draws every batch anew.
     num_steps: number of updates.
     batch_size: rows per update, at most n.
     start: where to begin; None initialises.
@@ -118,18 +119,22 @@ def train(
     hold the `bad_step`.
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
-  num_rows = jax.tree.leaves(batch)[0].shape[0]
+  drawn = callable(batch)
+  shapes = jax.eval_shape(lambda key: batch(key, batch_size), order_key) if drawn else batch
+  first = jax.tree.leaves(shapes)[0]
+  num_rows = first.shape[0]
   if not 1 <= batch_size <= num_rows:
     raise ValueError(f"batch_size must lie in [1, {num_rows}], got {batch_size}.")
   eval_every = num_steps if evaluate is None else eval_every
   if num_steps % eval_every:
     raise ValueError(f"eval_every={eval_every} does not divide num_steps={num_steps}.")
   if start is None:
-    variables = dict(module.init(init_key, jax.tree.leaves(batch)[0][:batch_size]))
+    example = jnp.zeros(first.shape, first.dtype) if drawn else first[:batch_size]
+    variables = dict(module.init(init_key, example))
     start = Trained(variables.pop("params"), variables)
   state = training.init_state(state_key, start.params, optimizer, model_state=start.model_state)
   update = training.build_update(loss_fn, optimizer)
-  batch = jax.tree.map(jnp.asarray, batch)
+  arrays = None if drawn else jax.tree.map(jnp.asarray, batch)
 
   def step(carry, inputs):
     # What the last update left is looked at: to read this one's would change what XLA fuses, and
@@ -137,7 +142,7 @@ def train(
     state, bad_step = carry
     bad_step = _first_bad(bad_step, state)
     rows, now = inputs
-    seen = jax.tree.map(lambda array: array[rows], batch)
+    seen = batch(rows, batch_size) if drawn else jax.tree.map(lambda array: array[rows], arrays)
     if schedule is not None:
       seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
     state, _ = update(state, seen)
@@ -148,7 +153,10 @@ def train(
     scores = None if evaluate is None else evaluate(Trained(state.params, state.model_state))
     return (state, bad_step), scores
 
-  rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
+  if drawn:
+    rows = jax.random.split(order_key, num_steps)
+  else:
+    rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
   (state, bad_step), scores = jax.lax.scan(phase, (state, jnp.int32(-1)), inputs)
   return Trained(state.params, state.model_state, scores, _first_bad(bad_step, state))
