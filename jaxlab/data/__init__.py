@@ -55,6 +55,7 @@ from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
+from jaxlab.data.solutions import unique_correct
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
 from jaxlab.data.splits import FewShotSplit, few_shot_split
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
@@ -140,6 +141,7 @@ __all__ = [
   "source_names",
   "stack_batches",
   "Tokenizer",
+  "unique_correct",
   "word_vectors",
 ]
 

@@ -47,6 +47,8 @@ from jaxlab.losses.mixup import (
 )
 from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
 from jaxlab.losses.policy_gradient import (
+  advantage_weighted_nll,
+  advantage_weights,
   clipped_policy_loss,
   group_advantages,
   kl_penalized_rewards,
@@ -84,6 +86,8 @@ from jaxlab.losses.sequence import (
 from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
 
 __all__ = [
+  "advantage_weighted_nll",
+  "advantage_weights",
   "all_pairs_mixup_loss",
   "attribute_regression_loss",
   "bar_index",

@@ -61,6 +61,14 @@ from jaxlab.metrics.segmentation import (
   intersection_and_union,
   mean_iou_by_class,
 )
+from jaxlab.metrics.step_credit import (
+  StepPairs,
+  critical_step,
+  distance_sensitivity,
+  prefix_values,
+  select_step_pairs,
+  step_advantages,
+)
 from jaxlab.metrics.subgroups import mean_class_accuracy
 
 __all__ = [
@@ -74,6 +82,8 @@ __all__ = [
   "cost_accuracy",
   "CostAccuracy",
   "coverage_curve",
+  "critical_step",
+  "distance_sensitivity",
   "exit_levels",
   "exited_values",
   "expected_calibration_error",
@@ -108,11 +118,15 @@ __all__ = [
   "plot_stream_error",
   "policy_divergence",
   "PowerDiffusion",
+  "prefix_values",
   "Reliability",
   "reliability_diagram",
   "root_mean_squared_error",
+  "select_step_pairs",
   "selection_accuracy_curve",
   "static_calibration_error",
+  "step_advantages",
+  "StepPairs",
   "threshold_exits",
   "unsupported_mass",
   "worst_group_rmse",

@@ -9,6 +9,8 @@ _INTEGERS = {"gradients": "integers"}
 _STEPS = {"gradients": "steps"}
 
 TABLE = {
+  "advantage_weighted_nll": call(n(B, 4), f(B, 4), beta=0.5, max_weight=2.0, mask=b(B, 4)),
+  "advantage_weights": call(f(B, 4), beta=0.5).but(skip=_STEPS),
   "all_pairs_mixup_loss": call(f(5, 5, 4), c(5), ratio=0.3, label_ratio=0.4),
   "attribute_regression_loss": call(f(B, 4), f(B, 4), mask=b(B, 4), weights=u(4)),
   "bar_index": call(s(5), f(B)).but(skip=_INTEGERS),
