@@ -254,21 +254,14 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Gold value against divergence along training, and the mass outside."""
   figure, axes = plots.panels(3)
+  sides = f"{DIVERGENCE} along", f"{GOLD} along"
   for ax, problem in zip(axes, (BANDIT, DIGITS)):
-    for i, method in enumerate((DPO, RPO, SFT)):
-      steps = sorted(results.distinct("step", quantity=f"{GOLD} along", method=method))
-      where = {"method": method, "problem": problem}
-      x, y = (
-        [results.select(f"{quantity} along", step=step, **where).mean() for step in steps]
-        for quantity in (DIVERGENCE, GOLD)
-      )
-      ax.plot(x, y, color=f"C{i}", label=method)
-      ax.plot(x[-1], y[-1], "o", color=f"C{i}")
+    plots.paths(ax, results, *sides, along="step", problem=problem)
     reference = results.select(GOLD, method=REFERENCE, problem=problem).mean()
     ax.axhline(reference, color="gray", linewidth=0.8, linestyle=":", label=REFERENCE)
     ax.set(title=problem, xlabel=DIVERGENCE, ylabel=GOLD)
   plots.curves(axes[2], results, f"{OUTSIDE} along", x="step", problem=BANDIT)
-  axes[2].set(title=f"{BANDIT}: {OUTSIDE}", xlabel="update", ylabel=OUTSIDE)
+  axes[2].set(title=BANDIT, xlabel="update", ylabel=OUTSIDE, ylim=(0, 1))
   axes[0].legend(fontsize=7)
   return figure
 

@@ -1,5 +1,6 @@
 """Problems whose comparisons cover a part of the responses: a bandit, and images of digits."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -60,18 +61,20 @@ class Problem(NamedTuple):
 
 def draw(config, name: str, seed: int) -> Problem:
   """A problem, as a seed draws it."""
-  problem = (_bandit if name == BANDIT else _digits)(config, seed)
-  return jax.tree.map(np.asarray, problem)
+  if name == DIGITS:
+    return _digits(config, seed)
+  return jax.tree.map(np.asarray, _bandit(config, jax.random.key(seed)))
 
 
 def _standardized(values):
   return (values - values.mean()) / values.std()
 
 
-def _bandit(config, seed: int) -> Problem:
+@functools.partial(jax.jit, static_argnums=0)
+def _bandit(config, key: chex.PRNGKey) -> Problem:
   """One set of prompts for all parts, whose comparisons differ."""
   bandit = data.preference_bandit(
-    jax.random.key(seed),
+    key,
     num_prompts=config.num_prompts,
     num_responses=config.num_responses,
     num_features=config.num_features,
