@@ -37,6 +37,7 @@ from experiments.alignment.rpo.problems import BANDIT, DIGITS, Part, Problem
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.sweep import grid
 from jaxlab import training
+from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "rpo"
@@ -94,8 +95,9 @@ def validate(config: Config) -> None:
   sizes.check_sizes(config)
   sizes.check_divides(config.eval_every, num_steps=config.num_steps)
   sizes.check_at_most(config.num_responses, num_covered=config.num_covered)
-  if config.num_covered < 2 or not all(config.betas):
-    raise ValueError(f"num_covered must be at least 2 and betas above 0, got {config}.")
+  check_at_least(2, num_covered=config.num_covered)
+  for beta in config.betas:
+    check_range("betas", beta, "(0, inf)")
 
 
 def run(config: Config, context: Context) -> Results:
@@ -119,7 +121,7 @@ def _measure(config: Config, context: Context, results: Results, name: str, draw
     MEAN: [own | {"eta": config.mean_weight}],
     SFT: [own],
   }
-  stopped = {}
+  trained = {}
   for method, of_method in settings.items():
     evaluate = functools.partial(train_policy, config, objective=LOSSES[method])
     scores = context.cached(f"{name}/{method}", grid, context, evaluate, drawn, of_method)
@@ -131,7 +133,7 @@ def _measure(config: Config, context: Context, results: Results, name: str, draw
       if method == RPO:
         best = np.argmin(paths[LOSS], axis=1)
         results.add({label: _at(paths, best)}, step=STOPPED, **where)
-        stopped[label, setting["beta"], setting["eta"]] = paths
+        trained[label, setting["beta"], setting["eta"]] = paths
       if label in (DPO, RPO, SFT) and setting in (own, own | {"eta": 0.0}):
         _add_path(config, results, label, name, paths)
   reference, test = drawn.test.reference, drawn.test
@@ -141,7 +143,7 @@ def _measure(config: Config, context: Context, results: Results, name: str, draw
   }
   results.add({REFERENCE: values}, problem=name)
   if name == BANDIT:
-    _add_chosen(config, results, stopped)
+    _add_chosen(config, results, trained)
   reached = results.select(DIVERGENCE, method=RPO, problem=name, step=LAST, **own)
   results.add({BEST: {GOLD: problems.best_at(test, reached)}}, problem=name)
 
