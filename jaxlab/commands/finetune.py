@@ -3,11 +3,12 @@ r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama, Mistr
   jaxlab finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
       --objective=sft|dpo|rpo|ipo|kto|simpo|orpo|pass_at_n|masked_thought
 
-FILE.jsonl has the columns prompt and response (or completion), or messages, or text; for
-preferences prompt, chosen and rejected; for kto also prompt, response and label. Text is taken as
-it is, messages through the chat template. NEW_DIR is what transformers loads, in float32; with
---lora_rank its directory `adapter` is what peft loads. The same command goes on after a kill, and
-under another configuration, tokenizer or chat template, or with other data, it is refused.
+FILE.jsonl (or .jsonl.gz, .json, .parquet) has the columns prompt and response (or completion), or
+messages, or text; for preferences prompt, chosen and rejected, or those of HelpSteer2, of
+UltraFeedback or of HH; for kto also prompt, response and label. Text is taken as it is, messages
+through the chat template. NEW_DIR is what transformers loads, in float32; with --lora_rank its
+directory `adapter` is what peft loads. The same command goes on after a kill, and under another
+configuration, tokenizer or chat template, or with other data, it is refused.
 """
 
 import dataclasses
@@ -38,6 +39,8 @@ class Config(runs.TrainingConfig):
   """What is trained on what, and how."""
 
   objective: Objective = "sft"  # What is minimised.
+  split: str | None = None  # Only rows whose column `split` is this.
+  skip_unusable: bool = False  # Leave out rows that cannot be learnt from, such as ties.
   batch_size: int = 8  # Rows (pairs are one row) of an update, all devices together.
   # Highest; AdamW, cosine to 0; none: 1e-4, for preferences 1e-5, a tenth without adapters.
   learning_rate: float | None = None
@@ -92,7 +95,8 @@ def _read_examples(
     raise UsageError(
       f"--max_length={config.max_length} exceeds the model's context of {longest} tokens."
     )
-  rows = read_rows(config.data, objectives.data_kind(config.objective))
+  kind = objectives.data_kind(config.objective)
+  rows = read_rows(config.data, kind, split=config.split, skip_unusable=config.skip_unusable)
   examples, num_cut = encode_rows(
     rows,
     tokenizer,

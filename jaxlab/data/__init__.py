@@ -31,6 +31,12 @@ from jaxlab.data.overlapping_classes import (
   sample_overlapping_gaussians,
 )
 from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
+from jaxlab.data.preference_files import (
+  PreferencePair,
+  RatedResponse,
+  load_preferences,
+  load_ratings,
+)
 from jaxlab.data.prompt_variants import (
   Prompts,
   RuleTasks,
@@ -52,6 +58,7 @@ from jaxlab.data.reasoning import (
   parse_chain,
 )
 from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
+from jaxlab.data.records import FileRecord, read_records
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
@@ -87,6 +94,7 @@ __all__ = [
   "EncodedChat",
   "few_shot_split",
   "FewShotSplit",
+  "FileRecord",
   "generate_mnist1d",
   "label_words",
   "LearningCurveBatch",
@@ -96,6 +104,8 @@ __all__ = [
   "load_epoch_curves",
   "load_lcdb",
   "load_mnist1d",
+  "load_preferences",
+  "load_ratings",
   "load_regression_table",
   "load_source",
   "load_tokenizer",
@@ -117,10 +127,13 @@ __all__ = [
   "PatchData",
   "preference_bandit",
   "PreferenceBandit",
+  "PreferencePair",
   "prepare",
   "prior_batches",
   "Prompts",
+  "RatedResponse",
   "ratings_to_strength",
+  "read_records",
   "RegressionTable",
   "render_chat",
   "render_prompts",

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -85,3 +86,50 @@ def test_a_prompt_keeps_its_columns(tmp_path):
   first, second = read_rows(path, "prompts")
   assert first == (1, f"{path}, line 1", "p", (), True, {"prompt": "p", "answer": 4})
   assert (second.line, second.prompt, second.responses) == (3, [USER], ())
+
+
+STRENGTH = {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": -1}
+RATED = [{"prompt": "q", "response": r, "helpfulness": i} for i, r in enumerate("cd")]
+
+
+def test_public_layouts_of_preferences(tmp_path):
+  path = written(tmp_path, STRENGTH, *RATED)
+  rows = read_rows(path, "pairs")
+  assert [(row.line, row.prompt, row.responses) for row in rows] == [
+    (1, "p", ("a", "b")),
+    (2, "q", ("d", "c")),
+  ]
+  rows = read_rows(path, "unpaired")
+  assert [(row.line, row.responses[0], row.label) for row in rows] == [
+    (1, "a", True),
+    (1, "b", False),
+    (2, "d", True),
+    (2, "c", False),
+  ]
+
+
+def test_unusable_rows_may_be_left_out(tmp_path, capsys):
+  tie = STRENGTH | {"preference_strength": 0}
+  path = written(tmp_path, STRENGTH, *[tie] * 4)
+  with pytest.raises(UsageError, match=f"^{path}, line 2: preference_strength is 0"):
+    read_rows(path, "pairs")
+  assert [row.line for row in read_rows(path, "pairs", skip_unusable=True)] == [1]
+  told = capsys.readouterr().out.splitlines()
+  assert told[0] == "4 rows are left out:" and told[3].startswith(f"  {path}, line 4: ")
+  assert told[4:] == ["  ..."]
+  with pytest.raises(UsageError, match="has no rows"):
+    read_rows(written(tmp_path, tie), "pairs", skip_unusable=True)
+
+
+def test_only_rows_of_a_split(tmp_path):
+  path = written(tmp_path, GOOD | {"split": "train"}, GOOD | {"split": "val", "response": "v"})
+  assert [row.responses for row in read_rows(path, "supervised", split="val")] == [("v",)]
+  with pytest.raises(UsageError, match="no row has split 'test'; there is train, val"):
+    read_rows(path, "supervised", split="test")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+  (tmp_path / "data.parquet").write_bytes(b"PAR1")
+  with pytest.raises(UsageError, match=r"pip install 'jaxlab\[parquet\]'"):
+    read_rows(tmp_path / "data.parquet", "pairs")

@@ -32,6 +32,19 @@ def test_curves_are_sorted_means_with_interval_bands(results):
   np.testing.assert_allclose([band.y0, band.y1], [low, high + 20], rtol=1e-6)
 
 
+def test_paths_join_means_in_the_order_of_a_setting():
+  results = Results()
+  for step in (3, 1, 2):
+    results.add({"a": {"far": [step, step + 2.0], "worth": [-step, -step]}}, step=step)
+  _, (ax,) = plots.panels(1)
+  plots.paths(ax, results, "far", "worth", along="step")
+  line, end = ax.get_lines()
+  np.testing.assert_array_equal(line.get_xdata(), [2, 3, 4])
+  np.testing.assert_array_equal(line.get_ydata(), [-1, -2, -3])
+  assert (end.get_xdata(), end.get_ydata()) == ([4], [-3])
+  assert line.get_color() == end.get_color() and line.get_label() == "a"
+
+
 def test_intervals_place_every_record_in_its_group(results):
   _, (ax,) = plots.panels(1)
   plots.intervals(ax, results, "accuracy", by="dataset")

@@ -1,0 +1,1 @@
+"""Reward models from ratings and preferences of the same responses."""

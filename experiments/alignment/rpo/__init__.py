@@ -1,0 +1,1 @@
+"""RPO: DPO whose likelihood term keeps the policy where the comparisons are."""
