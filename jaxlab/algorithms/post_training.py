@@ -172,7 +172,7 @@ def post_training(
     return jax.lax.stop_gradient(rollout_fn(key, state.params, prompts))
 
   def learn(state, rollout, rewards, prompts=None):
-    _check_rollout(rollout, rewards)
+    _check_rollout(rollout, rewards, accumulate)
     tokens, mask = rollout.tokens, rollout.mask.astype(bool)
     old, scores = as_accumulator(rollout.log_probs, rewards)
     reference = log_probs_of(state.reference_params, tokens)
@@ -244,7 +244,7 @@ def post_training(
   return PostTraining(init, sample, learn, update)
 
 
-def _check_rollout(rollout: Rollout, rewards: chex.Array) -> None:
+def _check_rollout(rollout: Rollout, rewards: chex.Array, accumulate: int) -> None:
   check_arrays(
     **{
       "rollout.tokens": (rollout.tokens, "int [b, n, T]"),
@@ -253,6 +253,8 @@ def _check_rollout(rollout: Rollout, rewards: chex.Array) -> None:
       "rewards": (rewards, "[b, n]"),
     }
   )
+  if len(rewards) % accumulate:
+    raise ValueError(f"accumulate={accumulate} does not divide the {len(rewards)} groups.")
 
 
 def _is_constant(rewards: jax.Array) -> jax.Array:
