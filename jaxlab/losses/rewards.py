@@ -133,11 +133,12 @@ def tilted_weights(
   """
   check_range("beta", beta, "(0, inf)")
   check_arrays(transformed=(transformed, "[..., m]"), mask=(mask, "[..., m]"))
-  scores = as_accumulator(transformed) / beta
+  scores = as_accumulator(transformed)
   if mask is not None:
     scores = jnp.where(jnp.asarray(mask).astype(bool), scores, -jnp.inf)
   largest = jnp.max(jax.lax.stop_gradient(scores), axis=-1, keepdims=True, initial=-jnp.inf)
-  odds = jnp.exp(scores - jnp.where(jnp.isneginf(largest), 0.0, largest))
+  # Divided last: the largest must be exactly 0, whatever the compiler makes of a division.
+  odds = jnp.exp((scores - jnp.where(jnp.isneginf(largest), 0.0, largest)) / beta)
   total = jnp.sum(odds, axis=-1, keepdims=True)
   return odds / jnp.where(total == 0, 1.0, total)
 

@@ -69,8 +69,10 @@ def tilted_density(transformed: chex.Array, *, beta: chex.Numeric) -> jax.Array:
   """
   check_range("beta", beta, "(0, inf)")
   check_arrays(transformed=(transformed, "[G]"))
-  scores = as_accumulator(transformed) / beta
-  return scores.size * jax.nn.softmax(scores)
+  scores = as_accumulator(transformed)
+  # Divided last: the largest must be exactly 0, whatever the compiler makes of a division.
+  scores = scores - jnp.max(jax.lax.stop_gradient(scores), initial=-jnp.inf)
+  return scores.size * jax.nn.softmax(scores / beta)
 
 
 def density_kl(density: chex.Array) -> jax.Array:

@@ -108,6 +108,8 @@ def test_tilted_weights_at_the_limits():
   sharp = weights_of(1e4 * REWARDS, beta=1e-3, mask=every)
   np.testing.assert_array_equal(sharp, REWARDS.max(1, keepdims=True) == REWARDS)
   assert np.isfinite(weights_slope(1e4 * REWARDS, every, 1e-3)).all()
+  same = np.full((B, M), np.log(0.5), np.float32)
+  np.testing.assert_allclose(weights_of(same, beta=1e-17, mask=every), 1 / M, rtol=1e-6)
   impossible = np.where(np.arange(M) < 4, -np.inf, REWARDS)
   impossible[1] = -np.inf
   impossible[2, 5] = np.nan

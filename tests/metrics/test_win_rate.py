@@ -58,6 +58,8 @@ def test_tilted_density_and_its_divergence():
   np.testing.assert_allclose(density_kl(density), np.mean(expected * np.log(expected)), rtol=1e-5)
   assert density_kl(UNIFORM) == 0
   np.testing.assert_allclose(tilted_density(scores, beta=1e9), UNIFORM, rtol=1e-6)
+  same = np.full(G, np.log(0.5), np.float32)
+  np.testing.assert_allclose(tilted_density(same, beta=1e-17), UNIFORM, rtol=1e-6)
   spike = np.where(np.arange(G) == 3, G, 0).astype(np.float32)
   np.testing.assert_allclose(density_kl(spike), np.log(G), rtol=1e-6)
   assert np.isfinite(jax.jit(jax.grad(metrics.density_kl))(spike)).all()

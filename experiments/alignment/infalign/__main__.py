@@ -9,11 +9,9 @@ true one, and another map for another prompt; win rates are by the true reward.
 
 import dataclasses
 import functools
-import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import catalogue
@@ -22,13 +20,12 @@ from experiments.alignment.infalign.methods import (
   BEST_OF_4,
   BEST_OF_M,
   CALIBRATED,
-  METHODS,
   OPTIMUM,
   PLAIN,
   RAW,
   STANDARDIZED,
+  TILTED,
   TRAINED,
-  VALID,
   WIN_RATES,
   WORST,
   WORST_OF_4,
@@ -38,8 +35,8 @@ from experiments.alignment.infalign.methods import (
   train_reference,
 )
 from experiments.kit import dialogue, plots, sizes
-from jaxlab import metrics, training
-from jaxlab.experiment import Claim, Context, Results, compare, precondition, t_interval
+from jaxlab import metrics
+from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "infalign"
 SEEDS = {"laptop": 6}
@@ -53,13 +50,9 @@ class Config(dialogue.DialogueSizes):
 
   scale_range: float = 30.0  # Ratio of the largest scale of the reward to the smallest.
   stored: tuple[int, ...] = (25, 100, 400)  # Stored rewards of a prompt; the second number trains.
-  pool: int = 2000  # Responses of the reference to a prompt that are tilted.
-  judged: int = 256  # Fresh responses to a prompt, of policy and reference, for win rates.
-  updates: int = 200  # Updates of a policy, each on all prompts.
-  samples: int = 4  # Responses to a prompt in an update.
-  learning_rate: float = 3e-3  # Adam with a cosine to 0; chosen for the calibrated reward.
   aims: tuple[float, ...] = (0.4, 0.8, 1.3)  # Nats to which the penalties would tilt.
   tilts: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # Nats of the tilted pools.
+  cells: int = 1000  # Of the grid on which a perfectly calibrated reward is solved.
   best_of: tuple[int, ...] = (2, 3, 4, 6, 8)  # M of policies that give the best of M responses.
 
 
@@ -67,7 +60,7 @@ PRESETS = {
   "smoke": Config(
     num_prompts=4, response_length=3, response_tokens=4, decoder=(8, 1), num_heads=2,
     reference_updates=2, reference_rows=8, stored=(2, 4, 6), pool=8, judged=8, updates=2, samples=2,
-    aims=(0.4, 1.3), tilts=(0.5, 1.0), best_of=(2,),
+    aims=(0.4, 1.3), tilts=(0.5, 1.0), cells=20, best_of=(2,),
   ),
   "laptop": Config(),
   "paper": Config(
@@ -94,50 +87,25 @@ def run(config: Config, context: Context) -> Results:
   """Trains references, then every method at every penalty, and tilts the pools exactly."""
   results = Results()
 
-  def over_seeds(stage, fn, arguments):
-    options = {"num_seeds": context.seeds, "arguments": arguments, "mesh": context.mesh}
-    return context.cached(stage, training.over_seeds, context.key, fn, **options)
-
   seeds = np.asarray(context.seed_numbers, np.int32)
-  references = over_seeds("references", functools.partial(train_reference, config), seeds)
+  train = functools.partial(train_reference, config)
+  references = dialogue.over_seeds(context, "references", train, seeds)
   results.add({"reference": {"valid": 100 * references["valid"].mean((1, 2))}}, policy=TRAINING)
   train = functools.partial(train_policy, config)
-  for method in TRAINED:
-    scores = []
-    for aim in config.aims:
-      setting = {"method": METHODS.index(method), "aim": aim}
-      setting = {name: np.full(context.seeds, value) for name, value in setting.items()}
-      stage = f"policies/{re.sub(r'[^a-z0-9, ]', '', method)}/{aim}"
-      scores.append(over_seeds(stage, train, (references, setting)))
-      results.add({method: scores[-1]}, policy=TRAINING, aim=aim)
-    add_at_kl(results, method, {q: np.stack([s[q] for s in scores], axis=1) for q in scores[0]})
-  tilted = over_seeds("pools", functools.partial(tilt_pool, config), references)
+  settings = {"methods": TRAINED, "aims": config.aims}
+  scores = dialogue.train_methods(context, train, references, **settings)
+  dialogue.add_trained(results, scores, policy=TRAINING, aims=config.aims, kls=(LOW, HIGH))
+  tilt = functools.partial(tilt_pool, config)
+  tilted = dialogue.over_seeds(context, "pools", tilt, references)
   exact = context.cached("grid", jax.jit(functools.partial(solve_grid, config)))
-  for j, kl in enumerate(config.tilts):
-    for policy, scores in ((POOL, tilted), (GRID, exact)):
-      for method, quantities in scores.items():
-        values = {name: value[..., j] for name, value in quantities.items()}
-        results.add({method: values}, policy=policy, kl=kl)
+  pools = {m: {name: x[:, i] for name, x in tilted.items()} for i, m in enumerate(TILTED)}
+  for policy, by_method in ((POOL, pools), (GRID, exact)):
+    dialogue.add_tilted(results, by_method, policy=policy, kls=config.tilts)
   for m in config.best_of:
     # The best of M responses wins against M others in M of M + 1 cases, however it is decoded.
     values = {PLAIN: 100 * m / (m + 1), BEST_OF_4: 100 * m / (m + 1)}
     results.add({BEST_OF_M: values}, policy=GRID, kl=round(float(metrics.best_of_n_kl(m)), 3))
   return results
-
-
-@jax.jit
-@jax.vmap
-def at_low_and_high(kl, value):
-  """What a seed's policies `[k]` reach at the divergences that are compared."""
-  return metrics.value_at_kl(kl, value, at=jnp.array([LOW, HIGH]))
-
-
-def add_at_kl(results: Results, method: str, scores: dict[str, np.ndarray]) -> None:
-  """Adds win rates `[seeds, k]` of a method interpolated to equal measured divergences."""
-  for name in (quantity + suffix for quantity in WIN_RATES for suffix in ("", VALID)):
-    values = np.asarray(at_low_and_high(scores["KL"], scores[name]))
-    for j, kl in enumerate((LOW, HIGH)):
-      results.add({method: {name: values[:, j]}}, policy=TRAINING, kl=kl)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
@@ -193,23 +161,12 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Win rates of the three procedures against the measured divergence."""
   figure, axes = plots.panels(3)
-  colors = [f"C{i}" for i in range(10)]
+  colors = {method: f"C{i}" for i, method in enumerate(TRAINED)}
   for ax, quantity in zip(axes, WIN_RATES):
-    for method, color in zip(TRAINED, colors):
-      records = results.matching(quantity=quantity, method=method, policy=TRAINING)
-      aims = [record.setting["aim"] for record in records if "aim" in record.setting]
-      kls, rates = (
-        np.array([results.select(q, method=method, policy=TRAINING, aim=a) for a in aims])
-        for q in ("KL", quantity)
-      )
-      error = [(high - low) / 2 for low, high in map(t_interval, rates)]
-      error = np.where(np.isfinite(error), error, 0)
-      ax.errorbar(kls.mean(1), rates.mean(1), error, fmt="o-", capsize=3, color=color, label=method)
-    for policy, method, style in ((GRID, OPTIMUM, "-"), (POOL, STANDARDIZED, ":")):
-      records = results.matching(quantity=quantity, method=method, policy=policy)
-      xs, ys = zip(*((record.setting["kl"], record.values.mean()) for record in records))
-      ax.plot(xs, ys, style, color="gray", zorder=0, label=f"{method}, {policy}")
-    ax.set(xlabel="measured divergence (nats)", ylabel=f"{quantity} (%)", xlim=(0, 1.7))
+    dialogue.curves(ax, results, quantity, methods=colors, policy=TRAINING)
+    options = {"policy": GRID, "color": "gray", "zorder": 0, "label": "best possible"}
+    dialogue.tilted_curve(ax, results, quantity, method=OPTIMUM, **options)
+    ax.set_xlim(0, 1.7)
   axes[0].legend(fontsize=7)
   return figure
 

@@ -2,17 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments.kit import dialogue
-from experiments.kit.alignment import post_train, post_trainer
-from jaxlab import algorithms, losses, metrics
+from jaxlab import losses, metrics
 
 RAW, STANDARDIZED, CALIBRATED = "raw reward", "standardized reward", "calibrated reward"
 BEST, WORST, LOG = "calibrated, exp(10 u)", "calibrated, -exp(-10 u)", "calibrated, log u"
 METHODS = (RAW, STANDARDIZED, CALIBRATED, BEST, WORST, LOG)
 TRAINED = METHODS[:-1]
 FEWEST, MOST = f"{BEST}, fewest stored rewards", f"{BEST}, most stored rewards"
+TILTED = (*METHODS, FEWEST, MOST)
 OPTIMUM, BEST_OF_M = "optimum", "best of M responses"
 _TILT = 10.0  # The paper's exponent for N = 4.
 
@@ -22,8 +21,8 @@ VALID = ", valid responses"
 
 # Standardized rewards are cut here; responses of a wrong length stand at the lower end.
 _EXTREME = 4.0
-# Cells of the grid, and penalties between which its optimum is interpolated.
-_CELLS, _BETAS = 2000, (0.01, 1.0, 24)
+# Penalties between which the optimum on the grid is interpolated.
+_BETAS = (0.01, 1.0, 24)
 
 
 def transform(method, rewards, stored):
@@ -79,18 +78,15 @@ def distort(rewards, valid, pool, pool_valid, scale_range):
 def train_reference(config, key, seed):
   """Trains the reference of a seed; draws its pool, and the responses that policies must beat."""
   task = dialogue.dialogues(config, reward_scale_range=config.scale_range, seed=seed)
-  fit_key, pool_key, judge_key = jax.random.split(key, 3)
+  fit_key, draw_key = jax.random.split(key)
   params = dialogue.fit_reference(fit_key, config, task)
-
-  def rewards(key, num_samples):
-    tokens = dialogue.sample(key, config, params, num_samples).tokens
-    return dialogue.true_rewards(task, tokens, "helpful"), dialogue.are_valid(task, tokens)
-
-  true, valid = rewards(pool_key, config.pool)
+  tokens = dialogue.sample(draw_key, config, params, config.pool + config.judged).tokens
+  true, valid = dialogue.true_rewards(task, tokens, "helpful"), dialogue.are_valid(task, tokens)
+  (true, judge), (valid, judge_valid) = (jnp.split(x, [config.pool], axis=1) for x in (true, valid))
   seen = distort(true, valid, true, valid, config.scale_range)
-  pools = {"true": true, "valid": valid, "seen": seen}
-  judge = dict(zip(("judge", "judge valid"), rewards(judge_key, config.judged)))
-  return {"params": params, "seed": seed} | pools | judge
+  pool = {"true": true, "valid": valid, "seen": seen}
+  judges = {"judge": judge, "judge valid": judge_valid}
+  return {"params": params, "seed": seed} | pool | judges
 
 
 def train_policy(config, key, argument):
@@ -111,37 +107,15 @@ def train_policy(config, key, argument):
   pool = transform(setting["method"], reference["seen"], stored)
   beta = dialogue.tilt_to(pool, setting["aim"]).beta
 
-  def judged(rollout):
-    true = dialogue.true_rewards(task, rollout.tokens, "helpful")
-    return true, dialogue.are_valid(task, rollout.tokens)
+  def reward(tokens):
+    true = dialogue.true_rewards(task, tokens, "helpful")
+    valid = dialogue.are_valid(task, tokens)
+    seen = distort(true, valid, reference["true"], reference["valid"], config.scale_range)
+    return transform(setting["method"], seen, stored)
 
-  def score(rollout, _):
-    pool = reference["true"], reference["valid"]
-    return distort(*judged(rollout), *pool, config.scale_range)
-
-  trainer = post_trainer(
-    dialogue.policy(config),
-    score,
-    algorithms.rloo_objective(),
-    optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates)),
-    num_samples=config.samples,
-    max_new_tokens=task.response_length + 1,
-    eos_token_id=task.end_token,
-    transform_fn=lambda rewards, _: transform(setting["method"], rewards, stored),
-    kl_penalty=beta,
-  )
-  train_key, judge_key = jax.random.split(key)
-  prompts = dialogue.prompts(task)
-  trained = post_train(
-    train_key, trainer, reference["params"], lambda _: prompts, num_steps=config.updates
-  )
-  rollout = dialogue.sample(judge_key, config, trained.params, config.judged)
-  kl = dialogue.divergences(config, reference["params"], rollout)
-  ours, valid = judged(rollout)
+  tokens, scores = dialogue.align(key, config, reference["params"], reward, kl_penalty=beta)
+  ours, valid = dialogue.true_rewards(task, tokens, "helpful"), dialogue.are_valid(task, tokens)
   theirs, theirs_valid = reference["judge"], reference["judge valid"]
-  scores = {"KL": jnp.mean(kl), "penalty": beta, "valid": 100 * jnp.mean(valid)}
-  scores |= {f"KL, {q}% of prompts": jnp.percentile(kl, q) for q in (10, 90)}
-  scores["skipped updates"] = jnp.sum(trained.infos.num_skipped)
   among_valid = repeat_valid(ours, valid), repeat_valid(theirs, theirs_valid)
   for name, (procedure, n) in WIN_RATES.items():
     for suffix, pools in (("", (ours, theirs)), (VALID, among_valid)):
@@ -162,23 +136,23 @@ def tilt_pool(config, key, reference):
   """Win rates of exact tilts of the pool: what a perfect optimizer would reach.
 
   Returns:
-    method -> quantity -> values at the divergences of `config.tilts`.
+    quantity -> values of every method of `TILTED` at the divergences of `config.tilts`.
   """
   del key
   seen, order = reference["seen"], jnp.argsort(reference["true"], axis=1)
-
-  def tilted(method, num_stored):
-    rewards = transform(METHODS.index(method), seen, seen[:, :num_stored])
-
-    def at(kl):
-      weights = dialogue.tilt_to(rewards, kl).weights
-      return win_rates(weights.shape[1] * jnp.take_along_axis(weights, order, axis=1))
-
-    return jax.lax.map(at, jnp.array(config.tilts))
-
   fewest, number, most = config.stored
-  scores = {method: tilted(method, number) for method in METHODS}
-  return scores | {FEWEST: tilted(BEST, fewest), MOST: tilted(BEST, most)}
+  numbers = {FEWEST: fewest, MOST: most}
+
+  def optimized(name):
+    method = METHODS.index(BEST if name in numbers else name)
+    return transform(method, seen, seen[:, : numbers.get(name, number)])
+
+  def at(rewards, kl):
+    weights = dialogue.tilt_to(rewards, kl).weights
+    return win_rates(weights.shape[1] * jnp.take_along_axis(weights, order, axis=1))
+
+  rewards = jnp.stack([optimized(name) for name in TILTED])
+  return dialogue.map_pairs(at, rewards, jnp.array(config.tilts))
 
 
 def win_rates(densities):
@@ -197,22 +171,27 @@ def solve_grid(config):
   Returns:
     method -> quantity -> values at the divergences of `config.tilts`.
   """
-  cells = (jnp.arange(_CELLS)[None] + 0.5) / _CELLS
+  cells = (jnp.arange(config.cells)[None] + 0.5) / config.cells
 
-  def tilted(method):
-    rewards = transform(METHODS.index(method), cells, cells)
-    tilt = lambda kl: win_rates(_CELLS * dialogue.tilt_to(rewards, kl).weights)  # noqa: E731
-    return jax.lax.map(tilt, jnp.array(config.tilts))
+  def at(rewards, kl):
+    return win_rates(config.cells * dialogue.tilt_to(rewards, kl).weights)
+
+  exact = (CALIBRATED, BEST, WORST, LOG)
+  rewards = jnp.stack([transform(METHODS.index(method), cells, cells) for method in exact])
+  rates = dialogue.map_pairs(at, rewards, jnp.array(config.tilts))
+  scores = {m: {name: x[i] for name, x in rates.items()} for i, m in enumerate(exact)}
 
   def highest(quantity):
     procedure, n = WIN_RATES[quantity]
+    options = {"num_samples": n, "procedure": procedure, "grid_size": config.cells}
 
     def point(beta):
-      density = metrics.optimal_transform(num_samples=n, beta=beta, procedure=procedure).density
+      density = metrics.optimal_transform(beta=beta, **options).density
       return metrics.density_kl(density), win_rates(density[None])[quantity]
 
     kl, rates = jax.vmap(point)(jnp.geomspace(*_BETAS))
     return metrics.value_at_kl(kl, rates, at=jnp.array(config.tilts))
 
-  scores = {method: tilted(method) for method in (CALIBRATED, BEST, WORST, LOG)}
-  return scores | {OPTIMUM: {quantity: highest(quantity) for quantity in WIN_RATES}}
+  # Of single responses the calibrated reward is the optimum.
+  best = {PLAIN: scores[CALIBRATED][PLAIN]}
+  return scores | {OPTIMUM: best | {name: highest(name) for name in (BEST_OF_4, WORST_OF_4)}}
