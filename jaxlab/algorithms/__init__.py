@@ -72,7 +72,10 @@ from jaxlab.algorithms.prior_fitted import (
   transformer_peak_learning_rate,
   warmup_cosine,
 )
-from jaxlab.algorithms.sequential_optimization import SequentialResult, optimize_on_grid
+from jaxlab.algorithms.sequential_optimization import (
+  SequentialResult,
+  optimize_on_grid,
+)
 from jaxlab.algorithms.source_free import (
   FineTuned,
   centroid_pseudo_labels,

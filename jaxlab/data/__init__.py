@@ -9,11 +9,45 @@ from jaxlab.data.annotated_preferences import (
   orient_pairs,
   ratings_to_strength,
 )
-from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.batches import (
+  BatchIterator,
+  batch_iterator,
+  stack_batches,
+)
 from jaxlab.data.chat_templates import render_chat
-from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.corrupted import (
+  CorruptedImages,
+  load_corrupted_folders,
+  load_corrupted_images,
+)
+from jaxlab.data.deployment_prompts import (
+  ConditionPrompts,
+  DeploymentBatch,
+  DeploymentPromptConfig,
+  ParsedDeployment,
+  condition_prompts,
+  deployment_batch,
+  document_batch,
+  parse_deployment,
+)
+from jaxlab.data.dialogue import (
+  DialogueBatch,
+  DialogueConfig,
+  dialogue_batch,
+  dialogue_reward,
+)
 from jaxlab.data.epoch_curves import load_epoch_curves
-from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.feature_noise import (
+  PatchData,
+  sample_patches,
+)
+from jaxlab.data.image_pairs import (
+  DigitImages,
+  ImagePairs,
+  digit_images,
+  digit_pairs,
+  pool_pixels,
+)
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
   LearningCurveBatch,
@@ -23,14 +57,30 @@ from jaxlab.data.learning_curves import (
   sample_curve_params,
   sample_learning_curves,
 )
-from jaxlab.data.mnist1d import Signals, generate_mnist1d, load_mnist1d
+from jaxlab.data.mnist1d import (
+  Signals,
+  generate_mnist1d,
+  load_mnist1d,
+)
 from jaxlab.data.overlapping_classes import (
   OverlappingGaussians,
   PairedNoise,
   paired_label_noise,
   sample_overlapping_gaussians,
 )
-from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
+from jaxlab.data.paraphrases import (
+  ParaphraseBatch,
+  ParaphraseConfig,
+  Paraphrases,
+  PreferencePairs,
+  paraphrase_batch,
+  paraphrase_pairs,
+  response_class,
+)
+from jaxlab.data.preference_bandits import (
+  PreferenceBandit,
+  preference_bandit,
+)
 from jaxlab.data.preference_files import (
   PreferencePair,
   RatedResponse,
@@ -57,15 +107,43 @@ from jaxlab.data.reasoning import (
   multiplication_dataset,
   parse_chain,
 )
-from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
-from jaxlab.data.records import FileRecord, read_records
-from jaxlab.data.regression_tables import RegressionTable, load_regression_table
-from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
-from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
+from jaxlab.data.recorded_curves import (
+  LearningCurves,
+  load_lcdb,
+)
+from jaxlab.data.records import (
+  FileRecord,
+  read_records,
+)
+from jaxlab.data.regression_tables import (
+  RegressionTable,
+  load_regression_table,
+)
+from jaxlab.data.seeded import (
+  SeededBatches,
+  draw_key_data,
+  prior_batches,
+)
+from jaxlab.data.shape_scenes import (
+  Scenes,
+  sample_shape_scenes,
+)
 from jaxlab.data.solutions import unique_correct
-from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
-from jaxlab.data.splits import FewShotSplit, few_shot_split
-from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
+from jaxlab.data.sources import (
+  Source,
+  as_arrays,
+  load_source,
+  prepare,
+  source_names,
+)
+from jaxlab.data.splits import (
+  FewShotSplit,
+  few_shot_split,
+)
+from jaxlab.data.spurious_regression import (
+  RotatedDigits,
+  rotated_digits,
+)
 from jaxlab.data.tokenizers import (
   EncodedChat,
   PaddedSequences,
@@ -86,8 +164,21 @@ __all__ = [
   "BatchIterator",
   "ChainBatch",
   "check_steps",
+  "condition_prompts",
+  "ConditionPrompts",
   "CorruptedImages",
   "denormalize_curve",
+  "deployment_batch",
+  "DeploymentBatch",
+  "DeploymentPromptConfig",
+  "dialogue_batch",
+  "dialogue_reward",
+  "DialogueBatch",
+  "DialogueConfig",
+  "digit_images",
+  "digit_pairs",
+  "DigitImages",
+  "document_batch",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",
@@ -96,6 +187,7 @@ __all__ = [
   "FewShotSplit",
   "FileRecord",
   "generate_mnist1d",
+  "ImagePairs",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
@@ -122,12 +214,21 @@ __all__ = [
   "PaddedSequences",
   "paired_label_noise",
   "PairedNoise",
+  "paraphrase_batch",
+  "paraphrase_pairs",
+  "ParaphraseBatch",
+  "ParaphraseConfig",
+  "Paraphrases",
   "parse_chain",
+  "parse_deployment",
   "ParsedChain",
+  "ParsedDeployment",
   "PatchData",
+  "pool_pixels",
   "preference_bandit",
   "PreferenceBandit",
   "PreferencePair",
+  "PreferencePairs",
   "prepare",
   "prior_batches",
   "Prompts",
@@ -137,6 +238,7 @@ __all__ = [
   "RegressionTable",
   "render_chat",
   "render_prompts",
+  "response_class",
   "rotated_digits",
   "RotatedDigits",
   "RuleTasks",

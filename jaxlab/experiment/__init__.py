@@ -11,11 +11,27 @@ from jaxlab.experiment.claims import (
   t_interval,
 )
 from jaxlab.experiment.context import Context
-from jaxlab.experiment.dry_run import Cost, count_flops, step_cost
+from jaxlab.experiment.dry_run import (
+  Cost,
+  count_flops,
+  step_cost,
+)
 from jaxlab.experiment.flags import UsageError
-from jaxlab.experiment.program import About, execute, main
-from jaxlab.experiment.records import Quantity, Record, Results, quantity
-from jaxlab.experiment.wall import Stopped, stop_signals
+from jaxlab.experiment.program import (
+  About,
+  execute,
+  main,
+)
+from jaxlab.experiment.records import (
+  Quantity,
+  Record,
+  Results,
+  quantity,
+)
+from jaxlab.experiment.wall import (
+  Stopped,
+  stop_signals,
+)
 from jaxlab.experiment.workdir import DamagedFileError
 
 __all__ = [
@@ -31,10 +47,10 @@ __all__ = [
   "DamagedFileError",
   "execute",
   "main",
-  "Precondition",
   "precondition",
-  "Quantity",
+  "Precondition",
   "quantity",
+  "Quantity",
   "Record",
   "Results",
   "step_cost",

@@ -17,9 +17,20 @@ from jaxlab.losses.adaptation import (
   softmax_entropy,
   symmetric_cross_entropy,
 )
-from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
-from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
-from jaxlab.losses.classification import label_smoothed_cross_entropy
+from jaxlab.losses.bar import (
+  HalfNormalScales,
+  bar_index,
+  bar_nll,
+  half_normal_scales,
+)
+from jaxlab.losses.calibration import (
+  brier_loss,
+  correctness_aware_loss,
+)
+from jaxlab.losses.classification import (
+  label_smoothed_cross_entropy,
+  sigmoid_cross_entropy,
+)
 from jaxlab.losses.coverage import (
   coverage_loss,
   coverage_weight,
@@ -45,7 +56,15 @@ from jaxlab.losses.mixup import (
   multi_mixup_cross_entropy,
   rescale_mix_ratio,
 )
-from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
+from jaxlab.losses.occupancy_matching import (
+  occupancy_matching_loss,
+  soft_rewards,
+  soft_values,
+)
+from jaxlab.losses.odds_ratio import (
+  log_odds_ratio,
+  orpo_loss,
+)
 from jaxlab.losses.policy_gradient import (
   advantage_weighted_nll,
   advantage_weights,
@@ -65,15 +84,39 @@ from jaxlab.losses.preference import (
   rpo_loss,
   simpo_loss,
 )
-from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
-from jaxlab.losses.regularized_policies import maximin_reward_objective, optimal_policy_log_probs
+from jaxlab.losses.ranking import (
+  bradley_terry_loss,
+  plackett_luce_loss,
+  rrhf_loss,
+  slic_loss,
+)
+from jaxlab.losses.regularized_policies import (
+  maximin_reward_objective,
+  optimal_policy_log_probs,
+)
 from jaxlab.losses.reward_modeling import (
   attribute_regression_loss,
   scaled_bradley_terry_loss,
   weighted_reward,
 )
-from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
-from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
+from jaxlab.losses.rewards import (
+  calibrate_rewards,
+  combine_rewards,
+  exponential_reward,
+  log_reward,
+  log_sigmoid_centered,
+  reference_quantile,
+  tilted_weights,
+)
+from jaxlab.losses.segmentation import (
+  foreground_cross_entropy,
+  pixel_entropy,
+  proportion_kl,
+)
+from jaxlab.losses.semi_supervised import (
+  fixmatch_loss,
+  pseudo_label_mix_weight,
+)
 from jaxlab.losses.sequence import (
   causal_token_log_probs,
   chunked_token_log_probs,
@@ -83,7 +126,14 @@ from jaxlab.losses.sequence import (
   sequence_nll,
   token_log_probs,
 )
-from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
+from jaxlab.losses.unpaired_preference import (
+  kto_kl_estimate,
+  kto_loss,
+)
+from jaxlab.losses.weak_supervision import (
+  confidence_auxiliary_loss,
+  conflict_loss,
+)
 
 __all__ = [
   "advantage_weighted_nll",
@@ -94,13 +144,17 @@ __all__ = [
   "bar_nll",
   "bradley_terry_loss",
   "brier_loss",
+  "calibrate_rewards",
   "causal_token_log_probs",
   "chunked_token_log_probs",
   "class_prototypes",
   "clipped_policy_loss",
+  "combine_rewards",
   "conditional_exit_probabilities",
+  "confidence_auxiliary_loss",
   "confidence_difference",
   "confidence_difference_mask",
+  "conflict_loss",
   "correctness_aware_loss",
   "coverage_loss",
   "coverage_weight",
@@ -112,6 +166,7 @@ __all__ = [
   "exit_distribution",
   "exit_warmup_loss",
   "exit_weighted_loss",
+  "exponential_reward",
   "fixmatch_loss",
   "foreground_cross_entropy",
   "gate_loss",
@@ -131,6 +186,8 @@ __all__ = [
   "leave_one_out_advantages",
   "log1mexp",
   "log_odds_ratio",
+  "log_reward",
+  "log_sigmoid_centered",
   "log_tree_coverage",
   "marginal_entropy",
   "maximin_reward_objective",
@@ -138,6 +195,7 @@ __all__ = [
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
   "nearest_prototypes",
+  "occupancy_matching_loss",
   "open_set_entropy_loss",
   "optimal_exit",
   "optimal_policy_log_probs",
@@ -146,6 +204,7 @@ __all__ = [
   "plackett_luce_loss",
   "proportion_kl",
   "pseudo_label_mix_weight",
+  "reference_quantile",
   "reinforce_loss",
   "rescale_mix_ratio",
   "robust_dpo_loss",
@@ -155,11 +214,15 @@ __all__ = [
   "segment_log_probs",
   "sequence_log_prob",
   "sequence_nll",
+  "sigmoid_cross_entropy",
   "simpo_loss",
   "slic_loss",
+  "soft_rewards",
+  "soft_values",
   "softmax_entropy",
   "stepwise_coverage_loss",
   "symmetric_cross_entropy",
+  "tilted_weights",
   "token_log_probs",
   "weighted_reward",
 ]

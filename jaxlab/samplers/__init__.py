@@ -1,7 +1,24 @@
 """Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
-from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
-from jaxlab.samplers.contexts import context_size_probs, sample_context_size
+from jaxlab.samplers.backtracking import (
+  AppliedBackspaces,
+  BackspaceLayout,
+  BacktrackingOutput,
+  CorrectedActions,
+  apply_backspaces,
+  backspace_layout,
+  generate_with_backspace,
+  insert_corrections,
+)
+from jaxlab.samplers.beams import (
+  BeamSearchOutput,
+  beam_search,
+  markov_beam_search,
+)
+from jaxlab.samplers.contexts import (
+  context_size_probs,
+  sample_context_size,
+)
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   Prefilled,
@@ -35,8 +52,17 @@ from jaxlab.samplers.mixing import (
   sample_partner_table,
   sample_partners,
 )
-from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
-from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
+from jaxlab.samplers.priors import (
+  PriorBatch,
+  bnn_prior,
+  draw_data_sets,
+  ridge_prior,
+)
+from jaxlab.samplers.selection import (
+  VoteResult,
+  best_of_n,
+  majority_vote,
+)
 from jaxlab.samplers.speculative import (
   SpeculativeOutput,
   SpeculativeVerdict,
@@ -61,13 +87,19 @@ from jaxlab.samplers.tree_search import (
 
 __all__ = [
   "affine_invariant_mcmc",
+  "AppliedBackspaces",
+  "apply_backspaces",
   "apply_repetition_penalty",
+  "backspace_layout",
+  "BackspaceLayout",
+  "BacktrackingOutput",
   "beam_search",
   "BeamSearchOutput",
   "best_first_search",
   "best_of_n",
   "bnn_prior",
   "context_size_probs",
+  "CorrectedActions",
   "DecodeFns",
   "DistinctDraws",
   "draw_data_sets",
@@ -78,10 +110,12 @@ __all__ = [
   "flax_decode_fns",
   "generate",
   "generate_n",
+  "generate_with_backspace",
   "GenerateOutput",
   "gp_hyper_prior",
   "gp_prior",
   "initial_walkers",
+  "insert_corrections",
   "label_similarity_logits",
   "label_similarity_probabilities",
   "majority_vote",

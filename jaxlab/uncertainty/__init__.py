@@ -28,7 +28,11 @@ from jaxlab.uncertainty.correctness import (
   init_adaptive_temperature,
   transform_cues,
 )
-from jaxlab.uncertainty.curve_families import ParameterPrior, basis_curve, curve_priors
+from jaxlab.uncertainty.curve_families import (
+  ParameterPrior,
+  basis_curve,
+  curve_priors,
+)
 from jaxlab.uncertainty.ensembles import (
   BatchCalibrationState,
   EnsemblePrediction,
@@ -57,7 +61,10 @@ from jaxlab.uncertainty.learning_curves import (
   learning_curve_log_density,
   learning_curve_log_likelihood,
 )
-from jaxlab.uncertainty.temperature import apply_temperature, fit_temperature
+from jaxlab.uncertainty.temperature import (
+  apply_temperature,
+  fit_temperature,
+)
 
 __all__ = [
   "adaptive_temperature",

@@ -8,6 +8,8 @@ TABLE = {
   "auroc": call(f(5), b(5)).but(skip={"gradients": "steps"}),
   "average_calibration_error": call(p(5, 4), c(5)),
   "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
+  "best_of_n_kl": call(t(B)),
+  "best_of_n_win_rate": call(u(5), num_samples=2),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
   "closed_set_error": call(c(5), c(5), known=b(5)),
   "confidence_calibration_error": call(u(5), b(5)),
@@ -15,6 +17,7 @@ TABLE = {
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
   "critical_step": call(f(B, 4), mask=b(B, 4)),
   "distance_sensitivity": call(n(5), n(5, 4), c(5, 4), num_bins=2, max_distance=4),
+  "density_kl": call(u(5)),
   "exit_levels": call(p(B, 4)),
   "exited_values": call(f(B, 4, 2), c(B)).but(keeps=True),
   "expected_calibration_error": call(p(5, 4), c(5)),
@@ -29,6 +32,7 @@ TABLE = {
   ),
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
+  "joint_success": call(f(B, 2), f(B, 2)),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "maximum_calibration_error": call(p(5, 4), c(5)),
   "mean_absolute_percentage_error": call(f(5), f(5)),
@@ -43,6 +47,14 @@ TABLE = {
   "pearson_correlation": call(f(5, 2), f(5, 2)),
   "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "prefix_values": call(c(B, 5), num_rollouts=4),
+  "optimal_transform": call(num_samples=2, beta=0.5, grid_size=4, num_iterations=2),
+  "optimal_transform:worst": call(
+    num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
+  ),
+  "pool_win_rate": call(f(B, 4), f(B, 5), num_samples=2).but(skip={"gradients": "steps"}),
+  "pool_win_rate:worst": call(f(B, 4), f(B, 5), num_samples=2, procedure="worst_of_n").but(
+    skip={"gradients": "steps"}
+  ),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
   "select_step_pairs": call(u(B, 5), u(B, 4, 2), mask=b(B, 4)),
@@ -57,5 +69,10 @@ TABLE = {
   "step_advantages": call(u(B, 5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
+  "tilted_density": call(f(5), beta=0.5),
+  "value_at_kl": call(u(5), f(5), at=u(4)),
+  "win_rate_frontier": call(f(5), u(4), num_samples=2),
+  "win_rate_frontier:worst": call(f(5), u(4), num_samples=2, procedure="worst_of_n"),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
+  "worst_of_n_win_rate": call(u(5), num_samples=2),
 }

@@ -1,0 +1,1 @@
+"""Rewards that are transformed and combined before a language model is aligned."""
