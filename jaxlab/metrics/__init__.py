@@ -12,6 +12,15 @@ from jaxlab.metrics.calibration import (
   reliability_diagram,
   static_calibration_error,
 )
+from jaxlab.metrics.displacement import (
+  LikelihoodDisplacement,
+  centered_hidden_similarity,
+  last_hidden_similarity,
+  likelihood_displacement,
+  lowest_scores_mask,
+  normalized_edit_distance,
+  token_alignment,
+)
 from jaxlab.metrics.dynamics import (
   LogDiffusion,
   PowerDiffusion,
@@ -40,6 +49,14 @@ from jaxlab.metrics.inference_scaling import (
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
+from jaxlab.metrics.preference import (
+  RankingTransitions,
+  idealized_log_ratio,
+  idealized_ranking_accuracy,
+  ranking_accuracy,
+  ranking_loss_threshold,
+  ranking_transitions,
+)
 from jaxlab.metrics.ranking import auroc
 from jaxlab.metrics.regression import (
   mean_absolute_percentage_error,
@@ -67,6 +84,7 @@ __all__ = [
   "average_calibration_error",
   "best_of_k_accuracy",
   "beta_coverage",
+  "centered_hidden_similarity",
   "closed_set_error",
   "confidence_calibration_error",
   "cost_accuracy",
@@ -83,18 +101,25 @@ __all__ = [
   "fit_power_diffusion",
   "greedy_calibration",
   "GreedyCalibration",
+  "idealized_log_ratio",
+  "idealized_ranking_accuracy",
   "inference_flops",
   "interpolator_temperature_scaled_nll",
   "intersection_and_union",
   "IntersectionAndUnion",
   "kolmogorov_smirnov_error",
+  "last_hidden_similarity",
+  "likelihood_displacement",
+  "LikelihoodDisplacement",
   "LogDiffusion",
+  "lowest_scores_mask",
   "maximum_calibration_error",
   "mean_absolute_percentage_error",
   "mean_class_accuracy",
   "mean_iou_by_class",
   "MeanIoU",
   "negative_log_likelihood",
+  "normalized_edit_distance",
   "open_set_classification_rate",
   "optimal_coverage_policy",
   "parameter_distance",
@@ -104,12 +129,17 @@ __all__ = [
   "plot_reliability",
   "plot_stream_error",
   "PowerDiffusion",
+  "ranking_accuracy",
+  "ranking_loss_threshold",
+  "ranking_transitions",
+  "RankingTransitions",
   "Reliability",
   "reliability_diagram",
   "root_mean_squared_error",
   "selection_accuracy_curve",
   "static_calibration_error",
   "threshold_exits",
+  "token_alignment",
   "worst_group_rmse",
 ]
 

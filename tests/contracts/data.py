@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from jaxlab.data import ModularChainConfig
+from jaxlab.data import ModularChainConfig, ParaphraseConfig
 from tests.contracts.calls import KEY, B, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
+_PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 
 TABLE = {
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
@@ -16,8 +17,11 @@ TABLE = {
   "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
+  "paraphrase_batch": call(KEY, _PARAPHRASES, 2),
+  "paraphrase_pairs": call(KEY, _PARAPHRASES, num_pairs=2),
   "parse_chain": call(_CHAINS, c(B, 4)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
+  "response_class": call(_PARAPHRASES, c(B, 4), c(B)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),
   "sample_curve_params": call(KEY, batch_size=2),
