@@ -100,25 +100,49 @@ def _check_pairs(chosen_hidden, rejected_hidden, chosen_mask, rejected_mask):
 
 @functools.partial(jax.jit, static_argnames="normalize")
 def _sum_of_states(hidden: chex.Array, mask: chex.Array, normalize: bool) -> jax.Array:
-  """Sum or mean of the states that predict the tokens of the mask, `[..., d]`.
-
-  One program, so that neither the cast nor the masked states of all pairs are ever in memory.
-  """
+  """Sum or mean of the states that predict the tokens of the mask, `[..., d]`."""
   used = _predicts(mask)
-  states = as_accumulator(hidden[..., :-1, :])
-  total = jnp.sum(jnp.where(used[..., None], states, 0.0), axis=-2)
+  total = _masked_sum(jnp.asarray(hidden), used)
   if normalize:
     total /= jnp.maximum(jnp.sum(used, axis=-1, keepdims=True), 1)
   return total
+
+
+@jax.custom_jvp
+def _masked_sum(states: jax.Array, used: jax.Array) -> jax.Array:
+  """Sum of the first used states, one position of all pairs at a time.
+
+  A sum along the axis would first write all states again, those that are not used as zeros.
+  """
+
+  def of_position(t):
+    state = jax.lax.dynamic_index_in_dim(states, t, states.ndim - 2, keepdims=False)
+    counts = jax.lax.dynamic_index_in_dim(used, t, used.ndim - 1)
+    return jnp.where(counts, as_accumulator(state), 0.0)
+
+  if used.shape[-1] == 0:
+    return jnp.sum(as_accumulator(states[..., :0, :]), axis=-2)
+  add = lambda t, total: total + of_position(t)  # noqa: E731
+  return jax.lax.fori_loop(1, used.shape[-1], add, of_position(0))
+
+
+@_masked_sum.defjvp
+def _masked_sum_jvp(primals, tangents):
+  _, used = primals
+  tangent = tangents[0][..., : used.shape[-1], :]
+  change = jnp.sum(jnp.where(used[..., None], as_accumulator(tangent), 0.0), axis=-2)
+  return _masked_sum(*primals), change
 
 
 @jax.jit
 def _last_state(hidden: chex.Array, mask: chex.Array) -> jax.Array:
   """The last of the states that predict the tokens of the mask, or zeros, `[..., d]`."""
   used = _predicts(mask)
-  later = jnp.cumsum(used[..., ::-1], axis=-1)[..., ::-1]
-  states = as_accumulator(hidden[..., :-1, :])
-  return jnp.sum(jnp.where((used & (later == 1))[..., None], states, 0.0), axis=-2)
+  if used.shape[-1] == 0:
+    return jnp.sum(as_accumulator(hidden[..., :0, :]), axis=-2)
+  last = used.shape[-1] - 1 - jnp.argmax(used[..., ::-1], axis=-1)
+  state = jnp.take_along_axis(jnp.asarray(hidden), last[..., None, None], axis=-2)[..., 0, :]
+  return jnp.where(jnp.any(used, axis=-1, keepdims=True), as_accumulator(state), 0.0)
 
 
 def _predicts(mask: chex.Array) -> jax.Array:

@@ -82,6 +82,24 @@ def test_states_that_do_not_count_reach_neither_values_nor_gradients(metric):
     np.testing.assert_array_equal(ours, expected)
 
 
+def test_derivatives_in_both_directions():
+  """The score is quadratic in the states, so that central differences are exact."""
+  direction = np.float32(RNG.normal(size=(N, T, D)))
+  score = jax.jit(lambda h: metrics.centered_hidden_similarity(h, HIDDEN[1], *MASKS))
+  _, forward = jax.jit(lambda h, t: jax.jvp(score, (h,), (t,)))(HIDDEN[0], direction)
+  expected = (score(HIDDEN[0] + direction) - score(HIDDEN[0] - direction)) / 2
+  np.testing.assert_allclose(forward, expected, rtol=1e-4, atol=1e-4)
+  slope = jax.jit(jax.grad(lambda h: score(h).sum()))(HIDDEN[0])
+  np.testing.assert_allclose(np.sum(slope * direction, (1, 2)), forward, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_sequences_that_hold_no_response(length):
+  empty = HIDDEN[0][:, :length], HIDDEN[1], MASKS[0][:, :length], MASKS[1]
+  for metric in similarity, last_similarity:
+    np.testing.assert_array_equal(metric(*empty), np.zeros(N))
+
+
 def test_half_precision_and_masks_of_numbers():
   half = [jnp.asarray(h, jnp.bfloat16) for h in HIDDEN]
   wide = [h.astype(jnp.float32) for h in half]
