@@ -169,6 +169,24 @@ def _bind(axes: tuple[str, ...], shape: tuple[int, ...], sizes: dict) -> dict | 
   return bound if all(sizes.get(k, v) == v for k, v in bound.items()) else None
 
 
+def check_broadcast(**arrays: chex.Array) -> None:
+  """Raises if arrays have shapes that do not broadcast against each other.
+
+  Args:
+    **arrays: arrays by the caller's names for them.
+
+  Raises:
+    ValueError: naming the arrays and their shapes.
+  """
+  shapes = [np.shape(array) for array in arrays.values()]
+  try:
+    np.broadcast_shapes(*shapes)
+  except ValueError:
+    shown = " and ".join(str(list(shape)) for shape in shapes)
+    names = " and ".join(arrays)
+    raise ValueError(f"{names} must have shapes that broadcast, got {shown}.") from None
+
+
 def check_increasing(name: str, values: chex.Array) -> None:
   """Raises if a known list of numbers does not increase strictly.
 

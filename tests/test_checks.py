@@ -12,6 +12,7 @@ from jaxlab._checks import (
   as_json,
   check_arrays,
   check_at_least,
+  check_broadcast,
   check_choice,
   check_filled,
   check_increasing,
@@ -238,6 +239,12 @@ def test_lists_that_do_not_increase_are_refused(values):
     check_increasing("borders", values)
   check_increasing("borders", jnp.array(values))
   check_increasing("borders", [0, 1, 2])
+
+
+def test_check_broadcast_names_the_arrays_and_their_shapes():
+  check_broadcast(rewards=np.zeros((4, 3)), reference=np.zeros((4, 1)), weights=1.0)
+  with pytest.raises(ValueError, match=r"rewards and cost must .* got \[4, 3\] and \[4\]\."):
+    check_broadcast(rewards=np.zeros((4, 3)), cost=np.zeros(4))
 
 
 def test_check_filled_names_the_array_and_its_shape():

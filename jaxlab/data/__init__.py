@@ -3,6 +3,12 @@
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.dialogue import (
+  DialogueBatch,
+  DialogueConfig,
+  dialogue_batch,
+  dialogue_reward,
+)
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
 from jaxlab.data.learning_curves import (
@@ -75,6 +81,10 @@ __all__ = [
   "check_steps",
   "CorruptedImages",
   "denormalize_curve",
+  "dialogue_batch",
+  "dialogue_reward",
+  "DialogueBatch",
+  "DialogueConfig",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",

@@ -63,6 +63,15 @@ from jaxlab.losses.preference import (
   simpo_loss,
 )
 from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
+from jaxlab.losses.rewards import (
+  calibrate_rewards,
+  combine_rewards,
+  exponential_reward,
+  log_reward,
+  log_sigmoid_centered,
+  reference_quantile,
+  tilted_weights,
+)
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
 from jaxlab.losses.sequence import (
@@ -82,10 +91,12 @@ __all__ = [
   "bar_nll",
   "bradley_terry_loss",
   "brier_loss",
+  "calibrate_rewards",
   "causal_token_log_probs",
   "chunked_token_log_probs",
   "class_prototypes",
   "clipped_policy_loss",
+  "combine_rewards",
   "conditional_exit_probabilities",
   "confidence_difference",
   "confidence_difference_mask",
@@ -100,6 +111,7 @@ __all__ = [
   "exit_distribution",
   "exit_warmup_loss",
   "exit_weighted_loss",
+  "exponential_reward",
   "fixmatch_loss",
   "foreground_cross_entropy",
   "gate_loss",
@@ -119,6 +131,8 @@ __all__ = [
   "leave_one_out_advantages",
   "log1mexp",
   "log_odds_ratio",
+  "log_reward",
+  "log_sigmoid_centered",
   "log_tree_coverage",
   "marginal_entropy",
   "mixup_cross_entropy",
@@ -132,6 +146,7 @@ __all__ = [
   "plackett_luce_loss",
   "proportion_kl",
   "pseudo_label_mix_weight",
+  "reference_quantile",
   "reinforce_loss",
   "rescale_mix_ratio",
   "robust_dpo_loss",
@@ -144,6 +159,7 @@ __all__ = [
   "softmax_entropy",
   "stepwise_coverage_loss",
   "symmetric_cross_entropy",
+  "tilted_weights",
   "token_log_probs",
 ]
 

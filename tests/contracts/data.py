@@ -2,15 +2,19 @@
 
 import numpy as np
 
-from jaxlab.data import ModularChainConfig, ParaphraseConfig
+from jaxlab.data import DialogueConfig, ModularChainConfig, ParaphraseConfig
 from tests.contracts.calls import KEY, B, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
+_DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 
 TABLE = {
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
+  "dialogue_batch": call(KEY, _DIALOGUES, 2),
+  "dialogue_reward": call(_DIALOGUES, c(B), c(B, 4)),
+  "dialogue_reward:harmless": call(_DIALOGUES, c(B), c(B, 4), kind="harmless"),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
   "modular_chain_batch": call(KEY, _CHAINS, 2),

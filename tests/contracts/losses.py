@@ -14,6 +14,7 @@ TABLE = {
   "bar_nll": call(f(B, 4), f(B), s(5)).but(quiet="targets"),
   "bradley_terry_loss": call(f(B), f(B), margin=0.1),
   "brier_loss": call(f(B, 4), c(B)),
+  "calibrate_rewards": call(f(B, 4), f(B, 5), reference_mask=b(B, 5)).but(skip=_STEPS),
   "causal_token_log_probs": call(f(B, 5, 4), c(B, 5)),
   "chunked_token_log_probs": call(f(B, 5, 2), f(2, 4), c(B, 5), chunk_size=2),
   "class_prototypes": call(f(5, 2), c(5), num_classes=4),
@@ -23,6 +24,10 @@ TABLE = {
   "clipped_policy_loss:sequence": call(
     n(B, 5), n(B, 5), f(B), b(B, 5), level="sequence_mean", clip_high=0.3
   ).but(static="kl_coefficient"),
+  "combine_rewards": call(f(B, 2), f(B, 2)),
+  "combine_rewards:weighted": call(f(B, 2), f(B, 2), method="weighted_sum", weights=u(2)).but(
+    quiet="reference_rewards"
+  ),
   "conditional_exit_probabilities": call(p(B, 4)),
   "confidence_difference": call(f(B, 4), f(B, 4)),
   "confidence_difference_mask": call(f(5, 4), f(5, 4)).but(skip=_STEPS),
@@ -39,6 +44,7 @@ TABLE = {
   "exit_distribution": call(u(B, 4)),
   "exit_warmup_loss": call(f(B, 4)),
   "exit_weighted_loss": call(f(B, 4), p(B, 4)),
+  "exponential_reward": call(u(B), tilt=-10.0),
   "fixmatch_loss": call(f(B, 4), f(B, 4)),
   "foreground_cross_entropy": call(u(B, 1, 4, 4), c(B, 1, 4, 4)),
   "gate_loss": call(f(B, 4), c(B), u(4)),
@@ -59,6 +65,8 @@ TABLE = {
   "leave_one_out_advantages": call(f(B, 4)).but(quiet="rewards"),
   "log1mexp": call(n(B)),
   "log_odds_ratio": call(n(B), n(B)),
+  "log_reward": call(u(B)),
+  "log_sigmoid_centered": call(f(B, 4), f(B, 1)),
   "log_tree_coverage": call(n(B, 5), branching=2.0, mask=b(B, 5)),
   "marginal_entropy": call(f(5, 4), weights=u(5)),
   "mixup_cross_entropy": call(f(B, 4), c(B), c(B), u(B)),
@@ -72,6 +80,7 @@ TABLE = {
   "plackett_luce_loss": call(f(B, 4), mask=b(B, 4)),
   "proportion_kl": call(u(B, 1, 4, 4), u(B), b(B, 1, 4, 4)),
   "pseudo_label_mix_weight": call(u(B), u(B)).but(skip=_STEPS),
+  "reference_quantile": call(f(B, 5), mask=b(B, 5)),
   "reinforce_loss": call(n(B, 5), f(B), b(B, 5)),
   "rescale_mix_ratio": call(u(B)),
   "robust_dpo_loss": call(*_PAIRS),
@@ -85,5 +94,6 @@ TABLE = {
   "softmax_entropy": call(f(B, 4)),
   "stepwise_coverage_loss": call(n(B, 5), c(B, 5), num_samples=8.0, num_steps=4),
   "symmetric_cross_entropy": call(f(B, 4), f(B, 4)),
+  "tilted_weights": call(f(B, 4), beta=0.5, mask=b(B, 4)),
   "token_log_probs": call(f(B, 5, 4), c(B, 5)),
 }

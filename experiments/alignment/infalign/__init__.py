@@ -1,0 +1,1 @@
+"""Alignment for the procedure that decodes."""

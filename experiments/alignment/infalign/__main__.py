@@ -1,0 +1,223 @@
+"""Alignment for the procedure that decodes: rewards are calibrated, then transformed.
+
+A policy that will be decoded by best-of-N needs one good response among N; one that is attacked by
+worst-of-N must have no bad one. Each is optimal for ordinary reinforcement learning with its own
+transformation of the reward, once this is calibrated: replaced by the share of the reference's
+responses to the same prompt that it beats. The reward that training sees is a monotone map of the
+true one, and another map for another prompt; win rates are by the true reward.
+"""
+
+import dataclasses
+import functools
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import catalogue
+from experiments.alignment.infalign.methods import (
+  BEST,
+  BEST_OF_4,
+  BEST_OF_M,
+  CALIBRATED,
+  METHODS,
+  OPTIMUM,
+  PLAIN,
+  RAW,
+  STANDARDIZED,
+  TRAINED,
+  VALID,
+  WIN_RATES,
+  WORST,
+  WORST_OF_4,
+  solve_grid,
+  tilt_pool,
+  train_policy,
+  train_reference,
+)
+from experiments.kit import dialogue, plots, sizes
+from jaxlab import metrics, training
+from jaxlab.experiment import Claim, Context, Results, compare, precondition, t_interval
+
+PAPER = "infalign"
+SEEDS = {"laptop": 6}
+TRAINING, POOL, GRID = "trained", "tilted pool", "grid"
+LOW, HIGH = 0.5, 1.0  # Nats at which methods are compared.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(dialogue.DialogueSizes):
+  """The dialogues, the reference, what is stored of it, and training."""
+
+  scale_range: float = 30.0  # Ratio of the largest scale of the reward to the smallest.
+  stored: tuple[int, ...] = (25, 100, 400)  # Stored rewards of a prompt; the second number trains.
+  pool: int = 2000  # Responses of the reference to a prompt that are tilted.
+  judged: int = 256  # Fresh responses to a prompt, of policy and reference, for win rates.
+  updates: int = 200  # Updates of a policy, each on all prompts.
+  samples: int = 4  # Responses to a prompt in an update.
+  learning_rate: float = 3e-3  # Adam with a cosine to 0; chosen for the calibrated reward.
+  aims: tuple[float, ...] = (0.4, 0.8, 1.3)  # Nats to which the penalties would tilt.
+  tilts: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # Nats of the tilted pools.
+  best_of: tuple[int, ...] = (2, 3, 4, 6, 8)  # M of policies that give the best of M responses.
+
+
+PRESETS = {
+  "smoke": Config(
+    num_prompts=4, response_length=3, response_tokens=4, decoder=(8, 1), num_heads=2,
+    reference_updates=2, reference_rows=8, stored=(2, 4, 6), pool=8, judged=8, updates=2, samples=2,
+    aims=(0.4, 1.3), tilts=(0.5, 1.0), best_of=(2,),
+  ),
+  "laptop": Config(),
+  "paper": Config(
+    num_prompts=4096, response_length=128, response_tokens=8192, decoder=(768, 12), num_heads=12,
+    reference_updates=20_000, reference_rate=3e-4, updates=2000, learning_rate=1e-5,
+  ),
+}  # fmt: skip
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  dialogue.check_dialogues(config)
+  if len(config.stored) != 3:
+    raise ValueError(f"stored must hold three numbers, got {config.stored}.")
+  for number in config.stored:
+    sizes.check_at_most(config.pool, stored=number)
+  if config.scale_range < 1:
+    raise ValueError(f"scale_range must be at least 1, got {config.scale_range}.")
+  if not {LOW, HIGH} <= set(config.tilts):
+    raise ValueError(f"tilts must hold {LOW} and {HIGH}, got {config.tilts}.")
+
+
+def run(config: Config, context: Context) -> Results:
+  """Trains references, then every method at every penalty, and tilts the pools exactly."""
+  results = Results()
+
+  def over_seeds(stage, fn, arguments):
+    options = {"num_seeds": context.seeds, "arguments": arguments, "mesh": context.mesh}
+    return context.cached(stage, training.over_seeds, context.key, fn, **options)
+
+  seeds = np.asarray(context.seed_numbers, np.int32)
+  references = over_seeds("references", functools.partial(train_reference, config), seeds)
+  results.add({"reference": {"valid": 100 * references["valid"].mean((1, 2))}}, policy=TRAINING)
+  train = functools.partial(train_policy, config)
+  for method in TRAINED:
+    scores = []
+    for aim in config.aims:
+      setting = {"method": METHODS.index(method), "aim": aim}
+      setting = {name: np.full(context.seeds, value) for name, value in setting.items()}
+      stage = f"policies/{re.sub(r'[^a-z0-9, ]', '', method)}/{aim}"
+      scores.append(over_seeds(stage, train, (references, setting)))
+      results.add({method: scores[-1]}, policy=TRAINING, aim=aim)
+    add_at_kl(results, method, {q: np.stack([s[q] for s in scores], axis=1) for q in scores[0]})
+  tilted = over_seeds("pools", functools.partial(tilt_pool, config), references)
+  exact = context.cached("grid", jax.jit(functools.partial(solve_grid, config)))
+  for j, kl in enumerate(config.tilts):
+    for policy, scores in ((POOL, tilted), (GRID, exact)):
+      for method, quantities in scores.items():
+        values = {name: value[..., j] for name, value in quantities.items()}
+        results.add({method: values}, policy=policy, kl=kl)
+  for m in config.best_of:
+    # The best of M responses wins against M others in M of M + 1 cases, however it is decoded.
+    values = {PLAIN: 100 * m / (m + 1), BEST_OF_4: 100 * m / (m + 1)}
+    results.add({BEST_OF_M: values}, policy=GRID, kl=round(float(metrics.best_of_n_kl(m)), 3))
+  return results
+
+
+@jax.jit
+@jax.vmap
+def at_low_and_high(kl, value):
+  """What a seed's policies `[k]` reach at the divergences that are compared."""
+  return metrics.value_at_kl(kl, value, at=jnp.array([LOW, HIGH]))
+
+
+def add_at_kl(results: Results, method: str, scores: dict[str, np.ndarray]) -> None:
+  """Adds win rates `[seeds, k]` of a method interpolated to equal measured divergences."""
+  for name in (quantity + suffix for quantity in WIN_RATES for suffix in ("", VALID)):
+    values = np.asarray(at_low_and_high(scores["KL"], scores[name]))
+    for j, kl in enumerate((LOW, HIGH)):
+      results.add({method: {name: values[:, j]}}, policy=TRAINING, kl=kl)
+
+
+def claims(config: Config, results: Results) -> list[Claim]:
+  """The paper's statements, at equal measured divergences."""
+
+  def rate(quantity, method, kl=HIGH, policy=TRAINING):
+    return results.select(quantity, method=method, policy=policy, kl=kl)
+
+  def reached(bound, aim):
+    kls = [results.select("KL", method=m, policy=TRAINING, aim=aim) for m in TRAINED]
+    return bound(kls)
+
+  low, high = reached(np.max, min(config.aims)), reached(np.min, max(config.aims))
+  brackets = (
+    precondition("the smallest divergence is below 0.5 nats for all methods", low, at_most=LOW),
+    precondition("the largest divergence is above 1 nat for all methods", high, at_least=HIGH),
+    precondition(
+      "98% of the reference's responses have the right length",
+      results.select("valid", method="reference"), at_least=98,
+    ),
+  )  # fmt: skip
+  identity = rate(BEST_OF_4, CALIBRATED)
+  gap = rate(BEST_OF_4, BEST, policy=POOL) - rate(BEST_OF_4, CALIBRATED, policy=POOL)
+  room = precondition(
+    "the calibrated reward's best-of-4 win rate is 75 to 92%", identity, at_least=75, at_most=92
+  )
+  phenomenon = precondition("exact tilts differ by 4 points or more", gap, at_least=4)
+  return [
+    compare(
+      "best-of-4 win rate at 1 nat: exp(10 u) of the calibrated reward is 2 points above the "
+      "better one of the raw and the calibrated reward",
+      rate(BEST_OF_4, BEST), np.maximum(identity, rate(BEST_OF_4, RAW)), margin=2.0, headline=True,
+      requires=(*brackets, room, phenomenon),
+      paper="3 to 8 points above the best other method, Anthropic dialogues and Reddit summaries",
+    ),
+    compare(
+      "worst-of-4 win rate at 0.5 nats: -exp(-10 u) is 2 points above the calibrated reward",
+      rate(WORST_OF_4, WORST, LOW), rate(WORST_OF_4, CALIBRATED, LOW), margin=2.0,
+      requires=brackets,
+    ),
+    compare(
+      "win rate of single responses at 1 nat: the calibrated reward is 5 points above the raw one",
+      rate(PLAIN, CALIBRATED), rate(PLAIN, RAW), margin=5.0, requires=brackets,
+    ),
+    compare(
+      "best-of-4 win rate at 1 nat: exp(10 u) is 2 points above the reward standardized by prompt, "
+      "which the maps of the reward distort",
+      rate(BEST_OF_4, BEST), rate(BEST_OF_4, STANDARDIZED), margin=2.0, requires=brackets,
+    ),
+  ]  # fmt: skip
+
+
+def figure(results: Results):
+  """Win rates of the three procedures against the measured divergence."""
+  figure, axes = plots.panels(3)
+  colors = [f"C{i}" for i in range(10)]
+  for ax, quantity in zip(axes, WIN_RATES):
+    for method, color in zip(TRAINED, colors):
+      records = results.matching(quantity=quantity, method=method, policy=TRAINING)
+      aims = [record.setting["aim"] for record in records if "aim" in record.setting]
+      kls, rates = (
+        np.array([results.select(q, method=method, policy=TRAINING, aim=a) for a in aims])
+        for q in ("KL", quantity)
+      )
+      error = [(high - low) / 2 for low, high in map(t_interval, rates)]
+      error = np.where(np.isfinite(error), error, 0)
+      ax.errorbar(kls.mean(1), rates.mean(1), error, fmt="o-", capsize=3, color=color, label=method)
+    for policy, method, style in ((GRID, OPTIMUM, "-"), (POOL, STANDARDIZED, ":")):
+      records = results.matching(quantity=quantity, method=method, policy=policy)
+      xs, ys = zip(*((record.setting["kl"], record.values.mean()) for record in records))
+      ax.plot(xs, ys, style, color="gray", zorder=0, label=f"{method}, {policy}")
+    ax.set(xlabel="measured divergence (nats)", ylabel=f"{quantity} (%)", xlim=(0, 1.7))
+  axes[0].legend(fontsize=7)
+  return figure
+
+
+def abstract(config: Config, mesh):
+  """The step that trains the reference, for a dry run."""
+  return dialogue.abstract_reference(config, mesh)
+
+
+if __name__ == "__main__":
+  catalogue.run(sys.modules[__name__])
