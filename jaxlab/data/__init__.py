@@ -1,5 +1,14 @@
 """Data sources and synthetic tasks."""
 
+from jaxlab.data.annotated_preferences import (
+  AggregatedPreferences,
+  AnnotatedPairs,
+  OrientedPairs,
+  aggregate_preferences,
+  annotated_pairs,
+  orient_pairs,
+  ratings_to_strength,
+)
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
@@ -36,6 +45,7 @@ from jaxlab.data.paraphrases import (
   paraphrase_pairs,
   response_class,
 )
+from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
 from jaxlab.data.prompt_variants import (
   Prompts,
   RuleTasks,
@@ -74,6 +84,10 @@ from jaxlab.data.tokenizers import (
 
 __all__ = [
   "AcceptedCurves",
+  "aggregate_preferences",
+  "AggregatedPreferences",
+  "annotated_pairs",
+  "AnnotatedPairs",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
@@ -109,6 +123,8 @@ __all__ = [
   "MultiplicationBatch",
   "MultiplicationData",
   "normalize_curve",
+  "orient_pairs",
+  "OrientedPairs",
   "OverlappingGaussians",
   "pad_sequences",
   "PaddedSequences",
@@ -122,10 +138,13 @@ __all__ = [
   "parse_chain",
   "ParsedChain",
   "PatchData",
+  "preference_bandit",
+  "PreferenceBandit",
   "PreferencePairs",
   "prepare",
   "prior_batches",
   "Prompts",
+  "ratings_to_strength",
   "RegressionTable",
   "render_chat",
   "render_prompts",

@@ -60,9 +60,16 @@ from jaxlab.losses.preference import (
   implicit_reward,
   ipo_loss,
   robust_dpo_loss,
+  rpo_loss,
   simpo_loss,
 )
 from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
+from jaxlab.losses.regularized_policies import maximin_reward_objective, optimal_policy_log_probs
+from jaxlab.losses.reward_modeling import (
+  attribute_regression_loss,
+  scaled_bradley_terry_loss,
+  weighted_reward,
+)
 from jaxlab.losses.rewards import (
   calibrate_rewards,
   combine_rewards,
@@ -87,6 +94,7 @@ from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
 
 __all__ = [
   "all_pairs_mixup_loss",
+  "attribute_regression_loss",
   "bar_index",
   "bar_nll",
   "bradley_terry_loss",
@@ -135,12 +143,14 @@ __all__ = [
   "log_sigmoid_centered",
   "log_tree_coverage",
   "marginal_entropy",
+  "maximin_reward_objective",
   "mixup_cross_entropy",
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
   "nearest_prototypes",
   "open_set_entropy_loss",
   "optimal_exit",
+  "optimal_policy_log_probs",
   "orpo_loss",
   "pixel_entropy",
   "plackett_luce_loss",
@@ -150,7 +160,9 @@ __all__ = [
   "reinforce_loss",
   "rescale_mix_ratio",
   "robust_dpo_loss",
+  "rpo_loss",
   "rrhf_loss",
+  "scaled_bradley_terry_loss",
   "segment_log_probs",
   "sequence_log_prob",
   "sequence_nll",
@@ -161,6 +173,7 @@ __all__ = [
   "symmetric_cross_entropy",
   "tilted_weights",
   "token_log_probs",
+  "weighted_reward",
 ]
 
 

@@ -49,10 +49,12 @@ from jaxlab.metrics.inference_scaling import (
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
+from jaxlab.metrics.policies import policy_divergence, unsupported_mass
 from jaxlab.metrics.preference import (
   RankingTransitions,
   idealized_log_ratio,
   idealized_ranking_accuracy,
+  pairwise_accuracy,
   ranking_accuracy,
   ranking_loss_threshold,
   ranking_transitions,
@@ -143,12 +145,14 @@ __all__ = [
   "optimal_coverage_policy",
   "optimal_transform",
   "OptimalTransform",
+  "pairwise_accuracy",
   "parameter_distance",
   "pass_at_k",
   "pearson_correlation",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
+  "policy_divergence",
   "pool_win_rate",
   "PowerDiffusion",
   "ranking_accuracy",
@@ -163,6 +167,7 @@ __all__ = [
   "threshold_exits",
   "tilted_density",
   "token_alignment",
+  "unsupported_mass",
   "value_at_kl",
   "win_rate_frontier",
   "worst_group_rmse",

@@ -50,9 +50,11 @@ TABLE = {
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
+  "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "pool_win_rate": call(f(B, 4), f(B, 5), num_samples=2).but(skip={"gradients": "steps"}),
   "pool_win_rate:worst": call(f(B, 4), f(B, 5), num_samples=2, procedure="worst_of_n").but(
     skip={"gradients": "steps"}
@@ -73,6 +75,7 @@ TABLE = {
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
   "tilted_density": call(f(5), beta=0.5),
   "token_alignment": call(f(4, 2), c(B), c(B)),
+  "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),
   "win_rate_frontier": call(f(5), u(4), num_samples=2),
   "win_rate_frontier:worst": call(f(5), u(4), num_samples=2, procedure="worst_of_n"),

@@ -12,22 +12,33 @@ PAIRS = tuple((-20 + 5 * RNG.normal(size=(4, N))).astype(np.float32))
 REFERENCE = PAIRS[2:]
 PROBS = RNG.uniform(0.02, 0.98, N).astype(np.float32)
 
-accuracy = jax.jit(metrics.ranking_accuracy)
+CHOSEN = np.array([1.0, 2.0, 0.0, -1.0, np.inf], np.float32)
+REJECTED = np.array([0.0, 2.0, 1.0, -3.0, np.inf], np.float32)
+pairwise = jax.jit(metrics.pairwise_accuracy)
+ranking = jax.jit(metrics.ranking_accuracy)
 log_ratio = jax.jit(metrics.idealized_log_ratio)
 idealized = jax.jit(metrics.idealized_ranking_accuracy)
 threshold = jax.jit(metrics.ranking_loss_threshold)
 transitions = jax.jit(metrics.ranking_transitions)
 
 
+def test_pairwise_accuracy_counts_ties_one_half():
+  assert pairwise(CHOSEN, REJECTED) == np.float32(0.6)
+  weights = np.array([3, 1, 2, 0, 0])
+  np.testing.assert_allclose(pairwise(CHOSEN, REJECTED, weights=weights), 3.5 / 6, rtol=1e-6)
+  assert pairwise(CHOSEN, REJECTED, weights=np.zeros(5, np.int64)) == 0
+  assert np.isnan(pairwise(CHOSEN * np.nan, REJECTED))
+
+
 def test_accuracy_counts_pairs():
   chosen, rejected = np.round(PAIRS[0]), np.round(PAIRS[1])
   assert np.any(chosen == rejected)
   np.testing.assert_allclose(
-    accuracy(chosen, rejected), np.mean([a > b for a, b in zip(chosen, rejected)])
+    ranking(chosen, rejected), np.mean([a > b for a, b in zip(chosen, rejected)])
   )
   lengths = RNG.integers(0, 9, (2, N))
   per_token = [x / np.maximum(n, 1) for x, n in zip((chosen, rejected), lengths)]
-  result = accuracy(chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1])
+  result = ranking(chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1])
   np.testing.assert_allclose(result, np.mean(per_token[0] > per_token[1]))
 
 
@@ -35,14 +46,14 @@ def test_accuracy_of_a_part_of_the_pairs():
   mask = RNG.random(N) < 0.5
   chosen = np.where(mask, PAIRS[0], np.nan)
   expected = np.mean(PAIRS[0][mask] > PAIRS[1][mask])
-  np.testing.assert_allclose(accuracy(chosen, PAIRS[1], mask=mask), expected, rtol=1e-6)
+  np.testing.assert_allclose(ranking(chosen, PAIRS[1], mask=mask), expected, rtol=1e-6)
   np.testing.assert_allclose(
-    accuracy(chosen, PAIRS[1], mask=mask.astype(np.float32)), expected, rtol=1e-6
+    ranking(chosen, PAIRS[1], mask=mask.astype(np.float32)), expected, rtol=1e-6
   )
-  assert np.isnan(accuracy(chosen, PAIRS[1]))
-  assert np.isnan(accuracy(*PAIRS[:2], mask=np.zeros(N, bool)))
+  assert np.isnan(ranking(chosen, PAIRS[1]))
+  assert np.isnan(ranking(*PAIRS[:2], mask=np.zeros(N, bool)))
   impossible = np.full(N, -np.inf, np.float32)
-  assert accuracy(impossible, impossible) == 0 and accuracy(PAIRS[0], impossible) == 1
+  assert ranking(impossible, impossible) == 0 and ranking(PAIRS[0], impossible) == 1
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -54,7 +65,7 @@ def test_idealized_policy_matches_the_formula(beta):
 
 
 def test_limits_of_the_idealized_accuracy():
-  reference = accuracy(*REFERENCE)
+  reference = ranking(*REFERENCE)
   assert 0.3 < reference < 0.7
   assert idealized(*REFERENCE, PROBS, beta=1e6) == reference
   assert idealized(*REFERENCE, np.full(N, 0.5, np.float32), beta=0.1) == reference
@@ -80,7 +91,7 @@ def test_optimum_of_a_penalized_reward_attains_the_idealized_accuracy():
   np.testing.assert_allclose(
     log_ratio(*pairs[:2], np.float32(probs), beta=beta), pairs[2] - pairs[3], rtol=1e-3, atol=1e-4
   )
-  assert idealized(*pairs[:2], np.float32(probs), beta=beta) == accuracy(*pairs[2:])
+  assert idealized(*pairs[:2], np.float32(probs), beta=beta) == ranking(*pairs[2:])
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -109,7 +120,7 @@ def test_transitions_account_for_the_change_of_accuracy():
   cells = [np.mean((before == b) & (after == a)) for b, a in ((1, 1), (0, 1), (1, 0), (0, 0))]
   np.testing.assert_allclose(result, cells)
   np.testing.assert_allclose(sum(result), 1.0, rtol=1e-6)
-  change = accuracy(*PAIRS[:2]) - accuracy(*REFERENCE)
+  change = ranking(*PAIRS[:2]) - ranking(*REFERENCE)
   np.testing.assert_allclose(result.gained - result.lost, change, atol=1e-6)
   assert np.isnan(transitions(np.zeros(0, bool), np.zeros(0, bool))).all()
 
@@ -141,3 +152,12 @@ def test_errors():
     metrics.ranking_loss_threshold(*REFERENCE, beta=-1.0)
   with pytest.raises(TypeError, match="policy_correct must be of type bool"):
     metrics.ranking_transitions(np.ones(3, bool), np.ones(3))
+
+
+def test_errors_of_rewards():
+  with pytest.raises(ValueError, match=r"^weights must have shape \[n\] with n = 5, got \[2\]"):
+    metrics.pairwise_accuracy(CHOSEN, REJECTED, weights=np.ones(2))
+  with pytest.raises(ValueError, match=r"weights must lie in \[0, inf\)"):
+    metrics.pairwise_accuracy(CHOSEN, REJECTED, weights=-np.ones(5))
+  with pytest.raises(ValueError, match="^rejected_rewards must have shape"):
+    metrics.pairwise_accuracy(CHOSEN, REJECTED[:2])
