@@ -5,13 +5,11 @@ sum over a few rows. Those of one class share words, and a model gives them simi
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
 from jaxlab._programs import compiled_once
@@ -31,8 +29,8 @@ class Paraphrases(NamedTuple):
     lengths: tokens of a response with its end, int32 `[num_classes, paraphrases]`.
   """
 
-  tokens: np.ndarray
-  lengths: np.ndarray
+  tokens: chex.Array
+  lengths: chex.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,8 @@ class ParaphraseConfig:
     class_words: words that only responses of one class have, at least 1.
     function_words: words that all classes share, at least 1.
     max_length: words of the longest response, at least 2.
-    seed: of the responses, and of how often each prompt gets each class.
+    seed: of the responses, and of how often each prompt gets each class; inside a compiled function
+      it may be a traced integer.
 
   Raises:
     ValueError: if a count is too small, or there are not so many different responses.
@@ -96,12 +95,12 @@ class ParaphraseConfig:
   @property
   def responses(self) -> Paraphrases:
     """All responses, class by class."""
-    return _draw(self)[0]
+    return _draw_responses(self)
 
   @property
-  def class_probs(self) -> np.ndarray:
+  def class_probs(self) -> jax.Array:
     """How often each prompt gets a response of each class, `[num_prompts, num_classes]`."""
-    return _draw(self)[1]
+    return _draw_class_probs(self)
 
   @property
   def _first_prompt(self) -> int:
@@ -109,26 +108,46 @@ class ParaphraseConfig:
     return _FIRST_WORD + self.num_classes * self.class_words + self.function_words
 
 
-@functools.lru_cache(maxsize=16)
-def _draw(config: ParaphraseConfig) -> tuple[Paraphrases, np.ndarray]:
-  rng = np.random.default_rng(config.seed)
+@compiled_once
+def _draw_responses(config: ParaphraseConfig) -> Paraphrases:
   shape = config.num_classes, config.paraphrases
-  tokens = np.full((*shape, config.response_length), PAD_TOKEN, np.int32)
-  first_function_word = _FIRST_WORD + config.num_classes * config.class_words
-  for kind in range(config.num_classes):
-    drawn = {}  # As a set, in order.
-    while len(drawn) < config.paraphrases:
-      length = rng.integers(_MIN_LENGTH, config.max_length + 1)
-      own = rng.integers(config.class_words, size=-(-length // 2)) + kind * config.class_words
-      shared = rng.integers(config.function_words, size=length // 2)
-      drawn[(*(_FIRST_WORD + own), *(first_function_word + shared), EOS_TOKEN)] = None
-    for row, response in zip(tokens[kind], drawn):
-      row[: len(response)] = response
-  lengths = np.sum(tokens != PAD_TOKEN, axis=-1, dtype=np.int32)
-  probs = rng.dirichlet(np.ones(config.num_classes), config.num_prompts).astype(np.float32)
-  for array in (tokens, lengths, probs):
-    array.flags.writeable = False
-  return Paraphrases(tokens, lengths), probs
+  places = jnp.arange(config.response_length)[None, None]
+  first_own = _FIRST_WORD + config.class_words * jnp.arange(config.num_classes)[:, None, None]
+  first_shared = _FIRST_WORD + config.class_words * config.num_classes
+
+  def draw(key):
+    length_key, own_key, shared_key = jax.random.split(key, 3)
+    words = jax.random.randint(length_key, (*shape, 1), _MIN_LENGTH, config.max_length + 1)
+    size = (*shape, config.response_length)
+    own = first_own + jax.random.randint(own_key, size, 0, config.class_words)
+    shared = first_shared + jax.random.randint(shared_key, size, 0, config.function_words)
+    tokens = jnp.where(places < (words + 1) // 2, own, shared)
+    ended = jnp.where(places == words, EOS_TOKEN, PAD_TOKEN)
+    return jnp.where(places < words, tokens, ended).astype(jnp.int32)
+
+  def repeats(tokens):
+    """Which responses stand before already; those of other classes have other words."""
+    equal = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1)
+    return jnp.any(jnp.tril(equal, -1), axis=-1)
+
+  def draw_again(carry):
+    key, tokens = carry
+    key, new_key = jax.random.split(key)
+    return key, jnp.where(repeats(tokens)[..., None], draw(new_key), tokens)
+
+  key, first_key = jax.random.split(jax.random.key(config.seed))
+  start = key, draw(first_key)
+  _, tokens = jax.lax.while_loop(lambda carry: jnp.any(repeats(carry[1])), draw_again, start)
+  return Paraphrases(tokens, jnp.sum(tokens != PAD_TOKEN, axis=-1, dtype=jnp.int32))
+
+
+@compiled_once
+def _draw_class_probs(config: ParaphraseConfig) -> jax.Array:
+  """Uniform over distributions; those of the first prompts do not depend on how many follow."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.num_prompts))
+  weights = jax.vmap(lambda key: jax.random.exponential(key, (config.num_classes,)))(keys)
+  return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 class ParaphraseBatch(NamedTuple):
@@ -191,7 +210,7 @@ def paraphrase_batch(
   check_at_least(1, batch_size=batch_size)
   prompt_key, class_key, member_key = jax.random.split(key, 3)
   prompts = jax.random.randint(prompt_key, (batch_size,), 0, config.num_prompts)
-  logits = jnp.log(jnp.asarray(config.class_probs))[prompts]
+  logits = jnp.log(config.class_probs)[prompts]
   classes = jax.random.categorical(class_key, logits).astype(jnp.int32)
   members = jax.random.randint(member_key, (batch_size,), 0, config.paraphrases)
   tokens, mask = _rows(config, prompts, classes, members)
@@ -262,7 +281,7 @@ def paraphrase_pairs(
 
 def _rows(config: ParaphraseConfig, prompts, classes, members) -> tuple[jax.Array, jax.Array]:
   """Tokens and mask of prompts with responses."""
-  tokens, lengths = (jnp.asarray(array)[classes, members] for array in config.responses)
+  tokens, lengths = (array[classes, members] for array in config.responses)
   prompts = config._first_prompt + prompts
   separators = jnp.full_like(prompts, _SEPARATOR_TOKEN)
   tokens = jnp.concatenate([prompts[:, None], separators[:, None], tokens], axis=1)
@@ -299,8 +318,9 @@ def response_class(
   responses = responses[:, :size]
   responses = jnp.pad(responses, ((0, 0), (0, size - responses.shape[1])))
   inside = jnp.arange(size)[None] < lengths[:, None]
-  known = jnp.asarray(config.responses.tokens).reshape(-1, size)
-  equal = jnp.all((responses[:, None] == known[None]) | ~inside[:, None], axis=-1)
-  equal &= jnp.asarray(config.responses.lengths).reshape(1, -1) == lengths[:, None]
+  known = config.responses
+  tokens = known.tokens.reshape(1, -1, size)
+  equal = jnp.all((responses[:, None] == tokens) | ~inside[:, None], axis=-1)
+  equal &= known.lengths.reshape(1, -1) == lengths[:, None]
   classes = jnp.argmax(equal, axis=1).astype(jnp.int32) // config.paraphrases
   return jnp.where(jnp.any(equal, axis=1), classes, -1)
