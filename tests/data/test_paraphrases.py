@@ -117,7 +117,7 @@ def test_pairs_follow_their_settings(fraction, chosen_class):
 
 
 def test_responses_are_looked_up_exactly():
-  tokens, lengths = (np.reshape(x, (36, -1)) for x in CONFIG.responses)
+  tokens, lengths = (np.asarray(x).reshape(36, -1) for x in CONFIG.responses)
   lengths = lengths[:, 0]
   expected = np.repeat(np.arange(3), 12)
   np.testing.assert_array_equal(response_class(CONFIG, tokens, lengths), expected)
@@ -133,7 +133,7 @@ def test_responses_are_looked_up_exactly():
 
 @pytest.mark.parametrize("size", [4, 9])
 def test_responses_of_any_length_are_looked_up(size):
-  tokens, lengths = (np.reshape(x, (36, -1)) for x in CONFIG.responses)
+  tokens, lengths = (np.asarray(x).reshape(36, -1) for x in CONFIG.responses)
   fits = lengths[:, 0] <= size
   resized = np.pad(tokens, ((0, 0), (0, 3)), constant_values=5)[:, :size]
   expected = np.where(fits, np.repeat(np.arange(3), 12), -1)
