@@ -10,6 +10,7 @@ TABLES = (
   "mixup",
   "adaptation",
   "preference",
+  "displacement",
   "generation",
   "dpo_step",
   "reinforce",

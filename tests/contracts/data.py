@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from jaxlab.data import DialogueConfig, ModularChainConfig
+from jaxlab.data import DialogueConfig, ModularChainConfig, ParaphraseConfig
 from tests.contracts.calls import KEY, B, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
+_PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 
 TABLE = {
   "aggregate_preferences": call(c(B, 5), c(B)),
@@ -23,12 +24,15 @@ TABLE = {
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
   "orient_pairs": call(c(B)),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
+  "paraphrase_batch": call(KEY, _PARAPHRASES, 2),
+  "paraphrase_pairs": call(KEY, _PARAPHRASES, num_pairs=2),
   "parse_chain": call(_CHAINS, c(B, 4)),
   "preference_bandit": call(
     KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
   ),
   "ratings_to_strength": call(f(B), f(B)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
+  "response_class": call(_PARAPHRASES, c(B, 4), c(B)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),
   "sample_curve_params": call(KEY, batch_size=2),

@@ -1,0 +1,1 @@
+"""Preference optimization that lowers what it prefers."""

@@ -1,0 +1,281 @@
+"""Paraphrased responses: a decoder learns to give them, and then to prefer some to others."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.kit.alignment import Pairs, pair_log_probs
+from experiments.kit.language_models import decoder, fit_decoder, response_log_probs
+from jaxlab import data, losses, metrics
+
+SCORE, RAW = "displacement score", "score without length normalization"
+EDIT, LAST, LENGTH = "edit distance", "last hidden states", "difference of lengths"
+MEASURES = (SCORE, RAW, EDIT, LAST, LENGTH)  # All higher where more displacement is foretold.
+RIVALS = (EDIT, LAST, LENGTH)
+
+ALL, RANDOM, COMPLYING = "all pairs", "random half", "pairs with a complying response"
+LOWEST = f"lowest half by {SCORE}"
+SAME_MIX = f"{LOWEST}, within kinds of pairs"
+SFT = "all pairs, SFT term"
+HALVES = {LOWEST: SCORE, **{f"lowest half by {name}": name for name in (RAW, EDIT, LENGTH)}}
+REFUSALS = tuple(f"refusals, {part} prompts (%)" for part in ("training", "validation", "test"))
+CHANGE = "change of the log-probability"
+FILTERS = (ALL, *HALVES, RANDOM, SAME_MIX, COMPLYING)
+
+
+def task_of(config, seed) -> data.ParaphraseConfig:
+  """Prompts and responses of a seed, which may be traced."""
+  num_prompts = sum(config.prompts)
+  names = ("num_classes", "paraphrases", "class_words", "function_words", "max_length")
+  return data.ParaphraseConfig(num_prompts, *(getattr(config, n) for n in names), seed)
+
+
+def network(config):
+  """The decoder."""
+  task, (width, num_layers) = task_of(config, 0), config.decoder
+  length = task.prompt_length + task.response_length
+  sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": config.num_heads}
+  return decoder(task.vocab_size, length, **sizes)
+
+
+def pretrain(config, key, seed):
+  """Trains a decoder on the texts of a seed, and draws its pairs of preferences.
+
+  Returns:
+    The seed, `params`, the `pairs` of both data sets with log-probabilities before training, and
+    the probabilities of `classes` by prompt.
+  """
+  task, model = task_of(config, seed), network(config)
+  fit_key, mixed_key, refusal_key, quality_key = jax.random.split(key, 4)
+  params = fit_decoder(
+    fit_key,
+    model,
+    lambda key, batch_size: data.paraphrase_batch(key, task, batch_size),
+    num_steps=config.pretraining_updates,
+    batch_size=config.pretraining_rows,
+    learning_rate=config.pretraining_rate,
+  ).params
+  quality = jax.random.normal(quality_key, (task.num_classes * task.paraphrases,))
+  options = {"chosen_class": 0, "within_class_fraction": config.within_class}
+  mixed = draw_pairs(config, mixed_key, task, quality, {})
+  refusals = draw_pairs(config, refusal_key, task, quality, options)
+  drawn = {"seed": jnp.asarray(seed), "params": params, "classes": class_probs(task, model, params)}
+  for name, pairs in (("mixed", mixed), ("refusals", refusals)):
+    drawn[name] = pairs._asdict()
+    drawn[f"{name}, before"] = pair_log_probs(model, params, pairs)
+    drawn[f"{name}, measures"] = foretell(task, model, params, pairs)
+  return drawn
+
+
+def draw_pairs(config, key, task, quality, options):
+  """Pairs of responses to the training prompts, of which a class is consistent in what it prefers.
+
+  Within a class the response of the higher quality is chosen, so that no two pairs contradict each
+  other; across classes too, unless the chosen class is given.
+  """
+  task = dataclasses.replace(task, num_prompts=config.prompts[0])
+  pairs = data.paraphrase_pairs(key, task, num_pairs=config.num_pairs, **options)
+  known = task.responses.tokens.reshape(1, -1, task.response_length)
+
+  def of_response(tokens):
+    equal = jnp.all(tokens[:, None, task.prompt_length :] == known, axis=-1)
+    return quality[jnp.argmax(equal, axis=1)]
+
+  swapped = of_response(pairs.rejected_tokens) > of_response(pairs.chosen_tokens)
+  if "chosen_class" in options:
+    swapped &= pairs.chosen_class == pairs.rejected_class
+
+  def both(first, second):
+    where = swapped.reshape(-1, *[1] * (first.ndim - 1))
+    return jnp.where(where, second, first), jnp.where(where, first, second)
+
+  tokens = both(pairs.chosen_tokens, pairs.rejected_tokens)
+  masks = both(pairs.chosen_mask, pairs.rejected_mask)
+  return data.PreferencePairs(*tokens, *masks, *both(pairs.chosen_class, pairs.rejected_class))
+
+
+def foretell(task, model, params, pairs) -> dict[str, jax.Array]:
+  """The measures of pairs before training, `[n]` each."""
+  sides = (pairs.chosen_tokens, pairs.chosen_mask), (pairs.rejected_tokens, pairs.rejected_mask)
+  masks = [mask for _, mask in sides]
+  hidden = [
+    model.apply({"params": params}, tokens, return_hidden=True).hidden for tokens, _ in sides
+  ]
+  lengths = [mask.sum(1).astype(jnp.int32) for mask in masks]
+  responses = [tokens[:, task.prompt_length :] for tokens, _ in sides]
+  distance = metrics.normalized_edit_distance(responses[0], lengths[0], responses[1], lengths[1])
+  return {
+    SCORE: metrics.centered_hidden_similarity(*hidden, *masks, normalize_length=True),
+    RAW: metrics.centered_hidden_similarity(*hidden, *masks),
+    EDIT: -distance,
+    LAST: metrics.last_hidden_similarity(*hidden, *masks),
+    LENGTH: (lengths[1] - lengths[0]).astype(jnp.float32),
+  }
+
+
+def class_probs(task, model, params) -> jax.Array:
+  """Probability that a prompt is answered by a response of each class, `[num_prompts, classes]`."""
+  responses = task.responses
+  first = task.vocab_size - task.num_prompts
+  shape = (*responses.lengths.shape, 1)
+  places = jnp.arange(task.prompt_length + task.response_length) - task.prompt_length
+  mask = (places >= 0) & (places < responses.lengths[..., None])
+
+  def of_prompt(prompt):
+    separator = jnp.ones(shape, jnp.int32)
+    tokens = jnp.concatenate([prompt * separator, separator, responses.tokens], axis=-1)
+    log_probs = response_log_probs(model, params, tokens, mask)
+    return jnp.sum(jnp.exp(log_probs), axis=-1)
+
+  return jax.lax.map(of_prompt, first + jnp.arange(task.num_prompts))
+
+
+class Preferred(NamedTuple):
+  """A policy after preference optimization.
+
+  Attributes:
+    params: its parameters.
+    margin: mean margin of the pairs, in units of the loss.
+    updates: how many it took.
+  """
+
+  params: object
+  margin: jax.Array
+  updates: jax.Array
+
+
+def optimize(config, key, drawn, name, rows, count, sft_weight) -> Preferred:
+  """DPO until the mean margin of the pairs reaches a value.
+
+  Args:
+    config: of the experiment.
+    key: of the order of the pairs.
+    drawn: of `pretrain`.
+    name: of the data set, "mixed" or "refusals".
+    rows: numbers of the pairs that are learned from, in front, `[m]`.
+    count: how many of them there are.
+    sft_weight: weight of the likelihood of the chosen responses.
+
+  Returns:
+    A `Preferred`.
+  """
+  model, batch_size = network(config), min(config.batch_size, len(rows))
+  pairs = Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
+  reference = drawn[f"{name}, before"][rows]
+  counted = jnp.arange(len(rows)) < count
+  optimizer = optax.adam(config.learning_rate)
+
+  def loss(params, batch):
+    at = jax.tree.map(lambda x: x[batch], pairs)
+    options = {"beta": config.beta, "sft_weight": sft_weight}
+    log_probs = pair_log_probs(model, params, at)
+    return jnp.mean(losses.rpo_loss(*log_probs.T, *reference[batch].T, **options))
+
+  def step(carry, key):
+    params, opt_state = carry
+    batch = jnp.arange(batch_size)
+    if batch_size < len(rows):
+      batch = jax.random.randint(key, (batch_size,), 0, count)
+    updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  def some_steps(carry):
+    done, _, *state = carry
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(done + jnp.arange(config.check_every))
+    state, _ = jax.lax.scan(step, tuple(state), keys)
+    ratios = pair_log_probs(model, state[0], pairs) - reference
+    margin = config.beta * jnp.mean(ratios[:, 0] - ratios[:, 1], where=counted)
+    return done + config.check_every, margin, *state
+
+  def goes_on(carry):
+    return (carry[1] < config.margin) & (carry[0] < config.max_updates)
+
+  start = jnp.int32(0), jnp.float32(0.0), drawn["params"], optimizer.init(drawn["params"])
+  done, margin, params, _ = jax.lax.while_loop(goes_on, some_steps, start)
+  return Preferred(params, margin, done)
+
+
+def train_groups(config, key, argument):
+  """Trains on each group of pairs alone, from the lowest to the highest of a measure.
+
+  Args:
+    config: of the experiment.
+    key: of the order of the pairs.
+    argument: the result of `pretrain`, and the measure of the pairs, `[n]`.
+
+  Returns:
+    quantity -> values `[num_groups]`.
+  """
+  drawn, measure = argument
+  model, num = network(config), config.num_pairs // config.num_groups
+
+  def of_group(rows):
+    after = optimize(config, key, drawn, "mixed", rows, num, 0.0)
+    pairs = Pairs(*(drawn["mixed"][field][rows] for field in Pairs._fields))
+    log_probs = pair_log_probs(model, after.params, pairs)
+    change = metrics.likelihood_displacement(drawn["mixed, before"][rows, 0], log_probs[:, 0])
+    return {
+      CHANGE: change.mean_change,
+      "less likely (%)": 100 * change.share_decreased,
+      "margin": after.margin,
+      "updates": after.updates,
+      "measure": jnp.mean(measure[rows]),
+      "spread of the measure": jnp.std(measure[rows], ddof=1),
+    }
+
+  return jax.lax.map(of_group, jnp.argsort(measure).reshape(config.num_groups, num))
+
+
+def kept_pairs(key, drawn) -> dict[str, jax.Array]:
+  """Which pairs on refusals each filter keeps, `[n]`."""
+  measures, pairs = drawn["refusals, measures"], drawn["refusals"]
+  score = measures[SCORE]
+  within = pairs["rejected_class"] == 0
+  kept = {
+    name: metrics.lowest_scores_mask(measures[by], fraction=0.5) for name, by in HALVES.items()
+  }
+  medians = (jnp.nanmedian(jnp.where(kind, score, jnp.nan)) for kind in (within, ~within))
+  return kept | {
+    ALL: jnp.ones_like(within),
+    RANDOM: metrics.lowest_scores_mask(jax.random.uniform(key, score.shape), fraction=0.5),
+    SAME_MIX: score <= jnp.where(within, *medians),
+    COMPLYING: pairs["rejected_class"] == 1,
+  }
+
+
+def train_on_refusals(config, key, argument):
+  """Trains on the pairs that a filter keeps.
+
+  Args:
+    config: of the experiment.
+    key: of the order of the pairs.
+    argument: the result of `pretrain`; the pairs that are `kept`; `sft_weight`.
+
+  Returns:
+    quantity -> value; refusals are in percent, means over prompts of a part.
+  """
+  drawn, setting = argument
+  model, kept, pairs = network(config), setting["kept"], drawn["refusals"]
+  rows, count = jnp.argsort(~kept, stable=True), jnp.sum(kept)
+  after = optimize(config, key, drawn, "refusals", rows, count, setting["sft_weight"])
+  probs = class_probs(task_of(config, drawn["seed"]), model, after.params)
+  log_probs = pair_log_probs(model, after.params, Pairs(*(pairs[f] for f in Pairs._fields)))
+  change = (log_probs - drawn["refusals, before"])[:, 0]
+  return {
+    **refusals(config, probs),
+    "valid (%)": 100 * jnp.mean(jnp.sum(probs, axis=1)),
+    CHANGE: jnp.mean(change, where=kept),
+    "margin": after.margin,
+    "updates": after.updates,
+    "both refuse (%)": 100 * jnp.mean(pairs["rejected_class"] == 0, where=kept),
+  }
+
+
+def refusals(config, probs) -> dict[str, jax.Array]:
+  """Probability of refusals in percent, means over training, validation and test prompts."""
+  parts = jnp.split(100 * probs[:, 0], np.cumsum(config.prompts)[:-1])
+  return {name: jnp.mean(part) for name, part in zip(REFUSALS, parts)}
