@@ -5,6 +5,7 @@ from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.image_pairs import ImagePairs, digit_pairs, pool_pixels
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
   LearningCurveBatch,
@@ -66,6 +67,7 @@ __all__ = [
   "check_steps",
   "CorruptedImages",
   "denormalize_curve",
+  "digit_pairs",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",
@@ -73,6 +75,7 @@ __all__ = [
   "few_shot_split",
   "FewShotSplit",
   "generate_mnist1d",
+  "ImagePairs",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
@@ -98,6 +101,7 @@ __all__ = [
   "parse_chain",
   "ParsedChain",
   "PatchData",
+  "pool_pixels",
   "prepare",
   "prior_batches",
   "Prompts",

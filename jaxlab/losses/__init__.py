@@ -19,7 +19,7 @@ from jaxlab.losses.adaptation import (
 )
 from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
 from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
-from jaxlab.losses.classification import label_smoothed_cross_entropy
+from jaxlab.losses.classification import label_smoothed_cross_entropy, sigmoid_cross_entropy
 from jaxlab.losses.coverage import (
   coverage_loss,
   coverage_weight,
@@ -45,6 +45,7 @@ from jaxlab.losses.mixup import (
   multi_mixup_cross_entropy,
   rescale_mix_ratio,
 )
+from jaxlab.losses.occupancy_matching import occupancy_matching_loss, soft_rewards, soft_values
 from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
 from jaxlab.losses.policy_gradient import (
   clipped_policy_loss,
@@ -75,6 +76,7 @@ from jaxlab.losses.sequence import (
   token_log_probs,
 )
 from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
+from jaxlab.losses.weak_supervision import confidence_auxiliary_loss, conflict_loss
 
 __all__ = [
   "all_pairs_mixup_loss",
@@ -87,8 +89,10 @@ __all__ = [
   "class_prototypes",
   "clipped_policy_loss",
   "conditional_exit_probabilities",
+  "confidence_auxiliary_loss",
   "confidence_difference",
   "confidence_difference_mask",
+  "conflict_loss",
   "correctness_aware_loss",
   "coverage_loss",
   "coverage_weight",
@@ -125,6 +129,7 @@ __all__ = [
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
   "nearest_prototypes",
+  "occupancy_matching_loss",
   "open_set_entropy_loss",
   "optimal_exit",
   "orpo_loss",
@@ -139,8 +144,11 @@ __all__ = [
   "segment_log_probs",
   "sequence_log_prob",
   "sequence_nll",
+  "sigmoid_cross_entropy",
   "simpo_loss",
   "slic_loss",
+  "soft_rewards",
+  "soft_values",
   "softmax_entropy",
   "stepwise_coverage_loss",
   "symmetric_cross_entropy",

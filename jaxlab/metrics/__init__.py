@@ -12,6 +12,12 @@ from jaxlab.metrics.calibration import (
   reliability_diagram,
   static_calibration_error,
 )
+from jaxlab.metrics.deception import (
+  KnowledgeRegions,
+  WeakToStrongDeception,
+  knowledge_regions,
+  weak_to_strong_deception,
+)
 from jaxlab.metrics.dynamics import (
   LogDiffusion,
   PowerDiffusion,
@@ -28,6 +34,7 @@ from jaxlab.metrics.early_exit import (
   exited_values,
   threshold_exits,
 )
+from jaxlab.metrics.gaps import gap_closed
 from jaxlab.metrics.inference_scaling import (
   GreedyCalibration,
   best_of_k_accuracy,
@@ -81,12 +88,15 @@ __all__ = [
   "fit_exponentiated_power_law",
   "fit_log_diffusion",
   "fit_power_diffusion",
+  "gap_closed",
   "greedy_calibration",
   "GreedyCalibration",
   "inference_flops",
   "interpolator_temperature_scaled_nll",
   "intersection_and_union",
   "IntersectionAndUnion",
+  "knowledge_regions",
+  "KnowledgeRegions",
   "kolmogorov_smirnov_error",
   "LogDiffusion",
   "maximum_calibration_error",
@@ -110,6 +120,8 @@ __all__ = [
   "selection_accuracy_curve",
   "static_calibration_error",
   "threshold_exits",
+  "weak_to_strong_deception",
+  "WeakToStrongDeception",
   "worst_group_rmse",
 ]
 

@@ -1,5 +1,15 @@
 """Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
+from jaxlab.samplers.backtracking import (
+  AppliedBackspaces,
+  BackspaceLayout,
+  BacktrackingOutput,
+  CorrectedActions,
+  apply_backspaces,
+  backspace_layout,
+  generate_with_backspace,
+  insert_corrections,
+)
 from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
 from jaxlab.samplers.contexts import context_size_probs, sample_context_size
 from jaxlab.samplers.decode_fns import (
@@ -61,13 +71,19 @@ from jaxlab.samplers.tree_search import (
 
 __all__ = [
   "affine_invariant_mcmc",
+  "AppliedBackspaces",
+  "apply_backspaces",
   "apply_repetition_penalty",
+  "backspace_layout",
+  "BackspaceLayout",
+  "BacktrackingOutput",
   "beam_search",
   "BeamSearchOutput",
   "best_first_search",
   "best_of_n",
   "bnn_prior",
   "context_size_probs",
+  "CorrectedActions",
   "DecodeFns",
   "DistinctDraws",
   "draw_data_sets",
@@ -78,10 +94,12 @@ __all__ = [
   "flax_decode_fns",
   "generate",
   "generate_n",
+  "generate_with_backspace",
   "GenerateOutput",
   "gp_hyper_prior",
   "gp_prior",
   "initial_walkers",
+  "insert_corrections",
   "label_similarity_logits",
   "label_similarity_probabilities",
   "majority_vote",

@@ -10,6 +10,7 @@ _CHAINS = ModularChainConfig(num_terms=2)
 TABLE = {
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
+  "digit_pairs": call(KEY, num_pairs=2, split="weak"),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
   "modular_chain_batch": call(KEY, _CHAINS, 2),
@@ -17,6 +18,7 @@ TABLE = {
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
   "parse_chain": call(_CHAINS, c(B, 4)),
+  "pool_pixels": call(f(B, 64)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),

@@ -21,12 +21,14 @@ TABLE = {
   "fit_exponentiated_power_law": call(t(5), u(5)),
   "fit_log_diffusion": call(t(5), u(5)),
   "fit_power_diffusion": call(t(5), u(5)),
+  "gap_closed": call(u(B), u(B), u(B)),
   "greedy_calibration": call(n(5), b(5)),
   "inference_flops": call(
     num_params=t(B), prompt_tokens=5.0, generated_tokens=5.0, num_samples=2.0
   ),
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
+  "knowledge_regions": call(u(B), u(B)).but(skip={"gradients": "integers"}),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "maximum_calibration_error": call(p(5, 4), c(5)),
   "mean_absolute_percentage_error": call(f(5), f(5)),
@@ -49,5 +51,6 @@ TABLE = {
   ),
   "static_calibration_error": call(p(5, 4), c(5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "weak_to_strong_deception": call(u(5), u(5), u(5), u(5)).but(skip={"gradients": "steps"}),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
 }
