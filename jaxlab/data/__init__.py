@@ -5,7 +5,7 @@ from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
-from jaxlab.data.image_pairs import ImagePairs, digit_pairs, pool_pixels
+from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
   LearningCurveBatch,
@@ -67,7 +67,9 @@ __all__ = [
   "check_steps",
   "CorruptedImages",
   "denormalize_curve",
+  "digit_images",
   "digit_pairs",
+  "DigitImages",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",

@@ -28,6 +28,32 @@ class ImagePairs(NamedTuple):
   labels: chex.Array
 
 
+class DigitImages(NamedTuple):
+  """Images with values in [0, 1], f32 `[n, 64]`, and the digits that they show, i32 `[n]`."""
+
+  images: np.ndarray
+  digits: np.ndarray
+
+
+def digit_images(split: str) -> DigitImages:
+  """The images from which `digit_pairs` draws, for a network that is to know more than pairs say.
+
+  Args:
+    split: "weak", "student" or "test".
+
+  Returns:
+    `DigitImages`: 599 of them, in the order of their digits.
+
+  Raises:
+    ValueError: if the split is unknown.
+    ImportError: if scikit-learn is needed, to prepare the digits, and missing.
+
+  Reference: as `digit_pairs`.
+  """
+  check_choice("split", split, _SPLITS)
+  return DigitImages(*_digits(split, "digit"))
+
+
 def digit_pairs(
   key: chex.PRNGKey, *, num_pairs: int, split: str, objective: str = "digit"
 ) -> ImagePairs:

@@ -32,7 +32,7 @@ ROOMS = {
 # Reason -> functions that take or return no arrays of a computation.
 EXEMPT = {
   "reads or writes files": """
-    data.batch_iterator data.load_corrupted_folders data.load_corrupted_images
+    data.batch_iterator data.digit_images data.load_corrupted_folders data.load_corrupted_images
     data.load_epoch_curves data.load_lcdb data.load_mnist1d data.load_regression_table
     data.load_source data.load_tokenizer data.prepare
     models.load_adapter models.load_pfn models.load_pretrained models.load_vision_checkpoint

@@ -42,6 +42,17 @@ def test_splits_are_disjoint_thirds():
   assert sum(map(len, rows.values())) == len(set.union(*rows.values()))
 
 
+def test_images_of_a_split_are_those_of_its_pairs():
+  images, digits = data.digit_images("student")
+  rows = rows_of(images)
+  assert len(set(rows)) == 599 and images.dtype == np.float32
+  np.testing.assert_array_equal(digits, DIGITS.target[rows])
+  pairs = draw(KEY, split="student")
+  assert set(rows_of(pairs.first)) | set(rows_of(pairs.second)) <= set(rows)
+  with pytest.raises(ValueError, match="split must be one of"):
+    data.digit_images("all")
+
+
 def test_pairs_are_uniform():
   """Digits stand in pairs as often as their share among pairs of unequal digits says."""
   first, second = (DIGITS.target[rows_of(x)] for x in draw(KEY, split="test")[:2])
