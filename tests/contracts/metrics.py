@@ -13,6 +13,8 @@ TABLE = {
   "confidence_calibration_error": call(u(5), b(5)),
   "cost_accuracy": call(c(5), u(5, 4), t(4)),
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
+  "critical_step": call(f(B, 4), mask=b(B, 4)),
+  "distance_sensitivity": call(n(5), n(5, 4), c(5, 4), num_bins=2, max_distance=4),
   "exit_levels": call(p(B, 4)),
   "exited_values": call(f(B, 4, 2), c(B)).but(keeps=True),
   "expected_calibration_error": call(p(5, 4), c(5)),
@@ -37,11 +39,15 @@ TABLE = {
   "negative_log_likelihood": call(f(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
   "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
+  "prefix_values": call(c(B, 5), num_rollouts=4),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
+  "select_step_pairs": call(u(B, 5), u(B, 4, 2), mask=b(B, 4)),
   "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
   "selection_accuracy_curve:weighted": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="weighted_majority", num_subsets=2
@@ -50,7 +56,9 @@ TABLE = {
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
   ),
   "static_calibration_error": call(p(5, 4), c(5)),
+  "step_advantages": call(u(B, 5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "weak_to_strong_deception": call(u(5), u(5), u(5), u(5)).but(skip={"gradients": "steps"}),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
 }
