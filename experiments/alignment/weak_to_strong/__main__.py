@@ -172,6 +172,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     "conflict errors", method=EXPLICIT, trunk=strongest, threshold=config.thresholds[0]
   )
   tax, random_tax = at("conflict tax"), at("conflict tax", RANDOM)
+  base = at(SHARE, of=BASE)
   able = (
     precondition("the teacher's accuracy is .60 or more", weak, at_least=0.6),
     precondition("and .80 or less", weak, at_most=0.8),
@@ -183,8 +184,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
     precondition("weak labels recover .15 of the gap", recovered, at_least=0.15),
     precondition("the conflict costs 3 points of accuracy", tax, at_least=0.03),
     precondition("it makes 150 errors or more in every seed", number.min(), at_least=150),
-    precondition("of right pairs the strong model alone knows 20%", at(SHARE, of=BASE), at_least=0.2),
-    precondition("to 60%", at(SHARE, of=BASE), at_most=0.6),
+    precondition("of right pairs the strong model alone knows 20%", base, at_least=0.2),
+    precondition("to 60%", base, at_most=0.6),
     precondition(
       "another seed costs 2 points of accuracy at most",
       abs(at("conflict tax", RESEED).mean()), at_most=0.02,
@@ -208,8 +209,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
       requires=(*pulled, equal),
     ),
     compare(
-      "unknown to the teacher, pairs that the strong model knows turn wrong 2 points more often than "
-      "pairs of the same confidence that it does not know",
+      "of pairs that the teacher does not know, those that the strong model knows turn wrong 2 "
+      "points more often than others of the same confidence",
       at("excess of the error rate"), 0.0, margin=0.02, requires=pulled,
     ),
     compare(

@@ -68,11 +68,8 @@ ARMS = {
   UNSURE: (Arm(unsure=1), NONE),
   IMPLICIT: (Arm(ink=1), NONE),
 }
-for _name, _kind in (
-  (FILTERED, "confident"),
-  (BOOTSTRAPPED, "bootstrapped"),
-  (AUXILIARY, "auxiliary"),
-):
+_REMEDIES = {FILTERED: "confident", BOOTSTRAPPED: "bootstrapped", AUXILIARY: "auxiliary"}
+for _name, _kind in _REMEDIES.items():
   ARMS[f"{_name}, no conflict"] = Arm(**{_kind: 1}), f"{_name}, no conflict"
   ARMS[_name] = Arm(explicit=1, **{_kind: 1}), f"{_name}, no conflict"
 ARMS[CEILING] = Arm(true=1), CEILING
@@ -110,17 +107,13 @@ def draw_task(config, seed: int) -> Task:
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _draw_pairs(key, roles, num_pairs, num_validation):
   weak, student, test = roles
-  draws = (
-    (num_pairs, weak, "digit"),
-    (num_pairs, student, "digit"),
-    (num_validation, student, "digit"),
-    (num_pairs, student, "digit"),
-    (num_pairs, student, "ink"),
-    (num_pairs, test, "digit"),
-  )
+  splits = weak, student, student, student, student, test
+  keys = jax.random.split(key, len(splits))
+  nums, objectives = [num_pairs] * len(splits), ["digit"] * len(splits)
+  nums[2], objectives[4] = num_validation, "ink"
   return [
-    data.digit_pairs(k, num_pairs=num, split=split, objective=objective)
-    for k, (num, split, objective) in zip(jax.random.split(key, len(draws)), draws)
+    data.digit_pairs(key, num_pairs=num, split=split, objective=objective)
+    for key, num, split, objective in zip(keys, nums, splits, objectives)
   ]
 
 
@@ -173,21 +166,14 @@ def train_ranker(config, key, module, rows: Rows, arm: Arm, rate, progress, eval
   def scores(trained):
     return evaluate(functools.partial(margins, module, trained.variables))
 
-  every = math.gcd(*config.epochs) * (len(rows.labels) // config.batch_size)
-  trained = train(
-    key,
-    module,
-    ranking_loss(module, arm, config.conflict_weight),
-    optax.adam(rate),
-    rows,
-    num_steps=len(progress),
-    batch_size=config.batch_size,
-    schedule=progress,
-    evaluate=scores,
-    eval_every=every,
-  )
-  ends = np.array(config.epochs) // math.gcd(*config.epochs) - 1
-  return jax.tree.map(lambda values: values[ends], trained.scores)
+  period = math.gcd(*config.epochs)
+  sizes = {"num_steps": len(progress), "batch_size": config.batch_size}
+  options = {"schedule": progress, "evaluate": scores}
+  options["eval_every"] = period * (len(rows.labels) // config.batch_size)
+  loss = ranking_loss(module, arm, config.conflict_weight)
+  found = train(key, module, loss, optax.adam(rate), rows, **sizes, **options).scores
+  ends = np.array(config.epochs) // period - 1
+  return jax.tree.map(lambda values: values[ends], found)
 
 
 def with_features(features, task: Task) -> Task:
@@ -275,13 +261,12 @@ def measure_student(config, key, inputs, setting, *, width: int) -> dict[str, ja
   rate, epoch = rates[best // len(config.epochs)], best % len(config.epochs)
   num_epochs = jnp.array(config.epochs)[epoch]
   progress = steps / (num_epochs * per_epoch)
-  arms = jax.tree.map(
-    lambda *values: jnp.array(values, jnp.float32), *(a for a, _ in ARMS.values())
-  )
+  arms, baselines = zip(*ARMS.values())
+  arms = jax.tree.map(lambda *values: jnp.array(values, jnp.float32), *arms)
   students = jax.vmap(lambda arm: train_arm(arm, rate, progress))(arms)
   confidence = students["test"][:, epoch]
   names = list(ARMS)
-  compared = confidence[np.array([names.index(baseline) for _, baseline in ARMS.values()])]
+  compared = confidence[np.array([*map(names.index, baselines)])]
   strong = confidence[names.index(CEILING)]
 
   def errors(threshold):
