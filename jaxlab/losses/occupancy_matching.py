@@ -82,6 +82,7 @@ def occupancy_matching_loss(
   source: Literal["data", "model"],
   discount: chex.Numeric = 0.99,
   alpha: chex.Numeric = 1.0,
+  weights: chex.Array | None = None,
 ) -> jax.Array:
   """Chi-squared divergence of the data's occupancy from that of data and model, as a loss.
 
@@ -100,12 +101,14 @@ def occupancy_matching_loss(
     source: whether the sequences are the "data" or draws of the "model".
     discount: weight of a step relative to the one before, in (0, 1).
     alpha: inverse strength of the penalty on squared rewards, > 0; infinity is none.
+    weights: weights of the actions, `[..., T]`; 0 for those that no one chose, such as the wrong
+      tokens of `samplers.insert_corrections`. None for ones.
 
   Returns:
-    Loss per sequence, `[...]`, in float32 or wider. With rewards r, soft values V, and sums over
-    the steps t < N, it is `(V_0 + sum(g^t r_t^2) / (4 alpha)) / 2`, and with data that less
-    `sum(g^t r_t)`; the steps after the end have the reward (1 - g) V_N. Of an unfinished sequence,
-    `g^N V_N` is subtracted from V_0.
+    Loss per sequence, `[...]`, in float32 or wider. With rewards r and soft values V it is
+    `sum(g^t (V_t - g V_t+1 + r_t^2 / (4 alpha))) / 2` over the steps t, and for data that less
+    `sum(g^t r_t)`. After the end, all rewards are (1 - g) V_N; with them, V_0 is the sum of the
+    terms without r.
 
   Raises:
     ValueError: if `source` is unknown, `discount` lies outside (0, 1), `alpha` <= 0, a known length
@@ -118,18 +121,24 @@ def occupancy_matching_loss(
   check_choice("source", source, ("data", "model"))
   check_range("alpha", alpha, "(0, inf]")
   check_arrays(lengths=(lengths, "int [...]"), terminated=(terminated, "bool [...]"))
+  check_arrays(actions=(actions, "[..., T]"), weights=(weights, "[..., T]"))
   rewards, values = _rewards_and_values(logits, actions, lengths, discount)
   terminated, lengths = jnp.asarray(terminated), jnp.asarray(lengths)
   steps = jax.lax.broadcasted_iota(rewards.dtype, rewards.shape, rewards.ndim - 1)
-  weights, at_end = jnp.power(discount, steps), jnp.power(discount, as_accumulator(lengths))
-  last = _at(values, lengths)
+  discounts, at_end = jnp.power(discount, steps), jnp.power(discount, as_accumulator(lengths))
+  if weights is not None:
+    discounts *= as_accumulator(weights)
+
+  def total(terms):
+    return jnp.sum(weighted(discounts, jnp.where(steps < lengths[..., None], terms, 0.0)), axis=-1)
+
   # After the end follows a geometric series, whose rewards are (1 - discount) times the last value.
+  last = _at(values, lengths)
   tail = jnp.where(terminated, at_end * last, 0.0)
-  squares = jnp.sum(weights * jnp.square(rewards), axis=-1)
-  squares += (1.0 - discount) * tail * last
-  telescoped = values[..., 0] - jnp.where(terminated, 0.0, at_end * last)
-  loss = 0.5 * telescoped + weighted(0.125 / alpha, squares)
-  return loss if source == "model" else loss - jnp.sum(weights * rewards, axis=-1) - tail
+  squares = total(jnp.square(rewards)) + (1.0 - discount) * tail * last
+  differences = total(values[..., :-1] - discount * values[..., 1:]) + tail
+  loss = 0.5 * differences + weighted(0.125 / alpha, squares)
+  return loss if source == "model" else loss - total(rewards) - tail
 
 
 def _at(values: jax.Array, index: jax.Array) -> jax.Array:

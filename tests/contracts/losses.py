@@ -74,7 +74,9 @@ TABLE = {
   "multiview_contrastive_loss": call(f(2, 5, 4)),
   "nearest_prototypes": call(f(B, 2), f(4, 2)).but(skip=_INTEGERS),
   "occupancy_matching_loss": call(f(B, 6, 4), c(B, 5), c(B), b(B), source="data"),
-  "occupancy_matching_loss:model": call(f(B, 6, 4), c(B, 5), c(B), b(B), source="model"),
+  "occupancy_matching_loss:model": call(
+    f(B, 6, 4), c(B, 5), c(B), b(B), source="model", weights=u(B, 5)
+  ).but(quiet="weights"),
   "open_set_entropy_loss": call(f(5, 4), f(5, 4)),
   "optimal_exit": call(f(B, 4), np.arange(4.0, dtype=np.float32)).but(skip=_INTEGERS),
   "optimal_policy_log_probs": call(f(B, 4), n(B, 4), beta=0.1),

@@ -25,16 +25,16 @@ slope = jax.jit(
 data, model = (functools.partial(loss, source=source) for source in ("data", "model"))
 
 
-def slow_terms(logits, actions, length, terminated, discount):
+def slow_terms(logits, actions, length, terminated, discount, weights=(1,) * T):
   """The sums of the specification for one row, step by step."""
   logits = np.float64(logits)
   v = [np.log(np.sum(np.exp(row))) for row in logits]
   total, u, q, tail = 0.0, 0.0, 0.0, 0.0
   for t in range(length):
     r = logits[t, actions[t]] - discount * v[t + 1]
-    total += discount**t * r
-    u += discount**t * (v[t] - discount * v[t + 1])
-    q += discount**t * r**2
+    total += weights[t] * discount**t * r
+    u += weights[t] * discount**t * (v[t] - discount * v[t + 1])
+    q += weights[t] * discount**t * r**2
   if terminated:
     rho = (1 - discount) * v[length]
     tail = discount**length / (1 - discount) * rho
@@ -53,6 +53,17 @@ def test_losses_match_a_loop(discount, alpha):
   keywords = {"discount": discount, "alpha": alpha}
   result = data(*ROWS, **keywords), model(*ROWS, **keywords)
   np.testing.assert_allclose(np.transpose(result), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_weighted_losses_match_a_loop():
+  weights = RNG.integers(0, 2, (B, T)).astype(np.float32)
+  expected = []
+  for row, of_actions in zip(zip(*ROWS), weights):
+    total, u, q, tail = slow_terms(*row, 0.9, of_actions)
+    of_model = 0.5 * u + q / 8
+    expected.append((of_model - total - tail, of_model))
+  result = (f(*ROWS, discount=0.9, weights=weights) for f in (data, model))
+  np.testing.assert_allclose(np.transpose(list(result)), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_defaults():
@@ -212,6 +223,7 @@ def test_errors():
     ({"lengths": LENGTHS + 1}, r"lengths must lie in \[0, 5\]"),
     ({"logits": LOGITS[:, 1:]}, r"logits must have shape \[..., 6, v\]"),
     ({"terminated": TERMINATED[1:]}, "terminated must have shape"),
+    ({"weights": ACTIONS[:, 1:]}, "weights must have shape"),
   ):
     names = ("logits", "actions", "lengths", "terminated")
     arguments = {**dict(zip(names, ROWS)), "source": "data"} | keywords
