@@ -16,20 +16,18 @@ import numpy as np
 from experiments import catalogue
 from experiments.alignment.sequencematch import texts, tuning
 from experiments.alignment.sequencematch.texts import Sampling
-from experiments.alignment.sequencematch.tuning import ARMS, CORRECTIONS, MAIN, WITHOUT, Arm, Rows
+from experiments.alignment.sequencematch.tuning import ARMS, CORRECTIONS, MAIN, WITHOUT, Arm
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import grid
 from experiments.kit.train import adamw_cosine
 from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition, t_interval
-from jaxlab.samplers import BackspaceLayout
 
 PAPER = "sequencematch"
 SEEDS = {"laptop": 6}
 LIKELIHOOD = "maximum likelihood"
 SHARPENED = "maximum likelihood, best temperature"
-AGAIN = "maximum likelihood, unlikely tokens again"
 NUCLEUS, KNOWN, CHECKED = "nucleus", "results sharpened", "wrong results again"
 
 
@@ -88,20 +86,17 @@ def validate(config: Config) -> None:
   sizes.check_at_most(config.max_actions, num_terms=texts.length(config) + texts.SLACK)
   if len(config.operator_shares) != texts.NUM_OPERATORS:
     raise ValueError(f"operator_shares must hold 3 numbers, got {config.operator_shares}.")
-  if config.temperatures[0] != 1:
-    raise ValueError(f"temperatures must begin with 1, got {config.temperatures}.")
-  if 0.6 not in config.temperatures:
-    raise ValueError(f"temperatures must hold 0.6, got {config.temperatures}.")
+  if config.temperatures[0] != 1 or 0.6 not in config.temperatures:
+    raise ValueError(f"temperatures must begin with 1 and hold 0.6, got {config.temperatures}.")
 
 
 def ways(config: Config) -> list[tuple[dict, Sampling]]:
   """How maximum likelihood is sampled: what says so, and the sampling."""
-  known = {"sampling": KNOWN}, Sampling(result_temperature=config.result_temperature)
   return [
     *(({"temperature": t}, Sampling(t, t)) for t in config.temperatures),
     *(({"threshold": x}, Sampling(threshold=x)) for x in config.thresholds),
     ({"sampling": NUCLEUS}, Sampling(top_p=config.top_p)),
-    known,
+    ({"sampling": KNOWN}, Sampling(result_temperature=config.result_temperature)),
     ({"sampling": CHECKED}, Sampling(checker=1.0)),
   ]
 
@@ -110,60 +105,31 @@ def run(config: Config, context: Context) -> Results:
   """Trains by maximum likelihood, samples it in all ways, and tunes it in all arms."""
   results, (labels, samplings) = Results(), zip(*ways(config))
   stacked = jax.tree.map(lambda *values: np.float32(values), *samplings)
-  fit = functools.partial(tuning.fit_likelihood, config)
-  start = context.cached(LIKELIHOOD, over_seeds, context, fit, stacked)
-  selecting, judged = start.pop("selecting"), start.pop("judged")
+  fit = functools.partial(tuning.fit_likelihood, config, stacked)
+  options = {"num_seeds": context.seeds, "mesh": context.mesh}
+  start = context.cached(LIKELIHOOD, training.over_seeds, context.key, fit, **options)
+  selecting, judged, area = (start.pop(name) for name in ("selecting", "judged", tuning.AREA))
   for i, label in enumerate(labels):
-    found = {name: values[:, i] for name, values in judged.items()}
-    results.add({LIKELIHOOD: without_backspaces(found) if i == 0 else few(found)}, **label)
-  for method, name in ((SHARPENED, "temperature"), (AGAIN, "threshold")):
-    # The plain way is always one of them.
-    rows = [i for i, label in enumerate(labels) if i == 0 or name in label]
-    best = choose(config, {k: v[:, rows] for k, v in selecting.items()})
-    seeds = np.arange(context.seeds), np.array(rows)[best]
-    values = np.array([labels[i].get(name, 0.0) for i in rows])[best]
-    found = few({name: values[seeds] for name, values in judged.items()})
-    results.add({method: found | {f"chosen {name}": values}})
+    results.add({LIKELIHOOD: {name: values[:, i] for name, values in judged.items()}}, **label)
+  results.add({LIKELIHOOD: {tuning.AREA: area}})
   start["distance"] = selecting["distance"][:, 0]
+  sharp = {name: values[:, : len(config.temperatures)] for name, values in selecting.items()}
+  best = np.asarray(tuning.best(config, sharp, start["distance"][:, None]))
+  found = {name: values[np.arange(context.seeds), best] for name, values in judged.items()}
+  found["chosen temperature"] = np.array(config.temperatures)[best]
+  results.add({SHARPENED: found})
   fit = functools.partial(tuning.fit_arm, config)
   for name, arm in ARMS.items():
     found = context.cached(name, grid, context, fit, start, [arm._asdict()])
-    found = {quantity: values[:, 0] for quantity, values in found.items()}
-    found.pop("area of right results")
-    results.add({name: found if arm.backspace else without_backspaces(found)})
+    absent = (tuning.AREA,) if arm.backspace else (tuning.AREA, *tuning.OF_BACKSPACES)
+    results.add({name: {k: values[:, 0] for k, values in found.items() if k not in absent}})
   return results
-
-
-def few(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What is reported of a way of sampling."""
-  return {name: found[name] for name in ("valid", "well formed", "distance")}
-
-
-def without_backspaces(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What is measured where there are no backspaces."""
-  return {name: values for name, values in found.items() if name not in tuning.OF_BACKSPACES}
-
-
-def over_seeds(context: Context, fit, samplings: Sampling):
-  """What `fit(key, samplings)` gives, for all seeds."""
-  repeated = jax.tree.map(lambda x: np.broadcast_to(x, (context.seeds, *x.shape)), samplings)
-  options = {"num_seeds": context.seeds, "arguments": repeated, "mesh": context.mesh}
-  return jax.tree.map(np.asarray, training.over_seeds(context.key, fit, **options))
-
-
-def choose(config: Config, found: dict[str, np.ndarray]) -> np.ndarray:
-  """Of every seed, the setting of most valid texts among those as near to the law as the first."""
-  near = found["distance"] <= found["distance"][:, :1] + config.most_farther
-  return np.argmax(np.where(near, found["valid"], -1.0), axis=1)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements."""
   plain = {"method": LIKELIHOOD, "temperature": 1.0}
-  sharp = {
-    "method": LIKELIHOOD,
-    "temperature": min(config.temperatures, key=lambda t: abs(t - 0.6)),
-  }
+  sharp = {"method": LIKELIHOOD, "temperature": 0.6}
   checked = {"method": LIKELIHOOD, "sampling": CHECKED}
   select = results.select
 
@@ -178,7 +144,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     precondition("and otherwise well formed in 98%", select("well formed", **plain), at_least=0.98),
     precondition(
       "wrong results are less likely than right ones, with an area of .8",
-      select("area of right results", **plain), at_least=0.8,
+      select(tuning.AREA, method=LIKELIHOOD), at_least=0.8,
     ),
     precondition("its beginnings are within .05 of their law", distance, at_most=0.05),
     precondition(
@@ -233,7 +199,7 @@ def figure(results: Results):
   for sampling in (NUCLEUS, KNOWN, CHECKED):
     at = np.mean(point(method=LIKELIHOOD, sampling=sampling), axis=1)
     ax.plot(*at, "x", label=f"maximum likelihood, {sampling}")
-  for method in (SHARPENED, AGAIN, *ARMS):
+  for method in (SHARPENED, *ARMS):
     x, y = point(method=method)
     ends = [[values.mean() - low, high - values.mean()] for values in (x, y)
             for low, high in [t_interval(values)]]  # fmt: skip
@@ -246,17 +212,16 @@ def figure(results: Results):
 
 def abstract(config: Config, mesh):
   """One update of matching with a backspace, for a dry run."""
-  num, size = config.batch_size, config.max_actions
-  shapes = {"i": np.int32, "f": np.float32, "b": bool}
-  array = lambda kind, *shape: jax.ShapeDtypeStruct((num, *shape), shapes[kind])  # noqa: E731
-  layout = BackspaceLayout(
-    array("i", size + 1), array("i", size + 1), array("b", size + 1, size + 1)
-  )
-  rows = Rows(layout, array("i", size), array("f", size), array("i"), array("b"))
-  arm = Arm(backspace=1.0, model=1.0, penalty=1.0)
+  arm, size = Arm(corrections=1.0, backspace=1.0, model=1.0, penalty=1.0), config.batch_size
+
+  def draw(key):
+    return tuning.lay_out_texts(config, key, texts.draw_texts(config, key, size), arm)
+
+  rows = jax.eval_shape(draw, jax.random.key(0))
+  batch = rows, rows, jax.ShapeDtypeStruct((size,), np.float32)
   optimizer = adamw_cosine(config.tuning_rates[-1], config.tuning_steps, weight_decay=0.01)
   loss = tuning.matching_loss(config, arm)
-  return abstract_step(tuning.decoder(config), loss, optimizer, (rows, rows, array("f")), mesh)
+  return abstract_step(tuning.decoder(config), loss, optimizer, batch, mesh)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Maximum likelihood, and what texts and samples of the model make of it in a few updates."""
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -16,22 +17,16 @@ from jaxlab.samplers import BackspaceLayout, BacktrackingOutput
 _ANALYZED = 2048  # Samples whose single tokens are looked at.
 AFTER_WRONG, LOWEST = "backspaces after wrong tokens", "least likely tokens that are wrong"
 OF_BACKSPACES = "backspaces", AFTER_WRONG, LOWEST
+AREA = "area of right results"
 
 
 class Arm(NamedTuple):
-  """What fine-tuning learns from: all are one program.
+  """What fine-tuning learns from: all are one program."""
 
-  Attributes:
-    corrections: whether wrong tokens and their removal are inserted into the data.
-    backspace: whether the backspace is an action.
-    model: whether the second half of a batch are samples of the model; else the data again.
-    penalty: the inverse of alpha; 0 for maximum likelihood.
-  """
-
-  corrections: float = 0.0
-  backspace: float = 0.0
-  model: float = 0.0
-  penalty: float = 0.0
+  corrections: float = 0.0  # Whether wrong tokens and their removal are inserted into the data.
+  backspace: float = 0.0  # Whether the backspace is an action.
+  model: float = 0.0  # Whether half of a batch are samples of the model; else the data again.
+  penalty: float = 0.0  # 1 for that of squared rewards, 0 for maximum likelihood.
 
 
 LONGER = "maximum likelihood, longer"
@@ -48,65 +43,47 @@ ARMS = {
 
 
 class Rows(NamedTuple):
-  """Sequences of actions, laid out for the decoder.
-
-  Attributes:
-    layout: inputs of the decoder.
-    actions: int32 `[n, T]`.
-    weights: 0 for inserted wrong tokens, float32 `[n, T]`.
-    lengths: numbers of actions, int32 `[n]`.
-    terminated: whether the last action is the end, bool `[n]`.
-  """
+  """Sequences of actions, laid out for the decoder."""
 
   layout: BackspaceLayout
   actions: chex.Array
-  weights: chex.Array
   lengths: chex.Array
-  terminated: chex.Array
+  terminated: chex.Array  # Whether the last action is the end.
+  weights: chex.Array  # 0 for inserted wrong tokens.
 
 
 def decoder(config) -> models.DecoderLM:
   """The decoder of texts and backspaces."""
   width, num_layers = config.decoder
   sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": config.num_heads}
-  size = max(config.max_actions, texts.length(config) + texts.SLACK)
-  return language_models.decoder(texts.backspace(config) + 1, 1 + size, **sizes)
+  return language_models.decoder(texts.backspace(config) + 1, 1 + config.max_actions, **sizes)
 
 
-def lay_out(config, actions, weights, lengths, terminated) -> Rows:
-  """`Rows` of actions after the start."""
-  starts = jnp.full((len(actions), 1), texts.START)
-  backspace = texts.backspace(config)
-  layout = samplers.backspace_layout(starts, actions, lengths, backspace_token_id=backspace)
-  return Rows(layout, actions, weights, lengths, terminated)
+def lay_out(config, actions, lengths, terminated, weights=None) -> Rows:
+  """`Rows` of actions after the start; all weights are 1 by default."""
+  starts, token = jnp.full((len(actions), 1), texts.START), texts.backspace(config)
+  layout = samplers.backspace_layout(starts, actions, lengths, backspace_token_id=token)
+  weights = jnp.ones(actions.shape) if weights is None else weights
+  return Rows(layout, actions, lengths, terminated, weights)
 
 
-def rows_of_samples(config, samples: BacktrackingOutput) -> Rows:
+def lay_out_samples(config, samples: BacktrackingOutput) -> Rows:
   """What was sampled, as `Rows`."""
-  ones = jnp.ones(samples.actions.shape)
-  return lay_out(config, samples.actions, ones, samples.num_actions, samples.finished)
+  return lay_out(config, samples.actions, samples.num_actions, samples.finished)
 
 
-def rows_of_texts(config, key: chex.PRNGKey, rows: Texts, arm: Arm) -> Rows:
+def lay_out_texts(config, key: chex.PRNGKey, rows: Texts, arm: Arm) -> Rows:
   """Texts as `Rows`, with corrections before some of their tokens if the arm has them."""
-  tokens, backspace = rows.tokens[:, 1:], texts.backspace(config)
-  insert_key, token_key = jax.random.split(key)
+  tokens, token, most = rows.tokens[:, 1:], texts.backspace(config), config.max_actions
+  insert_key, wrong_key = jax.random.split(key)
   insert = jax.random.bernoulli(insert_key, config.correction_rate, tokens.shape)
   # Any other token, but not the start.
-  wrong = 1 + (tokens + jax.random.randint(token_key, tokens.shape, 0, backspace - 2)) % (
-    backspace - 1
-  )
-  corrected = samplers.insert_corrections(
-    tokens,
-    jnp.full(len(tokens), tokens.shape[1]),
-    insert & (arm.corrections > 0),
-    wrong,
-    backspace_token_id=backspace,
-  )
-  most = config.max_actions
+  wrong = 1 + (tokens + jax.random.randint(wrong_key, tokens.shape, 0, token - 2)) % (token - 1)
+  sizes, insert = jnp.full(len(tokens), tokens.shape[1]), insert & (arm.corrections > 0)
+  corrected = samplers.insert_corrections(tokens, sizes, insert, wrong, backspace_token_id=token)
+  actions, weights = (array[:, :most] for array in corrected[:2])
   lengths = jnp.minimum(corrected.lengths, most)
-  cut = (array[:, :most] for array in corrected[:2])
-  return lay_out(config, *cut, lengths, corrected.lengths <= most)
+  return lay_out(config, actions, lengths, corrected.lengths <= most, weights)
 
 
 def state_logits(config, params, layout: BackspaceLayout, backspace) -> jax.Array:
@@ -122,135 +99,117 @@ def matching_loss(config, arm: Arm):
 
   def loss(params, model_state, batch, key):
     del model_state, key
-    halves = jax.tree.map(lambda *x: jnp.concatenate(x), *batch[:2])
-    logits = state_logits(config, params, halves.layout, arm.backspace)
-    alpha = 1.0 / batch[2][0]
+    num, penalty = len(batch[2]), batch[2][0]
+    rows = jax.tree.map(lambda *x: jnp.concatenate(x), *batch[:2])
+    rows = state_logits(config, params, rows.layout, arm.backspace), *rows[1:]
 
-    def half(source, rows):
-      cut = jax.tree.map(lambda x: x[rows], (logits, *halves[1:]))
-      logits_, actions, weights, lengths, terminated = cut
-      return losses.occupancy_matching_loss(
-        logits_, actions, lengths, terminated,
-        source=source, discount=config.discount, alpha=alpha, weights=weights,
-      )  # fmt: skip
+    def half(source, part):
+      *inputs, weights = (x[part] for x in rows)
+      options = {"source": source, "discount": config.discount, "alpha": 1.0 / penalty}
+      return losses.occupancy_matching_loss(*inputs, weights=weights, **options)
 
-    num = len(batch[2])
     return training.LossOutput(half("data", slice(num)) + half("model", slice(num, None)))
 
   return loss
 
 
-class Tuned(NamedTuple):
-  """Parameters, and what an arm's last update reported."""
+def tune(config, key, rows: Texts, params, arm: Arm, rate) -> tuple[chex.ArrayTree, jax.Array]:
+  """Parameters tuned by an arm's objective, and its last value.
 
-  params: chex.ArrayTree
-  loss: chex.Array
-
-
-def tune(config, key, rows: Texts, params, arm: Arm, rate) -> Tuned:
-  """Fine-tunes with an arm's objective; samples of the model are drawn anew now and then."""
-  size, every = config.batch_size, config.refresh_every
-  optimizer = adamw_cosine(rate, config.tuning_steps, weight_decay=0.01)
+  Corrections and samples of the model are drawn anew every few updates.
+  """
+  size, every, num_steps = config.batch_size, config.refresh_every, config.tuning_steps
+  optimizer = adamw_cosine(rate, num_steps, weight_decay=0.01)
   state_key, order_key, phase_key = jax.random.split(key, 3)
   state = training.init_state(state_key, params, optimizer)
   update = training.build_update(matching_loss(config, arm), optimizer)
-  order = epoch_rows(
-    order_key, len(rows.tokens), num_steps=config.tuning_steps, batch_size=size
-  ).reshape(-1, every, size)
-  steps = jnp.arange(config.tuning_steps) / (config.ramp_share * config.tuning_steps)
-  penalties = (arm.penalty / config.alpha * jnp.minimum(steps, 1.0)).reshape(-1, every)
+  order = epoch_rows(order_key, len(rows.tokens), num_steps=num_steps, batch_size=size)
+  ramp = jnp.minimum(jnp.arange(num_steps) / (config.ramp_share * num_steps), 1.0)
+  inputs = order, arm.penalty / config.alpha * ramp
+  inputs = jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:]), inputs)
 
   def phase(state, inputs):
-    key, order, penalties = inputs
-    text_key, sample_key, draw_key = jax.random.split(key, 3)
-    data = rows_of_texts(config, text_key, rows, arm)
+    text_key, sample_key, draw_key = jax.random.split(inputs[0], 3)
     sampling = Sampling(backspace=arm.backspace)
     own = texts.sample(config, sample_key, decoder(config), state.params, sampling, config.buffer)
-    own = rows_of_samples(config, own)
-    drawn = jax.random.randint(draw_key, order.shape, 0, config.buffer)
+    own, given = lay_out_samples(config, own), lay_out_texts(config, text_key, rows, arm)
+    drawn = jax.random.randint(draw_key, (every, size), 0, config.buffer)
 
     def step(state, inputs):
-      of_data, of_model, penalty = inputs
-      first = jax.tree.map(lambda x: x[of_data], data)
-      other = jax.tree.map(lambda x: x[of_model], own)
-      second = jax.tree.map(lambda x, y: jnp.where(arm.model > 0, x, y), other, first)
+      at, of_model, penalty = inputs
+      first = jax.tree.map(lambda x: x[at], given)
+      second = jax.tree.map(lambda x, y: jnp.where(arm.model > 0, x[of_model], y), own, first)
       return update(state, (first, second, jnp.full(size, penalty)))
 
-    return jax.lax.scan(step, state, (order, drawn, penalties))
+    return jax.lax.scan(step, state, (inputs[1], drawn, inputs[2]))
 
-  keys = jax.random.split(phase_key, len(order))
-  state, reported = jax.lax.scan(phase, state, (keys, order, penalties))
-  return Tuned(state.params, reported["loss"][-1, -1])
+  keys = jax.random.split(phase_key, num_steps // every)
+  state, reported = jax.lax.scan(phase, state, (keys, *inputs))
+  return state.params, reported["loss"][-1, -1]
 
 
-def analyze(config, params, samples: BacktrackingOutput) -> dict[str, jax.Array]:
-  """What backspaces follow, against the removal of as many of the least likely tokens.
+def token_errors(config, params, samples: BacktrackingOutput) -> dict[str, jax.Array]:
+  """How often backspaces, and as many of a policy's least likely tokens, meet wrong tokens.
 
-  Args:
-    config: of the experiment.
-    params: of the policy.
-    samples: its samples.
-
-  Returns:
-    Backspaces per sample; their share that follows a wrong token; that share of as many tokens of
-    the lowest log-probability; and, where there are no backspaces, the area under the curve of the
-    log-probability for right against wrong results.
+  Where there are no backspaces, also the area under the curve of the log-probability for right
+  against wrong results.
   """
-  samples = jax.tree.map(lambda x: x[:_ANALYZED], samples)
-  rows = rows_of_samples(config, samples)
+  rows = lay_out_samples(config, jax.tree.map(lambda x: x[:_ANALYZED], samples))
   logits = state_logits(config, params, rows.layout, 0.0)[:, :-1]
-  log_probs = losses.token_log_probs(logits, samples.actions)
-  written, right, removes, removes_wrong = texts.trace(config, samples)
+  log_probs = losses.token_log_probs(logits, rows.actions)
+  # The texts of all states, and the token that an action writes, or the one that it removes.
+  tokens, positions, mask = rows.layout
+  at = positions[:, :, None] == 1 + jnp.arange(texts.length(config) + texts.SLACK)
+  states = jnp.einsum("nsk,nkp->nsp", mask[:, :-1] * tokens[:, None], at.astype(int))
+  removes = rows.actions == texts.backspace(config)
+  places = positions[:, :-1] - removes
+  right = jax.vmap(jax.vmap(functools.partial(texts.allowed, config)))(states, places)
+  token = jnp.where(removes, tokens[:, :-1], rows.actions)
+  right = jnp.take_along_axis(right, token[..., None], axis=2)[..., 0]
+  real = jnp.arange(token.shape[1]) < rows.lengths[:, None]
+  removes, writes = real & removes, real & ~removes
   num = jnp.sum(removes)
-  ranks = jnp.argsort(jnp.argsort(jnp.where(written, log_probs, jnp.inf), axis=None))
-  lowest = (ranks < num).reshape(written.shape)
+  ranks = jnp.argsort(jnp.argsort(jnp.where(writes, log_probs, jnp.inf), axis=None))
+  lowest = (ranks < num).reshape(writes.shape)
+  wrong = [jnp.sum(chosen & ~right) / num for chosen in (removes, lowest)]
   results = slice(2 * config.num_terms, 3 * config.num_terms - 1)
   area = metrics.auroc(log_probs[:, results].ravel(), right[:, results].ravel())
-  shares = jnp.sum(removes_wrong) / num, jnp.sum(lowest & ~right) / num
-  found = dict(zip(OF_BACKSPACES, (num / len(removes), *shares)))
-  return found | {"area of right results": area}
+  return dict(zip((*OF_BACKSPACES, AREA), (num / len(removes), *wrong, area)))
 
 
-def judge(config, key, params, sampling: Sampling) -> dict[str, jax.Array]:
-  """Measures of many samples."""
-  samples = texts.sample(config, key, decoder(config), params, sampling, config.num_judged)
-  found = analyze(config, params, samples)
-  return texts.describe(config, samples) | found
-
-
-def select(config, key, params, sampling: Sampling) -> dict[str, jax.Array]:
-  """Validity and distance of fewer samples, to choose settings on."""
-  samples = texts.sample(config, key, decoder(config), params, sampling, config.num_selecting)
-  found = texts.describe(config, samples)
-  return {name: found[name] for name in ("valid", "distance")}
+def measure(config, key, params, sampling: Sampling, num: int) -> dict[str, jax.Array]:
+  """Measures of samples."""
+  return texts.describe(config, texts.sample(config, key, decoder(config), params, sampling, num))
 
 
 def best(config, found: dict[str, jax.Array], distance) -> jax.Array:
-  """Which setting has most valid texts among those no farther from the law, or is the nearest."""
+  """Of settings `[..., n]`, that of most valid texts among those no farther, or the nearest."""
   near = found["distance"] <= distance + config.most_farther
-  return jnp.argmax(jnp.where(near, found["valid"], -found["distance"] - 1))
+  return jnp.argmax(jnp.where(near, found["valid"], -found["distance"] - 1), axis=-1)
 
 
-def fit_likelihood(config, key, samplings: Sampling) -> dict[str, Any]:
-  """Maximum likelihood, sampled in several ways.
-
-  Args:
-    config: of the experiment.
-    key: of the data, the parameters, their order and samples.
-    samplings: ways to sample, stacked; the first is the plain one.
+def fit_likelihood(config, samplings: Sampling, key) -> dict[str, Any]:
+  """Maximum likelihood, sampled in several ways, which are stacked; the first is the plain one.
 
   Returns:
-    The `texts`, the `params`; what is `judged` and what `selecting` settings needs, for every way.
+    The `texts`, the `params`; what is `judged` and what `selecting` settings needs, for every way;
+    and how well the log-probability tells right results.
   """
   data_key, fit_key, select_key, judge_key = jax.random.split(key, 4)
   rows = texts.draw_texts(config, data_key, config.num_texts)
   sizes = {"num_steps": config.num_steps, "batch_size": config.batch_size}
-  model = decoder(config)
-  rate = config.learning_rate
-  params = language_models.fit_decoder(fit_key, model, rows, learning_rate=rate, **sizes).params
-  selecting = jax.lax.map(lambda way: select(config, select_key, params, way), samplings)
-  judged = jax.lax.map(lambda way: judge(config, judge_key, params, way), samplings)
-  return {"texts": rows._asdict(), "params": params, "selecting": selecting, "judged": judged}
+  sizes["learning_rate"] = config.learning_rate
+  params = language_models.fit_decoder(fit_key, decoder(config), rows, **sizes).params
+
+  def of_way(way):
+    selecting = measure(config, select_key, params, way, config.num_selecting)
+    samples = texts.sample(config, judge_key, decoder(config), params, way, config.num_judged)
+    area = token_errors(config, params, samples)[AREA]
+    return selecting, texts.describe(config, samples), area
+
+  selecting, judged, area = jax.lax.map(of_way, samplings)
+  found = {"params": params, "selecting": selecting, "judged": judged, AREA: area[0]}
+  return {"texts": rows._asdict(), **found}
 
 
 def fit_arm(config, key, start, setting) -> dict[str, jax.Array]:
@@ -262,17 +221,17 @@ def fit_arm(config, key, start, setting) -> dict[str, jax.Array]:
     start: `texts`, `params`, and the `distance` of maximum likelihood.
     setting: the fields of an `Arm`.
   """
-  arm = Arm(**setting)
-  rows, sampling = Texts(**start["texts"]), Sampling(backspace=arm.backspace)
+  arm, rows = Arm(**setting), Texts(**start["texts"])
+  sampling, rates = Sampling(backspace=arm.backspace), jnp.array(config.tuning_rates)
   tune_key, select_key, judge_key = jax.random.split(key, 3)
-  rates = jnp.array(config.tuning_rates)
 
   def at(rate):
-    tuned = tune(config, tune_key, rows, start["params"], arm, rate)
-    return tuned, select(config, select_key, tuned.params, sampling)
+    params, loss = tune(config, tune_key, rows, start["params"], arm, rate)
+    return params, loss, measure(config, select_key, params, sampling, config.num_selecting)
 
-  tuned, selecting = jax.lax.map(at, rates)
+  params, last, selecting = jax.lax.map(at, rates)
   chosen = best(config, selecting, start["distance"])
-  tuned = jax.tree.map(lambda x: x[chosen], tuned)
-  found = judge(config, judge_key, tuned.params, sampling)
-  return found | {"chosen learning rate": rates[chosen], "last loss": tuned.loss}
+  params = jax.tree.map(lambda x: x[chosen], params)
+  samples = texts.sample(config, judge_key, decoder(config), params, sampling, config.num_judged)
+  found = texts.describe(config, samples) | token_errors(config, params, samples)
+  return found | {"chosen learning rate": rates[chosen], "last loss": last[chosen]}
