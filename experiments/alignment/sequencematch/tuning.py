@@ -179,7 +179,8 @@ def token_errors(config, params, samples: BacktrackingOutput) -> dict[str, jax.A
 
 def measure(config, key, params, sampling: Sampling, num: int) -> dict[str, jax.Array]:
   """Measures of samples."""
-  return texts.describe(config, texts.sample(config, key, decoder(config), params, sampling, num))
+  samples = texts.sample(config, key, decoder(config), params, sampling, num)
+  return texts.describe(config, samples) | token_errors(config, params, samples)
 
 
 def best(config, found: dict[str, jax.Array], distance) -> jax.Array:
@@ -189,37 +190,24 @@ def best(config, found: dict[str, jax.Array], distance) -> jax.Array:
 
 
 def fit_likelihood(config, samplings: Sampling, key) -> dict[str, Any]:
-  """Maximum likelihood, sampled in several ways, which are stacked; the first is the plain one.
-
-  Returns:
-    The `texts`, the `params`; what is `judged` and what `selecting` settings needs, for every way;
-    and how well the log-probability tells right results.
-  """
-  data_key, fit_key, select_key, judge_key = jax.random.split(key, 4)
+  """Texts, parameters of maximum likelihood, and measures of samples drawn in stacked ways."""
+  data_key, fit_key, *keys = jax.random.split(key, 4)
   rows = texts.draw_texts(config, data_key, config.num_texts)
   sizes = {"num_steps": config.num_steps, "batch_size": config.batch_size}
-  sizes["learning_rate"] = config.learning_rate
-  params = language_models.fit_decoder(fit_key, decoder(config), rows, **sizes).params
-
-  def of_way(way):
-    selecting = measure(config, select_key, params, way, config.num_selecting)
-    samples = texts.sample(config, judge_key, decoder(config), params, way, config.num_judged)
-    area = token_errors(config, params, samples)[AREA]
-    return selecting, texts.describe(config, samples), area
-
-  selecting, judged, area = jax.lax.map(of_way, samplings)
-  found = {"params": params, "selecting": selecting, "judged": judged, AREA: area[0]}
-  return {"texts": rows._asdict(), **found}
+  rate = config.learning_rate
+  fitted = language_models.fit_decoder(fit_key, decoder(config), rows, learning_rate=rate, **sizes)
+  found = {"texts": rows._asdict(), "params": fitted.params}
+  nums = {"selecting": config.num_selecting, "judged": config.num_judged}
+  for key, (name, num) in zip(keys, nums.items()):
+    of_way = functools.partial(measure, config, key, fitted.params, num=num)
+    found[name] = jax.lax.map(of_way, samplings)
+  return found
 
 
 def fit_arm(config, key, start, setting) -> dict[str, jax.Array]:
-  """Tunes an arm at all learning rates, and judges the one that its samples prefer.
+  """Tunes an arm, the `setting`, at all learning rates; judges the one that its samples prefer.
 
-  Args:
-    config: of the experiment.
-    key: of order, corrections and samples.
-    start: `texts`, `params`, and the `distance` of maximum likelihood.
-    setting: the fields of an `Arm`.
+  `start` holds `texts`, `params`, and the `distance` of maximum likelihood.
   """
   arm, rows = Arm(**setting), Texts(**start["texts"])
   sampling, rates = Sampling(backspace=arm.backspace), jnp.array(config.tuning_rates)
@@ -232,6 +220,5 @@ def fit_arm(config, key, start, setting) -> dict[str, jax.Array]:
   params, last, selecting = jax.lax.map(at, rates)
   chosen = best(config, selecting, start["distance"])
   params = jax.tree.map(lambda x: x[chosen], params)
-  samples = texts.sample(config, judge_key, decoder(config), params, sampling, config.num_judged)
-  found = texts.describe(config, samples) | token_errors(config, params, samples)
+  found = measure(config, judge_key, params, sampling, config.num_judged)
   return found | {"chosen learning rate": rates[chosen], "last loss": last[chosen]}

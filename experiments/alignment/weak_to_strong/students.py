@@ -34,29 +34,17 @@ _LABELED = ("student", "validation")  # What the teacher labels.
 
 
 class Arm(NamedTuple):
-  """How a student is trained: all are one program.
+  """How a student is trained: all are one program."""
 
-  Attributes:
-    explicit: whether what it gets wrong is pushed further from the truth.
-    random: whether random pairs are, as many.
-    unsure: whether random pairs are whose weak labels are unsure, at most as many.
-    ink: whether it learns to prefer more ink, too.
-    confident: whether it sees confident weak labels alone.
-    bootstrapped: whether a student of a smaller trunk gives the labels.
-    auxiliary: whether the labels are mixed with its own predictions.
-    true: whether it sees the true labels.
-    reseed: whether initialization and order are others.
-  """
-
-  explicit: float = 0.0
-  random: float = 0.0
-  unsure: float = 0.0
-  ink: float = 0.0
-  confident: float = 0.0
-  bootstrapped: float = 0.0
-  auxiliary: float = 0.0
-  true: float = 0.0
-  reseed: float = 0.0
+  explicit: float = 0.0  # Whether what it gets wrong is pushed further from the truth.
+  random: float = 0.0  # Whether random pairs are, as many.
+  unsure: float = 0.0  # Whether random pairs are whose weak labels are unsure, at most as many.
+  ink: float = 0.0  # Whether it learns to prefer more ink, too.
+  confident: float = 0.0  # Whether it sees confident weak labels alone.
+  bootstrapped: float = 0.0  # Whether a student of a smaller trunk gives the labels.
+  auxiliary: float = 0.0  # Whether the labels are mixed with its own predictions.
+  true: float = 0.0  # Whether it sees the true labels.
+  reseed: float = 0.0  # Whether initialization and order are others.
 
 
 # The arm, and the one without conflict that it is compared with.
@@ -76,25 +64,15 @@ ARMS[CEILING] = Arm(true=1), CEILING
 
 
 class Task(NamedTuple):
-  """The data of a seed.
+  """The data of a seed."""
 
-  Attributes:
-    digits: labeled images of the third that the weak teacher learns from.
-    teacher: its pairs.
-    student: pairs of the second third, which it labels for a student.
-    validation: others that it labels.
-    bootstrap: others, which a smaller student labels for a larger one.
-    ink: pairs of that third by their ink.
-    test: pairs of the last third.
-  """
-
-  digits: Split
-  teacher: ImagePairs
-  student: ImagePairs
-  validation: ImagePairs
-  bootstrap: ImagePairs
-  ink: ImagePairs
-  test: ImagePairs
+  digits: Split  # Labeled images of the third that the weak teacher learns from.
+  teacher: ImagePairs  # Its pairs.
+  student: ImagePairs  # Pairs of the second third, which it labels for a student.
+  validation: ImagePairs  # Others that it labels.
+  bootstrap: ImagePairs  # Others, which a smaller student labels for a larger one.
+  ink: ImagePairs  # Pairs of that third by their ink.
+  test: ImagePairs  # Pairs of the last third.
 
 
 def draw_task(config, seed: int) -> Task:
