@@ -110,12 +110,17 @@ def run(config: Config, context: Context) -> Results:
   """Trains the students of all trunks; that of the middle one first, which labels for others."""
   results = Results()
   tasks = stack_seeds(functools.partial(students.draw_task, config), context.seed_numbers)
+  teacher = context.cached(
+    TEACHER, grid, context, functools.partial(students.fit_teacher, config), tasks, [{}]
+  )
+  teacher = {name: values[:, 0] for name, values in teacher.items()}
   labels = np.zeros((context.seeds, config.num_pairs), np.float32)
   for width in sorted((*config.trunks, 0), key=lambda width: width != config.middle_trunk):
-    fit = functools.partial(students.measure_student, config, width=width)
+    fit = functools.partial(students.measure_students, config, width=width)
     name = f"trunk {width}" if width else PIXELS
-    measured = context.cached(name, grid, context, fit, (tasks, labels), [{}])
+    measured = context.cached(name, grid, context, fit, (tasks, teacher, labels), [{}])
     measured = {name: values[:, 0] for name, values in measured.items()}
+    measured["weak accuracy"] = np.mean(teacher["test"] > 0.5, axis=1)
     add(config, results, measured, width or PIXELS)
     if width == config.middle_trunk:
       labels = measured["labels"]

@@ -138,16 +138,16 @@ def margins(module: models.MLP, variables, pairs) -> jax.Array:
   return first - second
 
 
-def train_ranker(config, key, module, rows: Rows, arm: Arm, rate, progress, evaluate):
+def train_ranker(config, key, module, rows: Rows, arm: Arm, rate, evaluate):
   """What `evaluate(margin)` gives at the ends of the epochs in question."""
 
   def scores(trained):
     return evaluate(functools.partial(margins, module, trained.variables))
 
-  period = math.gcd(*config.epochs)
-  sizes = {"num_steps": len(progress), "batch_size": config.batch_size}
-  options = {"schedule": progress, "evaluate": scores}
-  options["eval_every"] = period * (len(rows.labels) // config.batch_size)
+  per_epoch, period = len(rows.labels) // config.batch_size, math.gcd(*config.epochs)
+  sizes = {"num_steps": max(config.epochs) * per_epoch, "batch_size": config.batch_size}
+  progress = jnp.arange(sizes["num_steps"]) / sizes["num_steps"]
+  options = {"schedule": progress, "evaluate": scores, "eval_every": period * per_epoch}
   loss = ranking_loss(module, arm, config.conflict_weight)
   found = train(key, module, loss, optax.adam(rate), rows, **sizes, **options).scores
   ends = np.array(config.epochs) // period - 1
@@ -173,54 +173,52 @@ def train_trunk(config, key, digits: Split, width: int):
   return lambda images: 3 * jax.nn.softmax(temper(images))
 
 
-def measure_student(config, key, inputs, setting, *, width: int) -> dict[str, jax.Array]:
-  """Trains teacher, trunk and students of all arms, and says where they err.
+def preferred(margin, pairs: ImagePairs) -> jax.Array:
+  """The confidence in what is truly preferred, `[n]`."""
+  return jax.nn.sigmoid(jnp.where(pairs.labels == 1, 1.0, -1.0) * margin(pairs))
+
+
+def fit_teacher(config, key, task: Task, setting) -> dict[str, jax.Array]:
+  """What the weak teacher says of pairs of a student and of validation, and how right it is."""
+  del setting
+  task = with_features(data.pool_pixels, task)
+
+  def evaluate(margin):
+    labels = {name: jax.nn.sigmoid(margin(getattr(task, name))) for name in _LABELED}
+    return labels | {"test": preferred(margin, task.test)}
+
+  rows = Rows(*task.teacher, task.teacher.labels, task.ink)
+  found = train_ranker(config, key, models.MLP(1, ()), rows, Arm(), config.teacher_rate, evaluate)
+  return jax.tree.map(lambda values: values[-1], found)
+
+
+def measure_students(config, key, inputs, setting, *, width: int) -> dict[str, jax.Array]:
+  """Trains a trunk and the students of all arms, and says where they err.
 
   Args:
     config: of the experiment.
     key: of initial parameters and order.
-    inputs: the `Task`, and labels of `task.bootstrap` by a smaller student, `[n]`.
+    inputs: the `Task`; what the teacher says; and labels of `task.bootstrap` by other students.
     setting: nothing.
-    width: of the trunk; 0 for a student of the pixels.
+    width: of the trunk; 0 for students of the pixels.
 
   Returns:
-    Measures of the errors, `[thresholds, arms]`; the arms' accuracies; the teacher's; what was
-    chosen; and the labels that the student without conflict gives to `task.bootstrap`.
+    Measures of the errors, `[thresholds, arms]`; the arms' accuracies; what was chosen; and the
+    labels that the student without conflict gives to `task.bootstrap`.
   """
   del setting
-  task, smaller = inputs
-  teacher_key, trunk_key, student_key = jax.random.split(key, 3)
-  per_epoch = config.num_pairs // config.batch_size
-  steps = jnp.arange(max(config.epochs) * per_epoch)
-
-  def preferred(margin, pairs):
-    """The confidence in what is truly preferred."""
-    return jax.nn.sigmoid(jnp.where(pairs.labels == 1, 1.0, -1.0) * margin(pairs))
-
-  def teach(margin):
-    labels = {name: jax.nn.sigmoid(margin(getattr(pooled, name))) for name in _LABELED}
-    return labels | {"test": preferred(margin, pooled.test)}
-
-  pooled = with_features(data.pool_pixels, task)
-  rows = Rows(*pooled.teacher, pooled.teacher.labels, pooled.ink)
-  fit = functools.partial(train_ranker, config)
-  linear, last = models.MLP(1, ()), lambda values: values[-1]
-  teacher = fit(teacher_key, linear, rows, Arm(), config.teacher_rate, steps / len(steps), teach)
-  weak = jax.tree.map(last, teacher)
-
-  module = linear if width else models.MLP(1, (config.pixel_width,))
+  task, weak, smaller = inputs
+  trunk_key, student_key = jax.random.split(key)
+  module = models.MLP(1, () if width else (config.pixel_width,))
   features = train_trunk(config, trunk_key, task.digits, width) if width else lambda images: images
   seen = with_features(features, task)
 
   def evaluate(margin):
     weak_loss = losses.sigmoid_cross_entropy(margin(seen.validation), weak["validation"])
-    return {
-      "validation loss": jnp.mean(weak_loss),
-      "test": preferred(margin, seen.test),
-      "bootstrap": jax.nn.sigmoid(margin(seen.bootstrap)),
-    }
+    labels = jax.nn.sigmoid(margin(seen.bootstrap))
+    return {"loss": jnp.mean(weak_loss), "test": preferred(margin, seen.test), "labels": labels}
 
-  def train_arm(arm, rate, progress):
+  def train_arm(arm, rate):
     boot = arm.bootstrapped.astype(bool)
     first, second, truth = (jnp.where(boot, a, b) for a, b in zip(seen.bootstrap, seen.student))
     labels = jnp.where(arm.true, truth, jnp.where(boot, smaller, weak["student"]))
@@ -230,20 +228,16 @@ def measure_student(config, key, inputs, setting, *, width: int) -> dict[str, ja
     chosen = jnp.where(arm.confident, order, jnp.arange(len(labels)))
     pairs = (array[chosen] for array in (first, second, labels, truth))
     arm_key = jax.random.fold_in(student_key, arm.reseed.astype(int))
-    return fit(arm_key, module, Rows(*pairs, seen.ink), arm, rate, progress, evaluate)
+    return train_ranker(config, arm_key, module, Rows(*pairs, seen.ink), arm, rate, evaluate)
 
-  plain = jax.tree.map(jnp.float32, Arm())
-  rates = jnp.array(config.learning_rates)
-  tried = jax.lax.map(lambda rate: train_arm(plain, rate, steps / len(steps)), rates)
-  best = jnp.argmin(tried["validation loss"])
-  rate, epoch = rates[best // len(config.epochs)], best % len(config.epochs)
-  num_epochs = jnp.array(config.epochs)[epoch]
-  progress = steps / (num_epochs * per_epoch)
   arms, baselines = zip(*ARMS.values())
   arms = jax.tree.map(lambda *values: jnp.array(values, jnp.float32), *arms)
-  students = jax.vmap(lambda arm: train_arm(arm, rate, progress))(arms)
-  confidence = students["test"][:, epoch]
+  rates = jnp.array(config.learning_rates)
+  found = jax.lax.map(lambda rate: jax.vmap(lambda arm: train_arm(arm, rate))(arms), rates)
   names = list(ARMS)
+  plain = found["loss"][:, names.index(NONE)]
+  rate, epoch = jnp.unravel_index(jnp.argmin(plain), plain.shape)
+  confidence = found["test"][rate, :, epoch]
   compared = confidence[np.array([*map(names.index, baselines)])]
   strong = confidence[names.index(CEILING)]
 
@@ -251,11 +245,10 @@ def measure_student(config, key, inputs, setting, *, width: int) -> dict[str, ja
     describe = functools.partial(describe_errors, threshold=threshold)
     return jax.vmap(describe, (0, 0, None, None))(compared, confidence, strong, weak["test"])
 
-  found = [errors(threshold) for threshold in config.thresholds]
-  return jax.tree.map(lambda *values: jnp.stack(values), *found) | {
+  measures = [errors(threshold) for threshold in config.thresholds]
+  return jax.tree.map(lambda *values: jnp.stack(values), *measures) | {
     "accuracy": jnp.mean(confidence > 0.5, axis=-1),
-    "weak accuracy": jnp.mean(weak["test"] > 0.5),
-    "chosen epochs": num_epochs,
-    "chosen learning rate": rate,
-    "labels": students["bootstrap"][names.index(NONE), epoch],
+    "chosen epochs": jnp.array(config.epochs)[epoch],
+    "chosen learning rate": rates[rate],
+    "labels": found["labels"][rate, names.index(NONE), epoch],
   }
