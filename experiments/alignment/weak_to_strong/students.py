@@ -13,7 +13,7 @@ import optax
 
 from experiments.alignment.weak_to_strong.enrichment import describe_errors
 from experiments.kit.datasets import Split
-from experiments.kit.train import classification_loss, train
+from experiments.kit.train import Trained, classification_loss, train
 from jaxlab import data, losses, models, training
 from jaxlab.data import ImagePairs
 
@@ -44,7 +44,7 @@ class Arm(NamedTuple):
   bootstrapped: float = 0.0  # Whether a student of a smaller trunk gives the labels.
   auxiliary: float = 0.0  # Whether the labels are mixed with its own predictions.
   true: float = 0.0  # Whether it sees the true labels.
-  reseed: float = 0.0  # Whether initialization and order are others.
+  reseed: float = 0.0  # Whether the order, and what initialization there is, are others.
 
 
 # The arm, and the one without conflict that it is compared with.
@@ -139,7 +139,7 @@ def margins(module: models.MLP, variables, pairs) -> jax.Array:
 
 
 def train_ranker(config, key, module, rows: Rows, arm: Arm, rate, evaluate):
-  """What `evaluate(margin)` gives at the ends of the epochs in question."""
+  """What `evaluate(margin)` gives at the ends of the epochs in question; linear ones start at 0."""
 
   def scores(trained):
     return evaluate(functools.partial(margins, module, trained.variables))
@@ -148,6 +148,9 @@ def train_ranker(config, key, module, rows: Rows, arm: Arm, rate, evaluate):
   sizes = {"num_steps": max(config.epochs) * per_epoch, "batch_size": config.batch_size}
   progress = jnp.arange(sizes["num_steps"]) / sizes["num_steps"]
   options = {"schedule": progress, "evaluate": scores, "eval_every": period * per_epoch}
+  if not module.widths:
+    shapes = jax.eval_shape(module.init, key, rows.first[:1])["params"]
+    options["start"] = Trained(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes), {})
   loss = ranking_loss(module, arm, config.conflict_weight)
   found = train(key, module, loss, optax.adam(rate), rows, **sizes, **options).scores
   ends = np.array(config.epochs) // period - 1
