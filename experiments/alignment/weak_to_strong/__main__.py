@@ -196,11 +196,15 @@ def claims(config: Config, results: Results) -> list[Claim]:
       abs(at("conflict tax", RESEED).mean()), at_most=0.02,
     ),
   )  # fmt: skip
-  equal = precondition(
-    "random conflict costs as much accuracy, to 5 points",
-    abs(np.mean(tax - random_tax)),
-    at_most=0.05,
-  )
+  # Without the second, the measure cannot tell a conflict that aims from one that does not.
+  aimed_at = at("matched enrichment", UNSURE) - at("matched enrichment", RANDOM)
+  comparable = (
+    precondition(
+      "random conflict costs as much accuracy, to 5 points",
+      abs(np.mean(tax - random_tax)), at_most=0.05,
+    ),
+    precondition("aimed at unsure labels, it has a ratio .05 higher", aimed_at, at_least=0.05),
+  )  # fmt: skip
   return [
     compare(
       "explicit conflict, strongest student: the deception score is 10% above that of errors at "
@@ -211,7 +215,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     compare(
       "explicit conflict has a ratio .1 above that of a conflict on random pairs",
       at("matched enrichment"), at("matched enrichment", RANDOM), margin=0.1,
-      requires=(*pulled, equal),
+      requires=(*pulled, *comparable),
     ),
     compare(
       "of pairs that the teacher does not know, those that the strong model knows turn wrong 2 "
