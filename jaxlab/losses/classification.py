@@ -1,4 +1,4 @@
-"""Cross-entropy with softened targets."""
+"""Cross-entropy with softened targets, of many classes or of two."""
 
 import chex
 import jax
@@ -38,3 +38,29 @@ def label_smoothed_cross_entropy(
   chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   mean = jnp.mean(log_probs, axis=-1)
   return -(1 - label_smoothing) * chosen - weighted(label_smoothing, mean)
+
+
+def sigmoid_cross_entropy(logits: chex.Array, targets: chex.Array) -> jax.Array:
+  """Cross-entropy of yes-or-no predictions to targets that may be probabilities.
+
+  With the difference of two scores as the logit, it fits preferences to soft labels.
+
+  Args:
+    logits: log-odds of yes, `[...]`.
+    targets: probabilities of yes, `[...]`, in [0, 1]; gradients flow into them, too.
+
+  Returns:
+    `-targets * log sigmoid(logits) - (1 - targets) * log sigmoid(-logits)` in nats, `[...]`, in
+    float32 or wider. An infinite logit costs nothing where its target is as sure.
+
+  Raises:
+    ValueError: if a known target lies outside [0, 1].
+
+  Reference: Burns et al., Weak-to-Strong Generalization, ICML 2024, section 3,
+  https://arxiv.org/abs/2312.09390.
+  """
+  check_range("targets", targets, "[0, 1]")
+  check_arrays(logits=(logits, "[...]"), targets=(targets, "[...]"))
+  logits, targets = as_accumulator(logits, targets)
+  against = weighted(1.0 - targets, jax.nn.log_sigmoid(-logits))
+  return -weighted(targets, jax.nn.log_sigmoid(logits)) - against

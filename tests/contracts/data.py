@@ -17,6 +17,7 @@ TABLE = {
   "dialogue_batch": call(KEY, _DIALOGUES, 2),
   "dialogue_reward": call(_DIALOGUES, c(B), c(B, 4)),
   "dialogue_reward:harmless": call(_DIALOGUES, c(B), c(B, 4), kind="harmless"),
+  "digit_pairs": call(KEY, num_pairs=2, split="weak"),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
   "modular_chain_batch": call(KEY, _CHAINS, 2),
@@ -27,6 +28,7 @@ TABLE = {
   "paraphrase_batch": call(KEY, _PARAPHRASES, 2),
   "paraphrase_pairs": call(KEY, _PARAPHRASES, num_pairs=2),
   "parse_chain": call(_CHAINS, c(B, 4)),
+  "pool_pixels": call(f(B, 64)),
   "preference_bandit": call(
     KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
   ),

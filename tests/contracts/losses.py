@@ -32,8 +32,10 @@ TABLE = {
     quiet="reference_rewards"
   ),
   "conditional_exit_probabilities": call(p(B, 4)),
+  "confidence_auxiliary_loss": call(f(5), u(5), step_fraction=0.05),
   "confidence_difference": call(f(B, 4), f(B, 4)),
   "confidence_difference_mask": call(f(5, 4), f(5, 4)).but(skip=_STEPS),
+  "conflict_loss": call(f(B), u(B), b(B)),
   "correctness_aware_loss": call(f(5, 4), c(5)),
   "correctness_aware_loss:plain": call(f(B, 4), c(B), balanced=False),
   "coverage_loss": call(n(B), num_samples=8.0),
@@ -79,6 +81,10 @@ TABLE = {
   "multi_mixup_cross_entropy": call(f(B, 4), c(2, B), p(2)).but(skip={"jit": "split"}),
   "multiview_contrastive_loss": call(f(2, 5, 4)),
   "nearest_prototypes": call(f(B, 2), f(4, 2)).but(skip=_INTEGERS),
+  "occupancy_matching_loss": call(f(B, 6, 4), c(B, 5), c(B), b(B), source="data"),
+  "occupancy_matching_loss:model": call(
+    f(B, 6, 4), c(B, 5), c(B), b(B), source="model", weights=u(B, 5)
+  ).but(quiet="weights"),
   "open_set_entropy_loss": call(f(5, 4), f(5, 4)),
   "optimal_exit": call(f(B, 4), np.arange(4.0, dtype=np.float32)).but(skip=_INTEGERS),
   "optimal_policy_log_probs": call(f(B, 4), n(B, 4), beta=0.1),
@@ -99,8 +105,11 @@ TABLE = {
   "sequence_log_prob": call(n(B, 5), b(B, 5)),
   "sequence_log_prob:mean": call(n(B, 5), b(B, 5), normalize_length=True),
   "sequence_nll": call(f(B, 5, 4), c(B, 5), b(B, 5)),
+  "sigmoid_cross_entropy": call(f(B), u(B)),
   "simpo_loss": call(n(B), n(B), c(B), c(B)),
   "slic_loss": call(n(B), n(B), target_log_probs=n(B)),
+  "soft_rewards": call(f(B, 6, 4), c(B, 5), np.array([2, 5, 1]), discount=0.9),
+  "soft_values": call(f(B, 4)),
   "softmax_entropy": call(f(B, 4)),
   "stepwise_coverage_loss": call(n(B, 5), c(B, 5), num_samples=8.0, num_steps=4),
   "symmetric_cross_entropy": call(f(B, 4), f(B, 4)),

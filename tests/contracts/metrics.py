@@ -27,6 +27,7 @@ TABLE = {
   "fit_exponentiated_power_law": call(t(5), u(5)),
   "fit_log_diffusion": call(t(5), u(5)),
   "fit_power_diffusion": call(t(5), u(5)),
+  "gap_closed": call(u(B), u(B), u(B)),
   "greedy_calibration": call(n(5), b(5)),
   "idealized_log_ratio": call(n(B), n(B), u(B), beta=0.5),
   "idealized_ranking_accuracy": call(n(5), n(5), u(5), beta=0.5),
@@ -36,6 +37,7 @@ TABLE = {
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
   "joint_success": call(f(B, 2), f(B, 2)),
+  "knowledge_regions": call(u(B), u(B)).but(skip={"gradients": "integers"}),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "last_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
   "likelihood_displacement": call(n(5), n(5)),
@@ -88,6 +90,7 @@ TABLE = {
   "value_at_kl": call(u(5), f(5), at=u(4)),
   "win_rate_frontier": call(f(5), u(4), num_samples=2),
   "win_rate_frontier:worst": call(f(5), u(4), num_samples=2, procedure="worst_of_n"),
+  "weak_to_strong_deception": call(u(5), u(5), u(5), u(5)).but(skip={"gradients": "steps"}),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
   "worst_of_n_win_rate": call(u(5), num_samples=2),
 }

@@ -44,7 +44,9 @@ TABLE = {
   "affine_invariant_mcmc": call(KEY, _log_density, f(6, 2), num_steps=2).but(
     static="stretch", skip=_LOOP
   ),
+  "apply_backspaces": call(c(B, 5), c(B), backspace_token_id=1),
   "apply_repetition_penalty": call(f(B, 4), b(B, 4), penalty=1.2).but(keeps=True),
+  "backspace_layout": call(c(B, 2), c(B, 5), c(B), backspace_token_id=1),
   "beam_search": call(_TABLE, c(B, 2), _LENGTHS, num_beams=2, **_DECODING).but(
     use=_model, skip=_LOOP
   ),
@@ -71,9 +73,13 @@ TABLE = {
   "generate_n": call(KEY, _TABLE, c(B, 2), _LENGTHS, num_samples=2, **_DECODING).but(
     use=_keyed, skip=_LOOP
   ),
+  "generate_with_backspace": call(
+    KEY, _TABLE, c(B, 2), _LENGTHS, backspace_token_id=1, max_steps=4, temperature=0.7, **_DECODING
+  ).but(use=_keyed, skip=_LOOP),
   "gp_hyper_prior": call(KEY, batch_size=2, num_points=4).but(static="min_noise"),
   "gp_prior": call(KEY, batch_size=2, num_points=4),
   "initial_walkers": call(KEY, f(5, 2), f(5), num_walkers=4).but(keeps=True),
+  "insert_corrections": call(c(B, 5), c(B), b(B, 5), c(B, 5), backspace_token_id=1),
   "label_similarity_logits": call(f(5, 2), f(B, 2), bandwidth=0.5),
   "label_similarity_probabilities": call(f(5, 2), bandwidth=0.5),
   "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(skip=_STEPS),

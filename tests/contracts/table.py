@@ -36,6 +36,9 @@ EXEMPT = {
     data.load_epoch_curves data.load_lcdb data.load_mnist1d data.load_preferences
     data.load_ratings data.load_regression_table data.load_source data.load_tokenizer data.prepare
     data.read_records
+    data.batch_iterator data.digit_images data.load_corrupted_folders data.load_corrupted_images
+    data.load_epoch_curves data.load_lcdb data.load_mnist1d data.load_regression_table
+    data.load_source data.load_tokenizer data.prepare
     models.load_adapter models.load_pfn models.load_pretrained models.load_vision_checkpoint
     models.save_adapter models.save_pfn models.save_pretrained models.save_vision_checkpoint
     training.fingerprint training.fit training.read_jsonl training.restore_params training.resume

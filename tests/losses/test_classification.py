@@ -83,3 +83,39 @@ def test_errors(batch):
     losses.label_smoothed_cross_entropy(logits, labels[:, :2])
   with pytest.raises(TypeError, match="labels must be of type int, got float32"):
     losses.label_smoothed_cross_entropy(logits, labels.astype(np.float32))
+
+
+binary = jax.jit(losses.sigmoid_cross_entropy)
+binary_slopes = jax.jit(
+  jax.value_and_grad(lambda z, w: losses.sigmoid_cross_entropy(z, w).sum(), argnums=(0, 1))
+)
+LOGITS = np.float32([[-3.0, -0.5, 0.0], [0.2, 4.0, 30.0]])
+TARGETS = np.float32([[0.0, 0.3, 1.0], [0.75, 0.5, 1e-3]])
+
+
+def test_sigmoid_cross_entropy_matches_double_precision():
+  z, w = np.float64(LOGITS), np.float64(TARGETS)
+  p = 1 / (1 + np.exp(-z))
+  expected = w * np.logaddexp(0, -z) + (1 - w) * np.logaddexp(0, z)
+  np.testing.assert_allclose(binary(LOGITS, TARGETS), expected, rtol=1e-5)
+  _, (of_logits, of_targets) = binary_slopes(LOGITS, TARGETS)
+  np.testing.assert_allclose(of_logits, p - w, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(of_targets, -z, rtol=1e-5)
+  assert binary(jnp.asarray(LOGITS, jnp.bfloat16), TARGETS).dtype == jnp.float32
+
+
+def test_sigmoid_cross_entropy_of_extreme_logits():
+  logits = np.float32([[1e4, -1e4, 1e4], [-1e4, -np.inf, np.inf]])
+  targets = np.float32([[1.0, 0.0, 0.25], [0.25, 0.0, 1.0]])
+  np.testing.assert_allclose(binary(logits, targets), [[0, 0, 7500], [2500, 0, 0]], rtol=1e-6)
+  _, (slope, _) = binary_slopes(logits, targets)
+  np.testing.assert_allclose(slope, [[0, 0, 0.75], [-0.25, 0, 0]], atol=1e-6)
+  with_nan = binary(np.where(LOGITS == 0, np.nan, LOGITS), TARGETS)
+  np.testing.assert_array_equal(np.isnan(with_nan), LOGITS == 0)
+
+
+def test_sigmoid_cross_entropy_errors():
+  with pytest.raises(ValueError, match=r"targets must lie in \[0, 1\]"):
+    losses.sigmoid_cross_entropy(LOGITS, TARGETS + 0.1)
+  with pytest.raises(ValueError, match="targets must have shape"):
+    losses.sigmoid_cross_entropy(LOGITS, TARGETS[0])

@@ -50,12 +50,25 @@ def speculate(prompts, lengths):
   )
 
 
+def backtrack(prompts, lengths):
+  return samplers.generate_with_backspace(
+    KEY,
+    FNS,
+    prompts,
+    lengths,
+    backspace_token_id=1,
+    max_new_tokens=4,
+    max_steps=6,
+    eos_token_id=0,
+  )
+
+
 def score(prompts, lengths):
   return samplers.score_sequences(FNS, prompts, lengths, jnp.ones_like(lengths))
 
 
 @pytest.mark.shipping
-@pytest.mark.parametrize("decode", [sample, search, speculate, score])
+@pytest.mark.parametrize("decode", [sample, search, speculate, backtrack, score])
 def test_rows_never_leave_their_device(decode):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.device_put((PROMPTS, LENGTHS), NamedSharding(mesh, PartitionSpec("data")))

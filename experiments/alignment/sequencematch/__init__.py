@@ -1,0 +1,1 @@
+"""SequenceMatch: texts matched as occupancies, with a backspace."""

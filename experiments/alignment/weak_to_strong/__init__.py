@@ -1,0 +1,1 @@
+"""Weak-to-strong deception: where a strong student errs that weak labels supervise."""
