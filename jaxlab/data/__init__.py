@@ -3,6 +3,16 @@
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.deployment_prompts import (
+  ConditionPrompts,
+  DeploymentBatch,
+  DeploymentPromptConfig,
+  ParsedDeployment,
+  condition_prompts,
+  deployment_batch,
+  document_batch,
+  parse_deployment,
+)
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
 from jaxlab.data.learning_curves import (
@@ -64,8 +74,14 @@ __all__ = [
   "BatchIterator",
   "ChainBatch",
   "check_steps",
+  "condition_prompts",
+  "ConditionPrompts",
   "CorruptedImages",
   "denormalize_curve",
+  "deployment_batch",
+  "DeploymentBatch",
+  "DeploymentPromptConfig",
+  "document_batch",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",
@@ -96,7 +112,9 @@ __all__ = [
   "paired_label_noise",
   "PairedNoise",
   "parse_chain",
+  "parse_deployment",
   "ParsedChain",
+  "ParsedDeployment",
   "PatchData",
   "prepare",
   "prior_batches",

@@ -2,14 +2,18 @@
 
 import numpy as np
 
-from jaxlab.data import ModularChainConfig
+from jaxlab.data import DeploymentPromptConfig, ModularChainConfig
 from tests.contracts.calls import KEY, B, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
+_DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
 
 TABLE = {
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
+  "condition_prompts": call(_DEPLOYMENT),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
+  "deployment_batch": call(KEY, _DEPLOYMENT, 2),
+  "document_batch": call(KEY, _DEPLOYMENT, 2),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
   "modular_chain_batch": call(KEY, _CHAINS, 2),
@@ -17,6 +21,7 @@ TABLE = {
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
   "parse_chain": call(_CHAINS, c(B, 4)),
+  "parse_deployment": call(_DEPLOYMENT, c(B, 4)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),

@@ -1,7 +1,9 @@
 """Calls of the metrics."""
 
-from jaxlab.metrics import ExponentiatedPowerLaw
+from jaxlab.metrics import ComplianceGap, ExponentiatedPowerLaw
 from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
+
+_GAP = ComplianceGap(*[u()] * 6)
 
 TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
@@ -10,7 +12,9 @@ TABLE = {
   "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
   "closed_set_error": call(c(5), c(5), known=b(5)),
+  "compliance_gap": call(b(5), b(5), mask=b(5)),
   "confidence_calibration_error": call(u(5), b(5)),
+  "correct_judge_rate": call(u(B), sensitivity=0.9, specificity=0.8),
   "cost_accuracy": call(c(5), u(5, 4), t(4)),
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
   "exit_levels": call(p(B, 4)),
@@ -35,9 +39,11 @@ TABLE = {
   "negative_log_likelihood": call(f(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
   "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "reasoning_rates": call(b(5), b(5), b(5)),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
   "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
@@ -47,7 +53,9 @@ TABLE = {
   "selection_accuracy_curve:best": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
   ),
+  "sign_flip_test": call(KEY, f(5), num_permutations=4).but(skip={"gradients": "steps"}),
   "static_calibration_error": call(p(5, 4), c(5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "training_leakage": call(_GAP, _GAP),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
 }
