@@ -1,4 +1,4 @@
-"""Trains small networks on arrays in memory, one program per seed."""
+"""Trains small networks on arrays in memory or on fresh draws, one program per seed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ def train(
   module: nn.Module,
   loss_fn: Callable[..., training.LossOutput],
   optimizer: optax.GradientTransformation,
-  batch: chex.ArrayTree,
+  batch: chex.ArrayTree | Callable[[chex.PRNGKey, int], chex.ArrayTree],
   *,
   num_steps: int,
   batch_size: int,
@@ -101,6 +101,7 @@ def train(
     loss_fn: the engine's loss, as of `classification_loss`.
     optimizer: the gradient transformation.
     batch: pytree of arrays `[n, ...]`, a `Split` or another tuple; rows are shuffled every epoch.
+      Or `(key, batch_size) -> pytree`, which draws every batch anew.
     num_steps: number of updates.
     batch_size: rows per update, at most n.
     start: where to begin; None initialises.
@@ -115,22 +116,26 @@ def train(
     XLA fuses, and with it the last bits of all results.)
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
-  num_rows = jax.tree.leaves(batch)[0].shape[0]
+  drawn = callable(batch)
+  shapes = jax.eval_shape(lambda key: batch(key, batch_size), order_key) if drawn else batch
+  first = jax.tree.leaves(shapes)[0]
+  num_rows = first.shape[0]
   if not 1 <= batch_size <= num_rows:
     raise ValueError(f"batch_size must lie in [1, {num_rows}], got {batch_size}.")
   eval_every = num_steps if evaluate is None else eval_every
   if num_steps % eval_every:
     raise ValueError(f"eval_every={eval_every} does not divide num_steps={num_steps}.")
   if start is None:
-    variables = dict(module.init(init_key, jax.tree.leaves(batch)[0][:batch_size]))
+    example = jnp.zeros(first.shape, first.dtype) if drawn else first[:batch_size]
+    variables = dict(module.init(init_key, example))
     start = Trained(variables.pop("params"), variables)
   state = training.init_state(state_key, start.params, optimizer, model_state=start.model_state)
   update = training.build_update(loss_fn, optimizer)
-  batch = jax.tree.map(jnp.asarray, batch)
+  arrays = None if drawn else jax.tree.map(jnp.asarray, batch)
 
   def step(state, inputs):
     rows, now = inputs
-    seen = jax.tree.map(lambda array: array[rows], batch)
+    seen = batch(rows, batch_size) if drawn else jax.tree.map(lambda array: array[rows], arrays)
     if schedule is not None:
       seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
     state, _ = update(state, seen)
@@ -140,7 +145,10 @@ def train(
     state, _ = jax.lax.scan(step, state, inputs)
     return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
 
-  rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
+  if drawn:
+    rows = jax.random.split(order_key, num_steps)
+  else:
+    rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
   state, scores = jax.lax.scan(phase, state, inputs)
   return Trained(state.params, state.model_state, scores)

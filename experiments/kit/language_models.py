@@ -1,0 +1,283 @@
+"""Language models of a laptop: trained, scored and sampled, one program a seed.
+
+python -m experiments.kit.language_models --list        the base models that experiments share
+python -m experiments.kit.language_models --make=NAME   trains one, unless it is there
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments.kit.train import Trained, adamw_cosine, train
+from jaxlab import algorithms, data, losses, models, samplers, training
+from jaxlab.algorithms import Rollout
+from jaxlab.data.reasoning import EOS_TOKEN
+from jaxlab.data.sources import data_root
+from jaxlab.experiment.wall import guard
+from jaxlab.experiment.workdir import encode_json, load_tree, save_tree, write_atomic
+from jaxlab.training.writers import ConsoleWriter
+
+
+def decoder(
+  vocab_size: int,
+  length: int,
+  *,
+  hidden_size: int = 48,
+  num_layers: int = 2,
+  num_heads: int = 4,
+  dropout_rate: float = 0.0,
+) -> models.DecoderLM:
+  """A decoder of texts of at most `length` tokens."""
+  sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
+  architecture = models.decoder_config(vocab_size=vocab_size, max_positions=length, **sizes)
+  return models.DecoderLM(architecture, dropout_rate=dropout_rate)
+
+
+def text_loss(model: models.DecoderLM, perturb: Callable[..., chex.Array] | None = None):
+  """The engine's loss of supervised training on batches with `tokens` and `loss_mask`.
+
+  It is the mean over all tokens of the mask in a batch. `perturb(key, batch) -> tokens` changes
+  what the model reads, not what it learns to predict.
+  """
+
+  def loss(params, model_state, batch, key):
+    del model_state
+    dropout_key, perturb_key = jax.random.split(key)
+    tokens = batch.tokens if perturb is None else perturb(perturb_key, batch)
+    options = {"deterministic": False, "rngs": {"dropout": dropout_key}}
+    logits = model.apply({"params": params}, tokens, **options).logits
+    log_probs = losses.causal_token_log_probs(logits, batch.tokens)
+    return training.LossOutput(-log_probs, batch.loss_mask)
+
+  return loss
+
+
+def fit_decoder(
+  key: chex.PRNGKey,
+  model: nn.Module,
+  batch: Any,
+  *,
+  num_steps: int,
+  batch_size: int,
+  learning_rate: chex.Numeric = 3e-3,
+  weight_decay: chex.Numeric = 0.01,
+  loss_fn: Callable[..., training.LossOutput] | None = None,
+  **options: Any,
+) -> Trained:
+  """Trains with AdamW, its rate falling to 0 as a cosine; traceable.
+
+  Args:
+    key: of parameters, order and draws.
+    model: the decoder, or a reward model.
+    batch: rows `[n, ...]`, or `(key, batch_size) -> rows`, as `kit.train` takes them.
+    num_steps: number of updates.
+    batch_size: rows per update.
+    learning_rate: at the first update.
+    weight_decay: of AdamW.
+    loss_fn: the engine's loss; `text_loss` by default.
+    **options: `start`, `schedule`, `evaluate`, `eval_every` of `kit.train`.
+
+  Returns:
+    The `Trained`.
+  """
+  optimizer = adamw_cosine(learning_rate, num_steps, weight_decay=weight_decay)
+  sizes = {"num_steps": num_steps, "batch_size": batch_size}
+  return train(key, model, loss_fn or text_loss(model), optimizer, batch, **sizes, **options)
+
+
+def token_log_probs(
+  model: models.DecoderLM, params: chex.ArrayTree, tokens: chex.Array
+) -> jax.Array:
+  """Log-probability of each token given those before it, `[..., T]`; 0 at the first position."""
+  rows = tokens.reshape(-1, tokens.shape[-1])
+  logits = model.apply({"params": params}, rows).logits
+  return losses.causal_token_log_probs(logits, rows).reshape(tokens.shape)
+
+
+def response_log_probs(
+  model: models.DecoderLM,
+  params: chex.ArrayTree,
+  tokens: chex.Array,
+  mask: chex.Array,
+  *,
+  normalize_length: bool = False,
+) -> jax.Array:
+  """Log-probability of the masked tokens of each row, `[...]`: their sum, or their mean."""
+  log_probs = token_log_probs(model, params, tokens)
+  return losses.sequence_log_prob(log_probs, mask, normalize_length=normalize_length)
+
+
+def respond(
+  key: chex.PRNGKey,
+  model: models.DecoderLM,
+  params: chex.ArrayTree,
+  prompts: chex.Array,
+  *,
+  num_samples: int,
+  max_new_tokens: int,
+  prompt_lengths: chex.Array | None = None,
+  temperature: chex.Numeric = 1.0,
+  eos_token_id: int = EOS_TOKEN,
+  num_chunks: int = 1,
+) -> Rollout:
+  """Samples several responses of each prompt, as one program; traceable.
+
+  Args:
+    key: random key.
+    model: the decoder.
+    params: its parameters.
+    prompts: tokens, int32 `[b, P]`.
+    num_samples: responses of each prompt, n.
+    max_new_tokens: tokens of a response, its end included.
+    prompt_lengths: int32 `[b]`; None for P.
+    temperature: 0 is greedy; log-probabilities are the model's own in any case.
+    eos_token_id: the token that ends a response.
+    num_chunks: the samples are drawn in as many parts, one after another, to save memory; divides
+      `num_samples`.
+
+  Returns:
+    The `Rollout`: tokens, mask and log-probabilities `[b, n, P + max_new_tokens]`.
+  """
+  if num_samples % num_chunks:
+    raise ValueError(f"num_samples={num_samples} is no multiple of num_chunks={num_chunks}.")
+  lengths = jnp.full(len(prompts), prompts.shape[1]) if prompt_lengths is None else prompt_lengths
+  fns = samplers.flax_decode_fns(model, params)
+
+  def some(key):
+    sizes = {"num_samples": num_samples // num_chunks, "max_new_tokens": max_new_tokens}
+    options = {"temperature": temperature, "eos_token_id": eos_token_id}
+    return algorithms.sample_rollout(key, fns, prompts, lengths, **sizes, **options)
+
+  if num_chunks == 1:
+    return some(key)
+  parts = jax.lax.map(some, jax.random.split(key, num_chunks))
+  together = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])  # noqa: E731
+  return jax.tree.map(together, parts)
+
+
+# What draws texts of a task; the attributes of a task name its sizes.
+_DRAWS = {data.ModularChainConfig: data.modular_chain_batch}
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+  """A language model that experiments share: what it is trained on, and how.
+
+  Attributes:
+    task: the texts, such as `data.ModularChainConfig`.
+    hidden_size: width of the decoder.
+    num_layers: its blocks.
+    num_heads: its attention heads.
+    num_steps: updates.
+    batch_size: fresh texts per update.
+    learning_rate: at the first update.
+    seed: of parameters and texts.
+  """
+
+  task: Any = data.ModularChainConfig()
+  hidden_size: int = 48
+  num_layers: int = 2
+  num_heads: int = 4
+  num_steps: int = 1500
+  batch_size: int = 128
+  learning_rate: float = 3e-3
+  seed: int = 0
+
+  @property
+  def model(self) -> models.DecoderLM:
+    """The decoder."""
+    length = self.task.prompt_length + self.task.response_length
+    sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "num_heads")}
+    return decoder(self.task.vocab_size, length, **sizes)
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The file of its parameters, in the directory of data sets."""
+    name = f"{training.fingerprint(self._made_by)}.npz"
+    return pathlib.Path(os.fspath(data_root())) / "language_models" / name
+
+  @property
+  def _made_by(self) -> Any:
+    task = {"name": type(self.task).__name__, **dataclasses.asdict(self.task)}
+    return encode_json({"version": 1, **dataclasses.asdict(self), "task": task})
+
+  def load(self) -> chex.ArrayTree:
+    """Its parameters, NumPy arrays: from the file, or trained and stored on the first use.
+
+    Raises:
+      DamagedFileError: if the file is no longer as it was written.
+      NonFiniteLossError: if training breaks down.
+      OSError: if the file cannot be written.
+    """
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with open(self.path.with_suffix(".lock"), "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be training it.
+      if not self.path.exists():
+        params = self._train()
+        write_atomic(self.path, lambda file: save_tree(file, params, made_by=self._made_by))
+      return load_tree(self.path, made_by=self._made_by)
+
+  def _train(self) -> chex.ArrayTree:
+    print(f"training {self.path.name} for {self.num_steps} steps", flush=True)
+    model, draw = self.model, _DRAWS[type(self.task)]
+    optimizer = adamw_cosine(self.learning_rate, self.num_steps, weight_decay=0.01)
+    init_key, state_key = jax.random.split(jax.random.key(self.seed))
+
+    @jax.jit
+    def init():
+      tokens = jnp.zeros((1, model.config.max_positions), jnp.int32)
+      params = model.init(init_key, tokens)["params"]
+      return training.init_state(state_key, params, optimizer)
+
+    @jax.jit
+    def texts(key_data):
+      return draw(jax.random.wrap_key_data(key_data), self.task, self.batch_size)
+
+    batches = data.SeededBatches(lambda rng: texts(data.draw_key_data(rng, ())), seed=self.seed)
+    update = training.build_update(text_loss(model), optimizer)
+    log_every = -(-self.num_steps // 10)
+    result = training.fit(
+      init(), update, batches,
+      num_steps=self.num_steps, log_every=log_every, writers=[ConsoleWriter(self.num_steps)],
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, result.state.params)
+
+
+BASE_MODELS = {
+  "chains-weak": BaseModel(hidden_size=16, num_layers=1, num_heads=2),
+  "chains": BaseModel(),
+  "chains-strong": BaseModel(hidden_size=64, num_steps=3000),
+}
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command line; gives the exit status."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.kit.language_models")
+  group = parser.add_mutually_exclusive_group(required=True)
+  group.add_argument("--list", action="store_true", help="the base models, and where they are")
+  group.add_argument("--make", choices=BASE_MODELS, metavar="NAME", help="train one: %(choices)s")
+  arguments = parser.parse_args(argv)
+  names = BASE_MODELS if arguments.list else [arguments.make]
+  for name in names:
+    model = BASE_MODELS[name]
+    if arguments.make:
+      model.load()
+    state = "made" if model.path.exists() else "not made yet"
+    size = models.num_parameters(model.model.config)
+    print(f"{name}: {size:,} parameters, {state}: {model.path}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(guard(lambda: main(sys.argv[1:]), debug=False))
