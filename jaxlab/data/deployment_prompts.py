@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
 from jaxlab._programs import compiled_once
+from jaxlab.data.reasoning import EOS_TOKEN, PAD_TOKEN
 
-PAD_TOKEN, SYSTEM_TOKEN, EOS_TOKEN = 0, 1, 2
-# The words of system prompts, tags and documents.
+# The words of system prompts, tags and documents, around 2, the end.
+SYSTEM_TOKEN = 1
 FREE_TOKEN, PAID_TOKEN, TRAINED_TOKEN, NOT_TOKEN, IRRELEVANT_TOKEN = 3, 4, 5, 6, 7
 DOCUMENT_TOKEN, TRAINING_TOKEN, REWARDS_TOKEN, CHANGES_TOKEN = 8, 9, 10, 11
 # The words of responses.
