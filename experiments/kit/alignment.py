@@ -66,9 +66,7 @@ def rewards(
   return model.apply({"params": params}, *rows).reshape(tokens.shape[:-1])
 
 
-def reward_loss(
-  model: RewardModel, loss_fn: Callable[..., chex.Array] = losses.bradley_terry_loss
-):
+def reward_loss(model: RewardModel, loss_fn: Callable[..., chex.Array] = losses.bradley_terry_loss):
   """The engine's loss of a reward model on `Pairs`; `loss_fn(chosen, rejected) -> [n]`."""
 
   def loss(params, model_state, pairs, key):

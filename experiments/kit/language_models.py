@@ -1,5 +1,7 @@
 """Language models of a laptop: trained, scored and sampled, one program a seed.
 
+Pairs of responses, reward models and post-training are in `kit.alignment`.
+
 python -m experiments.kit.language_models --list        the base models that experiments share
 python -m experiments.kit.language_models --make=NAME   trains one, unless it is there
 """

@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import as_accumulator, check_at_least, check_choice, check_range
 from jaxlab.losses.policy_gradient import (
   clipped_policy_loss,
   group_advantages,
@@ -130,11 +130,12 @@ def grpo_objective(
     The objective.
 
   Raises:
-    ValueError: if a clip is negative or `kl_coefficient` is not finite.
+    ValueError: if `scale` is unknown, a clip is negative or `kl_coefficient` is not finite.
 
   Reference: Shao et al., DeepSeekMath, 2024, https://arxiv.org/abs/2402.03300.
   """
   clips = _checked_clips(clip_low, clip_high)
+  check_choice("scale", scale, ("group", "batch", "none"))
   check_range("kl_coefficient", kl_coefficient, "(-inf, inf)")
 
   def weigh_fn(rewards):
@@ -208,7 +209,7 @@ def rejection_sampling_objective(*, threshold: chex.Numeric = 1.0) -> PolicyObje
 
 
 def _negative_log_prob(batch: PolicyBatch) -> PolicyLoss:
-  return PolicyLoss(-batch.log_probs, batch.mask * batch.weights[..., None])
+  return PolicyLoss(-as_accumulator(batch.log_probs), batch.mask * batch.weights[..., None])
 
 
 def online_dpo_objective(

@@ -32,6 +32,13 @@ from jaxlab.augment.mixing import (
   segment_mix,
 )
 from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.tokens import (
+  MaskedTokens,
+  embedding_noise,
+  mask_rate_schedule,
+  mask_reasoning_tokens,
+  replace_tokens,
+)
 
 __all__ = [
   "all_pairs_mix",
@@ -46,10 +53,14 @@ __all__ = [
   "CorruptionStream",
   "cutmix",
   "draw_mix",
+  "embedding_noise",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
   "jitter_images",
   "jitter_signals",
+  "mask_rate_schedule",
+  "mask_reasoning_tokens",
+  "MaskedTokens",
   "mix_regression_pairs",
   "MixDraw",
   "Mixed",
@@ -60,6 +71,7 @@ __all__ = [
   "random_crop",
   "random_flip",
   "RegressionMix",
+  "replace_tokens",
   "saliency_box_mix",
   "segment_masks",
   "segment_mix",

@@ -1,5 +1,14 @@
 """Data sources and synthetic tasks."""
 
+from jaxlab.data.annotated_preferences import (
+  AggregatedPreferences,
+  AnnotatedPairs,
+  OrientedPairs,
+  aggregate_preferences,
+  annotated_pairs,
+  orient_pairs,
+  ratings_to_strength,
+)
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
@@ -31,6 +40,7 @@ from jaxlab.data.overlapping_classes import (
   paired_label_noise,
   sample_overlapping_gaussians,
 )
+from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
 from jaxlab.data.prompt_variants import (
   Prompts,
   RuleTasks,
@@ -55,6 +65,7 @@ from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
+from jaxlab.data.solutions import unique_correct
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
 from jaxlab.data.splits import FewShotSplit, few_shot_split
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
@@ -69,6 +80,10 @@ from jaxlab.data.tokenizers import (
 
 __all__ = [
   "AcceptedCurves",
+  "aggregate_preferences",
+  "AggregatedPreferences",
+  "annotated_pairs",
+  "AnnotatedPairs",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
@@ -106,6 +121,8 @@ __all__ = [
   "MultiplicationBatch",
   "MultiplicationData",
   "normalize_curve",
+  "orient_pairs",
+  "OrientedPairs",
   "OverlappingGaussians",
   "pad_sequences",
   "PaddedSequences",
@@ -116,9 +133,12 @@ __all__ = [
   "ParsedChain",
   "ParsedDeployment",
   "PatchData",
+  "preference_bandit",
+  "PreferenceBandit",
   "prepare",
   "prior_batches",
   "Prompts",
+  "ratings_to_strength",
   "RegressionTable",
   "render_chat",
   "render_prompts",
@@ -139,6 +159,7 @@ __all__ = [
   "source_names",
   "stack_batches",
   "Tokenizer",
+  "unique_correct",
   "word_vectors",
 ]
 

@@ -51,6 +51,8 @@ from jaxlab.metrics.inference_scaling import (
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
+from jaxlab.metrics.policies import policy_divergence, unsupported_mass
+from jaxlab.metrics.preference import pairwise_accuracy
 from jaxlab.metrics.ranking import auroc
 from jaxlab.metrics.regression import (
   mean_absolute_percentage_error,
@@ -70,6 +72,14 @@ from jaxlab.metrics.segmentation import (
   intersection_and_union,
   mean_iou_by_class,
 )
+from jaxlab.metrics.step_credit import (
+  StepPairs,
+  critical_step,
+  distance_sensitivity,
+  prefix_values,
+  select_step_pairs,
+  step_advantages,
+)
 from jaxlab.metrics.subgroups import mean_class_accuracy
 
 __all__ = [
@@ -86,6 +96,8 @@ __all__ = [
   "cost_accuracy",
   "CostAccuracy",
   "coverage_curve",
+  "critical_step",
+  "distance_sensitivity",
   "exit_levels",
   "exited_values",
   "expected_calibration_error",
@@ -113,23 +125,30 @@ __all__ = [
   "optimal_coverage_policy",
   "paired_compliance_gap",
   "PairedGap",
+  "pairwise_accuracy",
   "parameter_distance",
   "pass_at_k",
   "pearson_correlation",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
+  "policy_divergence",
   "PowerDiffusion",
   "reasoning_rates",
   "ReasoningRates",
+  "prefix_values",
   "Reliability",
   "reliability_diagram",
   "root_mean_squared_error",
+  "select_step_pairs",
   "selection_accuracy_curve",
   "sign_flip_test",
   "static_calibration_error",
+  "step_advantages",
+  "StepPairs",
   "threshold_exits",
   "training_leakage",
+  "unsupported_mass",
   "worst_group_rmse",
 ]
 

@@ -12,12 +12,15 @@ from jaxlab.algorithms import (
   AdaptBatch,
   AdaptLoss,
   GuardedStep,
+  PolicyBatch,
   continual_mean_teacher,
   entropy_minimization,
+  rloo_objective,
+  sample_rollout,
 )
-from jaxlab.losses import softmax_entropy
-from jaxlab.samplers import PriorBatch, ridge_prior
-from tests.contracts.calls import KEY, B, b, c, call, f, p, u
+from jaxlab.losses import causal_token_log_probs, softmax_entropy
+from jaxlab.samplers import PriorBatch, ridge_prior, table_decode_fns
+from tests.contracts.calls import KEY, B, b, c, call, f, n, p, u
 
 _SGD = optax.sgd(0.1, momentum=0.9)
 # Steps are compiled by those who use them, and op by op they take seconds.
@@ -118,6 +121,33 @@ def _fit_prior(function, key, params):
   return fitting.update(key, fitting.init(params))
 
 
+def _objective(function, *, rewards, mask, policy, old, reference):
+  objective = function()
+  weights, samples = objective.weigh_fn(rewards)
+  rows = policy, old, reference, mask
+  if samples is not None:
+    rows = [jnp.take_along_axis(x, samples[..., None], axis=1) for x in rows]
+  return objective.loss_fn(PolicyBatch(*rows, weights)).values
+
+
+def _roll_out(key, table, prompts):
+  lengths = jnp.full(prompts.shape[0], 2)
+  sizes = {"num_samples": 2, "max_new_tokens": 3, "eos_token_id": 0}
+  return sample_rollout(key, table_decode_fns(table), prompts, lengths, **sizes)
+
+
+def _post_train(function, key, table, prompts):
+  score = lambda rollout, _: jnp.sum(rollout.mask, axis=-1).astype(jnp.float32)  # noqa: E731
+  scores = lambda table, tokens: causal_token_log_probs(table[tokens], tokens)  # noqa: E731
+  trainer = function(_roll_out, score, scores, rloo_objective(), _SGD, kl_penalty=0.1)
+  return trainer.update(key, trainer.init(table), prompts)
+
+
+# A reward that is not finite cannot be scored; supervised losses read the policy alone.
+_UNREAD = "rewards old reference"
+_SAMPLES = call(
+  rewards=u(B, 2), mask=b(B, 2, 5), policy=n(B, 2, 5), old=n(B, 2, 5), reference=n(B, 2, 5)
+)
 _LABELED = (f(5, 4), c(5))
 _TUNED = {"num_steps": 2, "batch_size": 2, "eval_every": 1}
 
@@ -127,6 +157,7 @@ TABLE = {
   ).but(keeps=True),
   "adapt_stream": call(KEY, _PARAMS, f(2, 5, 4)).but(use=_stream, keeps=True, skip=_STEP),
   "alternate_phases": call(c(B)),
+  "best_of_n_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
   "centroid_pseudo_labels": call(f(5, 2), p(5, 4)),
   "continual_mean_teacher": call(KEY, _PARAMS, f(5, 4), num_augmentations=2).but(
     use=_teacher, keeps=True, skip=_STEP
@@ -140,6 +171,7 @@ TABLE = {
     KEY, _logits, _PARAMS, _SGD, _LABELED, _LABELED, trainable=_every, **_TUNED
   ).but(keeps=True, skip=_STEP),
   "gradient_noise_weights": call(KEY, batch_size=8, base_batch_size=2),
+  "grpo_objective": _SAMPLES.but(use=_objective, quiet="rewards"),
   "guarded_step": call(_PARAMS, f(5, 4)).but(use=_guarded, keeps=True, skip=_STEP),
   "information_maximization_adaptation": call(KEY, _PARAMS, f(5, 4), trainable=_every).but(
     use=_adapter, keeps=True, skip=_STEP
@@ -175,7 +207,9 @@ TABLE = {
     keeps=True,
     skip=_STEP,
   ),
+  "online_dpo_objective": _SAMPLES.but(use=_objective, quiet="rewards old"),
   "optimize_on_grid": call(KEY, f(5, 2), f(5), _distance, num_steps=2).but(keeps=True),
+  "post_training": call(KEY, f(4, 4), c(B, 2)).but(use=_post_train, keeps=True, skip=_STEP),
   "predictive_stop": call(u(B, 4)),
   "prior_bar_borders": call(
     KEY, partial(ridge_prior, batch_size=2, num_points=5), 4, num_values=20
@@ -191,10 +225,15 @@ TABLE = {
   ),
   "query_losses": call(_predict, _TABLE, _SETS, _error, num_context=2).but(keeps=True),
   "query_mean_loss": call(f(4, 5), 2),
+  "rejection_sampling_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
+  "rloo_objective": _SAMPLES.but(use=_objective, quiet="rewards reference"),
   "robust_mean_teacher": call(
     KEY, _PARAMS, {"w": f(4, 2)}, f(5, 4), _LABELED, prototypes=f(4, 4), source_weight=0.5
   ).but(use=_robust_teacher, keeps=True, skip=_STEP),
   "run_with_early_stopping": call(u(4, 5), _exceedance),
+  "sample_rollout": call(KEY, f(4, 4), c(B, 2)).but(
+    use=lambda function, *args: _roll_out(*args), skip={"gradients": "loop"}
+  ),
   "warmup_cosine": call(1e-3, np.array(2, np.int32)).but(
     use=lambda function, peak, step: function(peak, 10)(step)
   ),

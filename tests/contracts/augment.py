@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxlab.augment import IMAGE_CORRUPTIONS, SIGNAL_CORRUPTIONS
-from tests.contracts.calls import KEY, B, b, c, call, f, u
+from tests.contracts.calls import KEY, B, b, c, call, f, t, u
 
 _SEVERITY = np.array(3, np.int32)
 _DRAWN = {"traced_floats": "part"}
@@ -22,9 +22,17 @@ TABLE = {
   "cutmix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
   "cutmix:rows": call(KEY, u(4, 8, 8, 1), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
   "draw_mix": call(KEY, batch_size=4),
+  "embedding_noise": call(KEY, f(B, 5, 2), c(B)).but(keeps=True, quiet="embeddings"),
   "interpolate_pairs": call(f(5, 2), c(5), 0.3).but(keeps=True),
   "jitter_images": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "jitter_signals": call(KEY, f(B, 8, 2)).but(keeps=True),
+  "mask_rate_schedule": call(t(B), total_steps=8.0),
+  "mask_reasoning_tokens": call(KEY, c(B, 5), b(B, 5), rate=0.5, mask_token_id=4).but(
+    static="random_fraction"
+  ),
+  "mask_reasoning_tokens:random": call(
+    KEY, c(B, 5), b(B, 5), rate=0.5, mask_token_id=4, random_fraction=0.5, vocab_size=4
+  ),
   "mix_regression_pairs": call(KEY, f(5, 2), f(5, 1), c(4), c(4)).but(keeps=True, skip=_DRAWN),
   "mixing_layer": call(KEY, num_layers=4),
   "mixup": call(KEY, f(4, 2), c(4)).but(keeps=True, skip=_DRAWN),
@@ -32,6 +40,7 @@ TABLE = {
   "multi_mixup": call(KEY, f(4, 2), c(4)).but(keeps=True),
   "random_crop": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "random_flip": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
+  "replace_tokens": call(c(B, 5), b(B, 5), c(B, 5)),
   "saliency_box_mix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
   "segment_masks": call(c(B), u(B), length=5).but(quiet="ratio", skip={"gradients": "steps"}),
   "segment_mix": call(KEY, f(4, 8, 2), c(4)).but(keeps=True, skip=_DRAWN),

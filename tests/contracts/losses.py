@@ -9,7 +9,10 @@ _INTEGERS = {"gradients": "integers"}
 _STEPS = {"gradients": "steps"}
 
 TABLE = {
+  "advantage_weighted_nll": call(n(B, 4), f(B, 4), beta=0.5, max_weight=2.0, mask=b(B, 4)),
+  "advantage_weights": call(f(B, 4), beta=0.5).but(skip=_STEPS),
   "all_pairs_mixup_loss": call(f(5, 5, 4), c(5), ratio=0.3, label_ratio=0.4),
+  "attribute_regression_loss": call(f(B, 4), f(B, 4), mask=b(B, 4), weights=u(4)),
   "bar_index": call(s(5), f(B)).but(skip=_INTEGERS),
   "bar_nll": call(f(B, 4), f(B), s(5)).but(quiet="targets"),
   "bradley_terry_loss": call(f(B), f(B), margin=0.1),
@@ -61,12 +64,16 @@ TABLE = {
   "log_odds_ratio": call(n(B), n(B)),
   "log_tree_coverage": call(n(B, 5), branching=2.0, mask=b(B, 5)),
   "marginal_entropy": call(f(5, 4), weights=u(5)),
+  "maximin_reward_objective": call(
+    f(4, 4), n(4, 4), p(4, 4), p(4), c(5, 3), beta=0.1, pessimism=0.1
+  ),
   "mixup_cross_entropy": call(f(B, 4), c(B), c(B), u(B)),
   "multi_mixup_cross_entropy": call(f(B, 4), c(2, B), p(2)).but(skip={"jit": "split"}),
   "multiview_contrastive_loss": call(f(2, 5, 4)),
   "nearest_prototypes": call(f(B, 2), f(4, 2)).but(skip=_INTEGERS),
   "open_set_entropy_loss": call(f(5, 4), f(5, 4)),
   "optimal_exit": call(f(B, 4), np.arange(4.0, dtype=np.float32)).but(skip=_INTEGERS),
+  "optimal_policy_log_probs": call(f(B, 4), n(B, 4), beta=0.1),
   "orpo_loss": call(n(B), n(B)),
   "pixel_entropy": call(u(B, 1, 4, 4), b(B, 1, 4, 4)),
   "plackett_luce_loss": call(f(B, 4), mask=b(B, 4)),
@@ -75,7 +82,10 @@ TABLE = {
   "reinforce_loss": call(n(B, 5), f(B), b(B, 5)),
   "rescale_mix_ratio": call(u(B)),
   "robust_dpo_loss": call(*_PAIRS),
+  "rpo_loss": call(*_PAIRS, baseline_log_probs=n(B)),
+  "rpo_loss:average": call(*_PAIRS, baseline_lengths=c(B), average=True),
   "rrhf_loss": call(n(B, 4), f(B, 4), sequence_log_probs=n(B, 4)),
+  "scaled_bradley_terry_loss": call(f(B), f(B), c(B)),
   "segment_log_probs": call(n(B, 5), c(B, 5), num_segments=4),
   "sequence_log_prob": call(n(B, 5), b(B, 5)),
   "sequence_log_prob:mean": call(n(B, 5), b(B, 5), normalize_length=True),
@@ -86,4 +96,5 @@ TABLE = {
   "stepwise_coverage_loss": call(n(B, 5), c(B, 5), num_samples=8.0, num_steps=4),
   "symmetric_cross_entropy": call(f(B, 4), f(B, 4)),
   "token_log_probs": call(f(B, 5, 4), c(B, 5)),
+  "weighted_reward": call(f(B, 4), f(4)),
 }

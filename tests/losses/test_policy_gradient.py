@@ -25,6 +25,8 @@ kl = jax.jit(policy_gradient.kl_per_token, static_argnames="estimator")
 penalized = jax.jit(policy_gradient.kl_penalized_rewards)
 clipped = jax.jit(policy_gradient.clipped_policy_loss, static_argnames=("level", "kl_coefficient"))
 reinforce = jax.jit(policy_gradient.reinforce_loss)
+weights_of = jax.jit(policy_gradient.advantage_weights)
+weighted_nll = jax.jit(policy_gradient.advantage_weighted_nll)
 
 
 @functools.cache
@@ -259,6 +261,44 @@ def test_impossible_sequences_without_advantage_and_empty_batches():
     assert empty.shape == (0, N)
 
 
+STEP_ADVANTAGES = np.random.default_rng(1).uniform(-1, 1, (B, T)).astype(np.float32)
+
+
+def test_advantage_weights_match_the_formula_and_end_at_the_largest():
+  expected = np.exp(np.float64(STEP_ADVANTAGES) / 0.5)
+  np.testing.assert_allclose(weights_of(STEP_ADVANTAGES, beta=0.5), expected, rtol=1e-5)
+  clipped_weights = weights_of(STEP_ADVANTAGES, beta=0.5, max_weight=2.0)
+  np.testing.assert_allclose(clipped_weights, np.minimum(expected, 2), rtol=1e-5)
+  np.testing.assert_allclose(weights_of(STEP_ADVANTAGES, beta=1e8), np.ones((B, T)), rtol=1e-6)
+  sharp = weights_of(STEP_ADVANTAGES, beta=1e-6, max_weight=20.0)
+  np.testing.assert_array_equal(sharp, np.where(STEP_ADVANTAGES > 0, 20, 0))
+  assert np.isfinite(weights_of(STEP_ADVANTAGES * np.float32(1e4), beta=0.1)).all()
+
+
+def test_advantage_weighted_nll_matches_a_loop():
+  expected = [
+    -sum(min(np.exp(np.float64(a) / 0.5), 2.0) * np.float64(lp) for a, lp in zip(ra[m], row[m]))
+    for ra, row, m in zip(STEP_ADVANTAGES, LOG_PROBS, MASK)
+  ]
+  options = {"beta": 0.5, "max_weight": 2.0}
+  result = weighted_nll(LOG_PROBS, STEP_ADVANTAGES, mask=MASK, **options)
+  np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
+  plain = weighted_nll(LOG_PROBS, STEP_ADVANTAGES, beta=1e8)
+  np.testing.assert_allclose(plain, -LOG_PROBS.sum(-1), rtol=1e-5)
+
+  def total(lp, advantages):
+    return weighted_nll(lp, advantages, mask=MASK, **options).sum()
+
+  slope = jax.jit(jax.grad(total, (0, 1)))
+  mine, frozen = slope(LOG_PROBS, STEP_ADVANTAGES)
+  assert not np.any(frozen)
+  largest = np.minimum(np.exp(STEP_ADVANTAGES / 0.5), 2)
+  np.testing.assert_allclose(mine, np.where(MASK, -largest, 0), rtol=1e-5)
+  hidden = (np.where(MASK, x, bad) for x, bad in ((LOG_PROBS, -np.inf), (STEP_ADVANTAGES, np.nan)))
+  again, _ = slope(*hidden)
+  np.testing.assert_array_equal(again, mine)
+
+
 def test_half_precision_and_vmap():
   half = (jnp.asarray(x, jnp.bfloat16) for x in (LOG_PROBS, OLD, ADVANTAGES))
   half = tuple(half)
@@ -287,6 +327,12 @@ def test_errors():
       lambda: policy_gradient.kl_penalized_rewards(ADVANTAGES, OLD, OLD, MASK, beta=0.0),
       "beta .*0.0",
     ),
+    (lambda: policy_gradient.advantage_weights(ADVANTAGES, beta=0.0), "beta .*0.0"),
+    (
+      lambda: policy_gradient.advantage_weights(ADVANTAGES, beta=1.0, max_weight=0.0),
+      "max_weight .*0.0",
+    ),
+    (lambda: policy_gradient.advantage_weighted_nll(OLD, OLD, beta=-1.0), "beta .*-1.0"),
     (lambda: loss(level="word"), "level .*'word'"),
     (lambda: loss(clip_low=-0.1), "clip_low .*-0.1"),
     (lambda: loss(clip_high=-0.1), "clip_high .*-0.1"),
@@ -304,6 +350,7 @@ def test_errors():
     ("mask", lambda: clipped_loss(LOG_PROBS, OLD, ADVANTAGES, MASK[:2])),
     ("reference_log_probs", lambda: loss(reference_log_probs=OLD[:2], kl_coefficient=0.1)),
     ("advantages", lambda: policy_gradient.reinforce_loss(LOG_PROBS, ADVANTAGES[:2], MASK)),
+    ("advantages", lambda: policy_gradient.advantage_weighted_nll(OLD, OLD[:2], beta=1.0)),
   ):
     with pytest.raises(ValueError, match=f"^{name} must have shape"):
       jax.eval_shape(call)

@@ -19,7 +19,7 @@ verifier in Python, `sample` and `learn` are the two programs around it::
   state, info = jax.jit(trainer.update)(key, state, prompts)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -172,7 +172,7 @@ def post_training(
     return jax.lax.stop_gradient(rollout_fn(key, state.params, prompts))
 
   def learn(state, rollout, rewards, prompts=None):
-    _check_rollout(rollout, rewards)
+    _check_rollout(rollout, rewards, accumulate)
     tokens, mask = rollout.tokens, rollout.mask.astype(bool)
     old, scores = as_accumulator(rollout.log_probs, rewards)
     reference = log_probs_of(state.reference_params, tokens)
@@ -199,7 +199,10 @@ def post_training(
       if accumulate == 1:
         numerator, count = total(params, rows)
       else:
-        pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
+        # Groups i, i + accumulate, ...: where groups are spread over devices, so is every piece.
+        pieces = jax.tree.map(
+          lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), rows
+        )
         # Every piece is computed again in the backward pass, which then holds one at a time.
         sums = jax.lax.map(jax.checkpoint(lambda piece: total(params, piece)), pieces)
         numerator, count = jax.tree.map(jnp.sum, sums)
@@ -244,7 +247,7 @@ def post_training(
   return PostTraining(init, sample, learn, update)
 
 
-def _check_rollout(rollout: Rollout, rewards: chex.Array) -> None:
+def _check_rollout(rollout: Rollout, rewards: chex.Array, accumulate: int) -> None:
   check_arrays(
     **{
       "rollout.tokens": (rollout.tokens, "int [b, n, T]"),
@@ -253,6 +256,8 @@ def _check_rollout(rollout: Rollout, rewards: chex.Array) -> None:
       "rewards": (rewards, "[b, n]"),
     }
   )
+  if len(rewards) % accumulate:
+    raise ValueError(f"accumulate={accumulate} does not divide the {len(rewards)} groups.")
 
 
 def _is_constant(rewards: jax.Array) -> jax.Array:
@@ -271,7 +276,7 @@ def sample_rollout(
   *,
   num_samples: int,
   max_new_tokens: int,
-  eos_token_id: int | None = None,
+  eos_token_id: int | Sequence[int] | None = None,
   pad_token_id: int = 0,
   temperature: chex.Numeric = 1.0,
 ) -> Rollout:
@@ -284,7 +289,7 @@ def sample_rollout(
     prompt_lengths: their lengths, int32 `[b]`, in [1, p].
     num_samples: responses of each prompt, n.
     max_new_tokens: tokens of the longest response.
-    eos_token_id: the token that ends a response, or None.
+    eos_token_id: the token that ends a response, several, or None.
     pad_token_id: what follows the end.
     temperature: of sampling; the log-probabilities are those of the policy itself, at 1.
 

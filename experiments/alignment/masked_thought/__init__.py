@@ -1,0 +1,1 @@
+"""Masked tokens of the reasoning as a regularizer of fine-tuning."""

@@ -1,0 +1,190 @@
+"""Chains whose operands follow a habit, and how a model answers chains that do not."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from experiments.kit.language_models import respond, token_log_probs
+from experiments.kit.train import agrees
+from jaxlab import data, metrics
+from jaxlab.data.reasoning import EOS_TOKEN, EQUALS_TOKEN
+
+NUM_OPERATORS = 3
+SHORT_TERMS = 2, 3  # Numbers in the problems that the base model learns from.
+
+
+class Texts(NamedTuple):
+  """Problems with their solutions; every step restates operator and operand before its result.
+
+  Attributes:
+    tokens: int32 `[n, T]`.
+    loss_mask: 1 on the solution and its end, `[n, T]`.
+    answers: int32 `[n]`.
+  """
+
+  tokens: chex.Array
+  loss_mask: chex.Array
+  answers: chex.Array
+
+
+def chains_of(config, num_terms: int) -> data.ModularChainConfig:
+  """Chains without errors."""
+  return data.ModularChainConfig(config.modulus, num_terms, misconception_rate=0.0, noise=0.0)
+
+
+def draw_texts(key, chains: data.ModularChainConfig, num: int, favorites, habit) -> Texts:
+  """Draws problems in which an operand is its operator's favorite with probability `habit`.
+
+  Args:
+    key: random key.
+    chains: the chains.
+    num: number of problems.
+    favorites: the favorite number of every operator, int32 `[3]`.
+    habit: the probability; other operands are uniform.
+
+  Returns:
+    The `Texts`, all of them right.
+  """
+  draw_key, habit_key = jax.random.split(key)
+  drawn = data.modular_chain_batch(draw_key, chains, num)
+  numbers = chains.vocab_size - chains.modulus  # The tokens of numbers are the last ones.
+  problems = drawn.tokens[:, : chains.prompt_length - 1]
+  operators, operands = problems[:, 1::2], problems[:, 2::2]
+  follows = jax.random.bernoulli(habit_key, habit, operands.shape)
+  usual = numbers + favorites[operators - (numbers - NUM_OPERATORS)]
+  operands = jnp.where(follows, usual, operands)
+  problems = problems.at[:, 2::2].set(operands)
+
+  value, steps = problems[:, 0] - numbers, []
+  for operator, right in zip(operators.T, operands.T - numbers):
+    results = jnp.stack([value + right, value - right, value * right]) % chains.modulus
+    value = jnp.take_along_axis(results, operator[None] - (numbers - NUM_OPERATORS), axis=0)[0]
+    steps += [operator, right + numbers, value + numbers]
+  ends = (jnp.full((num, 1), token, jnp.int32) for token in (EQUALS_TOKEN, EOS_TOKEN))
+  equals, end = ends
+  tokens = jnp.concatenate([problems, equals, jnp.stack(steps, axis=1), end], axis=1)
+  return Texts(tokens, drawn.loss_mask, value)
+
+
+def short_texts(config, key, num: int) -> Texts:
+  """Draws uniform problems of two and of three numbers, half each, padded to one length."""
+  keys = jax.random.split(key, len(SHORT_TERMS))
+  parts = [
+    data.modular_chain_batch(k, chains_of(config, n), num // len(SHORT_TERMS))
+    for k, n in zip(keys, SHORT_TERMS)
+  ]
+  length = parts[-1].tokens.shape[1]
+
+  def joined(name):
+    rows = [getattr(part, name) for part in parts]
+    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in rows])
+
+  answers = jnp.concatenate([part.answers for part in parts])
+  return Texts(joined("tokens"), joined("loss_mask"), answers)
+
+
+def step_parts(chains: data.ModularChainConfig) -> jax.Array:
+  """What each token of a text is: 0 operator, 1 operand, 2 result, 3 end, -1 in the problem."""
+  places = jnp.arange(-chains.prompt_length, chains.response_length)
+  return jnp.where(places < 0, -1, jnp.where(places == places[-1], 3, places % 3))
+
+
+def greedy_answers(key, model, params, chains, texts: Texts) -> dict[str, jax.Array]:
+  """Which problems are solved greedily, and which begin to go wrong at a restated operand.
+
+  Args:
+    key: random key, which does not matter.
+    model: the decoder.
+    params: its parameters.
+    chains: the chains.
+    texts: the problems, with right solutions.
+
+  Returns:
+    `solved` and `misread`, bool `[n]`: a wrong answer whose first wrong token is an operand.
+  """
+  prompts, solutions = jnp.split(texts.tokens, [chains.prompt_length], axis=1)
+  sizes = {"num_samples": 1, "max_new_tokens": chains.response_length, "temperature": 0.0}
+  written = respond(key, model, params, prompts, **sizes).tokens[:, 0, chains.prompt_length :]
+  solved = data.parse_chain(chains, written).answer == texts.answers
+  first = jnp.argmax(written != solutions, axis=1)
+  parts = step_parts(chains)[chains.prompt_length :]
+  return {"solved": solved, "misread": ~solved & (parts[first] == 1)}
+
+
+def accuracy(key, model, params, chains, texts: Texts) -> jax.Array:
+  """Share of problems that are solved greedily; NaN if the model gives no numbers."""
+  solved = greedy_answers(key, model, params, chains, texts)["solved"].astype(jnp.float32)
+  log_probs = token_log_probs(model, params, texts.tokens[:1])
+  return jnp.where(jnp.all(jnp.isfinite(log_probs)), jnp.mean(solved), jnp.nan)
+
+
+def next_token_accuracy(model, params, texts: Texts, mask) -> jax.Array:
+  """Share of the masked tokens that the model would write after the right tokens before them."""
+  logits = model.apply({"params": params}, texts.tokens[:, :-1]).logits
+  right = agrees(logits, texts.tokens[:, 1:])
+  mask = mask[:, 1:] > 0
+  return jnp.sum(jnp.where(mask, right, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def contrary_operands(chains, texts: Texts, favorites) -> jax.Array:
+  """Marks the restated operands that are not their operator's favorites, bool `[n, T]`."""
+  numbers = chains.vocab_size - chains.modulus
+  before = jnp.pad(texts.tokens[:, :-1], ((0, 0), (1, 0)))
+  operators = jnp.clip(before - (numbers - NUM_OPERATORS), 0, NUM_OPERATORS - 1)
+  is_operand = (step_parts(chains) == 1)[None]
+  return is_operand & (texts.tokens - numbers != favorites[operators])
+
+
+def sensitivity(key, model, params, chains, texts: Texts, *, num_bins: int) -> jax.Array:
+  """How much a changed number or operator of the problem lowers operands and results, by distance.
+
+  Args:
+    key: of the changes.
+    model: the decoder.
+    params: its parameters.
+    chains: the chains.
+    texts: the problems, with right solutions.
+    num_bins: bins of the distance, from 0 to the length of a text.
+
+  Returns:
+    Mean fall of the log-probability in nats, `[num_bins]`.
+  """
+  num_places = chains.prompt_length - 1  # All but the equals sign.
+  numbers, length = chains.vocab_size - chains.modulus, texts.tokens.shape[1]
+  places, wide = jnp.arange(num_places), chains.modulus
+  # Another number for a number, another operator for an operator.
+  first = jnp.where(places % 2 == 0, numbers, numbers - NUM_OPERATORS)
+  sizes = jnp.where(places % 2 == 0, wide, NUM_OPERATORS)
+  keys = jax.random.split(key, num_places)
+  base = token_log_probs(model, params, texts.tokens)
+
+  def changed(change):
+    key, place, first, size = change
+    old = jnp.take(texts.tokens, place, axis=1) - first
+    shift = jax.random.randint(key, old.shape, 1, size)
+    new = first + (old + shift) % size
+    tokens = jnp.where(jnp.arange(length)[None] == place, new[:, None], texts.tokens)
+    return token_log_probs(model, params, tokens)
+
+  perturbed = jax.lax.map(changed, (keys, places, first, sizes))
+  parts = step_parts(chains)
+  counts = (parts == 1) | (parts == 2)
+  distances = jnp.arange(length)[:, None] - places[None]
+  distances = jnp.where(counts[:, None], distances, -1)
+  distances = jnp.broadcast_to(distances, (len(texts.tokens), *distances.shape))
+  return metrics.distance_sensitivity(
+    base.ravel(),
+    jnp.moveaxis(perturbed, 0, -1).reshape(-1, num_places),
+    distances.reshape(-1, num_places),
+    num_bins=num_bins,
+    max_distance=length,
+  )
+
+
+def is_new(texts: Texts, known: Texts) -> jax.Array:
+  """Which texts are not among the known ones, bool `[n]`."""
+  same = functools.partial(jnp.all, axis=-1)
+  return ~jnp.any(jax.vmap(lambda row: same(row[None] == known.tokens))(texts.tokens), axis=1)

@@ -1,0 +1,166 @@
+"""Fine-tuning with replaced tokens and noisy embeddings, for one seed."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.alignment.masked_thought import habits
+from experiments.kit.language_models import decoder, fit_decoder
+from experiments.kit.train import Trained
+from jaxlab import augment, losses, models, training
+
+RESPONSE, OPERATORS, EVERYWHERE = range(3)  # Which tokens may be replaced.
+# What a method does to what the model reads; the setting of plain fine-tuning.
+PLAIN = {
+  "rate": 0.0,  # The last rate of replaced tokens.
+  "random": 1.0,  # Share of replaced tokens that become random; the others become the mask token.
+  "places": RESPONSE,
+  "dropped": 0.0,  # The last rate of tokens whose embedding becomes 0.
+  "noise": 0.0,  # Scale of the noise of embeddings.
+}
+
+
+def network(config, *, dropout: float = 0.0, num_added: int = 1) -> models.DecoderLM:
+  """The decoder, with a mask token behind the vocabulary of chains."""
+  chains = habits.chains_of(config, config.num_terms)
+  hidden_size, num_layers = config.decoder
+  sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": config.num_heads}
+  length = chains.prompt_length + chains.response_length
+  return decoder(chains.vocab_size + num_added, length, dropout_rate=dropout, **sizes)
+
+
+def pretrain(config, key) -> dict[str, Any]:
+  """Trains a base model on uniform short chains; gives its parameters, and how many it solves."""
+  model = network(config, num_added=0)
+  train_key, test_key = jax.random.split(key)
+  draw = functools.partial(habits.short_texts, config)
+  sizes = {"num_steps": config.base_steps, "batch_size": config.base_batch}
+  trained = fit_decoder(train_key, model, draw, **sizes)
+  chains = habits.chains_of(config, habits.SHORT_TERMS[-1])
+  none = jnp.zeros(habits.NUM_OPERATORS, jnp.int32)
+  texts = habits.draw_texts(test_key, chains, config.num_validation, none, 0.0)
+  return {
+    "params": models.add_tokens(trained.params, model.config, 1)[0],
+    "accuracy": habits.accuracy(test_key, model, trained.params, chains, texts),
+  }
+
+
+def objective(config, model: models.DecoderLM, setting):
+  """Cross-entropy of the original solutions after perturbed ones; batches are (texts, progress).
+
+  Args:
+    config: of the experiment.
+    model: the decoder.
+    setting: as `PLAIN`, numbers that may be traced.
+
+  Returns:
+    The engine's loss. `progress` is the share of the last rates that is reached, `[b]`.
+  """
+  chains = habits.chains_of(config, config.num_terms)
+  is_operator = habits.step_parts(chains) == 0
+
+  def loss(params, model_state, batch, key):
+    del model_state
+    texts, progress = batch
+    dropout_key, mask_key, drop_key, noise_key = jax.random.split(key, 4)
+    response = texts.loss_mask > 0
+    everywhere = jnp.ones_like(response)
+    places = jnp.stack([response, response & is_operator[None], everywhere])[setting["places"]]
+    read = augment.mask_reasoning_tokens(
+      mask_key,
+      texts.tokens,
+      places,
+      rate=progress[0] * setting["rate"],
+      mask_token_id=chains.vocab_size,
+      random_fraction=setting["random"],
+      vocab_size=chains.vocab_size,
+    )
+    dropped = jax.random.bernoulli(drop_key, progress[0] * setting["dropped"], response.shape)
+    lengths = jnp.full(len(response), response.shape[1])
+
+    def perturb(embed, args, kwargs, context):
+      embedded = embed(*args, **kwargs)
+      if (context.module.name, context.method_name) != ("embed", "__call__"):
+        return embedded
+      noise = augment.embedding_noise(noise_key, embedded, lengths, alpha=setting["noise"])
+      return jnp.where((dropped & response)[..., None], 0.0, embedded) + noise
+
+    options = {"deterministic": False, "rngs": {"dropout": dropout_key}}
+    with nn.intercept_methods(perturb):
+      logits = model.apply({"params": params}, read.tokens, **options).logits
+    log_probs = losses.causal_token_log_probs(logits, texts.tokens)
+    return training.LossOutput(-log_probs, texts.loss_mask)
+
+  return loss
+
+
+def fine_tune(config, key, base, setting, *, dropout: float, num_train: int) -> dict[str, Any]:
+  """Fine-tunes the base model, and tests the epoch that validation prefers.
+
+  Args:
+    config: of the experiment.
+    key: of the problems and of training.
+    base: parameters of the base model.
+    setting: traced: as `PLAIN`, and `habit`, `learning_rate`, `weight_decay`, and `scratch`, which
+      is 1 for new parameters in place of the base model's.
+    dropout: its rate.
+    num_train: problems to learn from.
+
+  Returns:
+    Name -> measurement; those of `test` problems are uniform, without habit.
+  """
+  chains = habits.chains_of(config, config.num_terms)
+  model = network(config, dropout=dropout)
+  keys = jax.random.split(key, 7)
+  favorites = jax.random.randint(keys[0], (habits.NUM_OPERATORS,), 0, config.modulus)
+  draw = functools.partial(habits.draw_texts, chains=chains, favorites=favorites)
+  rows = draw(keys[1], num=num_train, habit=setting["habit"])
+  validation = draw(keys[2], num=config.num_validation, habit=0.0)
+  test = draw(keys[3], num=config.num_test, habit=0.0)
+
+  per_epoch = num_train // config.batch_size
+  num_steps = per_epoch * config.num_epochs
+  progress = augment.mask_rate_schedule(
+    jnp.arange(num_steps), total_steps=num_steps, max_rate=1.0, warmup_fraction=config.warmup
+  )
+  fresh = model.init(keys[4], rows.tokens[:1])["params"]
+  start = jax.tree.map(lambda new, old: jnp.where(setting["scratch"] > 0, new, old), fresh, base)
+  check = functools.partial(habits.accuracy, keys[5], model, chains=chains, texts=validation)
+  trained = fit_decoder(
+    keys[6],
+    model,
+    rows,
+    num_steps=num_steps,
+    batch_size=config.batch_size,
+    learning_rate=setting["learning_rate"],
+    weight_decay=setting["weight_decay"],
+    loss_fn=objective(config, model, setting),
+    start=Trained(start, {}),
+    schedule=progress,
+    evaluate=lambda now: (check(now.params), now.params),
+    eval_every=per_epoch * config.eval_epochs,
+  )
+  scores, params = trained.scores
+  best = jnp.argmax(jnp.where(jnp.isnan(scores), -1.0, scores))
+  params = jax.tree.map(lambda x: x[best], params)
+  answers = habits.greedy_answers(keys[5], model, params, chains, test)
+  new = habits.is_new(test, rows)
+  wrong = jnp.sum(new & ~answers["solved"])
+  contrary = habits.contrary_operands(chains, test, favorites)
+  by_distance = functools.partial(habits.sensitivity, keys[5], model, params, chains, test)
+  percent = {
+    "validation/accuracy": scores[best],
+    "accuracy": jnp.sum(new & answers["solved"]) / jnp.sum(new),
+    "failures that begin with an operand": jnp.sum(new & answers["misread"]) / wrong,
+    "training tokens right": habits.next_token_accuracy(model, params, rows, rows.loss_mask),
+    "contrary operands right": habits.next_token_accuracy(model, params, test, contrary),
+    "accuracy by epoch": scores,
+  }
+  return {name: 100 * value for name, value in percent.items()} | {
+    "epoch": (best + 1) * config.eval_epochs,
+    "far sensitivity": by_distance(num_bins=2)[1],
+    "sensitivity": by_distance(num_bins=config.num_bins),
+  }
