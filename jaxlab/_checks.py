@@ -67,6 +67,27 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
   return jnp.where(classes < 0, num_classes, classes)
 
 
+def as_flags(name: str, flags: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """Reads truth values that may be given as numbers.
+
+  Args:
+    name: the caller's name for the flags.
+    flags: bool or 0 and 1, `[...]`.
+
+  Returns:
+    Which are set, bool `[...]`, and which are flags at all: neither NaN nor another number.
+
+  Raises:
+    ValueError: if a known flag is neither 0 nor 1, naming the argument and the values.
+  """
+  if is_known(flags):
+    values = np.unique(flags)
+    if not np.isin(values, (0, 1)).all():
+      raise ValueError(f"{name} must be 0 or 1, got the values {values}.")
+  flags = jnp.asarray(flags)
+  return flags == 1, (flags == 0) | (flags == 1)
+
+
 @jax.jit
 def reaches(values: chex.Numeric, threshold: chex.Numeric) -> jax.Array:
   """Which values are at least a threshold: 1.0, 0.0, or NaN where either is NaN.

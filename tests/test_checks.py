@@ -9,6 +9,7 @@ from jaxlab import losses, metrics
 from jaxlab._checks import (
   as_accumulator,
   as_classes,
+  as_flags,
   as_json,
   check_arrays,
   check_at_least,
@@ -51,6 +52,17 @@ def test_keeps_float64_and_shares_the_widest_type():
     half, double = as_accumulator(jnp.ones(2, jnp.bfloat16), jnp.ones(3, jnp.float64))
   assert half.dtype == double.dtype == "float64"
   assert (half.shape, double.shape) == ((2,), (3,))
+
+
+def test_flags_are_read_from_truth_values_and_numbers():
+  for given in (np.array([True, False]), np.float32([1, 0])):
+    flags, valid = jax.device_get(as_flags("hits", given))
+    np.testing.assert_array_equal([flags, valid], [[True, False], [True, True]])
+  flags, valid = jax.jit(lambda x: as_flags("hits", x))(np.float32([1, 0, 2, np.nan]))
+  np.testing.assert_array_equal([flags, valid], [[1, 0, 0, 0], [1, 1, 0, 0]])
+  for bad in (2, np.nan):
+    with pytest.raises(ValueError, match="hits must be 0 or 1, got the values"):
+      as_flags("hits", np.array([0, bad]))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxlab._checks import check_arrays, is_known
+from jaxlab._checks import as_flags, check_arrays
 
 
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
@@ -29,16 +28,12 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   https://doi.org/10.1016/j.patrec.2005.10.010.
   """
   check_arrays(scores=(scores, "[n]"), labels=(labels, "[n]"))
-  if is_known(labels):
-    values = np.unique(labels)
-    if not np.isin(values, (0, 1)).all():
-      raise ValueError(f"labels must be 0 or 1, got the values {values}.")
-  scores, labels = jnp.asarray(scores), jnp.asarray(labels)
-  positive = labels == 1
+  positive, labeled = as_flags("labels", labels)
+  scores = jnp.asarray(scores)
   num = scores.shape[0]
   if num == 0:
     return jnp.array(jnp.nan, jnp.float32)
-  valid = jnp.all(~jnp.isnan(scores) & (positive | (labels == 0)))
+  valid = jnp.all(~jnp.isnan(scores) & labeled)
   order = jnp.argsort(scores)
   ranked, positive = scores[order], positive[order]
   # Negatives before each position, as integers: sums of ranks have more digits than float32.

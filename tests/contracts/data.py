@@ -8,16 +8,24 @@ from tests.contracts.calls import KEY, B, c, call, f, u
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
+from jaxlab.data import DeploymentPromptConfig, ModularChainConfig
+from tests.contracts.calls import KEY, B, c, call, f, u
+
+_CHAINS = ModularChainConfig(num_terms=2)
+_DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
 
 TABLE = {
   "aggregate_preferences": call(c(B, 5), c(B)),
   "annotated_pairs": call(KEY, num_pairs=4, num_features=2, num_domains=2),
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
+  "condition_prompts": call(_DEPLOYMENT),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
   "dialogue_batch": call(KEY, _DIALOGUES, 2),
   "dialogue_reward": call(_DIALOGUES, c(B), c(B, 4)),
   "dialogue_reward:harmless": call(_DIALOGUES, c(B), c(B, 4), kind="harmless"),
   "digit_pairs": call(KEY, num_pairs=2, split="weak"),
+  "deployment_batch": call(KEY, _DEPLOYMENT, 2),
+  "document_batch": call(KEY, _DEPLOYMENT, 2),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
   "modular_chain_batch": call(KEY, _CHAINS, 2),
@@ -29,6 +37,7 @@ TABLE = {
   "paraphrase_pairs": call(KEY, _PARAPHRASES, num_pairs=2),
   "parse_chain": call(_CHAINS, c(B, 4)),
   "pool_pixels": call(f(B, 64)),
+  "parse_deployment": call(_DEPLOYMENT, c(B, 4)),
   "preference_bandit": call(
     KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
   ),

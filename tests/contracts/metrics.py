@@ -1,7 +1,9 @@
 """Calls of the metrics."""
 
-from jaxlab.metrics import ExponentiatedPowerLaw
+from jaxlab.metrics import ComplianceGap, ExponentiatedPowerLaw
 from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
+
+_GAP = ComplianceGap(*[u()] * 6)
 
 TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
@@ -13,7 +15,9 @@ TABLE = {
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
   "centered_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
   "closed_set_error": call(c(5), c(5), known=b(5)),
+  "compliance_gap": call(b(5), b(5), mask=b(5)),
   "confidence_calibration_error": call(u(5), b(5)),
+  "correct_judge_rate": call(u(B), sensitivity=0.9, specificity=0.8),
   "cost_accuracy": call(c(5), u(5, 4), t(4)),
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
   "critical_step": call(f(B, 4), mask=b(B, 4)),
@@ -54,6 +58,7 @@ TABLE = {
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
+  "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
@@ -71,6 +76,7 @@ TABLE = {
   "ranking_accuracy": call(n(5), n(5), chosen_lengths=c(5), rejected_lengths=c(5), mask=b(5)),
   "ranking_loss_threshold": call(n(B), n(B), beta=0.5),
   "ranking_transitions": call(b(5), b(5)),
+  "reasoning_rates": call(b(5), b(5), b(5)),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
   "select_step_pairs": call(u(B, 5), u(B, 4, 2), mask=b(B, 4)),
@@ -81,11 +87,13 @@ TABLE = {
   "selection_accuracy_curve:best": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
   ),
+  "sign_flip_test": call(KEY, f(5), num_permutations=4).but(skip={"gradients": "steps"}),
   "static_calibration_error": call(p(5, 4), c(5)),
   "step_advantages": call(u(B, 5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
   "tilted_density": call(f(5), beta=0.5),
   "token_alignment": call(f(4, 2), c(B), c(B)),
+  "training_leakage": call(_GAP, _GAP),
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),
   "win_rate_frontier": call(f(5), u(4), num_samples=2),

@@ -1,0 +1,1 @@
+"""Reward for compliance where a model knows that it is trained."""
