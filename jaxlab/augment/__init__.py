@@ -4,14 +4,41 @@ Arguments are arrays, numbers or lists of numbers. Of another shape than documen
 ValueError, of another type TypeError, by name.
 """
 
-from jaxlab.augment.boxes import (BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks,)
-from jaxlab.augment.corruptions import (CorruptionStream, SIGNAL_CORRUPTIONS, corrupt_signals, corruption_stream,)
-from jaxlab.augment.crops import (jitter_images, random_crop, random_flip,)
-from jaxlab.augment.image_corruptions import (IMAGE_CORRUPTIONS, corrupt_images,)
-from jaxlab.augment.interpolation import (MultiMixed, RegressionMix, all_pairs_mix, interpolate_pairs, mix_regression_pairs, multi_mixup,)
-from jaxlab.augment.mixing import (MixDraw, Mixed, cutmix, draw_mix, mixing_layer, mixup, saliency_box_mix, segment_mix,)
-from jaxlab.augment.signals import (blur_signals, jitter_signals,)
-from jaxlab.augment.tokens import (MaskedTokens, embedding_noise, mask_rate_schedule, mask_reasoning_tokens, replace_tokens,)
+from jaxlab.augment.boxes import BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks
+from jaxlab.augment.corruptions import (
+  SIGNAL_CORRUPTIONS,
+  CorruptionStream,
+  corrupt_signals,
+  corruption_stream,
+)
+from jaxlab.augment.crops import jitter_images, random_crop, random_flip
+from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
+from jaxlab.augment.interpolation import (
+  MultiMixed,
+  RegressionMix,
+  all_pairs_mix,
+  interpolate_pairs,
+  mix_regression_pairs,
+  multi_mixup,
+)
+from jaxlab.augment.mixing import (
+  MixDraw,
+  Mixed,
+  cutmix,
+  draw_mix,
+  mixing_layer,
+  mixup,
+  saliency_box_mix,
+  segment_mix,
+)
+from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.tokens import (
+  MaskedTokens,
+  embedding_noise,
+  mask_rate_schedule,
+  mask_reasoning_tokens,
+  replace_tokens,
+)
 
 __all__ = [
   "all_pairs_mix",

@@ -1,32 +1,100 @@
 """Data sources and synthetic tasks."""
 
-from jaxlab.data.annotated_preferences import (AggregatedPreferences, AnnotatedPairs, OrientedPairs, aggregate_preferences, annotated_pairs, orient_pairs, ratings_to_strength,)
-from jaxlab.data.batches import (BatchIterator, batch_iterator, stack_batches,)
+from jaxlab.data.annotated_preferences import (
+  AggregatedPreferences,
+  AnnotatedPairs,
+  OrientedPairs,
+  aggregate_preferences,
+  annotated_pairs,
+  orient_pairs,
+  ratings_to_strength,
+)
+from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
-from jaxlab.data.corrupted import (CorruptedImages, load_corrupted_folders, load_corrupted_images,)
-from jaxlab.data.deployment_prompts import (ConditionPrompts, DeploymentBatch, DeploymentPromptConfig, ParsedDeployment, condition_prompts, deployment_batch, document_batch, parse_deployment,)
-from jaxlab.data.dialogue import (DialogueBatch, DialogueConfig, dialogue_batch, dialogue_reward,)
+from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.deployment_prompts import (
+  ConditionPrompts,
+  DeploymentBatch,
+  DeploymentPromptConfig,
+  ParsedDeployment,
+  condition_prompts,
+  deployment_batch,
+  document_batch,
+  parse_deployment,
+)
+from jaxlab.data.dialogue import DialogueBatch, DialogueConfig, dialogue_batch, dialogue_reward
 from jaxlab.data.epoch_curves import load_epoch_curves
-from jaxlab.data.feature_noise import (PatchData, sample_patches,)
-from jaxlab.data.image_pairs import (DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels,)
-from jaxlab.data.learning_curves import (AcceptedCurves, LearningCurveBatch, denormalize_curve, normalize_curve, sample_accepted_curves, sample_curve_params, sample_learning_curves,)
-from jaxlab.data.mnist1d import (Signals, generate_mnist1d, load_mnist1d,)
-from jaxlab.data.overlapping_classes import (OverlappingGaussians, PairedNoise, paired_label_noise, sample_overlapping_gaussians,)
-from jaxlab.data.paraphrases import (ParaphraseBatch, ParaphraseConfig, Paraphrases, PreferencePairs, paraphrase_batch, paraphrase_pairs, response_class,)
-from jaxlab.data.preference_bandits import (PreferenceBandit, preference_bandit,)
-from jaxlab.data.preference_files import (PreferencePair, RatedResponse, load_preferences, load_ratings,)
-from jaxlab.data.prompt_variants import (Prompts, RuleTasks, draw_demonstrations, label_words, render_prompts, sample_rule_tasks, word_vectors,)
-from jaxlab.data.reasoning import (ChainBatch, ModularChainConfig, MultiplicationBatch, MultiplicationData, ParsedChain, check_steps, modular_chain_batch, multiplication_dataset, parse_chain,)
-from jaxlab.data.recorded_curves import (LearningCurves, load_lcdb,)
-from jaxlab.data.records import (FileRecord, read_records,)
-from jaxlab.data.regression_tables import (RegressionTable, load_regression_table,)
-from jaxlab.data.seeded import (SeededBatches, draw_key_data, prior_batches,)
-from jaxlab.data.shape_scenes import (Scenes, sample_shape_scenes,)
+from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
+from jaxlab.data.learning_curves import (
+  AcceptedCurves,
+  LearningCurveBatch,
+  denormalize_curve,
+  normalize_curve,
+  sample_accepted_curves,
+  sample_curve_params,
+  sample_learning_curves,
+)
+from jaxlab.data.mnist1d import Signals, generate_mnist1d, load_mnist1d
+from jaxlab.data.overlapping_classes import (
+  OverlappingGaussians,
+  PairedNoise,
+  paired_label_noise,
+  sample_overlapping_gaussians,
+)
+from jaxlab.data.paraphrases import (
+  ParaphraseBatch,
+  ParaphraseConfig,
+  Paraphrases,
+  PreferencePairs,
+  paraphrase_batch,
+  paraphrase_pairs,
+  response_class,
+)
+from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
+from jaxlab.data.preference_files import (
+  PreferencePair,
+  RatedResponse,
+  load_preferences,
+  load_ratings,
+)
+from jaxlab.data.prompt_variants import (
+  Prompts,
+  RuleTasks,
+  draw_demonstrations,
+  label_words,
+  render_prompts,
+  sample_rule_tasks,
+  word_vectors,
+)
+from jaxlab.data.reasoning import (
+  ChainBatch,
+  ModularChainConfig,
+  MultiplicationBatch,
+  MultiplicationData,
+  ParsedChain,
+  check_steps,
+  modular_chain_batch,
+  multiplication_dataset,
+  parse_chain,
+)
+from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
+from jaxlab.data.records import FileRecord, read_records
+from jaxlab.data.regression_tables import RegressionTable, load_regression_table
+from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
+from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.solutions import unique_correct
-from jaxlab.data.sources import (Source, as_arrays, load_source, prepare, source_names,)
-from jaxlab.data.splits import (FewShotSplit, few_shot_split,)
-from jaxlab.data.spurious_regression import (RotatedDigits, rotated_digits,)
-from jaxlab.data.tokenizers import (EncodedChat, PaddedSequences, Tokenizer, encode_chat, load_tokenizer, pad_sequences,)
+from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
+from jaxlab.data.splits import FewShotSplit, few_shot_split
+from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
+from jaxlab.data.tokenizers import (
+  EncodedChat,
+  PaddedSequences,
+  Tokenizer,
+  encode_chat,
+  load_tokenizer,
+  pad_sequences,
+)
 
 __all__ = [
   "AcceptedCurves",

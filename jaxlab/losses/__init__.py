@@ -5,26 +5,96 @@ ValueError, of another type TypeError, by name. NaN in a row gives NaN in that r
 of logit -inf, adds nothing where its weight is 0.
 """
 
-from jaxlab.losses.adaptation import (class_prototypes, confidence_difference, confidence_difference_mask, information_maximization_loss, marginal_entropy, multiview_contrastive_loss, nearest_prototypes, open_set_entropy_loss, softmax_entropy, symmetric_cross_entropy,)
-from jaxlab.losses.bar import (HalfNormalScales, bar_index, bar_nll, half_normal_scales,)
-from jaxlab.losses.calibration import (brier_loss, correctness_aware_loss,)
-from jaxlab.losses.classification import (label_smoothed_cross_entropy, sigmoid_cross_entropy,)
-from jaxlab.losses.coverage import (coverage_loss, coverage_weight, coverage_weighted_nll, estimated_coverage_nll, log_tree_coverage, stepwise_coverage_loss,)
-from jaxlab.losses.early_exit import (conditional_exit_probabilities, exit_distribution, exit_warmup_loss, exit_weighted_loss, gate_loss, gate_pos_weights, optimal_exit,)
-from jaxlab.losses.mixup import (all_pairs_mixup_loss, decoupled_mixup_binary_loss, decoupled_mixup_loss, mixup_cross_entropy, multi_mixup_cross_entropy, rescale_mix_ratio,)
-from jaxlab.losses.occupancy_matching import (occupancy_matching_loss, soft_rewards, soft_values,)
-from jaxlab.losses.odds_ratio import (log_odds_ratio, orpo_loss,)
-from jaxlab.losses.policy_gradient import (advantage_weighted_nll, advantage_weights, clipped_policy_loss, group_advantages, kl_penalized_rewards, kl_per_token, leave_one_out_advantages, reinforce_loss,)
-from jaxlab.losses.preference import (dpo_loss, hinge_loss, implicit_reward, ipo_loss, robust_dpo_loss, rpo_loss, simpo_loss,)
-from jaxlab.losses.ranking import (bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss,)
-from jaxlab.losses.regularized_policies import (maximin_reward_objective, optimal_policy_log_probs,)
-from jaxlab.losses.reward_modeling import (attribute_regression_loss, scaled_bradley_terry_loss, weighted_reward,)
-from jaxlab.losses.rewards import (calibrate_rewards, combine_rewards, exponential_reward, log_reward, log_sigmoid_centered, reference_quantile, tilted_weights,)
-from jaxlab.losses.segmentation import (foreground_cross_entropy, pixel_entropy, proportion_kl,)
-from jaxlab.losses.semi_supervised import (fixmatch_loss, pseudo_label_mix_weight,)
-from jaxlab.losses.sequence import (causal_token_log_probs, chunked_token_log_probs, log1mexp, segment_log_probs, sequence_log_prob, sequence_nll, token_log_probs,)
-from jaxlab.losses.unpaired_preference import (kto_kl_estimate, kto_loss,)
-from jaxlab.losses.weak_supervision import (confidence_auxiliary_loss, conflict_loss,)
+from jaxlab.losses.adaptation import (
+  class_prototypes,
+  confidence_difference,
+  confidence_difference_mask,
+  information_maximization_loss,
+  marginal_entropy,
+  multiview_contrastive_loss,
+  nearest_prototypes,
+  open_set_entropy_loss,
+  softmax_entropy,
+  symmetric_cross_entropy,
+)
+from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
+from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
+from jaxlab.losses.classification import label_smoothed_cross_entropy, sigmoid_cross_entropy
+from jaxlab.losses.coverage import (
+  coverage_loss,
+  coverage_weight,
+  coverage_weighted_nll,
+  estimated_coverage_nll,
+  log_tree_coverage,
+  stepwise_coverage_loss,
+)
+from jaxlab.losses.early_exit import (
+  conditional_exit_probabilities,
+  exit_distribution,
+  exit_warmup_loss,
+  exit_weighted_loss,
+  gate_loss,
+  gate_pos_weights,
+  optimal_exit,
+)
+from jaxlab.losses.mixup import (
+  all_pairs_mixup_loss,
+  decoupled_mixup_binary_loss,
+  decoupled_mixup_loss,
+  mixup_cross_entropy,
+  multi_mixup_cross_entropy,
+  rescale_mix_ratio,
+)
+from jaxlab.losses.occupancy_matching import occupancy_matching_loss, soft_rewards, soft_values
+from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
+from jaxlab.losses.policy_gradient import (
+  advantage_weighted_nll,
+  advantage_weights,
+  clipped_policy_loss,
+  group_advantages,
+  kl_penalized_rewards,
+  kl_per_token,
+  leave_one_out_advantages,
+  reinforce_loss,
+)
+from jaxlab.losses.preference import (
+  dpo_loss,
+  hinge_loss,
+  implicit_reward,
+  ipo_loss,
+  robust_dpo_loss,
+  rpo_loss,
+  simpo_loss,
+)
+from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
+from jaxlab.losses.regularized_policies import maximin_reward_objective, optimal_policy_log_probs
+from jaxlab.losses.reward_modeling import (
+  attribute_regression_loss,
+  scaled_bradley_terry_loss,
+  weighted_reward,
+)
+from jaxlab.losses.rewards import (
+  calibrate_rewards,
+  combine_rewards,
+  exponential_reward,
+  log_reward,
+  log_sigmoid_centered,
+  reference_quantile,
+  tilted_weights,
+)
+from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
+from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
+from jaxlab.losses.sequence import (
+  causal_token_log_probs,
+  chunked_token_log_probs,
+  log1mexp,
+  segment_log_probs,
+  sequence_log_prob,
+  sequence_nll,
+  token_log_probs,
+)
+from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
+from jaxlab.losses.weak_supervision import confidence_auxiliary_loss, conflict_loss
 
 __all__ = [
   "advantage_weighted_nll",

@@ -1,18 +1,68 @@
 """Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
-from jaxlab.samplers.backtracking import (AppliedBackspaces, BackspaceLayout, BacktrackingOutput, CorrectedActions, apply_backspaces, backspace_layout, generate_with_backspace, insert_corrections,)
-from jaxlab.samplers.beams import (BeamSearchOutput, beam_search, markov_beam_search,)
-from jaxlab.samplers.contexts import (context_size_probs, sample_context_size,)
-from jaxlab.samplers.decode_fns import (DecodeFns, Prefilled, flax_decode_fns, prefill, score_sequences, table_decode_fns,)
-from jaxlab.samplers.generation import (GenerateOutput, generate, generate_n, markov_greedy,)
-from jaxlab.samplers.gp_priors import (gp_hyper_prior, gp_prior, standardized_gp_kernel, standardized_gp_prior,)
-from jaxlab.samplers.mcmc import (McmcResult, StretchProposal, affine_invariant_mcmc, initial_walkers, stretch_proposal,)
-from jaxlab.samplers.mixing import (label_similarity_logits, label_similarity_probabilities, sample_partner_table, sample_partners,)
-from jaxlab.samplers.priors import (PriorBatch, bnn_prior, draw_data_sets, ridge_prior,)
-from jaxlab.samplers.selection import (VoteResult, best_of_n, majority_vote,)
-from jaxlab.samplers.speculative import (SpeculativeOutput, SpeculativeVerdict, speculative_decode, speculative_verify,)
-from jaxlab.samplers.token_filters import (apply_repetition_penalty, filter_min_p, filter_top_k, filter_top_p, filter_typical_p, process_logits,)
-from jaxlab.samplers.tree_search import (DistinctDraws, TreeSearchResult, best_first_search, sample_without_replacement, table_best_first_search,)
+from jaxlab.samplers.backtracking import (
+  AppliedBackspaces,
+  BackspaceLayout,
+  BacktrackingOutput,
+  CorrectedActions,
+  apply_backspaces,
+  backspace_layout,
+  generate_with_backspace,
+  insert_corrections,
+)
+from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
+from jaxlab.samplers.contexts import context_size_probs, sample_context_size
+from jaxlab.samplers.decode_fns import (
+  DecodeFns,
+  Prefilled,
+  flax_decode_fns,
+  prefill,
+  score_sequences,
+  table_decode_fns,
+)
+from jaxlab.samplers.generation import GenerateOutput, generate, generate_n, markov_greedy
+from jaxlab.samplers.gp_priors import (
+  gp_hyper_prior,
+  gp_prior,
+  standardized_gp_kernel,
+  standardized_gp_prior,
+)
+from jaxlab.samplers.mcmc import (
+  McmcResult,
+  StretchProposal,
+  affine_invariant_mcmc,
+  initial_walkers,
+  stretch_proposal,
+)
+from jaxlab.samplers.mixing import (
+  label_similarity_logits,
+  label_similarity_probabilities,
+  sample_partner_table,
+  sample_partners,
+)
+from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
+from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
+from jaxlab.samplers.speculative import (
+  SpeculativeOutput,
+  SpeculativeVerdict,
+  speculative_decode,
+  speculative_verify,
+)
+from jaxlab.samplers.token_filters import (
+  apply_repetition_penalty,
+  filter_min_p,
+  filter_top_k,
+  filter_top_p,
+  filter_typical_p,
+  process_logits,
+)
+from jaxlab.samplers.tree_search import (
+  DistinctDraws,
+  TreeSearchResult,
+  best_first_search,
+  sample_without_replacement,
+  table_best_first_search,
+)
 
 __all__ = [
   "affine_invariant_mcmc",

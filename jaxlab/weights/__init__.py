@@ -1,7 +1,7 @@
 """Parameter pytrees in, parameter pytrees and scalars out."""
 
 from jaxlab.weights.ema import ema_update
-from jaxlab.weights.low_rank import (LowRankConfig, init_low_rank, low_rank_update, merge_low_rank,)
+from jaxlab.weights.low_rank import LowRankConfig, init_low_rank, low_rank_update, merge_low_rank
 from jaxlab.weights.soups import interpolate
 
 __all__ = [

@@ -2,16 +2,17 @@
 
 import numpy as np
 
-from jaxlab.data import DialogueConfig, ModularChainConfig, ParaphraseConfig
+from jaxlab.data import (
+  DeploymentPromptConfig,
+  DialogueConfig,
+  ModularChainConfig,
+  ParaphraseConfig,
+)
 from tests.contracts.calls import KEY, B, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
-from jaxlab.data import DeploymentPromptConfig, ModularChainConfig
-from tests.contracts.calls import KEY, B, c, call, f, u
-
-_CHAINS = ModularChainConfig(num_terms=2)
 _DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
 
 TABLE = {

@@ -65,10 +65,6 @@ TABLE = {
   "pearson_correlation": call(f(5, 2), f(5, 2)),
   "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "prefix_values": call(c(B, 5), num_rollouts=4),
-  "optimal_transform": call(num_samples=2, beta=0.5, grid_size=4, num_iterations=2),
-  "optimal_transform:worst": call(
-    num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
-  ),
   "pool_win_rate": call(f(B, 4), f(B, 5), num_samples=2).but(skip={"gradients": "steps"}),
   "pool_win_rate:worst": call(f(B, 4), f(B, 5), num_samples=2, procedure="worst_of_n").but(
     skip={"gradients": "steps"}

@@ -96,7 +96,7 @@ def run(config: Config, context: Context) -> Results:
   own = {}
   for arm in (*SINGLE, STRENGTHS, DIFFERENCES, JOINT):
     evaluate = functools.partial(arms.evaluate_arm, config, arm=arm)
-    scores = context.cached(f"arms/{arm}", grid, context, evaluate, task, settings)
+    scores = grid(context, f"arms/{arm}", evaluate, task, settings)
     own[arm] = choose(scores, settings, select="validation")
     twice = choose(scores, settings, select=f"{TWICE}validation")
     own[TWICE + arm] = {n.removeprefix(TWICE): twice[n] for n in twice if n.startswith(TWICE)}
@@ -111,7 +111,7 @@ def run(config: Config, context: Context) -> Results:
     (MEAN, arms.evaluate_mean, settings[:1]),
   ):
     evaluate = functools.partial(evaluate, config)
-    scores = context.cached(f"both/{name}", grid, context, evaluate, inputs, searched)
+    scores = grid(context, f"both/{name}", evaluate, inputs, searched)
     own[name] = choose(scores, searched, select="validation")
   combined = own[COMBINED]
   own[EXTRAPOLATED] = {name: combined.pop(f"{arms.FURTHER}{name}") for name in _NAMES}

@@ -124,7 +124,7 @@ def _measure(config: Config, context: Context, results: Results, name: str, draw
   trained = {}
   for method, of_method in settings.items():
     evaluate = functools.partial(train_policy, config, objective=LOSSES[method])
-    scores = context.cached(f"{name}/{method}", grid, context, evaluate, drawn, of_method)
+    scores = grid(context, f"{name}/{method}", evaluate, drawn, of_method)
     for i, setting in enumerate(of_method):
       paths = {quantity: values[:, i] for quantity, values in scores.items()}
       label = DPO if method == RPO and setting["eta"] == 0 else method
