@@ -88,7 +88,7 @@ def read_rows(
     raise UsageError(str(error)) from error
   if faults:
     shown = "\n  ".join((*faults[:_SHOWN], *["..."] * (len(faults) > _SHOWN)))
-    print(f"{len(faults)} rows are left out:\n  {shown}", flush=True)
+    print(f"rows left out: {len(faults)}\n  {shown}", flush=True)
   if not rows:
     raise UsageError(f"--data={path} has no rows.")
   return _with_mismatched(path, rows) if kind == "unpaired" else rows

@@ -14,9 +14,9 @@ _MOST_ANNOTATIONS = 5
 _WINDOW = 3
 _NUM_ATTRIBUTES = 5
 _HIDDEN = 16
+_SLOPE = 0.3
 _NUM_RATERS = 3
 _RATER_BIAS = 0.3
-_DOMAIN_SPREAD = 0.5
 # Of helpfulness, correctness, coherence, complexity and verbosity.
 _UTILITY_WEIGHTS = np.array([0.65, 0.8, 0.45, 0.55, -0.4], np.float32)
 _INTERACTION = 0.3
@@ -159,12 +159,13 @@ def annotated_pairs(
 ) -> AnnotatedPairs:
   """Draws pairs of responses that noisy raters rate and noisy annotators compare.
 
-  Features are normal around a mean of the pair's domain. Five attributes are random networks of
-  them (16 hidden units with tanh, outputs of mean 0 and variance 1), and the utility is .65, .8,
-  .45, .55 and -.4 times the attributes plus .3 times the product of the first two. Each of three
-  raters, with a bias of deviation .3 toward the pair, rates 2 + attribute + noise, rounded and
-  clipped to 0 to 4. Each of three to five annotators gives 1.5 times the difference of utilities
-  plus noise, rounded and clipped to -3 to 3. Domains and networks are always the same ones.
+  Features are normal around a mean of the pair's domain, itself a normal draw. Five attributes are
+  random networks of them: 16 hidden units, the tanh of sums of features with weights of deviation
+  .3 / sqrt(d), and outputs of mean 0 and variance 1 over all domains. The utility is .65, .8, .45,
+  .55 and -.4 times the attributes plus .3 times the product of the first two. Each of three raters,
+  with a bias of deviation .3 toward the pair, rates 2 + attribute + noise, rounded and clipped to 0
+  to 4. Each of three to five annotators gives 1.5 times the difference of utilities plus noise,
+  rounded and clipped to -3 to 3. Domains and networks are always the same ones.
 
   Args:
     key: random key of responses and labels.
@@ -220,8 +221,8 @@ class _World(NamedTuple):
 def _world(num_features: int, num_domains: int) -> _World:
   rng = np.random.default_rng(0)
   shape = num_features, _NUM_ATTRIBUTES, _HIDDEN
-  means = _DOMAIN_SPREAD * rng.normal(size=(num_domains, num_features))
-  inner = rng.normal(size=shape) / np.sqrt(num_features)
+  means = rng.normal(size=(num_domains, num_features))
+  inner = _SLOPE * rng.normal(size=shape) / np.sqrt(num_features)
   outer = rng.normal(size=shape[1:])
   rows = means[rng.integers(num_domains, size=20_000)]
   world = _World(means, inner, outer, np.zeros(_NUM_ATTRIBUTES))

@@ -106,7 +106,7 @@ def load_preferences(
   groups = group_ratings(read_records(path, split=split))
   pairs, faults = parse_groups(groups, parse_pair, skip_unusable=skip_unusable)
   if faults:
-    warnings.warn(f"{len(faults)} pairs are left out, the first: {faults[0]}", stacklevel=2)
+    warnings.warn(f"pairs left out: {len(faults)}, the first: {faults[0]}", stacklevel=2)
   if not pairs:
     raise ValueError(f"{path} has no pairs.")
   return pairs

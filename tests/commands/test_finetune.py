@@ -205,6 +205,20 @@ def test_flags_that_cannot_be_obeyed(tmp_path, checkpoint, arguments, message):
   assert message in refused(tmp_path, *arguments, checkpoint=checkpoint)
 
 
+def test_ties_and_splits_of_published_preferences(tmp_path, checkpoint):
+  row = {"prompt": "1+1=", "response_1": "2", "response_2": "?", "preference_strength": -3}
+  rows = [row | {"split": "train"}] * 3 + [row | {"split": "val"}]
+  rows.append(row | {"preference_strength": 0, "split": "train"})
+  err = refused(tmp_path, "--objective=dpo", checkpoint=checkpoint, rows=rows)
+  assert "line 5: preference_strength is 0: neither response is preferred" in err
+  err = refused(tmp_path, "--objective=dpo", "--split=test", checkpoint=checkpoint, rows=rows)
+  assert "no row has split 'test'; there is train, val" in err
+  options = ("--objective=dpo", "--split=train", "--skip_unusable", "--eval_share=0")
+  status, out, err = train(tmp_path, checkpoint, rows, *options, steps=1)
+  assert (status, err) == (0, "") and "rows left out: 1" in out
+  assert "3 examples to train on, 0 held out" in out
+
+
 def test_checkpoints_that_cannot_be_used(tmp_path, make_checkpoint):
   def broken(name, change, message, rows=SUPERVISED, **options):
     directory = make_checkpoint(tmp_path / name, **options)

@@ -115,7 +115,7 @@ def test_unusable_rows_may_be_left_out(tmp_path, capsys):
     read_rows(path, "pairs")
   assert [row.line for row in read_rows(path, "pairs", skip_unusable=True)] == [1]
   told = capsys.readouterr().out.splitlines()
-  assert told[0] == "4 rows are left out:" and told[3].startswith(f"  {path}, line 4: ")
+  assert told[0] == "rows left out: 4" and told[3].startswith(f"  {path}, line 4: ")
   assert told[4:] == ["  ..."]
   with pytest.raises(UsageError, match="has no rows"):
     read_rows(written(tmp_path, tie), "pairs", skip_unusable=True)

@@ -159,7 +159,7 @@ def test_pairs_that_say_nothing_are_named_or_left_out(tmp_path, rows, message):
   with pytest.raises(ValueError) as caught:
     data.load_preferences(path)
   assert str(caught.value).startswith(f"{path}, line 2: {message}")
-  with pytest.warns(UserWarning, match=f"pairs are left out, the first: {path}, line 2: "):
+  with pytest.warns(UserWarning, match=f"pairs left out: [12], the first: {path}, line 2: "):
     pairs = data.load_preferences(path, skip_unusable=True)
   assert [pair.line for pair in pairs] == [1, 2 + len(rows)]
 

@@ -7,9 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.kit.train import Trained, train
+from experiments.kit.train import Trained, adamw_cosine, train
 from jaxlab import data, losses, metrics, models, training, weights
 
 ATTRIBUTES, RATINGS = "regression, all attributes", "regression"
@@ -30,6 +29,7 @@ class Pairs(NamedTuple):
     second: features of the second ones, `[n, d]`.
     first_ratings: of five attributes, `[n, 5]`.
     second_ratings: of five attributes, `[n, 5]`.
+    rated: whether the ratings may be learnt from, `[n]`.
     strengths: of the preference for the second, 0 where there is none, `[n]`.
   """
 
@@ -37,6 +37,7 @@ class Pairs(NamedTuple):
   second: chex.Array
   first_ratings: chex.Array
   second_ratings: chex.Array
+  rated: chex.Array
   strengths: chex.Array
 
 
@@ -64,8 +65,10 @@ def draw(config, key: chex.PRNGKey) -> Task:
     strengths = data.aggregate_preferences(rows.strengths, rows.counts).strength
     if judged:
       strengths = jnp.sign(rows.utilities[:, 1] - rows.utilities[:, 0]).astype(jnp.int32)
-    ratings = rows.first_ratings, rows.second_ratings
-    return Pairs(rows.first, rows.second, *ratings, strengths)
+    # From the middle of the scale, where a network begins.
+    ratings = rows.first_ratings - 2, rows.second_ratings - 2
+    rated = jnp.arange(size) < config.num_rated
+    return Pairs(rows.first, rows.second, *ratings, rated, strengths)
 
   return Task(
     part(near, 0, config.num_pairs, False),
@@ -126,7 +129,7 @@ def pair_loss(config, arm: str):
     preferred = (strengths != 0).astype(jnp.float32)
     values = compare(arm, strengths, *sides)
     if arm == JOINT:
-      return training.LossOutput(rated + preferred * values)
+      return training.LossOutput(batch.rated * rated + preferred * values)
     return training.LossOutput(values, preferred)
 
   return loss
@@ -150,7 +153,7 @@ def fit(config, key, task: Task, arm: str, setting, *, num_steps: int, begin=Non
   `scores(params)` gives other accuracies than those of the model itself.
   """
   rows = task.train
-  if arm in (ATTRIBUTES, RATINGS, DIFFERENCES):  # Those that need ratings.
+  if arm in (ATTRIBUTES, RATINGS, DIFFERENCES):  # Others read preferences.
     rows = jax.tree.map(lambda x: x[: config.num_rated], rows)
 
   def own(params):
@@ -160,7 +163,7 @@ def fit(config, key, task: Task, arm: str, setting, *, num_steps: int, begin=Non
     key,
     network(config, arm),
     pair_loss(config, arm),
-    optax.adamw(setting["learning_rate"], weight_decay=setting["weight_decay"]),
+    adamw_cosine(setting["learning_rate"], num_steps, weight_decay=setting["weight_decay"]),
     rows,
     num_steps=num_steps,
     batch_size=config.batch_size,
@@ -177,11 +180,12 @@ def _best(found, tree):
 
 
 def evaluate_arm(config, key, task: Task, setting, *, arm: str) -> dict[str, jax.Array]:
-  """An arm at its best evaluation, of the first half of the updates and of all of them."""
-  found, _ = fit(config, key, task, arm, setting, num_steps=2 * config.num_steps)
-  half = jax.tree.map(lambda x: x[: config.num_steps // config.eval_every], found)
-  twice = {TWICE + name: value for name, value in _best(found, found).items()}
-  return _best(half, half) | twice
+  """An arm at its best evaluation, trained for as many updates as a stage and for twice as many."""
+  scores = {}
+  for prefix, num_steps in (("", config.num_steps), (TWICE, 2 * config.num_steps)):
+    found, _ = fit(config, key, task, arm, setting, num_steps=num_steps)
+    scores |= {prefix + name: value for name, value in _best(found, found).items()}
+  return scores
 
 
 def _regression(config, key, task: Task, chosen):
