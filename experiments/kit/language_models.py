@@ -98,7 +98,7 @@ def fit_decoder(
   return train(key, model, loss_fn or text_loss(model), optimizer, batch, **sizes, **options)
 
 
-# Texts at a time: with more, arrays leave the cache of the processor, and sampling is 6 times slower.
+# Texts at a time: with more, arrays leave the processor's cache and sampling is 6 times slower.
 _MOST_ROWS = 1024
 
 
