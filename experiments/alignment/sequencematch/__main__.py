@@ -118,7 +118,7 @@ def run(config: Config, context: Context) -> Results:
   results.add({SHARPENED: found})
   fit = functools.partial(tuning.fit_arm, config)
   for name, arm in ARMS.items():
-    found = context.cached(name, grid, context, fit, start, [arm._asdict()])
+    found = grid(context, name, fit, start, [arm._asdict()])
     absent = (tuning.AREA,) if arm.backspace else tuning.OF_BACKSPACES
     results.add({name: {k: values[:, 0] for k, values in found.items() if k not in absent}})
   return results

@@ -118,7 +118,7 @@ def run(config: Config, context: Context) -> Results:
   for width in sorted((*config.trunks, 0), key=lambda width: width != config.middle_trunk):
     fit = functools.partial(students.measure_students, config, width=width)
     name = f"trunk {width}" if width else PIXELS
-    measured = context.cached(name, grid, context, fit, (tasks, teacher, labels), [{}])
+    measured = grid(context, name, fit, (tasks, teacher, labels), [{}])
     measured = {name: values[:, 0] for name, values in measured.items()}
     measured["weak accuracy"] = np.mean(teacher["test"] > 0.5, axis=1)
     add(config, results, measured, width or PIXELS)
