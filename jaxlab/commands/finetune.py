@@ -1,7 +1,7 @@
 r"""Fine-tunes a language model in a Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3).
 
   jaxlab finetune --checkpoint=DIR --data=FILE.jsonl --output=NEW_DIR \
-      --objective=sft|dpo|ipo|kto|simpo|orpo|pass_at_n
+      --objective=sft|dpo|rpo|ipo|kto|simpo|orpo|pass_at_n|masked_thought
 
 FILE.jsonl (or .jsonl.gz, .json, .parquet) has the columns prompt and response (or completion), or
 messages, or text; for preferences prompt, chosen and rejected, or those of HelpSteer2, of
@@ -18,6 +18,7 @@ import sys
 import jax
 import numpy as np
 
+from jaxlab._checks import check_range
 from jaxlab.commands import objectives, program, runs
 from jaxlab.commands.examples import Batches, Example, encode_rows, split_examples
 from jaxlab.commands.objectives import Objective
@@ -43,15 +44,20 @@ class Config(runs.TrainingConfig):
   batch_size: int = 8  # Rows (pairs are one row) of an update, all devices together.
   # Highest; AdamW, cosine to 0; none: 1e-4, for preferences 1e-5, a tenth without adapters.
   learning_rate: float | None = None
-  # Strength of a preference objective, in orpo the weight of the odds; none: 0.1, in simpo 2.
+  # Strength of a preference objective, in orpo the weight of the odds; none: 0.1, in rpo 0.05, in
+  # simpo 2.
   beta: float | None = None
   margin: float = 1.0  # Of simpo: what the scaled difference should exceed.
+  sft_weight: float = 0.005  # Of rpo: weight of the chosen response's likelihood, times beta.
   num_samples: int = 16  # N of pass_at_n.
+  mask_rate: float = 0.4  # Of masked_thought: share of response tokens replaced in the end.
   max_length: int | None = None  # Longer sequences are cut; none is the model's context.
 
   def __post_init__(self):
     super().__post_init__()
     self.check_counts(num_samples=1, max_length=2)
+    check_range("sft_weight", self.sft_weight, "[0, inf)")
+    check_range("mask_rate", self.mask_rate, "[0, 1]")
     if self.beta is not None and self.objective not in objectives.DEFAULT_BETAS:
       raise ValueError(f"beta {self.beta} is of preferences, {self.objective} has none.")
 
@@ -120,6 +126,9 @@ def _train(
     beta=config.beta or objectives.DEFAULT_BETAS.get(config.objective, 0.0),
     margin=config.margin,
     num_samples=config.num_samples,
+    sft_weight=config.sft_weight,
+    mask_rate=config.mask_rate,
+    num_steps=start.num_steps,
     chunk_size=config.chunk_size,
   )
   evaluate_all = build_evaluate(loss_fn, mesh=context.mesh)
@@ -186,7 +195,7 @@ def _update(config, loss_fn, start):
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
   def step(state, frozen, batch):
     def loss(trained, model_state, batch, key):
-      return loss_fn(trained, frozen, batch, key)
+      return loss_fn(trained, frozen, batch, key, step=state.step)
 
     options = {"mesh": start.mesh, "accumulate": config.accumulate}
     update = build_update(loss, start.optimizer, **options)

@@ -47,10 +47,12 @@ def weights(directory):
 
 
 @pytest.mark.parametrize(
-  "objective, rows", [("rloo", PROMPTS), ("grpo", CHATS), ("online_dpo", PROMPTS)]
-)
-def test_objectives_train_and_save(tmp_path, checkpoint, objective, rows):
-  options = (LETTER, f"--objective={objective}", "--eval_every=1")
+  "objective, rows, more",
+  [("rloo", PROMPTS, "--num_updates=2"), ("grpo", CHATS, "--bfloat16"),
+   ("online_dpo", PROMPTS, "--clip=0.1")],
+)  # fmt: skip
+def test_objectives_train_and_save(tmp_path, checkpoint, objective, rows, more):
+  options = (LETTER, f"--objective={objective}", "--eval_every=1", more)
   status, out, err = train(tmp_path, checkpoint, *options, rows=rows)
   assert (status, err) == (0, "")
   assert "8 prompts to train on, 2 held out" in out and f"saved {tmp_path / 'out'}" in out

@@ -69,8 +69,23 @@ def test_the_loss_is_the_mean_over_tokens_of_responses(trained):
       np.testing.assert_allclose(output.values[i, t], value, atol=1e-5)
 
 
-def test_samples_come_in_whole_chunks(trained):
+def test_many_texts_come_in_parts(trained, monkeypatch):
   params, rows = trained
+  prompts = rows.tokens[:, :PROMPT]
+
+  @jax.jit
+  def run(params):
+    key, sizes = jax.random.key(2), {"num_samples": 4, "max_new_tokens": TASK.response_length}
+    texts = kit.respond(key, MODEL, params, prompts, **sizes)
+    whole = kit.token_log_probs(MODEL, params, texts.tokens)
+    monkeypatch.setattr(kit, "_MOST_ROWS", 20)
+    parts = kit.respond(key, MODEL, params, prompts, **sizes)
+    by_hand = kit.respond(key, MODEL, params, prompts, num_chunks=2, **sizes)
+    return whole, kit.token_log_probs(MODEL, params, texts.tokens), parts.tokens, by_hand.tokens
+
+  whole, mapped, parts, by_hand = jax.device_get(run(params))
+  np.testing.assert_allclose(mapped, whole, atol=1e-5)
+  np.testing.assert_array_equal(parts, by_hand)
   with pytest.raises(ValueError, match="num_samples=4 is no multiple of num_chunks=3"):
     kit.respond(
       jax.random.key(0), MODEL, params, rows.tokens[:, :PROMPT],
