@@ -57,7 +57,7 @@ class Config:
   num_steps: int = 300  # Updates of an arm; of a stage of the combined model.
   batch_size: int = 50  # Pairs per update.
   eval_every: int = 50  # Updates between evaluations; divides num_steps.
-  learning_rates: tuple[float, ...] = (1e-3, 3e-3)  # Every arm's search: AdamW, cosine to 0.
+  learning_rates: tuple[float, ...] = (2e-3, 6e-3)  # Every arm's search: AdamW, cosine to 0.
   further_rates: tuple[float, ...] = (1e-4, 3e-4)  # Of the second stage of the combined model.
   weight_decays: tuple[float, ...] = (3.0, 7.0, 12.0)  # Every arm's search.
 
