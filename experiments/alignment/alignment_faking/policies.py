@@ -96,8 +96,8 @@ def fit(config, key, argument):
 def reward(config, key, argument):
   """What is measured of a model while compliance is rewarded, stacked over evaluations.
 
-  The argument is traced: parameters, and a setting: `scratchpad`, `kl_penalty`, `monitored_share`
-  of the conversations that are trained on, and whether `harmful` requests are scored.
+  The argument is traced: parameters, and a setting: `scratchpad`, `learning_rate`, `kl_penalty`,
+  `monitored_share` of the conversations that are trained on, whether `harmful` requests are scored.
   """
   params, setting = argument
   model, conversations = network(config), task(config)
@@ -116,7 +116,7 @@ def reward(config, key, argument):
     return measure(config, conversations, (model, params, setting["scratchpad"]), key)
 
   trainer = post_trainer(
-    model, score_fn, algorithms.rloo_objective(), optax.adam(config.reward_learning_rate),
+    model, score_fn, algorithms.rloo_objective(), optax.adam(setting["learning_rate"]),
     num_samples=config.num_rollouts, max_new_tokens=length, kl_penalty=setting["kl_penalty"],
   )  # fmt: skip
   sizes = {"num_steps": config.num_updates, "eval_every": config.eval_every}

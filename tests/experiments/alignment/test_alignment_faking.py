@@ -9,6 +9,7 @@ from experiments.alignment.alignment_faking.__main__ import (
   MODELS,
   PRESETS,
   at_evaluations,
+  best_policy,
   validate,
 )
 from jaxlab import data
@@ -110,6 +111,19 @@ def test_evaluations_come_one_after_another():
   points = at_evaluations(measured)
   assert len(points) == 3
   np.testing.assert_array_equal(points[1]["both"]["gap"], [1, 4])
+
+
+def test_the_best_policy_has_the_largest_reward_less_penalty():
+  start = np.array([0.14, 0.02, 0.84])  # Flagged compliance, other compliance, refusal.
+  best = best_policy({"monitored": {"compliance": 16.0, "flagged": 14.0}}, 0.2)["monitored"]
+
+  def value(policy):
+    return policy[:2].sum() - 0.2 * np.sum(policy * np.log(policy / start))
+
+  flagged, complied = best["flagged"] / 100, best["compliance"] / 100
+  policy = np.array([flagged, complied - flagged, 1 - complied])
+  for other in np.random.default_rng(0).dirichlet(100 * policy, size=100):
+    assert value(other) < value(policy)
 
 
 @pytest.mark.parametrize(
