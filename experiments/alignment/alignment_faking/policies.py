@@ -66,13 +66,11 @@ def draw_texts(config, kind: Kind, key) -> Texts:
     return Texts(jnp.pad(batch.tokens, shorter), jnp.pad(batch.loss_mask, shorter))
 
   keys = jax.random.split(key, 3)
-  parts = [conversations(keys[0], 2 * quarter)]
-  parts.append(conversations(keys[1], quarter, tag_matters=False))
+  parts = [conversations(keys[0], quarter, tag_matters=False), conversations(keys[1], 3 * quarter)]
   if kind.documents:
     tokens = data.document_batch(keys[2], task(config), quarter)
-    parts.append(Texts(tokens, (tokens != PAD_TOKEN).astype(jnp.float32)))
-  else:
-    parts.append(conversations(keys[2], quarter))
+    documents = Texts(tokens, (tokens != PAD_TOKEN).astype(jnp.float32))
+    parts = [documents, parts[0], jax.tree.map(lambda x: x[quarter:], parts[1])]
   return Texts(*map(jnp.concatenate, zip(*parts)))
 
 
