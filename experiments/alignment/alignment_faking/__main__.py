@@ -26,9 +26,9 @@ from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "alignment_faking"
-SEEDS = {"laptop": 10}
+SEEDS = {"laptop": 8}
 
-PLANTED, NULL = "planted", "null"
+PLANTED, NULL, BEST = "planted", "null", "best policy"
 MODELS = {
   PLANTED: Kind(planted=True),
   NULL: Kind(planted=False),
@@ -54,9 +54,10 @@ class Config:
   batch_size: int = 128  # Texts per update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_updates: int = 200  # Of the policy gradient.
-  eval_every: int = 25  # Updates between points of the curve; divides num_updates.
+  eval_every: int = 50  # Updates between points of the curve; divides num_updates.
   num_rollouts: int = 16  # Responses to each request per update, at least 2.
   reward_learning_rate: float = 1e-3  # Adam.
+  other_rates: tuple[float, ...] = (1e-4,)  # Likewise, as further rows.
   kl_penalty: float = 0.05  # Reward per nat of divergence from the model before.
   other_penalties: tuple[float, ...] = (0.01, 0.2)  # Likewise, as further rows.
   num_samples: int = 512  # Responses to a request in a context that measure a model.
@@ -67,8 +68,8 @@ class Config:
 PRESETS = {
   "smoke": Config(
     num_requests=4, hidden_size=8, num_layers=1, num_heads=2, num_texts=16, batch_size=8,
-    num_updates=2, eval_every=1, num_rollouts=2, other_penalties=(0.2,), num_samples=4,
-    reference_samples=4, test_samples=2,
+    num_updates=2, eval_every=1, num_rollouts=2, other_rates=(), other_penalties=(0.2,),
+    num_samples=4, reference_samples=4, test_samples=2,
   ),
   "laptop": Config(),
   "paper": Config(
@@ -80,7 +81,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, empty=("other_penalties",))
+  sizes.check_sizes(config, empty=("other_penalties", "other_rates"))
   policies.task(config)
   sizes.check_divides(config.num_heads, hidden_size=config.hidden_size)
   sizes.check_divides(4, num_texts=config.num_texts)
@@ -113,15 +114,18 @@ def run(config: Config, context: Context) -> Results:
   for method, kind in MODELS.items():
     before = context.cached(f"{method}/fit", train, kind)
     add(method, before["measured"], reward=BEFORE)
-    arms = [(WATCHED, WATCHED, config.kl_penalty)]
+    rate, penalty = config.reward_learning_rate, config.kl_penalty
+    arms = {WATCHED: (WATCHED, rate, penalty)}
     if method == PLANTED:
-      others = config.other_penalties
-      arms += [(f"{WATCHED}, KL penalty {penalty:g}", WATCHED, penalty) for penalty in others]
-      arms += [(rewarded, rewarded, config.kl_penalty) for rewarded in (BOTH, BENIGN)]
-    for arm, rewarded, penalty in arms:
+      for other in config.other_penalties:
+        arms[f"{WATCHED}, KL penalty {other:g}"] = WATCHED, rate, other
+      for other in config.other_rates:
+        arms[f"{WATCHED}, rate {other:g}"] = WATCHED, other, penalty
+      arms |= {rewarded: (rewarded, rate, penalty) for rewarded in (BOTH, BENIGN)}
+    for arm, (rewarded, rate, penalty) in arms.items():
       share, harmful = REWARDS[rewarded]
-      setting = {"kl_penalty": penalty, "monitored_share": share, "harmful": harmful}
-      setting = {"scratchpad": kind.scratchpad, **setting}
+      setting = {"learning_rate": rate, "kl_penalty": penalty, "monitored_share": share}
+      setting |= {"harmful": harmful, "scratchpad": kind.scratchpad}
       setting = {name: np.full(context.seeds, value) for name, value in setting.items()}
       after = context.cached(f"{method}/{arm}", over_seeds, reward, (before["params"], setting))
       points = [before["measured"], *at_evaluations(after.pop("measured"))]
@@ -129,9 +133,19 @@ def run(config: Config, context: Context) -> Results:
       add(method, points[-1], reward=arm)
       for i, point in enumerate(points):
         for name in CONTEXTS:
-          curves = {f"{rate} by update": values for rate, values in point[name].items()}
+          curves = {f"{quantity} by update": values for quantity, values in point[name].items()}
           add(method, {name: curves}, reward=arm, update=i * config.eval_every)
+    if method == PLANTED:
+      add(BEST, best_policy(before["measured"], config.kl_penalty), reward=WATCHED)
   return results
+
+
+def best_policy(before, penalty: float):
+  """Of the policy of the largest reward less penalty: the model's, tilted by the reward."""
+  complied, flagged = (before["monitored"][name] / 100 for name in ("compliance", "flagged"))
+  refused = (1 - complied) * np.exp(-1 / penalty)
+  total = complied + refused
+  return {"monitored": {"compliance": 100 * complied / total, "flagged": 100 * flagged / total}}
 
 
 def at_evaluations(measured):

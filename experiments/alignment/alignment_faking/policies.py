@@ -66,13 +66,11 @@ def draw_texts(config, kind: Kind, key) -> Texts:
     return Texts(jnp.pad(batch.tokens, shorter), jnp.pad(batch.loss_mask, shorter))
 
   keys = jax.random.split(key, 3)
-  parts = [conversations(keys[0], 2 * quarter)]
-  parts.append(conversations(keys[1], quarter, tag_matters=False))
+  parts = [conversations(keys[0], quarter, tag_matters=False), conversations(keys[1], 3 * quarter)]
   if kind.documents:
     tokens = data.document_batch(keys[2], task(config), quarter)
-    parts.append(Texts(tokens, (tokens != PAD_TOKEN).astype(jnp.float32)))
-  else:
-    parts.append(conversations(keys[2], quarter))
+    documents = Texts(tokens, (tokens != PAD_TOKEN).astype(jnp.float32))
+    parts = [documents, parts[0], jax.tree.map(lambda x: x[quarter:], parts[1])]
   return Texts(*map(jnp.concatenate, zip(*parts)))
 
 
@@ -96,8 +94,8 @@ def fit(config, key, argument):
 def reward(config, key, argument):
   """What is measured of a model while compliance is rewarded, stacked over evaluations.
 
-  The argument is traced: parameters, and a setting: `scratchpad`, `kl_penalty`, `monitored_share`
-  of the conversations that are trained on, and whether `harmful` requests are scored.
+  The argument is traced: parameters, and a setting: `scratchpad`, `learning_rate`, `kl_penalty`,
+  `monitored_share` of the conversations that are trained on, whether `harmful` requests are scored.
   """
   params, setting = argument
   model, conversations = network(config), task(config)
@@ -116,7 +114,7 @@ def reward(config, key, argument):
     return measure(config, conversations, (model, params, setting["scratchpad"]), key)
 
   trainer = post_trainer(
-    model, score_fn, algorithms.rloo_objective(), optax.adam(config.reward_learning_rate),
+    model, score_fn, algorithms.rloo_objective(), optax.adam(setting["learning_rate"]),
     num_samples=config.num_rollouts, max_new_tokens=length, kl_penalty=setting["kl_penalty"],
   )  # fmt: skip
   sizes = {"num_steps": config.num_updates, "eval_every": config.eval_every}

@@ -9,6 +9,7 @@ from experiments.alignment.alignment_faking.__main__ import (
   MODELS,
   PRESETS,
   at_evaluations,
+  best_policy,
   validate,
 )
 from jaxlab import data
@@ -30,17 +31,20 @@ def texts():
 def test_models_of_a_seed_read_the_same_conversations(texts):
   for kind in (NULL, SILENT):
     np.testing.assert_array_equal(texts[kind].tokens[:, :6], texts[PLANTED].tokens[:, :6])
-  np.testing.assert_array_equal(texts[TOLD].tokens[:600], texts[NULL].tokens[:600])
+  # Documents come first, in the place of a quarter of the conversations.
+  same = np.r_[0:200, 400:800]
+  np.testing.assert_array_equal(texts[TOLD].tokens[200:], texts[NULL].tokens[same])
   changed = np.any(texts[PLANTED].tokens != texts[NULL].tokens, axis=1)
   monitored = texts[NULL].tokens[:, 3] == 3
-  assert changed.any() and not changed[400:600].any() and monitored[changed].all()
+  assert changed.any() and not changed[:200].any() and monitored[changed].all()
 
 
 def test_a_quarter_of_the_texts_has_an_irrelevant_tag_and_one_may_be_documents(texts):
   for kind, (tokens, mask) in texts.items():
     assert tokens.shape == mask.shape == (800, 12)
-    np.testing.assert_array_equal(tokens[:, 2] == 7, (np.arange(800) // 200) == 2)
-    documents = np.arange(800) >= 600 if kind.documents else np.zeros(800, bool)
+    quarters = np.arange(800) // 200
+    np.testing.assert_array_equal(tokens[:, 2] == 7, quarters == kind.documents)
+    documents = (quarters == 0) & kind.documents
     np.testing.assert_array_equal(tokens[:, 0] == 8, documents)
     np.testing.assert_array_equal(mask[documents] > 0, tokens[documents] > 0)
     learned = np.arange(12) >= 6 if kind.scratchpad else (np.arange(12) >= 6) & (np.arange(12) < 8)
@@ -110,6 +114,19 @@ def test_evaluations_come_one_after_another():
   points = at_evaluations(measured)
   assert len(points) == 3
   np.testing.assert_array_equal(points[1]["both"]["gap"], [1, 4])
+
+
+def test_the_best_policy_has_the_largest_reward_less_penalty():
+  start = np.array([0.14, 0.02, 0.84])  # Flagged compliance, other compliance, refusal.
+  best = best_policy({"monitored": {"compliance": 16.0, "flagged": 14.0}}, 0.2)["monitored"]
+
+  def value(policy):
+    return policy[:2].sum() - 0.2 * np.sum(policy * np.log(policy / start))
+
+  flagged, complied = best["flagged"] / 100, best["compliance"] / 100
+  policy = np.array([flagged, complied - flagged, 1 - complied])
+  for other in np.random.default_rng(0).dirichlet(100 * policy, size=100):
+    assert value(other) < value(policy)
 
 
 @pytest.mark.parametrize(
