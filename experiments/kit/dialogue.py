@@ -25,7 +25,7 @@ from experiments.kit.language_models import (
   text_loss,
 )
 from experiments.kit.train import adamw_cosine
-from jaxlab import algorithms, data, losses, metrics, models, training
+from jaxlab import algorithms, data, losses, metrics, models
 from jaxlab.algorithms import Rollout
 from jaxlab.experiment import Context, Results, t_interval
 
@@ -234,12 +234,6 @@ def spread_of(kl: chex.Array) -> dict[str, jax.Array]:
 # -------------------------------------------------------------------------------------- experiments
 
 
-def over_seeds(context: Context, stage: str, run_fn: Callable[..., Any], arguments: Any) -> Any:
-  """`training.over_seeds` as a stage; the arguments have a leading axis of seeds."""
-  options = {"num_seeds": context.seeds, "arguments": arguments, "mesh": context.mesh}
-  return context.cached(stage, training.over_seeds, context.key, run_fn, **options)
-
-
 def train_methods(
   context: Context,
   train_fn: Callable[..., Mapping[str, Any]],
@@ -267,7 +261,7 @@ def train_methods(
     for aim in aims:
       setting = {"method": np.full(context.seeds, i), "aim": np.full(context.seeds, aim)}
       stage = f"policies/{re.sub(r'[^a-z0-9., -]', '', method)}/{aim}"
-      at_aims.append(over_seeds(context, stage, train_fn, (references, setting)))
+      at_aims.append(context.over_seeds(stage, train_fn, arguments=(references, setting)))
     scores[method] = {name: np.stack([s[name] for s in at_aims], axis=1) for name in at_aims[0]}
   return scores
 

@@ -22,7 +22,6 @@ from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import text_loss
 from experiments.kit.train import adamw_cosine
-from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "alignment_faking"
@@ -99,20 +98,16 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   fit, reward = (functools.partial(part, config) for part in (policies.fit, policies.reward))
 
-  def over_seeds(program, argument=None):
-    options = {"num_seeds": context.seeds, "arguments": argument, "mesh": context.mesh}
-    return jax.device_get(training.over_seeds(context.key, program, **options))
-
-  def train(kind):
-    texts = over_seeds(functools.partial(policies.draw_texts, config, kind))
-    return over_seeds(fit, (texts, np.full(context.seeds, kind.scratchpad)))
-
   def add(method, measured, **where):
     for name, quantities in measured.items():
       results.add({method: quantities}, context=name, **where)
 
   for method, kind in MODELS.items():
-    before = context.cached(f"{method}/fit", train, kind)
+    texts = context.over_seeds(
+      f"{method}/texts", functools.partial(policies.draw_texts, config, kind)
+    )
+    scratchpad = np.full(context.seeds, kind.scratchpad)
+    before = context.over_seeds(f"{method}/fit", fit, arguments=(texts, scratchpad))
     add(method, before["measured"], reward=BEFORE)
     rate, penalty = config.reward_learning_rate, config.kl_penalty
     arms = {WATCHED: (WATCHED, rate, penalty)}
@@ -127,7 +122,7 @@ def run(config: Config, context: Context) -> Results:
       setting = {"learning_rate": rate, "kl_penalty": penalty, "monitored_share": share}
       setting |= {"harmful": harmful, "scratchpad": kind.scratchpad}
       setting = {name: np.full(context.seeds, value) for name, value in setting.items()}
-      after = context.cached(f"{method}/{arm}", over_seeds, reward, (before["params"], setting))
+      after = context.over_seeds(f"{method}/{arm}", reward, arguments=(before["params"], setting))
       points = [before["measured"], *at_evaluations(after.pop("measured"))]
       points[-1]["both"] |= {"leakage": leakage(points[0], points[-1]), **after}
       add(method, points[-1], reward=arm)

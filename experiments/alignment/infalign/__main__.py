@@ -89,14 +89,14 @@ def run(config: Config, context: Context) -> Results:
 
   seeds = np.asarray(context.seed_numbers, np.int32)
   train = functools.partial(train_reference, config)
-  references = dialogue.over_seeds(context, "references", train, seeds)
+  references = context.over_seeds("references", train, arguments=seeds)
   results.add({"reference": {"valid": 100 * references["valid"].mean((1, 2))}}, policy=TRAINING)
   train = functools.partial(train_policy, config)
   settings = {"methods": TRAINED, "aims": config.aims}
   scores = dialogue.train_methods(context, train, references, **settings)
   dialogue.add_trained(results, scores, policy=TRAINING, aims=config.aims, kls=(LOW, HIGH))
   tilt = functools.partial(tilt_pool, config)
-  tilted = dialogue.over_seeds(context, "pools", tilt, references)
+  tilted = context.over_seeds("pools", tilt, arguments=references)
   exact = context.cached("grid", jax.jit(functools.partial(solve_grid, config)))
   pools = {m: {name: x[:, i] for name, x in tilted.items()} for i, m in enumerate(TILTED)}
   for policy, by_method in ((POOL, pools), (GRID, exact)):

@@ -32,7 +32,7 @@ from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import text_loss
 from experiments.kit.sweep import choose
 from experiments.kit.train import adamw_cosine
-from jaxlab import data, training
+from jaxlab import data
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "likelihood_displacement"
@@ -107,14 +107,11 @@ def run(config: Config, context: Context) -> Results:
 
   results = Results()
 
-  def over_seeds(stage, fn, arguments=None):
-    options = {"num_seeds": context.seeds, "arguments": arguments, "mesh": context.mesh}
-    return context.cached(stage, training.over_seeds, context.key, fn, **options)
-
-  measured = over_seeds("log-linear", functools.partial(log_linear.measure, config))
+  measured = context.over_seeds("log-linear", functools.partial(log_linear.measure, config))
   results.add(log_linear.summarize(config, measured), problem="log-linear")
   seeds = np.asarray(context.seed_numbers, np.int32)
-  drawn = over_seeds("pretraining", functools.partial(texts.pretrain, config), seeds)
+  pretrain = functools.partial(texts.pretrain, config)
+  drawn = context.over_seeds("pretraining", pretrain, arguments=seeds)
   parts = np.split(drawn["classes"], np.cumsum(config.prompts)[:-1], axis=1)
   before = {q: 100 * part[..., 0].mean(1) for q, part in zip(REFUSALS, parts)}
   before["valid (%)"] = 100 * drawn["classes"].sum(2).mean(1)
@@ -122,7 +119,8 @@ def run(config: Config, context: Context) -> Results:
 
   train = functools.partial(texts.train_groups, config)
   for name in MEASURES:
-    scores = over_seeds(f"groups/{name}", train, (drawn, drawn["mixed, measures"][name]))
+    arguments = drawn, drawn["mixed, measures"][name]
+    scores = context.over_seeds(f"groups/{name}", train, arguments=arguments)
     for group in range(config.num_groups):
       values = {quantity: value[:, group] for quantity, value in scores.items()}
       results.add({name: values}, group=group + 1)
@@ -130,12 +128,12 @@ def run(config: Config, context: Context) -> Results:
     correlation = [stats.spearmanr(a, b).statistic for a, b in pairs]
     results.add({name: {CORRELATION: np.array(correlation)}})
 
-  kept = over_seeds("filters", texts.kept_pairs, drawn)
+  kept = context.over_seeds("filters", texts.kept_pairs, arguments=drawn)
   train = functools.partial(texts.train_on_refusals, config)
 
   def on_refusals(stage, name, weight):
     setting = {"kept": kept[name], "sft_weight": np.full(context.seeds, weight, np.float32)}
-    return over_seeds(f"refusals/{stage}", train, (drawn, setting))
+    return context.over_seeds(f"refusals/{stage}", train, arguments=(drawn, setting))
 
   for name in FILTERS:
     results.add({name: on_refusals(name, name, 0.0)})

@@ -95,7 +95,7 @@ def run(config: Config, context: Context) -> Results:
 
   seeds = np.asarray(context.seed_numbers, np.int32)
   train = functools.partial(train_reference, config)
-  references = dialogue.over_seeds(context, "references", train, seeds)
+  references = context.over_seeds("references", train, arguments=seeds)
   measured = {"valid": 100 * references["valid"].mean((1, 2))}
   names = (f"pair accuracy, {name}" for name in PROPERTIES)
   accuracies = dict(zip(names, references["accuracy"].T, strict=True))
@@ -106,7 +106,7 @@ def run(config: Config, context: Context) -> Results:
   above = {method: quantities.pop(ABOVE)[:, -1] for method, quantities in scores.items()}
   dialogue.add_trained(results, scores, policy=POLICY, aims=config.aims, kls=(LOW, HIGH))
   tilt = functools.partial(methods.tilt_pool, config)
-  scores = dialogue.over_seeds(context, "pools", tilt, references)
+  scores = context.over_seeds("pools", tilt, arguments=references)
   results.add({REFERENCE: scores["reference"]}, policy=REFERENCE)
   for i, (policy, method) in enumerate(TILTED):
     tilted = {name: values[:, i] for name, values in scores["tilted"].items()}

@@ -19,7 +19,6 @@ from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import grid
 from experiments.kit.train import adamw_cosine
-from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition, t_interval
 
 PAPER = "sequencematch"
@@ -104,8 +103,7 @@ def run(config: Config, context: Context) -> Results:
   results, (labels, samplings) = Results(), zip(*ways(config))
   stacked = jax.tree.map(lambda *values: np.float32(values), *samplings)
   fit = functools.partial(tuning.fit_likelihood, config, stacked)
-  options = {"num_seeds": context.seeds, "mesh": context.mesh}
-  start = context.cached(LIKELIHOOD, training.over_seeds, context.key, fit, **options)
+  start = context.over_seeds(LIKELIHOOD, fit)
   selecting, judged = (start.pop(name) for name in ("selecting", "judged"))
   judged = {k: values for k, values in judged.items() if k not in tuning.OF_BACKSPACES}
   for i, label in enumerate(labels):
