@@ -110,9 +110,8 @@ def run(config: Config, context: Context) -> Results:
   """Trains the students of all trunks; that of the middle one first, which labels for others."""
   results = Results()
   tasks = stack_seeds(functools.partial(students.draw_task, config), context.seed_numbers)
-  teacher = context.cached(
-    TEACHER, grid, context, functools.partial(students.fit_teacher, config), tasks, [{}]
-  )
+  fit_teacher = functools.partial(students.fit_teacher, config)
+  teacher = grid(context, TEACHER, fit_teacher, tasks, [{}])
   teacher = {name: values[:, 0] for name, values in teacher.items()}
   labels = np.zeros((context.seeds, config.num_pairs), np.float32)
   for width in sorted((*config.trunks, 0), key=lambda width: width != config.middle_trunk):
