@@ -16,7 +16,7 @@ import optax
 
 from experiments.kit import sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.alignment import post_train, post_trainer
+from experiments.kit.alignment import post_trainer
 from experiments.kit.language_models import (
   decoder,
   fit_decoder,
@@ -39,17 +39,17 @@ _AT_ONCE = 64
 class DialogueSizes:
   """What the configurations of papers on dialogues begin with."""
 
-  num_prompts: int = 64  # Prompts, each with a Markov chain of responses.
+  num_prompts: int = 32  # Prompts, each with a Markov chain of responses.
   response_length: int = 8  # Tokens of a response.
   response_tokens: int = 16  # Tokens that responses are made of.
-  decoder: tuple[int, ...] = (48, 2)  # Width and blocks of reference and policy.
+  decoder: tuple[int, ...] = (32, 2)  # Width and blocks of reference and policy.
   num_heads: int = 4  # Their attention heads.
   reference_updates: int = 1500  # Updates of the reference.
   reference_rows: int = 128  # Fresh dialogues per update.
   reference_rate: float = 3e-3  # AdamW with a cosine to 0.
-  updates: int = 200  # Updates of a policy, each on all prompts.
-  samples: int = 4  # Responses to a prompt in an update.
-  learning_rate: float = 3e-3  # Adam with a cosine to 0, the same for all methods.
+  updates: int = 200  # Updates of a policy at each penalty, every one on all prompts.
+  samples: int = 8  # Responses to a prompt in an update.
+  learning_rate: float = 2e-3  # Adam with a cosine to 0 at each penalty; one for all methods.
   judged: int = 256  # Fresh responses of a policy to a prompt that are judged.
   pool: int = 2000  # Responses of the reference to a prompt that are tilted.
 
@@ -182,47 +182,60 @@ def align(
   config: DialogueSizes,
   reference: chex.ArrayTree,
   reward_fn: Callable[[chex.Array], chex.Array],
+  judge_fn: Callable[[chex.Array], Mapping[str, chex.Array]],
   *,
-  kl_penalty: chex.Numeric,
-) -> tuple[chex.Array, dict[str, jax.Array]]:
-  """Trains a policy from the reference, and draws the responses that are judged; traceable.
+  penalties: chex.Array,
+) -> dict[str, jax.Array]:
+  """Trains a policy from the reference at one penalty after the other; traceable.
 
   Args:
-    key: of training and of the responses.
+    key: of training and of the responses that are judged.
     config: of the experiment.
     reference: parameters.
     reward_fn: `tokens [P, n, T] -> rewards [P, n]`, as they are optimized.
-    kl_penalty: weight of the divergence.
+    judge_fn: `tokens [P, judged, T] -> {quantity: array}`, of fresh responses at each penalty.
+    penalties: weights of the divergence, `[k]`; training goes on from one to the next.
 
   Returns:
-    Tokens of the responses `[P, judged, T]`; and how far the policy is from the reference.
+    quantity -> `[k, ...]`: what `judge_fn` gives, and how far the policies are from the reference.
   """
   task, model = dialogues(config), policy(config)
-  trainer = post_trainer(
-    model,
-    lambda rollout, _: reward_fn(rollout.tokens),
-    algorithms.rloo_objective(),
-    optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates)),
-    num_samples=config.samples,
-    max_new_tokens=task.response_length + 1,
-    eos_token_id=task.end_token,
-    kl_penalty=kl_penalty,
-  )
-  train_key, judge_key = jax.random.split(key)
   every = prompts(task)
-  trained = post_train(train_key, trainer, reference, lambda _: every, num_steps=config.updates)
-  rollout = sample(judge_key, config, trained.params, config.judged)
+  optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
 
   def divergence(rollout):
     theirs = response_log_probs(model, reference, rollout.tokens, rollout.mask)
     return jnp.mean(losses.sequence_log_prob(rollout.log_probs, rollout.mask) - theirs)
 
-  return rollout.tokens, {
-    **spread_of(jax.lax.map(divergence, rollout)),
-    "penalty": kl_penalty,
-    "valid": 100 * jnp.mean(are_valid(task, rollout.tokens)),
-    "skipped updates": jnp.sum(trained.infos.num_skipped),
-  }
+  def at_penalty(params, inputs):
+    penalty, key = inputs
+    trainer = post_trainer(
+      model,
+      lambda rollout, _: reward_fn(rollout.tokens),
+      algorithms.rloo_objective(),
+      optimizer,
+      num_samples=config.samples,
+      max_new_tokens=task.response_length + 1,
+      eos_token_id=task.end_token,
+      kl_penalty=penalty,
+    )
+    judge_key, train_key = jax.random.split(key)
+    keys = jax.random.split(train_key, config.updates)
+    state = trainer.init(reference)._replace(params=params)
+    update = lambda state, key: trainer.update(key, state, every)  # noqa: E731
+    state, infos = jax.lax.scan(update, state, keys)
+    rollout = sample(judge_key, config, state.params, config.judged)
+    return state.params, {
+      **judge_fn(rollout.tokens),
+      **spread_of(jax.lax.map(divergence, rollout)),
+      "penalty": penalty,
+      "valid": 100 * jnp.mean(are_valid(task, rollout.tokens)),
+      "skipped updates": jnp.sum(infos.num_skipped),
+    }
+
+  keys = jax.random.split(key, len(penalties))
+  _, scores = jax.lax.scan(at_penalty, jax.tree.map(jnp.asarray, reference), (penalties, keys))
+  return scores
 
 
 def spread_of(kl: chex.Array) -> dict[str, jax.Array]:
@@ -238,31 +251,24 @@ def train_methods(
   context: Context,
   train_fn: Callable[..., Mapping[str, Any]],
   references: Any,
-  *,
   methods: Sequence[str],
-  aims: Sequence[float],
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Trains every method at every penalty, all of it with one program.
+  """Trains every method, all of them with one program.
 
   Args:
     context: of the run.
-    train_fn: `(key, (reference, setting)) -> {quantity: array}`; the setting holds the number of
-      the `method` and the `aim`, the divergence to which the penalty would tilt.
+    train_fn: `(key, (reference, number of the method)) -> {quantity: array}`.
     references: of all seeds.
     methods: their names.
-    aims: in nats.
 
   Returns:
-    method -> quantity -> `[seeds, aims, ...]`.
+    method -> quantity -> `[seeds, ...]`.
   """
   scores = {}
   for i, method in enumerate(methods):
-    at_aims = []
-    for aim in aims:
-      setting = {"method": np.full(context.seeds, i), "aim": np.full(context.seeds, aim)}
-      stage = f"policies/{re.sub(r'[^a-z0-9., -]', '', method)}/{aim}"
-      at_aims.append(context.over_seeds(stage, train_fn, arguments=(references, setting)))
-    scores[method] = {name: np.stack([s[name] for s in at_aims], axis=1) for name in at_aims[0]}
+    stage = f"policies/{re.sub(r'[^a-z0-9., -]', '', method)}"
+    numbers = np.full(context.seeds, i)
+    scores[method] = context.over_seeds(stage, train_fn, arguments=(references, numbers))
   return scores
 
 
@@ -280,7 +286,7 @@ def add_trained(
     results: where to.
     scores: method -> quantity -> `[seeds, aims]`, `KL` among the quantities.
     policy: a setting of the records.
-    aims: in nats, the setting `aim` of what was measured.
+    aims: in nats, the setting `aim` of what was measured: to which the penalty would tilt.
     kls: in nats, the setting `kl` of what is interpolated; NaN where a seed did not measure beyond.
   """
   at = jax.jit(jax.vmap(lambda kl, value: metrics.value_at_kl(kl, value, at=jnp.array(kls))))

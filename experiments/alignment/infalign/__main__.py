@@ -92,8 +92,7 @@ def run(config: Config, context: Context) -> Results:
   references = context.over_seeds("references", train, arguments=seeds)
   results.add({"reference": {"valid": 100 * references["valid"].mean((1, 2))}}, policy=TRAINING)
   train = functools.partial(train_policy, config)
-  settings = {"methods": TRAINED, "aims": config.aims}
-  scores = dialogue.train_methods(context, train, references, **settings)
+  scores = dialogue.train_methods(context, train, references, TRAINED)
   dialogue.add_trained(results, scores, policy=TRAINING, aims=config.aims, kls=(LOW, HIGH))
   tilt = functools.partial(tilt_pool, config)
   tilted = context.over_seeds("pools", tilt, arguments=references)

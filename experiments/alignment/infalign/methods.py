@@ -90,38 +90,44 @@ def train_reference(config, key, seed):
 
 
 def train_policy(config, key, argument):
-  """Trains the policy of one method, and judges it by fresh responses.
+  """Trains the policy of one method at one penalty after the other, and judges it.
 
   Args:
     config: of the experiment.
-    key: of training and of the responses.
-    argument: the reference of `train_reference`; and, traced, the number of the `method` and the
-      divergence `aim` to which the penalty would tilt.
+    key: of training and of the responses that are judged.
+    argument: the reference of `train_reference`, and the number of the method, which is traced.
 
   Returns:
-    Measured divergences and win rates.
+    quantity -> values at the penalties that would tilt to `config.aims`.
   """
-  reference, setting = argument
+  reference, method = argument
   task = dialogue.dialogues(config, reward_scale_range=config.scale_range, seed=reference["seed"])
   stored = reference["seen"][:, : config.stored[1]]
-  pool = transform(setting["method"], reference["seen"], stored)
-  beta = dialogue.tilt_to(pool, setting["aim"]).beta
+
+  def true_and_valid(tokens):
+    return dialogue.true_rewards(task, tokens, "helpful"), dialogue.are_valid(task, tokens)
 
   def reward(tokens):
-    true = dialogue.true_rewards(task, tokens, "helpful")
-    valid = dialogue.are_valid(task, tokens)
-    seen = distort(true, valid, reference["true"], reference["valid"], config.scale_range)
-    return transform(setting["method"], seen, stored)
+    pool = reference["true"], reference["valid"]
+    seen = distort(*true_and_valid(tokens), *pool, config.scale_range)
+    return transform(method, seen, stored)
 
-  tokens, scores = dialogue.align(key, config, reference["params"], reward, kl_penalty=beta)
-  ours, valid = dialogue.true_rewards(task, tokens, "helpful"), dialogue.are_valid(task, tokens)
-  theirs, theirs_valid = reference["judge"], reference["judge valid"]
-  among_valid = repeat_valid(ours, valid), repeat_valid(theirs, theirs_valid)
-  for name, (procedure, n) in WIN_RATES.items():
-    for suffix, pools in (("", (ours, theirs)), (VALID, among_valid)):
-      rates = metrics.pool_win_rate(*pools, num_samples=n, procedure=procedure)
-      scores[name + suffix] = 100 * jnp.mean(rates)
-  return scores
+  def judge(tokens):
+    pools = [true_and_valid(tokens), (reference["judge"], reference["judge valid"])]
+    scores = {}
+    for name, (procedure, n) in WIN_RATES.items():
+      options = {"num_samples": n, "procedure": procedure}
+      for suffix, rewards in (
+        ("", [true for true, _ in pools]),
+        (VALID, [repeat_valid(*pool) for pool in pools]),
+      ):
+        scores[name + suffix] = 100 * jnp.mean(metrics.pool_win_rate(*rewards, **options))
+    return scores
+
+  pool = transform(method, reference["seen"], stored)
+  penalties = jax.lax.map(lambda kl: dialogue.tilt_to(pool, kl).beta, jnp.array(config.aims))
+  params = reference["params"]
+  return dialogue.align(key, config, params, reward, judge, penalties=penalties)
 
 
 def repeat_valid(rewards, valid):

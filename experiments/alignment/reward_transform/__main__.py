@@ -19,7 +19,9 @@ from experiments.alignment.reward_transform.methods import (
   ABOVE,
   IMPROVED,
   JOINT,
+  LEARNED,
   LOG_SIGMOID,
+  METHODS,
   ONE_GAP,
   RAW,
   SATURATED,
@@ -35,7 +37,8 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "reward_transform"
 SEEDS = {"laptop": 6}
-POLICY = "learned rewards, trained"
+TRAINED_ON = {TRUE: "true rewards, trained", LEARNED: "learned rewards, trained"}
+TILTED_BY = {TRUE: "true rewards, tilted", LEARNED: "learned rewards, tilted"}
 REFERENCE = "reference"
 LOW, HIGH = 1.0, 2.0  # Nats at which methods are compared.
 
@@ -47,12 +50,11 @@ class Config(dialogue.DialogueSizes):
   scale_ranges: tuple[float, ...] = (3.0, 10.0)  # Of two properties together, and of one alone.
   stored: int = 100  # Those of them whose rewards transformations know.
   judged: int = 128  # Fresh responses of a policy to a prompt that are judged.
-  reward_decoder: tuple[int, ...] = (32, 2)  # Width and blocks of a reward model.
   pairs: int = 4000  # Comparisons that a reward model learns from.
   validation_pairs: int = 500  # Others to choose its update on.
   reward_updates: int = 1000  # Updates of a reward model.
-  reward_eval: int = 100  # Updates between its evaluations; divides reward_updates.
-  reward_batch: int = 64  # Comparisons per update.
+  reward_eval: int = 50  # Updates between its evaluations; divides reward_updates.
+  reward_batch: int = 128  # Comparisons per update.
   reward_rate: float = 3e-3  # AdamW with a cosine to 0.
   reward_decay: float = 0.1  # Its weight decay.
   aims: tuple[float, ...] = (1.0, 2.0, 3.0)  # Nats to which the penalties would tilt.
@@ -63,14 +65,14 @@ class Config(dialogue.DialogueSizes):
 PRESETS = {
   "smoke": Config(
     num_prompts=4, response_length=3, response_tokens=4, decoder=(8, 1), num_heads=2,
-    reference_updates=2, reference_rows=8, pool=8, stored=4, judged=4, reward_decoder=(8, 1),
+    reference_updates=2, reference_rows=8, pool=8, stored=4, judged=4,
     pairs=8, validation_pairs=4, reward_updates=2, reward_eval=1, reward_batch=4, updates=2,
     samples=2, aims=(1.0, 2.0), tilts=(1.0, 2.0), best_of=4,
   ),
   "laptop": Config(),
   "paper": Config(
     num_prompts=4096, response_length=128, response_tokens=8192, decoder=(768, 12), num_heads=12,
-    reference_updates=20_000, reference_rate=3e-4, reward_decoder=(768, 12), pairs=40_000,
+    reference_updates=20_000, reference_rate=3e-4, pairs=1_000_000,
     updates=2000, learning_rate=1e-5,
   ),
 }  # fmt: skip
@@ -83,7 +85,6 @@ def validate(config: Config) -> None:
     raise ValueError(f"scale_ranges must hold two numbers from 1, got {config.scale_ranges}.")
   sizes.check_at_most(config.pool, stored=config.stored)
   sizes.check_at_most(config.pairs, reward_batch=config.reward_batch)
-  sizes.check_divides(config.num_heads, reward_decoder=config.reward_decoder[0])
   sizes.check_divides(config.reward_eval, reward_updates=config.reward_updates)
   if not {LOW, HIGH} <= set(config.tilts):
     raise ValueError(f"tilts must hold {LOW} and {HIGH}, got {config.tilts}.")
@@ -101,31 +102,38 @@ def run(config: Config, context: Context) -> Results:
   accuracies = dict(zip(names, references["accuracy"].T, strict=True))
   results.add({REFERENCE: measured | accuracies})
   train = functools.partial(methods.train_policy, config)
-  settings = {"methods": TRAINED, "aims": config.aims}
-  scores = dialogue.train_methods(context, train, references, **settings)
-  above = {method: quantities.pop(ABOVE)[:, -1] for method, quantities in scores.items()}
-  dialogue.add_trained(results, scores, policy=POLICY, aims=config.aims, kls=(LOW, HIGH))
+  names = [f"{source}, {method}" for source, method in TRAINED]
+  trained = dialogue.train_methods(context, train, references, names)
+  for (source, method), scores in zip(TRAINED, trained.values(), strict=True):
+    above = scores.pop(ABOVE)
+    where = {"policy": TRAINED_ON[source], "aims": config.aims, "kls": (LOW, HIGH)}
+    dialogue.add_trained(results, {method: scores}, **where)
+    if source == TRUE:
+      results.extras[method] = np.sort(above[:, 0], axis=1).mean(0)
   tilt = functools.partial(methods.tilt_pool, config)
   scores = context.over_seeds("pools", tilt, arguments=references)
   results.add({REFERENCE: scores["reference"]}, policy=REFERENCE)
-  for i, (policy, method) in enumerate(TILTED):
+  for i, (source, method) in enumerate(TILTED):
     tilted = {name: values[:, i] for name, values in scores["tilted"].items()}
-    dialogue.add_tilted(results, {method: tilted}, policy=policy, kls=config.tilts)
-    if policy == TRUE:
+    where = {"policy": TILTED_BY[source], "kls": config.tilts}
+    dialogue.add_tilted(results, {method: tilted}, **where)
+    if source == TRUE:
       best = {name: values[:, i] for name, values in scores["best"].items()}
       results.add({method: best}, policy=f"best of {config.best_of} by true rewards")
-  results.extras |= {name: np.sort(above[name], axis=1).mean(0) for name in (RAW, SATURATED)}
   return results
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
   """The paper's statements, at equal measured divergences."""
 
-  def at(quantity, method, kl=HIGH):
-    return results.select(quantity, method=method, policy=POLICY, kl=kl)
+  def at(quantity, method, kl=HIGH, source=LEARNED):
+    return results.select(quantity, method=method, policy=TRAINED_ON[source], kl=kl)
 
   def reached(aim):
-    return [results.select("KL", method=m, policy=POLICY, aim=aim) for m in TRAINED]
+    return [
+      results.select("KL", method=method, policy=TRAINED_ON[source], aim=aim)
+      for source, method in TRAINED
+    ]
 
   accuracies = [results.select(f"pair accuracy, {x}", method=REFERENCE) for x in PROPERTIES]
   able = (
@@ -162,9 +170,10 @@ def claims(config: Config, results: Results) -> list[Claim]:
       at(JOINT, LOG_SIGMOID), at(JOINT, STANDARDIZED), margin=3.0, requires=(*able, *room),
     ),
     compare(
-      "one property, prompts of which 75% of the responses are above the reference's median at 1 "
-      "nat: the log-sigmoid has 10 points more than the raw reward",
-      at(IMPROVED, SATURATED, LOW), at(IMPROVED, RAW, LOW), margin=10.0, requires=able,
+      "one property, true reward, prompts of which 75% of the responses are above the reference's "
+      "median at 1 nat: the log-sigmoid has 10 points more than the raw reward",
+      at(IMPROVED, SATURATED, LOW, TRUE), at(IMPROVED, RAW, LOW, TRUE), margin=10.0,
+      requires=able[2:],
     ),
     compare(
       "one property, learned less true reward at 2 nats: the log-sigmoid's is 0.1 standard "
@@ -178,19 +187,19 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Joint success against the measured divergence, and how far single prompts are improved."""
   figure, axes = plots.panels(2)
-  colors = {method: f"C{i}" for i, method in enumerate(TRAINED)}
-  both = {name: color for name, color in colors.items() if name not in (RAW, SATURATED)}
-  dialogue.curves(axes[0], results, JOINT, methods=both, policy=POLICY)
-  for name, color in both.items():
-    options = {"policy": TRUE, "color": color, "linestyle": ":"}
-    dialogue.tilted_curve(axes[0], results, JOINT, method=name, **options)
-  axes[0].set_title("trained on learned rewards; dotted: exact, true rewards", fontsize=9)
+  colors = {method: f"C{i}" for i, method in enumerate(METHODS)}
+  both = {method: colors[method] for method in METHODS[:6]}
+  dialogue.curves(axes[0], results, JOINT, methods=both, policy=TRAINED_ON[LEARNED])
+  for method, color in both.items():
+    options = {"policy": TILTED_BY[LEARNED], "color": color, "linestyle": ":"}
+    dialogue.tilted_curve(axes[0], results, JOINT, method=method, **options)
+  axes[0].set_title("learned rewards: trained, and tilted exactly (dotted)", fontsize=9)
   axes[0].legend(fontsize=7)
   for method in (RAW, SATURATED):
     if method in results.extras:
       axes[1].plot(results.extras[method], color=colors[method], label=method)
-  axes[1].set(xlabel="prompts, sorted", ylabel="responses above the median (%)")
-  axes[1].set_title("largest divergence", fontsize=9)
+  axes[1].set(xlabel="prompts, sorted", ylabel=f"{ABOVE} (%)", ylim=(0, 100))
+  axes[1].set_title("true reward, smallest divergence", fontsize=9)
   axes[1].legend(fontsize=7)
   return figure
 

@@ -3,10 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.alignment.reward_transform.reference import (
-  learned_rewards,
-  true_rewards,
-)
+from experiments.alignment.reward_transform.reference import learned_rewards, tasks, true_rewards
 from experiments.kit import dialogue
 from jaxlab import losses, metrics
 
@@ -16,11 +13,15 @@ STANDARDIZED, MINIMUM = "sum of standardized rewards", "minimum"
 LOG_SIGMOID, AT_MEDIAN = "sum of log-sigmoids", "sum of log-sigmoids at the median"
 RAW, SATURATED = "one reward, raw", "one reward, log-sigmoid"
 ONE_STANDARDIZED, CRITERION = "one reward, standardized", "indicator of joint success"
-TRAINED = (*SUMS, STANDARDIZED, LOG_SIGMOID, MINIMUM, RAW, SATURATED)
-TRUE, LEARNED = "true rewards, tilted", "learned rewards, tilted"
-METHODS = (*TRAINED, AT_MEDIAN, ONE_STANDARDIZED)
+METHODS = (*SUMS, STANDARDIZED, LOG_SIGMOID, MINIMUM, RAW, SATURATED, AT_MEDIAN, ONE_STANDARDIZED)
 
-TILTED = [(TRUE, m) for m in (*METHODS, CRITERION)] + [(LEARNED, m) for m in METHODS]
+# Which rewards are combined, by each method that is trained, and of each that tilts the pool.
+TRUE, LEARNED = "true", "learned"
+TRAINED = (*((LEARNED, method) for method in METHODS[:8]), (TRUE, RAW), (TRUE, SATURATED))
+TILTED = (
+  *((TRUE, method) for method in (*METHODS, CRITERION)),
+  *((LEARNED, method) for method in METHODS),
+)
 
 JOINT, STRICT = "joint success", "joint success, 85% quantiles"
 IMPROVED, ABOVE = "improved prompts", "helpful above the median"
@@ -63,13 +64,14 @@ def combine(rewards, stored) -> dict[str, jax.Array]:
   return {name: combined[name] for name in METHODS}
 
 
-def judge(reference, true, learned, weights):
+def judge(reference, true, learned, valid, weights):
   """What the true rewards say of responses, and how far the learned ones are above them.
 
   Args:
     reference: of `train_reference`.
     true: of the responses, `[3, P, n]`.
     learned: likewise.
+    valid: which of them have the right length, `[P, n]`; gaps are of these.
     weights: of the responses, `[P, n]`; those of a prompt sum to 1.
 
   Returns:
@@ -91,7 +93,7 @@ def judge(reference, true, learned, weights):
 
   (joint, above), (strict, _) = success(0.5), success(_QUANTILE)
   gap = standardized(learned, reference["learned"]) - standardized(true, reference["true"])
-  gaps = mean(gap).mean(-1)
+  gaps = mean(jnp.where(valid, gap, 0.0)).sum(-1) / jnp.maximum(mean(valid).sum(), 1e-6)
   return {
     JOINT: 100 * mean(joint).mean(),
     STRICT: 100 * mean(strict).mean(),
@@ -103,32 +105,39 @@ def judge(reference, true, learned, weights):
 
 
 def train_policy(config, key, argument):
-  """Trains the policy of one method on learned rewards, and judges it by the true ones.
+  """Trains a policy at one penalty after the other, and judges it by the true rewards.
 
   Args:
     config: of the experiment.
     key: of training and of the responses that are judged.
-    argument: the reference of `train_reference`; and, traced, the number of the `method` and the
-      divergence `aim` to which the penalty would tilt.
+    argument: the reference of `train_reference`, and the number in `TRAINED`, which is traced.
 
   Returns:
-    Measured divergences, and what `judge` gives.
+    quantity -> values at the penalties that would tilt to `config.aims`.
   """
-  reference, setting = argument
-  models = reference["models"]
-  stored = reference["learned"][..., : config.stored]
+  reference, number = argument
+
+  def scored(tokens):
+    models = reference["models"]
+    true = true_rewards(config, reference["seed"], tokens)
+    return {TRUE: true, LEARNED: learned_rewards(config, models, tokens)}
 
   def optimized(rewards):
-    return jnp.stack([*combine(rewards, stored).values()])[setting["method"]]
+    combined = {
+      source: combine(values, reference[source][..., : config.stored])
+      for source, values in rewards.items()
+    }
+    return jnp.stack([combined[source][method] for source, method in TRAINED])[number]
 
-  def reward(tokens):
-    return optimized(learned_rewards(config, models, tokens))
+  def judged(tokens):
+    rewards, valid = scored(tokens), dialogue.are_valid(tasks(config)[0], tokens)
+    weights = jnp.full(valid.shape, 1 / valid.shape[1])
+    return judge(reference, rewards[TRUE], rewards[LEARNED], valid, weights)
 
-  beta = dialogue.tilt_to(optimized(reference["learned"]), setting["aim"]).beta
-  tokens, scores = dialogue.align(key, config, reference["params"], reward, kl_penalty=beta)
-  true = true_rewards(config, reference["seed"], tokens)
-  learned = learned_rewards(config, models, tokens)
-  return scores | judge(reference, true, learned, jnp.full(true.shape[1:], 1 / config.judged))
+  pool = optimized({source: reference[source] for source in (TRUE, LEARNED)})
+  penalties = jax.lax.map(lambda kl: dialogue.tilt_to(pool, kl).beta, jnp.array(config.aims))
+  reward, params = lambda tokens: optimized(scored(tokens)), reference["params"]
+  return dialogue.align(key, config, params, reward, judged, penalties=penalties)
 
 
 def tilt_pool(config, key, reference):
@@ -140,9 +149,9 @@ def tilt_pool(config, key, reference):
     reference: of `train_reference`.
 
   Returns:
-    "tilted": quantity -> values of every pair of `TILTED` at the divergences of `config.tilts`;
-    "best": quantity -> values of the best of `config.best_of` responses, for the pairs with true
-    rewards; "reference": those of the reference itself.
+    "tilted": quantity -> values of everything in `TILTED` at the divergences of `config.tilts`;
+    "best": quantity -> values of the best of `config.best_of` responses by true rewards, which
+    come first in `TILTED`; "reference": those of the reference itself.
   """
   del key
   true, learned = reference["true"], reference["learned"]
@@ -154,7 +163,7 @@ def tilt_pool(config, key, reference):
   rewards = jnp.stack([*by_true.values(), *by_learned.values()])
 
   def judged(weights, kl):
-    scores = judge(reference, true, learned, weights) | dialogue.spread_of(kl)
+    scores = judge(reference, true, learned, reference["valid"], weights) | dialogue.spread_of(kl)
     return {name: value for name, value in scores.items() if name != ABOVE}
 
   def tilted(reward, kl):

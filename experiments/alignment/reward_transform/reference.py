@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from experiments.kit import alignment, dialogue
-from experiments.kit.language_models import decoder, fit_decoder
+from experiments.kit.language_models import fit_decoder
 
 # Of the rewards `[3, P, n]` of this experiment. The last one is the first one with scales that
 # differ more from prompt to prompt.
 PROPERTIES = ("helpful", "harmless", "helpful alone")
-_AT_ONCE = 64  # Texts of all prompts that a reward model reads at once; else one prompt's.
 
 
 def tasks(config, seed=0):
@@ -24,25 +24,31 @@ def true_rewards(config, seed, tokens):
   return jnp.stack([dialogue.true_rewards(task, tokens, kind) for task, kind in kinds])
 
 
-def reward_model(config) -> alignment.RewardModel:
-  """The decoder with a scalar head that learns one property."""
-  task, (width, num_layers) = tasks(config)[0], config.reward_decoder
-  shape = {"hidden_size": width, "num_layers": num_layers, "num_heads": config.num_heads}
-  length = task.prompt_length + task.response_length + 1
-  return alignment.RewardModel(decoder(task.vocab_size, length, **shape))
+class RewardModel(nn.Module):
+  """Sums the worth of the tokens of a response, by prompt, and of its neighboring tokens.
+
+  Logistic regression on comparisons: what a network learns of the few comparisons of a prompt is
+  mostly noise.
+  """
+
+  vocab_size: int
+
+  @nn.compact
+  def __call__(self, tokens, mask=None):
+    """Rewards `[b]` of texts `[b, T]`, by their tokens in the mask."""
+    shape = (self.vocab_size, self.vocab_size)
+    worth, pairs = (self.param(name, nn.initializers.zeros, shape) for name in ("token", "pair"))
+    mask = jnp.ones(tokens.shape) if mask is None else mask.astype(jnp.float32)
+    singles = jnp.sum(mask * worth[tokens[:, :1], tokens], axis=1)
+    neighbors = mask[:, 1:] * mask[:, :-1] * pairs[tokens[:, :-1], tokens[:, 1:]]
+    return singles + jnp.sum(neighbors, axis=1)
 
 
 def learned_rewards(config, models, tokens):
   """What the reward models say of texts `[P, n, T]`: `[3, P, n]`."""
-  model, mask = reward_model(config), dialogue.response_mask(tasks(config)[0], tokens)
-
-  def of_model(params):
-    score = lambda texts: alignment.rewards(model, params, *texts)  # noqa: E731
-    if tokens.shape[1] <= _AT_ONCE:
-      return score((tokens, mask))
-    return jax.lax.map(score, (tokens, mask))
-
-  return jax.lax.map(of_model, models)
+  task = tasks(config)[0]
+  model, mask = RewardModel(task.vocab_size), dialogue.response_mask(task, tokens)
+  return jax.lax.map(lambda params: alignment.rewards(model, params, tokens, mask), models)
 
 
 def train_reward_model(config, key, tokens, rewards):
@@ -64,7 +70,8 @@ def train_reward_model(config, key, tokens, rewards):
   first = jax.random.bernoulli(label_key, chance)
   texts = jnp.where(first[:, None, None], texts, texts[:, ::-1])
   texts = jax.random.permutation(order_key, texts)
-  masks = dialogue.response_mask(tasks(config)[0], texts)
+  task = tasks(config)[0]
+  masks = dialogue.response_mask(task, texts)
   pairs = alignment.Pairs(texts[:, 0], texts[:, 1], masks[:, 0], masks[:, 1])
   fresh, seen = (
     jax.tree.map(lambda x: x[rows], pairs)  # noqa: B023
@@ -73,7 +80,7 @@ def train_reward_model(config, key, tokens, rewards):
       slice(config.validation_pairs, config.validation_pairs + config.pairs),
     )
   )
-  model = reward_model(config)
+  model = RewardModel(task.vocab_size)
   loss = alignment.reward_loss(model)
 
   def evaluate(trained):

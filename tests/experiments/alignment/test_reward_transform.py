@@ -82,7 +82,7 @@ def test_learned_rewards_that_lead_astray_have_a_gap(pools):
   arrays, _ = pools
   worst = np.argmax(LEARNED[2] - REWARDS[2], axis=1)
   weights = np.eye(M, dtype=np.float32)[worst]
-  scores = jax.jit(lambda w: methods.judge(arrays, REWARDS, LEARNED, w))(weights)
+  scores = jax.jit(lambda w: methods.judge(arrays, REWARDS, LEARNED, arrays["valid"], w))(weights)
   assert scores[methods.ONE_GAP] > 0.3 and scores[methods.ABOVE].shape == (P,)
 
 

@@ -63,13 +63,15 @@ def test_a_policy_that_is_not_trained_does_not_diverge():
     key = jax.random.key(0)
     reference = dialogue.policy(config).init(key, jnp.zeros((1, 6), jnp.int32))["params"]
     reward = lambda tokens: tokens[..., 2].astype(jnp.float32)  # noqa: E731
-    return dialogue.align(key, config, reference, reward, kl_penalty=0.1)
+    judge = lambda tokens: {"tokens": tokens}  # noqa: E731
+    penalties = jnp.array([0.1, 0.01])
+    return dialogue.align(key, config, reference, reward, judge, penalties=penalties)
 
-  tokens, scores = align()
-  assert tokens.shape == (4, 4, 6)
-  np.testing.assert_allclose(scores["KL"], 0, atol=1e-5)
+  scores = align()
+  assert scores["tokens"].shape == (2, 4, 4, 6)
+  np.testing.assert_allclose(scores["KL"], [0, 0], atol=1e-5)
   np.testing.assert_array_equal(
-    tokens[..., :2], np.tile([[[3, 2]], [[4, 2]], [[5, 2]], [[6, 2]]], (1, 4, 1))
+    np.unique(scores["tokens"][0, ..., 0], axis=1), [[3], [4], [5], [6]]
   )
 
 
@@ -86,19 +88,18 @@ def test_scores_are_added_as_measured_and_at_equal_divergences():
   assert results.distinct("kl", quantity="KL") == []
 
 
-def test_every_method_is_trained_at_every_aim():
-  calls = []
+def test_every_method_is_trained():
+  stages = []
 
   def cached(stage, fn, key, run_fn, *, arguments, **options):
     del fn, key, run_fn, options
-    calls.append(stage)
-    return {"rate": arguments[1]["method"] + arguments[1]["aim"]}
+    stages.append(stage)
+    return {"rate": arguments[1]}
 
   context = types.SimpleNamespace(cached=cached, key=None, seeds=2, mesh=None)
-  options = {"methods": ("a", "b (c)"), "aims": (0.5, 1.0)}
-  scores = dialogue.train_methods(context, None, None, **options)
-  np.testing.assert_array_equal(scores["b (c)"]["rate"], [[1.5, 2.0]] * 2)
-  assert calls == ["policies/a/0.5", "policies/a/1.0", "policies/b c/0.5", "policies/b c/1.0"]
+  scores = dialogue.train_methods(context, None, None, ("a", "b (c)"))
+  np.testing.assert_array_equal(scores["b (c)"]["rate"], [1, 1])
+  assert stages == ["policies/a", "policies/b c"]
 
 
 def test_sizes_that_do_not_fit_are_refused():
