@@ -25,7 +25,6 @@ from experiments.alignment.helpsteer2_preference.arms import (
   REGULAR,
   SCALED,
   STRENGTHS,
-  TWICE,
   Pairs,
 )
 from experiments.kit import datasets, plots, sizes
@@ -34,11 +33,12 @@ from experiments.kit.sweep import choose, grid
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "helpsteer2_preference"
-SEEDS = {"laptop": 20}
+SEEDS = {"laptop": 60}
 COMBINED, EXTRAPOLATED = "regression, then scaled Bradley-Terry", "the same, extrapolated"
 MEAN, BEST, UTILITY = "mean of two rewards", "best single arm", "true utility"
 SINGLE = RATINGS, ATTRIBUTES, REGULAR, MARGIN, SCALED  # The arms of the paper.
 TEST, SHIFTED, VALIDATION = "accuracy (%)", "accuracy, shifted (%)", "validation accuracy (%)"
+TWICE = "twice the updates, "
 _NAMES = {"test": TEST, "shifted": SHIFTED, "validation": VALIDATION}
 
 
@@ -92,25 +92,27 @@ def run(config: Config, context: Context) -> Results:
   task = datasets.stack_seeds(
     lambda seed: arms.draw(config, jax.random.key(seed)), context.seed_numbers
   )
-  settings, further = (
+  settings, twice, further = (
     [
-      {"learning_rate": rate, "weight_decay": decay}
+      {"learning_rate": rate, "weight_decay": decay, "num_steps": num_steps}
       for rate, decay in itertools.product(rates, config.weight_decays)
     ]
-    for rates in (config.learning_rates, config.further_rates)
+    for rates, num_steps in (
+      (config.learning_rates, config.num_steps),
+      (config.learning_rates, 2 * config.num_steps),
+      (config.further_rates, config.num_steps),
+    )
   )
   own = {}
   for arm in (*SINGLE, STRENGTHS, DIFFERENCES, JOINT):
     evaluate = functools.partial(arms.evaluate_arm, config, arm=arm)
-    scores = grid(context, f"arms/{arm}", evaluate, task, settings)
-    for prefix in ("", TWICE):
-      best = choose(scores, settings, select=f"{prefix}validation")
-      names = {name: f"{prefix}{name}" for name in _NAMES}
-      chosen = {name: values for name, values in best.items() if name.startswith("chosen/")}
-      own[prefix + arm] = {name: best[stored] for name, stored in names.items()} | chosen
+    scores = grid(context, f"arms/{arm}", evaluate, task, settings + twice)
+    halves = zip(*(np.split(values, 2, axis=1) for values in scores.values()))
+    for prefix, searched, half in zip(("", TWICE), (settings, twice), halves):
+      own[prefix + arm] = choose(dict(zip(scores, half)), searched, select="validation")
   chosen = {
-    arm: {name: own[arm].get(f"chosen/{name}", np.full(context.seeds, settings[0][name]))
-          for name in settings[0]}
+    arm: {name: own[arm].get(f"chosen/{name}", np.full(context.seeds, value))
+          for name, value in settings[0].items()}
     for arm in (RATINGS, SCALED)
   }  # fmt: skip
   inputs = task, chosen

@@ -1,14 +1,16 @@
 """The reward models: what each learns from, how it is trained, and how it is scored."""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from experiments.kit.train import Trained, adamw_cosine, train
+from experiments.kit.train import Trained, train
 from jaxlab import data, losses, metrics, models, training, weights
 
 ATTRIBUTES, RATINGS = "regression, all attributes", "regression"
@@ -18,7 +20,7 @@ JOINT = "both losses at once"
 # Of the attributes in the utility, as the paper weighs those of its ratings.
 ATTRIBUTE_WEIGHTS = np.array([0.65, 0.8, 0.45, 0.55, -0.4], np.float32)
 FACTORS = (1.0, 1.25, 1.5, 2.0)  # Of the step from the regression to the combined model.
-TWICE, FURTHER = "twice the updates, ", "extrapolated, "
+FURTHER = "extrapolated, "
 
 
 class Pairs(NamedTuple):
@@ -48,6 +50,11 @@ class Task(NamedTuple):
   validation: Pairs
   test: Pairs
   shifted: Pairs
+
+  @property
+  def judged(self) -> dict[str, Pairs]:
+    """The parts that reward models are scored on."""
+    return {"validation": self.validation, "test": self.test, "shifted": self.shifted}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -135,103 +142,87 @@ def pair_loss(config, arm: str):
   return loss
 
 
-def accuracies(scores, task: Task) -> dict[str, jax.Array]:
+def accuracies(scores, parts: Mapping[str, Pairs]) -> dict[str, jax.Array]:
   """Shares of pairs in the right order, in percent; `scores(inputs)` are rewards."""
-  parts = {"validation": task.validation, "test": task.test, "shifted": task.shifted}
-  found = {}
-  for name, pairs in parts.items():
-    chosen, rejected, magnitude = _oriented(
-      pairs.strengths, scores(pairs.first), scores(pairs.second)
-    )
-    found[name] = 100 * metrics.pairwise_accuracy(chosen, rejected, weights=magnitude)
-  return found
+  sides = [side for pairs in parts.values() for side in (pairs.first, pairs.second)]
+  ends = np.cumsum([len(side) for side in sides])[:-1]
+  found = jnp.split(scores(jnp.concatenate(sides)), ends)
+  shares = {}
+  for name, first, second in zip(parts, found[::2], found[1::2]):
+    chosen, rejected, magnitude = _oriented(parts[name].strengths, first, second)
+    shares[name] = 100 * metrics.pairwise_accuracy(chosen, rejected, weights=magnitude)
+  return shares
 
 
-def fit(config, key, task: Task, arm: str, setting, *, num_steps: int, begin=None, scores=None):
-  """Trains one reward model: accuracies and parameters at every evaluation.
+def fit(config, key, task: Task, arm: str, setting, *, num_steps: int, begin=None):
+  """Trains one reward model: its parameters at the evaluation of the best validation accuracy.
 
-  `scores(params)` gives other accuracies than those of the model itself.
+  The learning rate falls to 0 as a cosine at the setting's own, traced, number of updates; nothing
+  changes after it.
   """
   rows = task.train
   if arm in (ATTRIBUTES, RATINGS, DIFFERENCES):  # Others read preferences.
     rows = jax.tree.map(lambda x: x[: config.num_rated], rows)
 
-  def own(params):
-    return accuracies(functools.partial(rewards, config, arm, params), task)
+  def rate(step):
+    share = jnp.minimum(step / setting["num_steps"], 1.0)
+    return setting["learning_rate"] * (1 + jnp.cos(jnp.pi * share)) / 2
 
-  return train(
+  def evaluate(trained):
+    scores = functools.partial(rewards, config, arm, trained.params)
+    return accuracies(scores, {"validation": task.validation})["validation"], trained.params
+
+  found, params = train(
     key,
     network(config, arm),
     pair_loss(config, arm),
-    adamw_cosine(setting["learning_rate"], num_steps, weight_decay=setting["weight_decay"]),
+    optax.adamw(rate, weight_decay=setting["weight_decay"]),
     rows,
     num_steps=num_steps,
     batch_size=config.batch_size,
     start=None if begin is None else Trained(begin, {}),
-    evaluate=lambda trained: ((scores or own)(trained.params), trained.params),
+    evaluate=evaluate,
     eval_every=config.eval_every,
   ).scores
-
-
-def _best(found, tree):
-  """The entries of the first evaluation of the highest validation accuracy."""
-  place = jnp.argmax(found["validation"])
-  return jax.tree.map(lambda x: x[place], tree)
+  return jax.tree.map(lambda x: x[jnp.argmax(found)], params)
 
 
 def evaluate_arm(config, key, task: Task, setting, *, arm: str) -> dict[str, jax.Array]:
-  """An arm at its best evaluation, trained for as many updates as a stage and for twice as many."""
-  scores = {}
-  for prefix, num_steps in (("", config.num_steps), (TWICE, 2 * config.num_steps)):
-    found, _ = fit(config, key, task, arm, setting, num_steps=num_steps)
-    scores |= {prefix + name: value for name, value in _best(found, found).items()}
-  return scores
-
-
-def _regression(config, key, task: Task, chosen):
-  found, params = fit(config, key, task, RATINGS, chosen, num_steps=config.num_steps)
-  return _best(found, params)
+  """The accuracies of one arm."""
+  params = fit(config, key, task, arm, setting, num_steps=2 * config.num_steps)
+  return accuracies(functools.partial(rewards, config, arm, params), task.judged)
 
 
 def evaluate_combined(config, key, inputs, setting) -> dict[str, jax.Array]:
   """Scaled Bradley-Terry started from the regression, and its extrapolations."""
   task, chosen = inputs
-  first = _regression(config, key, task, chosen[RATINGS])
+  sizes = {"num_steps": config.num_steps}
+  first = fit(config, key, task, RATINGS, chosen[RATINGS], **sizes)
+  last = fit(config, key, task, SCALED, setting, begin=first, **sizes)
 
-  def scores(params):
-    points = [
-      weights.interpolate(first, params, factor) if factor != 1 else params for factor in FACTORS
-    ]
-    found = [accuracies(functools.partial(rewards, config, SCALED, x), task) for x in points]
-    return {name: jnp.stack([x[name] for x in found]) for name in found[0]}
+  def at(factor):
+    params = weights.interpolate(first, last, factor)
+    return accuracies(functools.partial(rewards, config, SCALED, params), task.judged)
 
-  found, _ = fit(
-    config, key, task, SCALED, setting, num_steps=config.num_steps, begin=first, scores=scores
-  )
-  plain = {name: values[:, 0] for name, values in found.items()}
-  at = _best(plain, found)
-  factor = jnp.argmax(at["validation"])
-  extrapolated = {FURTHER + name: values[factor] for name, values in at.items()}
-  extrapolated["chosen factor"] = jnp.array(FACTORS)[factor]
-  return {name: values[0] for name, values in at.items()} | extrapolated
+  found = jax.lax.map(at, jnp.array(FACTORS))
+  best = jnp.argmax(found["validation"])
+  extrapolated = {FURTHER + name: values[best] for name, values in found.items()}
+  plain = {name: values[0] for name, values in found.items()}
+  return plain | extrapolated | {"chosen factor": jnp.array(FACTORS)[best]}
 
 
 def evaluate_mean(config, key, inputs, setting) -> dict[str, jax.Array]:
   """The mean of the standardized rewards of the regression and of scaled Bradley-Terry."""
   del setting
   task, chosen = inputs
-  found, params = fit(config, key, task, SCALED, chosen[SCALED], num_steps=config.num_steps)
-  models = (
-    (RATINGS, _regression(config, key, task, chosen[RATINGS])),
-    (SCALED, _best(found, params)),
-  )
   seen = jnp.concatenate([task.train.first, task.train.second])
+  found = []
+  for arm in (RATINGS, SCALED):
+    params = fit(config, key, task, arm, chosen[arm], num_steps=config.num_steps)
+    found.append(functools.partial(rewards, config, arm, params))
+  spreads = [scores(seen).std() for scores in found]
 
-  def scores(inputs):
-    total = 0.0
-    for arm, params in models:
-      spread = rewards(config, arm, params, seen).std()
-      total += rewards(config, arm, params, inputs) / spread
-    return total
+  def mean(inputs):
+    return sum(scores(inputs) / spread for scores, spread in zip(found, spreads))
 
-  return accuracies(scores, task)
+  return accuracies(mean, task.judged)

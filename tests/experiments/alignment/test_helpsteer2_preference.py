@@ -68,17 +68,19 @@ def test_ratings_are_learnt_from_where_there_are_some():
 
 def test_the_combined_model_begins_at_the_regression():
   config = dataclasses.replace(CONFIG, num_steps=4, eval_every=2)
-  setting = {"learning_rate": 0.0, "weight_decay": 0.0}
+  setting = {"learning_rate": 0.0, "weight_decay": 0.0, "num_steps": 4}
   chosen = {
-    arm: {"learning_rate": 1e-2, "weight_decay": 0.1} for arm in (arms.RATINGS, arms.SCALED)
+    arm: {"learning_rate": 1e-2, "weight_decay": 0.1, "num_steps": 4}
+    for arm in (arms.RATINGS, arms.SCALED)
   }
 
   @jax.jit
   def measure(key):
     combined = arms.evaluate_combined(config, key, (task(), chosen), setting)
-    first = arms._regression(config, key, task(), chosen[arms.RATINGS])
-    alone = arms.accuracies(functools.partial(arms.rewards, config, arms.RATINGS, first), task())
-    return combined, alone, arms.evaluate_mean(config, key, (task(), chosen), {})
+    first = arms.fit(config, key, task(), arms.RATINGS, chosen[arms.RATINGS], num_steps=4)
+    scores = functools.partial(arms.rewards, config, arms.RATINGS, first)
+    mean = arms.evaluate_mean(config, key, (task(), chosen), {})
+    return combined, arms.accuracies(scores, task().judged), mean
 
   combined, alone, mean = measure(jax.random.key(2))
   # Without a step all factors give the regression.
