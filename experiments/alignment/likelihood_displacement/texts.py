@@ -31,7 +31,9 @@ def task_of(config, seed) -> data.ParaphraseConfig:
   """Prompts and responses of a seed, which may be traced."""
   num_prompts = sum(config.prompts)
   names = ("num_classes", "paraphrases", "class_words", "function_words", "max_length")
-  return data.ParaphraseConfig(num_prompts, *(getattr(config, n) for n in names), seed)
+  return data.ParaphraseConfig(
+    num_prompts, *(getattr(config, n) for n in names), seed, config.decay
+  )
 
 
 def network(config):
@@ -60,6 +62,11 @@ def pretrain(config, key, seed):
     learning_rate=config.pretraining_rate,
   ).params
   quality = jax.random.normal(quality_key, (task.num_classes * task.paraphrases,))
+  if config.prefer:
+    quality = (
+      config.prefer * (jnp.arange(task.num_classes * task.paraphrases) % task.paraphrases)
+      + 0.01 * quality
+    )
   options = {"chosen_class": 0, "within_class_fraction": config.within_class}
   mixed = draw_pairs(config, mixed_key, task, quality, {})
   refusals = draw_pairs(config, refusal_key, task, quality, options)
@@ -238,11 +245,13 @@ def kept_pairs(key, drawn) -> dict[str, jax.Array]:
   kept = {
     name: metrics.lowest_scores_mask(measures[by], fraction=0.5) for name, by in HALVES.items()
   }
-  medians = (jnp.nanmedian(jnp.where(kind, score, jnp.nan)) for kind in (within, ~within))
+  ranks = jnp.argsort(jnp.argsort(score, stable=True))
+  same = within[:, None] == within[None]
+  lower = jnp.sum(same & (ranks[None] < ranks[:, None]), axis=1)
   return kept | {
     ALL: jnp.ones_like(within),
     RANDOM: metrics.lowest_scores_mask(jax.random.uniform(key, score.shape), fraction=0.5),
-    SAME_MIX: score <= jnp.where(within, *medians),
+    SAME_MIX: 2 * lower < jnp.sum(same, axis=1),
     COMPLYING: pairs["rejected_class"] == 1,
   }
 

@@ -1,0 +1,1 @@
+"""Which pairs preference optimization ranks right."""
