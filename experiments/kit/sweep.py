@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from experiments.kit.datasets import stack_seeds
@@ -55,6 +56,49 @@ def sweep(
     scores = context.cached(name, grid, context, evaluate_method, splits, settings)
     chosen[method] = choose(scores, settings, select=select, better=better)
   return chosen
+
+
+def each_seed(
+  context: experiment.Context, stage: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
+  """Runs a function for every seed: one program, and one cached stage.
+
+  Args:
+    context: of the run.
+    stage: name of the stage.
+    function: `(key, *arguments) -> pytree of arrays`, traceable. Stages of the same function object
+      with arguments of the same shapes share a program.
+    *arguments: pytrees of arrays with a leading axis of seeds.
+
+  Returns:
+    The results as NumPy arrays, with a leading axis of seeds.
+  """
+  return context.cached(
+    stage,
+    training.over_seeds,
+    context.key,
+    _of_arguments(function),
+    num_seeds=context.seeds,
+    arguments=arguments,
+    mesh=context.mesh,
+  )
+
+
+def by_seed(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function of NumPy arrays on every seed's part of the arguments, and stacks its results.
+
+  Args:
+    function: gives a pytree of arrays of the same shapes for every seed.
+    *arguments: pytrees of arrays with a leading axis of seeds.
+  """
+  num_seeds = len(jax.tree.leaves(arguments)[0])
+  parts = (jax.tree.map(lambda x, i=i: x[i], arguments) for i in range(num_seeds))
+  return jax.tree.map(lambda *x: np.stack(x), *(function(*part) for part in parts))
+
+
+@functools.cache
+def _of_arguments(function):
+  return lambda key, arguments: function(key, *arguments)
 
 
 def grid(

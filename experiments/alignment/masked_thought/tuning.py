@@ -25,7 +25,7 @@ PLAIN = {
 
 def network(config, *, dropout: float = 0.0, num_added: int = 1) -> models.DecoderLM:
   """The decoder, with a mask token behind the vocabulary of chains."""
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   hidden_size, num_layers = config.decoder
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": config.num_heads}
   length = chains.prompt_length + chains.response_length
@@ -33,19 +33,15 @@ def network(config, *, dropout: float = 0.0, num_added: int = 1) -> models.Decod
 
 
 def pretrain(config, key) -> dict[str, Any]:
-  """Trains a base model on uniform short chains; gives its parameters, and how many it solves."""
-  model = network(config, num_added=0)
+  """Trains a base model; gives its parameters, and the share of dictated results it has right."""
+  model, chains = network(config, num_added=0), habits.chains_of(config)
   train_key, test_key = jax.random.split(key)
-  draw = functools.partial(habits.short_texts, config)
+  draw = functools.partial(habits.base_texts, config)
   sizes = {"num_steps": config.base_steps, "batch_size": config.base_batch}
   trained = fit_decoder(train_key, model, draw, **sizes)
-  chains = habits.chains_of(config, habits.SHORT_TERMS[-1])
-  none = jnp.zeros(habits.NUM_OPERATORS, jnp.int32)
-  texts = habits.draw_texts(test_key, chains, config.num_validation, none, 0.0)
-  return {
-    "params": models.add_tokens(trained.params, model.config, 1)[0],
-    "accuracy": habits.accuracy(test_key, model, trained.params, chains, texts),
-  }
+  texts = habits.dictated_texts(chains, test_key, config.num_validation)
+  right = habits.next_token_accuracy(model, trained.params, texts, texts.loss_mask)
+  return {"params": models.add_tokens(trained.params, model.config, 1)[0], "results right": right}
 
 
 def objective(config, model: models.DecoderLM, setting):
@@ -59,7 +55,7 @@ def objective(config, model: models.DecoderLM, setting):
   Returns:
     The engine's loss. `progress` is the share of the last rates that is reached, `[b]`.
   """
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   is_operator = habits.step_parts(chains) == 0
 
   def loss(params, model_state, batch, key):
@@ -112,7 +108,7 @@ def fine_tune(config, key, base, setting, *, dropout: float, num_train: int) -> 
   Returns:
     Name -> measurement; those of `test` problems are uniform, without habit.
   """
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   model = network(config, dropout=dropout)
   keys = jax.random.split(key, 7)
   favorites = jax.random.randint(keys[0], (habits.NUM_OPERATORS,), 0, config.modulus)
