@@ -197,3 +197,24 @@ def choose_for_all(
     if len({setting[name] for setting in settings}) > 1:
       chosen[f"chosen/{name}"] = value
   return best, chosen
+
+
+def amount_needed(
+  amounts: Sequence[float], errors: np.ndarray, error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """How much data a baseline needs for the error of another method, per seed.
+
+  Args:
+    amounts: of data, increasing.
+    errors: of the baseline with each amount, `[seeds, amounts]`, at least 0; it counts as never
+      rising.
+    error: to be reached, `[seeds]`.
+
+  Returns:
+    Amounts `[seeds]`, between whose logarithms those of the errors are interpolated, never beyond
+    the first and the last one; and whether even the last one does not reach the error.
+  """
+  logs = np.log(np.maximum(np.minimum.accumulate(errors, axis=1), 1e-9))
+  wanted = np.log(np.maximum(error, 1e-9))
+  needed = [np.interp(-x, -row, np.log(amounts)) for x, row in zip(wanted, logs)]
+  return np.exp(needed), wanted < logs[:, -1]

@@ -47,6 +47,9 @@ def pretrain(config, key) -> dict[str, Any]:
 def objective(config, model: models.DecoderLM, setting):
   """Cross-entropy of the original solutions after perturbed ones; batches are (texts, progress).
 
+  As many dictated texts as `config.num_dictated` are learned beside them, unperturbed: what the
+  base model knows of arithmetic is not forgotten.
+
   Args:
     config: of the experiment.
     model: the decoder.
@@ -61,7 +64,7 @@ def objective(config, model: models.DecoderLM, setting):
   def loss(params, model_state, batch, key):
     del model_state
     texts, progress = batch
-    dropout_key, mask_key, drop_key, noise_key = jax.random.split(key, 4)
+    dropout_key, mask_key, drop_key, noise_key, extra_key = jax.random.split(key, 5)
     response = texts.loss_mask > 0
     everywhere = jnp.ones_like(response)
     places = jnp.stack([response, response & is_operator[None], everywhere])[setting["places"]]
@@ -74,21 +77,28 @@ def objective(config, model: models.DecoderLM, setting):
       random_fraction=setting["random"],
       vocab_size=chains.vocab_size,
     )
-    dropped = jax.random.bernoulli(drop_key, progress[0] * setting["dropped"], response.shape)
-    lengths = jnp.full(len(response), response.shape[1])
+    dropped = response & jax.random.bernoulli(
+      drop_key, progress[0] * setting["dropped"], response.shape
+    )
+    dictated = habits.dictated_texts(chains, extra_key, config.num_dictated)
+    together = lambda x, y: jnp.concatenate([x, jnp.asarray(y, x.dtype)])  # noqa: E731
+    tokens, mask = (together(x, y) for x, y in zip(texts[:2], dictated[:2]))
+    dropped = together(dropped, jnp.zeros_like(dictated.loss_mask))
+    noise_scale = together(jnp.ones(len(response)), jnp.zeros(config.num_dictated))
+    lengths = jnp.full(len(tokens), tokens.shape[1])
 
     def perturb(embed, args, kwargs, context):
       embedded = embed(*args, **kwargs)
       if (context.module.name, context.method_name) != ("embed", "__call__"):
         return embedded
       noise = augment.embedding_noise(noise_key, embedded, lengths, alpha=setting["noise"])
-      return jnp.where((dropped & response)[..., None], 0.0, embedded) + noise
+      return jnp.where(dropped[..., None], 0.0, embedded) + noise_scale[:, None, None] * noise
 
     options = {"deterministic": False, "rngs": {"dropout": dropout_key}}
     with nn.intercept_methods(perturb):
-      logits = model.apply({"params": params}, read.tokens, **options).logits
-    log_probs = losses.causal_token_log_probs(logits, texts.tokens)
-    return training.LossOutput(-log_probs, texts.loss_mask)
+      read = together(read.tokens, dictated.tokens)
+      logits = model.apply({"params": params}, read, **options).logits
+    return training.LossOutput(-losses.causal_token_log_probs(logits, tokens), mask)
 
   return loss
 

@@ -1,5 +1,6 @@
 """What is learned from samples of `n` problems: right solutions, pairs, weighted steps."""
 
+import jax
 import numpy as np
 
 from experiments.kit.alignment import Pairs
@@ -21,6 +22,16 @@ def values_of(hits: np.ndarray, choice: str) -> np.ndarray:
   return np.asarray(metrics.prefix_values(hits[..., :used].sum(-1), num_rollouts=used))
 
 
+@jax.jit
+def _critical(values, threshold, mask):
+  advantages = metrics.step_advantages(values)
+  step = metrics.critical_step(advantages, threshold=threshold, mask=mask)
+  return {"step": step, "advantages": advantages}
+
+
+_pairs = jax.jit(metrics.select_step_pairs)
+
+
 def choose_steps(config, hits: np.ndarray, choice: str) -> dict[str, np.ndarray]:
   """The steps `[seeds, n]` to replace, by the completions of all prefixes."""
   values = values_of(hits, choice)
@@ -28,10 +39,8 @@ def choose_steps(config, hits: np.ndarray, choice: str) -> dict[str, np.ndarray]
   if choice == RANDOM:
     anywhere = np.random.default_rng(0).integers(mask.shape[-1], size=mask.shape[:-1])
     mask = np.arange(mask.shape[-1]) == anywhere[..., None]
-  advantages = metrics.step_advantages(values)
-  step = metrics.critical_step(advantages, threshold=config.threshold, mask=mask)
-  chosen = {"step": step, "mask": mask, "values": values, "advantages": advantages}
-  return {name: np.asarray(x) for name, x in chosen.items()}
+  chosen = jax.device_get(_critical(values, config.threshold, mask))
+  return chosen | {"mask": mask, "values": values}
 
 
 def select_pairs(config, chosen, others, choice: str) -> dict[str, np.ndarray]:
@@ -39,9 +48,8 @@ def select_pairs(config, chosen, others, choice: str) -> dict[str, np.ndarray]:
   of_others = values_of(others["hits"], choice)
   everywhere = np.repeat(of_others[..., None, :], chosen["mask"].shape[-1], axis=-2)
   options = {"threshold": config.threshold, "margin": config.margin, "mask": chosen["mask"]}
-  pairs = metrics.select_step_pairs(chosen["values"], everywhere, **options)
+  pairs = jax.device_get(_pairs(chosen["values"], everywhere, **options))._asdict()
   before = np.take_along_axis(chosen["values"], chosen["step"][..., None], axis=-1)
-  pairs = {name: np.asarray(x) for name, x in pairs._asdict().items()}
   return pairs | {"tokens": others["tokens"], "advantages": of_others - before}
 
 

@@ -10,7 +10,7 @@ from experiments.alignment.rl_incorrect_data.problems import Problems, Texts, dr
 from experiments.alignment.rl_incorrect_data.rows import CHOICES, CRITICAL, FEW, RANDOM
 from experiments.kit import chains as kit
 from experiments.kit.datasets import stack_seeds
-from experiments.kit.sweep import by_seed, each_seed
+from experiments.kit.sweep import amount_needed, by_seed, each_seed
 from jaxlab import data
 from jaxlab.experiment import Results
 
@@ -146,18 +146,7 @@ def need_fewer(task: Task, results: Results) -> None:
           stage, policy.search, start["params"], learned[method], problems
         )
   for (method, num), fit in own.items():
-    needed, beyond = problems_needed(config.text_sizes, np.stack(errors, 1), 1 - fit["accuracy"])
+    needed, beyond = amount_needed(config.text_sizes, np.stack(errors, 1), 1 - fit["accuracy"])
     more = {"doublings": np.log2(needed / num), "beyond the grid": 100.0 * beyond}
     more["error"] = 100 * (1 - fit["accuracy"])
     results.add({method: percent(fit, **more)}, task=FEWER, problems=num)
-
-
-def problems_needed(sizes, errors: np.ndarray, error: np.ndarray):
-  """How many problems imitation needs for an error, and whether it is more than were tried.
-
-  Logarithms are interpolated between the errors `[seeds, sizes]` of imitation, and never beyond.
-  """
-  logs = np.log(np.maximum(np.minimum.accumulate(errors, axis=1), 1e-9))
-  wanted = np.log(np.maximum(error, 1e-9))
-  needed = [np.interp(-x, -row, np.log(sizes)) for x, row in zip(wanted, logs)]
-  return np.exp(needed), wanted < logs[:, -1]
