@@ -12,7 +12,7 @@ import fcntl
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -100,6 +100,50 @@ def fit_decoder(
 
 # Texts at a time: with more, arrays leave the processor's cache and sampling is 6 times slower.
 _MOST_ROWS = 1024
+
+
+def search_decoder(
+  key: chex.PRNGKey,
+  model: nn.Module,
+  batch: Any,
+  *,
+  learning_rates: Sequence[float],
+  num_steps: int,
+  num_evaluations: int,
+  validate: Callable[[chex.ArrayTree], chex.Array],
+  **options: Any,
+) -> tuple[chex.ArrayTree, dict[str, jax.Array]]:
+  """Trains with several learning rates, and keeps the rate and the update of the highest score.
+
+  Args:
+    key: as for `fit_decoder`; all rates share it.
+    model: likewise.
+    batch: likewise.
+    learning_rates: the rates.
+    num_steps: updates with each.
+    num_evaluations: how often each training is scored; divides `num_steps`.
+    validate: `params -> score`; NaN is never the highest if there is a number.
+    **options: other options of `fit_decoder`.
+
+  Returns:
+    The parameters, and what was chosen: `validation`, `learning rate` and `update`.
+  """
+  every = num_steps // num_evaluations
+
+  def with_rate(rate):
+    evaluate = lambda now: (validate(now.params), now.params)  # noqa: E731
+    sizes = {"num_steps": num_steps, "eval_every": every, "evaluate": evaluate}
+    return fit_decoder(key, model, batch, learning_rate=rate, **sizes, **options).scores
+
+  rates = jnp.asarray(learning_rates)
+  scores, params = jax.lax.map(with_rate, rates)
+  best = jnp.argmax(jnp.where(jnp.isnan(scores), -jnp.inf, scores))
+  params = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[best], params)
+  return params, {
+    "validation": scores.ravel()[best],
+    "learning rate": rates[best // num_evaluations],
+    "update": (best % num_evaluations + 1) * every,
+  }
 
 
 def token_log_probs(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from experiments.kit.datasets import stack_seeds
@@ -54,6 +55,49 @@ def sweep(
     scores = grid(context, name, functools.partial(evaluate, method=method), splits, settings)
     chosen[method] = choose(scores, settings, select=select, better=better)
   return chosen
+
+
+def each_seed(
+  context: experiment.Context, stage: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
+  """Runs a function for every seed: one program, and one cached stage.
+
+  Args:
+    context: of the run.
+    stage: name of the stage.
+    function: `(key, *arguments) -> pytree of arrays`, traceable. Stages of the same function object
+      with arguments of the same shapes share a program.
+    *arguments: pytrees of arrays with a leading axis of seeds.
+
+  Returns:
+    The results as NumPy arrays, with a leading axis of seeds.
+  """
+  return context.cached(
+    stage,
+    training.over_seeds,
+    context.key,
+    _of_arguments(function),
+    num_seeds=context.seeds,
+    arguments=arguments,
+    mesh=context.mesh,
+  )
+
+
+def by_seed(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function of NumPy arrays on every seed's part of the arguments, and stacks its results.
+
+  Args:
+    function: gives a pytree of arrays of the same shapes for every seed.
+    *arguments: pytrees of arrays with a leading axis of seeds.
+  """
+  num_seeds = len(jax.tree.leaves(arguments)[0])
+  parts = (jax.tree.map(lambda x, i=i: x[i], arguments) for i in range(num_seeds))
+  return jax.tree.map(lambda *x: np.stack(x), *(function(*part) for part in parts))
+
+
+@functools.cache
+def _of_arguments(function):
+  return lambda key, arguments: function(key, *arguments)
 
 
 def grid(
@@ -170,3 +214,24 @@ def choose_for_all(
     if len({setting[name] for setting in settings}) > 1:
       chosen[f"chosen/{name}"] = value
   return best, chosen
+
+
+def amount_needed(
+  amounts: Sequence[float], errors: np.ndarray, error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """How much data a baseline needs for the error of another method, per seed.
+
+  Args:
+    amounts: of data, increasing.
+    errors: of the baseline with each amount, `[seeds, amounts]`, at least 0; it counts as never
+      rising.
+    error: to be reached, `[seeds]`.
+
+  Returns:
+    Amounts `[seeds]`, between whose logarithms those of the errors are interpolated, never beyond
+    the first and the last one; and whether even the last one does not reach the error.
+  """
+  logs = np.log(np.maximum(np.minimum.accumulate(errors, axis=1), 1e-9))
+  wanted = np.log(np.maximum(error, 1e-9))
+  needed = [np.interp(-x, -row, np.log(amounts)) for x, row in zip(wanted, logs)]
+  return np.exp(needed), wanted < logs[:, -1]

@@ -1,5 +1,6 @@
 """Chains whose operands follow a habit, and how a model answers chains that do not."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from jaxlab import data, metrics
 from jaxlab.data.reasoning import EOS_TOKEN, EQUALS_TOKEN
 
 NUM_OPERATORS = 3
-SHORT_TERMS = 2, 3  # Numbers in the problems that the base model learns from.
+SHORT_TERMS = 2, 3  # Numbers in the problems whose restating the base model learns.
 
 
 class Texts(NamedTuple):
@@ -30,9 +31,10 @@ class Texts(NamedTuple):
   answers: chex.Array
 
 
-def chains_of(config, num_terms: int) -> data.ModularChainConfig:
+def chains_of(config) -> data.ModularChainConfig:
   """Chains without errors."""
-  return data.ModularChainConfig(config.modulus, num_terms, misconception_rate=0.0, noise=0.0)
+  options = {"misconception_rate": 0.0, "noise": 0.0}
+  return data.ModularChainConfig(config.modulus, config.num_terms, **options)
 
 
 def draw_texts(key, chains: data.ModularChainConfig, num: int, favorites, habit) -> Texts:
@@ -69,21 +71,34 @@ def draw_texts(key, chains: data.ModularChainConfig, num: int, favorites, habit)
   return Texts(tokens, drawn.loss_mask, value)
 
 
-def short_texts(config, key, num: int) -> Texts:
-  """Draws uniform problems of two and of three numbers, half each, padded to one length."""
-  keys = jax.random.split(key, len(SHORT_TERMS))
-  parts = [
-    data.modular_chain_batch(k, chains_of(config, n), num // len(SHORT_TERMS))
-    for k, n in zip(keys, SHORT_TERMS)
-  ]
-  length = parts[-1].tokens.shape[1]
+def dictated_texts(chains: data.ModularChainConfig, key, num: int) -> Texts:
+  """Draws texts that teach arithmetic alone: their steps are of another problem, results are right.
 
-  def joined(name):
-    rows = [getattr(part, name) for part in parts]
-    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in rows])
+  The two problems share the first number, and only results (and the end) are to be learned.
+  """
+  read_key, written_key = jax.random.split(key)
+  read, written = (data.modular_chain_batch(k, chains, num) for k in (read_key, written_key))
+  inner = slice(1, chains.prompt_length - 1)
+  tokens = written.tokens.at[:, inner].set(read.tokens[:, inner])
+  mask = written.loss_mask * (step_parts(chains) >= 2)[None]
+  return Texts(tokens, mask, written.answers)
 
-  answers = jnp.concatenate([part.answers for part in parts])
-  return Texts(joined("tokens"), joined("loss_mask"), answers)
+
+def base_texts(config, key, num: int) -> Texts:
+  """Draws what the base model learns from: short chains, and long ones whose steps are dictated.
+
+  It learns to restate the numbers of short problems, and to compute anywhere in a long text.
+  """
+  chains = chains_of(config)
+  dictated_key, *keys = jax.random.split(key, 1 + len(SHORT_TERMS))
+  parts = [dictated_texts(chains, dictated_key, num // 2)]
+  for k, n in zip(keys, SHORT_TERMS):
+    short = dataclasses.replace(chains, num_terms=n)
+    drawn = data.modular_chain_batch(k, short, num // 2 // len(SHORT_TERMS))
+    missing = parts[0].tokens.shape[1] - drawn.tokens.shape[1]
+    padded = (jnp.pad(x, ((0, 0), (0, missing))) for x in (drawn.tokens, drawn.loss_mask))
+    parts.append(Texts(*padded, drawn.answers))
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def step_parts(chains: data.ModularChainConfig) -> jax.Array:

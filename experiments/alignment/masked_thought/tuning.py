@@ -25,7 +25,7 @@ PLAIN = {
 
 def network(config, *, dropout: float = 0.0, num_added: int = 1) -> models.DecoderLM:
   """The decoder, with a mask token behind the vocabulary of chains."""
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   hidden_size, num_layers = config.decoder
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": config.num_heads}
   length = chains.prompt_length + chains.response_length
@@ -33,23 +33,22 @@ def network(config, *, dropout: float = 0.0, num_added: int = 1) -> models.Decod
 
 
 def pretrain(config, key) -> dict[str, Any]:
-  """Trains a base model on uniform short chains; gives its parameters, and how many it solves."""
-  model = network(config, num_added=0)
+  """Trains a base model; gives its parameters, and the share of dictated results it has right."""
+  model, chains = network(config, num_added=0), habits.chains_of(config)
   train_key, test_key = jax.random.split(key)
-  draw = functools.partial(habits.short_texts, config)
+  draw = functools.partial(habits.base_texts, config)
   sizes = {"num_steps": config.base_steps, "batch_size": config.base_batch}
   trained = fit_decoder(train_key, model, draw, **sizes)
-  chains = habits.chains_of(config, habits.SHORT_TERMS[-1])
-  none = jnp.zeros(habits.NUM_OPERATORS, jnp.int32)
-  texts = habits.draw_texts(test_key, chains, config.num_validation, none, 0.0)
-  return {
-    "params": models.add_tokens(trained.params, model.config, 1)[0],
-    "accuracy": habits.accuracy(test_key, model, trained.params, chains, texts),
-  }
+  texts = habits.dictated_texts(chains, test_key, config.num_validation)
+  right = habits.next_token_accuracy(model, trained.params, texts, texts.loss_mask)
+  return {"params": models.add_tokens(trained.params, model.config, 1)[0], "results right": right}
 
 
 def objective(config, model: models.DecoderLM, setting):
   """Cross-entropy of the original solutions after perturbed ones; batches are (texts, progress).
+
+  As many dictated texts as `config.num_dictated` are learned beside them, unperturbed: what the
+  base model knows of arithmetic is not forgotten.
 
   Args:
     config: of the experiment.
@@ -59,13 +58,13 @@ def objective(config, model: models.DecoderLM, setting):
   Returns:
     The engine's loss. `progress` is the share of the last rates that is reached, `[b]`.
   """
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   is_operator = habits.step_parts(chains) == 0
 
   def loss(params, model_state, batch, key):
     del model_state
     texts, progress = batch
-    dropout_key, mask_key, drop_key, noise_key = jax.random.split(key, 4)
+    dropout_key, mask_key, drop_key, noise_key, extra_key = jax.random.split(key, 5)
     response = texts.loss_mask > 0
     everywhere = jnp.ones_like(response)
     places = jnp.stack([response, response & is_operator[None], everywhere])[setting["places"]]
@@ -78,21 +77,28 @@ def objective(config, model: models.DecoderLM, setting):
       random_fraction=setting["random"],
       vocab_size=chains.vocab_size,
     )
-    dropped = jax.random.bernoulli(drop_key, progress[0] * setting["dropped"], response.shape)
-    lengths = jnp.full(len(response), response.shape[1])
+    dropped = response & jax.random.bernoulli(
+      drop_key, progress[0] * setting["dropped"], response.shape
+    )
+    dictated = habits.dictated_texts(chains, extra_key, config.num_dictated)
+    together = lambda x, y: jnp.concatenate([x, jnp.asarray(y, x.dtype)])  # noqa: E731
+    tokens, mask = (together(x, y) for x, y in zip(texts[:2], dictated[:2]))
+    dropped = together(dropped, jnp.zeros_like(dictated.loss_mask))
+    noise_scale = together(jnp.ones(len(response)), jnp.zeros(config.num_dictated))
+    lengths = jnp.full(len(tokens), tokens.shape[1])
 
     def perturb(embed, args, kwargs, context):
       embedded = embed(*args, **kwargs)
       if (context.module.name, context.method_name) != ("embed", "__call__"):
         return embedded
       noise = augment.embedding_noise(noise_key, embedded, lengths, alpha=setting["noise"])
-      return jnp.where((dropped & response)[..., None], 0.0, embedded) + noise
+      return jnp.where(dropped[..., None], 0.0, embedded) + noise_scale[:, None, None] * noise
 
     options = {"deterministic": False, "rngs": {"dropout": dropout_key}}
     with nn.intercept_methods(perturb):
-      logits = model.apply({"params": params}, read.tokens, **options).logits
-    log_probs = losses.causal_token_log_probs(logits, texts.tokens)
-    return training.LossOutput(-log_probs, texts.loss_mask)
+      read = together(read.tokens, dictated.tokens)
+      logits = model.apply({"params": params}, read, **options).logits
+    return training.LossOutput(-losses.causal_token_log_probs(logits, tokens), mask)
 
   return loss
 
@@ -112,7 +118,7 @@ def fine_tune(config, key, base, setting, *, dropout: float, num_train: int) -> 
   Returns:
     Name -> measurement; those of `test` problems are uniform, without habit.
   """
-  chains = habits.chains_of(config, config.num_terms)
+  chains = habits.chains_of(config)
   model = network(config, dropout=dropout)
   keys = jax.random.split(key, 7)
   favorites = jax.random.randint(keys[0], (habits.NUM_OPERATORS,), 0, config.modulus)

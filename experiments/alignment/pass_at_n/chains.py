@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.alignment.pass_at_n import products
 from experiments.alignment.pass_at_n.products import CROSS_ENTROPY, LITTLE_DECAY, METHODS, pass_at
+from experiments.kit.chains import step_ids
 from experiments.kit.sweep import choose, grid
 from experiments.kit.train import adamw_cosine, train
 from jaxlab import data, losses, training
@@ -16,14 +17,6 @@ from jaxlab.experiment import Results
 PROOFS, SOLVED = "pass@N of proofs", "solved"
 UNION_OF_N = "union of several N"
 UNION_OF_RUNS = "union of runs of cross-entropy"
-
-
-def step_ids(chains: data.ModularChainConfig) -> np.ndarray:
-  """Which step a token belongs to, the end to the last one; -1 for the problem."""
-  num_steps = chains.num_terms - 1
-  per_step = chains.response_length // num_steps
-  places = np.arange(-chains.prompt_length, chains.response_length)
-  return np.where(places < 0, -1, np.minimum(places // per_step, num_steps - 1))
 
 
 def train_on_chains(config, key, splits, setting) -> dict[str, jax.Array]:

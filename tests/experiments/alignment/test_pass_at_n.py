@@ -10,7 +10,7 @@ import pytest
 from experiments import catalogue
 from experiments.alignment.pass_at_n import chains, products
 from experiments.alignment.pass_at_n.__main__ import PRESETS, Config
-from jaxlab import data, samplers
+from jaxlab import samplers
 from jaxlab.experiment import Results
 from jaxlab.experiment.records import from_stored
 
@@ -172,12 +172,6 @@ def test_the_bootstrap_draws_seeds_and_groups_of_problems():
     np.testing.assert_allclose(
       [low, high], values.mean() + error * np.array([-1.96, 1.96]), atol=0.4 * error
     )
-
-
-def test_every_token_of_a_response_belongs_to_a_step():
-  terse, verbose = (data.ModularChainConfig(5, 3, verbose=verbose) for verbose in (False, True))
-  np.testing.assert_array_equal(chains.step_ids(terse), [-1] * 6 + [0, 1, 1])
-  np.testing.assert_array_equal(chains.step_ids(verbose), [-1] * 6 + [0] * 3 + [1] * 4)
 
 
 def test_a_chain_is_solved_if_every_step_is_among_its_tries():

@@ -85,3 +85,25 @@ def test_a_pilot_chooses_one_setting_for_all_seeds():
   assert best == 1
   np.testing.assert_array_equal(chosen["x"], [1, 4])
   assert chosen["chosen/a"] == 1.0 and "chosen/b" not in chosen
+
+
+def test_functions_of_seeds_are_stages_and_host_functions_are_stacked(tmp_path):
+  context = Context(tmp_path, jax.random.key(0), seeds=3)
+  x, y = np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 3.0])
+  draw = lambda key, x, y: {"sum": x.sum() * y, "noise": jax.random.uniform(key)}  # noqa: E731
+  first, second = (kit.each_seed(context, name, draw, x, y) for name in ("a", "b"))
+  np.testing.assert_allclose(first["sum"], [1.0, 10.0, 27.0])
+  np.testing.assert_array_equal(first["noise"], second["noise"])
+  assert len(set(first["noise"].tolist())) == 3
+  stacked = kit.by_seed(lambda x, y: {"row": x[::-1], "y": y}, x, y)
+  np.testing.assert_array_equal(stacked["row"], x[:, ::-1])
+  np.testing.assert_array_equal(stacked["y"], y)
+
+
+def test_needed_amounts_are_interpolated_and_end_with_the_grid():
+  amounts, errors = (100, 400, 1600), np.array([[0.4, 0.2, 0.1], [0.4, 0.5, 0.1]])
+  needed, beyond = kit.amount_needed(amounts, errors, np.array([0.2, 0.05]))
+  np.testing.assert_allclose(needed, [400, 1600], rtol=1e-6)
+  np.testing.assert_array_equal(beyond, [False, True])
+  needed, _ = kit.amount_needed(amounts, errors, np.array([0.2 * 2**0.5, 0.2]))
+  np.testing.assert_allclose(needed, [200, 800], rtol=1e-6)  # The error never rises.

@@ -1,0 +1,1 @@
+"""Learning from wrong solutions by the credit of their steps."""

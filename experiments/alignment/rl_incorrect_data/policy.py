@@ -1,0 +1,97 @@
+"""The policy: imitation of texts, training with a search over rates, samples and completions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.alignment.rl_incorrect_data.problems import Problems
+from experiments.kit import chains as kit
+from experiments.kit.alignment import Pairs, pair_log_probs, pair_loss
+from experiments.kit.language_models import fit_decoder, respond, search_decoder
+from experiments.kit.train import Trained
+from jaxlab import losses
+
+
+def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
+  """Trains a new policy on the corpus; gives its `params` and measurements."""
+  model, corpus = kit.network(chains, config.decoder), problems.corpus
+  every = jnp.ones((len(corpus), chains.num_terms - 1))
+  sizes = {"num_steps": len(corpus) // config.base_batch, "batch_size": config.base_batch}
+  loss = kit.step_loss(model, chains, beta=config.beta)
+  params = fit_decoder(
+    key, model, kit.Steps(corpus, 0 * every, every), loss_fn=loss, **sizes
+  ).params
+  return {"params": params, **measure(model, params, chains, problems)}
+
+
+def search(config, chains, key, start, rows, problems: Problems) -> dict[str, Any]:
+  """Trains on `Steps`, or on `Pairs` with `start` as reference, with every learning rate.
+
+  Gives the `params` of the rate and the update that validation prefers, and measurements.
+  """
+  model = kit.network(chains, config.decoder)
+  loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
+  if isinstance(rows, Pairs):
+    loss = pair_loss(model, functools.partial(losses.dpo_loss, beta=config.beta))
+    rows = rows, pair_log_probs(model, start, rows)
+  params, chosen = search_decoder(
+    key,
+    model,
+    rows,
+    learning_rates=config.learning_rates,
+    num_steps=config.num_steps,
+    num_evaluations=config.num_evaluations,
+    validate=lambda params: kit.greedy_accuracy(model, params, chains, *problems.validation),
+    batch_size=config.batch_size,
+    loss_fn=loss,
+    start=Trained(start, {}),
+  )
+  chosen = {f"chosen/{name}": value for name, value in chosen.items()}
+  return {"params": params, **chosen, **measure(model, params, chains, problems)}
+
+
+def measure(model, params, chains, problems: Problems) -> dict[str, jax.Array]:
+  """Accuracy and wrong steps of greedy solutions, and how likely misconceptions are repeated."""
+  written = kit.greedy_texts(model, params, chains, problems.test.tokens)
+  wrong = ~kit.right_steps(chains, problems.misled.tokens)
+  chances = jnp.exp(kit.step_log_probs(model, params, chains, problems.misled.tokens))
+  return {
+    "accuracy": kit.greedy_accuracy(model, params, chains, *problems.test),
+    "wrong steps": 1 - jnp.mean(kit.right_steps(chains, written)),
+    "misconceptions": jnp.sum(jnp.where(wrong, chances, 0)) / jnp.maximum(jnp.sum(wrong), 1),
+  }
+
+
+def sample(config, chains, key, params, problems: Problems) -> dict[str, jax.Array]:
+  """Samples solutions of the training problems, `tokens` `[n, k, T]`, and judges them.
+
+  `correct` says whether an answer is right, `[n, k]`; `right` whether a step is, and `met` whether
+  it meets a misconception, `[n, k, S]`.
+  """
+  prompts = problems.train.tokens[:, : chains.prompt_length]
+  sizes = {"num_samples": config.num_samples, "max_new_tokens": chains.response_length}
+  rollout = respond(key, kit.network(chains, config.decoder), params, prompts, **sizes)
+  parsed = kit.parse(chains, rollout.tokens)
+  places = kit.entries(chains, rollout.tokens, parsed.steps)
+  return {
+    "tokens": rollout.tokens,
+    "correct": parsed.answer == problems.train.answers[:, None],
+    "right": kit.right_steps(chains, rollout.tokens),
+    "met": problems.wrong_values[places] >= 0,
+    "sampled tokens": jnp.sum(rollout.mask),
+  }
+
+
+def complete(config, chains, key, params, texts) -> dict[str, jax.Array]:
+  """Completions of all prefixes of texts, as `complete_prefixes` gives them."""
+  model, sizes = kit.network(chains, config.decoder), {"num_rollouts": config.num_rollouts}
+  return kit.complete_prefixes(key, model, params, chains, texts, **sizes)
+
+
+def replace(config, chains, key, params, texts, step) -> dict[str, jax.Array]:
+  """Other steps in the place of one, and completions after them, as of `replace_steps`."""
+  model, sizes = kit.network(chains, config.decoder), {"num_rollouts": config.num_rollouts}
+  sizes["num_candidates"] = config.num_candidates
+  return kit.replace_steps(key, model, params, chains, texts, step, **sizes)
