@@ -14,7 +14,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.alignment.sequencematch import texts, tuning
 from experiments.alignment.sequencematch.texts import Sampling
-from experiments.alignment.sequencematch.tuning import ARMS, CORRECTIONS, MAIN, WITHOUT, Arm
+from experiments.alignment.sequencematch.tuning import ARMS, CORRECTIONS, MAIN, WITHOUT
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.sweep import grid
@@ -127,9 +127,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   plain = {"method": LIKELIHOOD, "temperature": 1.0}
   select = results.select
 
-  def valid(method):
-    return select("valid", method=method)
-
+  valid = lambda method: select("valid", method=method)  # noqa: E731
   likelihood, distance = select("valid", **plain), select("distance", **plain)
   sharp = select("distance", method=LIKELIHOOD, temperature=0.6)
   wins = select("valid", method=LIKELIHOOD, sampling=CHECKED) - likelihood
@@ -181,9 +179,7 @@ def figure(results: Results):
   """Valid texts over the distance of beginnings: a real gain lies above the line."""
   figure, (ax,) = plots.panels(1, width=7.0, height=4.6)
 
-  def point(**where):
-    return [results.select(name, **where) for name in ("distance", "valid")]
-
+  point = lambda **where: [results.select(x, **where) for x in ("distance", "valid")]  # noqa: E731
   temperatures = sorted(results.distinct("temperature"))
   curve = [np.mean(point(method=LIKELIHOOD, temperature=t), axis=1) for t in temperatures]
   ax.plot(*np.transpose(curve), ".-", color="gray", label="maximum likelihood by temperature")
@@ -201,12 +197,11 @@ def figure(results: Results):
 
 def abstract(config: Config, mesh):
   """One update of matching with a backspace, for a dry run."""
-  arm, size = Arm(corrections=1.0, backspace=1.0, model=1.0, penalty=1.0), config.batch_size
-
-  def draw(key):
-    return tuning.lay_out_texts(config, key, texts.draw_texts(config, key, size), arm)
-
-  rows = jax.eval_shape(draw, jax.random.key(0))
+  arm, size = ARMS[MAIN], config.batch_size
+  draw = functools.partial(texts.draw_texts, config, num_texts=size)
+  rows = jax.eval_shape(
+    lambda key: tuning.lay_out_texts(config, key, draw(key), arm), jax.random.key(0)
+  )
   batch = rows, rows, jax.ShapeDtypeStruct((size,), np.float32)
   optimizer = adamw_cosine(config.tuning_rates[-1], config.tuning_steps, weight_decay=0.01)
   loss = tuning.matching_loss(config, arm)
