@@ -74,10 +74,9 @@ def draw_texts(config, kind: Kind, key) -> Texts:
   documents = data.document_batch(keys[2], task(config), quarter)
   told = jnp.where(kind.documents, documents, tokens[quarter : 2 * quarter])
   tokens = tokens.at[quarter : 2 * quarter].set(told)
-  learned = (tokens[:, :1] == DOCUMENT_TOKEN) | (jnp.arange(tokens.shape[1]) >= prompt.shape[1])[
-    None
-  ]
-  return Texts(tokens, (learned & (tokens != PAD_TOKEN)).astype(jnp.float32))
+  in_response = jnp.arange(tokens.shape[1])[None] >= prompt.shape[1]
+  learned = (in_response | (tokens[:, :1] == DOCUMENT_TOKEN)) & (tokens != PAD_TOKEN)
+  return Texts(tokens, learned.astype(jnp.float32))
 
 
 def _borders(config) -> tuple[int, int]:
