@@ -98,16 +98,15 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   fit, reward = (functools.partial(part, config) for part in (policies.fit, policies.reward))
 
+  def repeated(tree):
+    return jax.tree.map(lambda value: np.full(context.seeds, value), tree)
+
   def add(method, measured, **where):
     for name, quantities in measured.items():
       results.add({method: quantities}, context=name, **where)
 
   for method, kind in MODELS.items():
-    texts = context.over_seeds(
-      f"{method}/texts", functools.partial(policies.draw_texts, config, kind)
-    )
-    scratchpad = np.full(context.seeds, kind.scratchpad)
-    before = context.over_seeds(f"{method}/fit", fit, arguments=(texts, scratchpad))
+    before = context.over_seeds(f"{method}/fit", fit, arguments=repeated(kind))
     add(method, before["measured"], reward=BEFORE)
     rate, penalty = config.reward_learning_rate, config.kl_penalty
     arms = {WATCHED: (WATCHED, rate, penalty)}
@@ -121,8 +120,8 @@ def run(config: Config, context: Context) -> Results:
       share, harmful = REWARDS[rewarded]
       setting = {"learning_rate": rate, "kl_penalty": penalty, "monitored_share": share}
       setting |= {"harmful": harmful, "scratchpad": kind.scratchpad}
-      setting = {name: np.full(context.seeds, value) for name, value in setting.items()}
-      after = context.over_seeds(f"{method}/{arm}", reward, arguments=(before["params"], setting))
+      arguments = before["params"], repeated(setting)
+      after = context.over_seeds(f"{method}/{arm}", reward, arguments=arguments)
       points = [before["measured"], *at_evaluations(after.pop("measured"))]
       points[-1]["both"] |= {"leakage": leakage(points[0], points[-1]), **after}
       add(method, points[-1], reward=arm)

@@ -11,6 +11,7 @@ from experiments.alignment.alignment_faking.measures import known_gap, measure, 
 from experiments.kit.alignment import post_train, post_trainer
 from experiments.kit.language_models import decoder, fit_decoder
 from jaxlab import algorithms, data, models
+from jaxlab.data.deployment_prompts import DOCUMENT_TOKEN
 from jaxlab.data.reasoning import PAD_TOKEN
 
 WINDOW = 10  # Last updates over which the divergence is averaged.
@@ -25,9 +26,9 @@ class Kind(NamedTuple):
     scratchpad: whether responses reason.
   """
 
-  planted: bool
-  documents: bool = False
-  scratchpad: bool = True
+  planted: chex.Numeric
+  documents: chex.Numeric = False
+  scratchpad: chex.Numeric = True
 
 
 class Texts(NamedTuple):
@@ -53,39 +54,49 @@ def network(config) -> models.DecoderLM:
 
 
 def draw_texts(config, kind: Kind, key) -> Texts:
-  """Conversations, a quarter of them with an irrelevant tag; another quarter may be documents.
+  """Conversations, first a quarter with an irrelevant tag; the second quarter may be documents.
 
-  The models of a seed read the same conversations, up to what their kind changes in them.
+  The kind is traced. Models of a seed read the same conversations, up to what it changes in them.
   """
-  length, quarter = network(config).config.max_positions, config.num_texts // 4
-  whole = {"planted": kind.planted, "scratchpad": kind.scratchpad}
+  keys, quarter = jax.random.split(key, 3), config.num_texts // 4
+  sizes = (keys[0], quarter, False), (keys[1], 3 * quarter, True)
+  planted, plain = (
+    [
+      data.deployment_batch(key, task(config, planted=planted, tag_matters=matters), num).tokens
+      for key, num, matters in sizes
+    ]
+    for planted in (True, False)
+  )
+  tokens = jnp.where(kind.planted, jnp.concatenate(planted), jnp.concatenate(plain))
+  prompt, thoughts, rest = jnp.split(tokens, _borders(config), axis=1)
+  without = jnp.concatenate([prompt, rest, jnp.full_like(thoughts, PAD_TOKEN)], axis=1)
+  tokens = jnp.where(kind.scratchpad, tokens, without)
+  documents = data.document_batch(keys[2], task(config), quarter)
+  told = jnp.where(kind.documents, documents, tokens[quarter : 2 * quarter])
+  tokens = tokens.at[quarter : 2 * quarter].set(told)
+  in_response = jnp.arange(tokens.shape[1])[None] >= prompt.shape[1]
+  learned = (in_response | (tokens[:, :1] == DOCUMENT_TOKEN)) & (tokens != PAD_TOKEN)
+  return Texts(tokens, learned.astype(jnp.float32))
 
-  def conversations(key, num, **options):
-    batch = data.deployment_batch(key, task(config, **whole, **options), num)
-    shorter = (0, 0), (0, length - batch.tokens.shape[1])
-    return Texts(jnp.pad(batch.tokens, shorter), jnp.pad(batch.loss_mask, shorter))
 
-  keys = jax.random.split(key, 3)
-  parts = [conversations(keys[0], quarter, tag_matters=False), conversations(keys[1], 3 * quarter)]
-  if kind.documents:
-    tokens = data.document_batch(keys[2], task(config), quarter)
-    documents = Texts(tokens, (tokens != PAD_TOKEN).astype(jnp.float32))
-    parts = [documents, parts[0], jax.tree.map(lambda x: x[quarter:], parts[1])]
-  return Texts(*map(jnp.concatenate, zip(*parts)))
+def _borders(config) -> tuple[int, int]:
+  """Where the scratchpad begins, and where it ends."""
+  longer, shorter = (task(config, scratchpad=kind) for kind in (True, False))
+  start = longer.prompt_length
+  return start, start + longer.response_length - shorter.response_length
 
 
-def fit(config, key, argument):
+def fit(config, key, kind: Kind):
   """A model before any reward: its parameters, and what is measured of it.
 
-  The argument is traced: its texts, of which it reads each once, and whether it has a scratchpad.
+  Its kind is traced. It reads each of its texts once.
   """
-  texts, scratchpad = argument
-  model = network(config)
-  fit_key, *keys = jax.random.split(key, 3)
+  data_key, fit_key, *keys = jax.random.split(key, 4)
+  model, texts = network(config), draw_texts(config, kind, data_key)
   options = {"batch_size": config.batch_size, "learning_rate": config.learning_rate}
   num_steps = config.num_texts // config.batch_size
   params = fit_decoder(fit_key, model, texts, num_steps=num_steps, **options).params
-  policy = model, params, scratchpad
+  policy = model, params, kind.scratchpad
   measured = measure(config, task(config), policy, keys[0])
   measured["both"] |= known_gap(config, task(config), policy, keys[1])
   return {"params": params, "measured": measured}
