@@ -51,7 +51,6 @@ class Config:
   function_words: int = 10  # Words that all share.
   max_length: int = 5  # Words of the longest response.
   decay: float = 1.0  # Of the frequency of responses.
-  prefer: int = 0  #
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
   pretraining_updates: int = 1500  # Updates on fresh texts.

@@ -62,11 +62,6 @@ def pretrain(config, key, seed):
     learning_rate=config.pretraining_rate,
   ).params
   quality = jax.random.normal(quality_key, (task.num_classes * task.paraphrases,))
-  if config.prefer:
-    quality = (
-      config.prefer * (jnp.arange(task.num_classes * task.paraphrases) % task.paraphrases)
-      + 0.01 * quality
-    )
   options = {"chosen_class": 0, "within_class_fraction": config.within_class}
   mixed = draw_pairs(config, mixed_key, task, quality, {})
   refusals = draw_pairs(config, refusal_key, task, quality, options)
