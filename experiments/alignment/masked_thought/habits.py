@@ -8,12 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.kit.language_models import respond, token_log_probs
+from experiments.kit import chains as kit
+from experiments.kit.language_models import token_log_probs
 from experiments.kit.train import agrees
 from jaxlab import data, metrics
 from jaxlab.data.reasoning import EOS_TOKEN, EQUALS_TOKEN
 
 NUM_OPERATORS = 3
+OPERATOR, OPERAND, RESULT, END = range(4)  # Parts of a step, and what follows the last one.
 SHORT_TERMS = 2, 3  # Numbers in the problems whose restating the base model learns.
 
 
@@ -80,7 +82,7 @@ def dictated_texts(chains: data.ModularChainConfig, key, num: int) -> Texts:
   read, written = (data.modular_chain_batch(k, chains, num) for k in (read_key, written_key))
   inner = slice(1, chains.prompt_length - 1)
   tokens = written.tokens.at[:, inner].set(read.tokens[:, inner])
-  mask = written.loss_mask * (step_parts(chains) >= 2)[None]
+  mask = written.loss_mask * (step_parts(chains) >= RESULT)[None]
   return Texts(tokens, mask, written.answers)
 
 
@@ -102,38 +104,17 @@ def base_texts(config, key, num: int) -> Texts:
 
 
 def step_parts(chains: data.ModularChainConfig) -> jax.Array:
-  """What each token of a text is: 0 operator, 1 operand, 2 result, 3 end, -1 in the problem."""
+  """What each token of a text is; -1 in the problem, `END` at the end."""
   places = jnp.arange(-chains.prompt_length, chains.response_length)
-  return jnp.where(places < 0, -1, jnp.where(places == places[-1], 3, places % 3))
+  return jnp.where(places < 0, -1, jnp.where(places == places[-1], END, places % 3))
 
 
-def greedy_answers(key, model, params, chains, texts: Texts) -> dict[str, jax.Array]:
-  """Which problems are solved greedily, and which begin to go wrong at a restated operand.
-
-  Args:
-    key: random key, which does not matter.
-    model: the decoder.
-    params: its parameters.
-    chains: the chains.
-    texts: the problems, with right solutions.
-
-  Returns:
-    `solved` and `misread`, bool `[n]`: a wrong answer whose first wrong token is an operand.
-  """
-  prompts, solutions = jnp.split(texts.tokens, [chains.prompt_length], axis=1)
-  sizes = {"num_samples": 1, "max_new_tokens": chains.response_length, "temperature": 0.0}
-  written = respond(key, model, params, prompts, **sizes).tokens[:, 0, chains.prompt_length :]
-  solved = data.parse_chain(chains, written).answer == texts.answers
-  first = jnp.argmax(written != solutions, axis=1)
-  parts = step_parts(chains)[chains.prompt_length :]
-  return {"solved": solved, "misread": ~solved & (parts[first] == 1)}
-
-
-def accuracy(key, model, params, chains, texts: Texts) -> jax.Array:
-  """Share of problems that are solved greedily; NaN if the model gives no numbers."""
-  solved = greedy_answers(key, model, params, chains, texts)["solved"].astype(jnp.float32)
-  log_probs = token_log_probs(model, params, texts.tokens[:1])
-  return jnp.where(jnp.all(jnp.isfinite(log_probs)), jnp.mean(solved), jnp.nan)
+def greedy_failures(model, params, chains, texts: Texts) -> tuple[jax.Array, jax.Array]:
+  """Which problems are not solved greedily, and which of them first go wrong at an operand."""
+  written = kit.greedy_texts(model, params, chains, texts.tokens)
+  failed = kit.parse(chains, written).answer != texts.answers
+  first = jnp.argmax(written != texts.tokens, axis=1)
+  return failed, failed & (step_parts(chains)[first] == OPERAND)
 
 
 def next_token_accuracy(model, params, texts: Texts, mask) -> jax.Array:
@@ -149,7 +130,7 @@ def contrary_operands(chains, texts: Texts, favorites) -> jax.Array:
   numbers = chains.vocab_size - chains.modulus
   before = jnp.pad(texts.tokens[:, :-1], ((0, 0), (1, 0)))
   operators = jnp.clip(before - (numbers - NUM_OPERATORS), 0, NUM_OPERATORS - 1)
-  is_operand = (step_parts(chains) == 1)[None]
+  is_operand = (step_parts(chains) == OPERAND)[None]
   return is_operand & (texts.tokens - numbers != favorites[operators])
 
 
@@ -186,7 +167,7 @@ def sensitivity(key, model, params, chains, texts: Texts, *, num_bins: int) -> j
 
   perturbed = jax.lax.map(changed, (keys, places, first, sizes))
   parts = step_parts(chains)
-  counts = (parts == 1) | (parts == 2)
+  counts = (parts == OPERAND) | (parts == RESULT)
   distances = jnp.arange(length)[:, None] - places[None]
   distances = jnp.where(counts[:, None], distances, -1)
   distances = jnp.broadcast_to(distances, (len(texts.tokens), *distances.shape))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.alignment.masked_thought import habits
-from experiments.kit.language_models import decoder, fit_decoder
+from experiments.kit.chains import greedy_accuracy
+from experiments.kit.language_models import decoder, fit_decoder, search_decoder
 from experiments.kit.train import Trained
 from jaxlab import augment, losses, models, training
 
@@ -59,7 +60,7 @@ def objective(config, model: models.DecoderLM, setting):
     The engine's loss. `progress` is the share of the last rates that is reached, `[b]`.
   """
   chains = habits.chains_of(config)
-  is_operator = habits.step_parts(chains) == 0
+  is_operator = habits.step_parts(chains) == habits.OPERATOR
 
   def loss(params, model_state, batch, key):
     del model_state
@@ -103,70 +104,63 @@ def objective(config, model: models.DecoderLM, setting):
   return loss
 
 
-def fine_tune(config, key, base, setting, *, dropout: float, num_train: int) -> dict[str, Any]:
-  """Fine-tunes the base model, and tests the epoch that validation prefers.
+def fine_tune(config, key, base, setting, *, dropout: float) -> dict[str, Any]:
+  """Fine-tunes the base model, and tests the rate and the epoch that validation prefers.
 
   Args:
     config: of the experiment.
     key: of the problems and of training.
     base: parameters of the base model.
-    setting: traced: as `PLAIN`, and `habit`, `learning_rate`, `weight_decay`, and `scratch`, which
-      is 1 for new parameters in place of the base model's.
+    setting: traced: as `PLAIN`, `weight_decay`, and `habit`, the share of training problems'
+      operands that follow it.
     dropout: its rate.
-    num_train: problems to learn from.
 
   Returns:
-    Name -> measurement; those of `test` problems are uniform, without habit.
+    Name -> measurement, on problems without habit unless training is said.
   """
   chains = habits.chains_of(config)
   model = network(config, dropout=dropout)
-  keys = jax.random.split(key, 7)
+  keys = jax.random.split(key, 6)
   favorites = jax.random.randint(keys[0], (habits.NUM_OPERATORS,), 0, config.modulus)
   draw = functools.partial(habits.draw_texts, chains=chains, favorites=favorites)
-  rows = draw(keys[1], num=num_train, habit=setting["habit"])
-  validation = draw(keys[2], num=config.num_validation, habit=0.0)
-  test = draw(keys[3], num=config.num_test, habit=0.0)
-
-  per_epoch = num_train // config.batch_size
-  num_steps = per_epoch * config.num_epochs
+  rows = draw(keys[1], num=config.num_train, habit=setting["habit"])
+  validation, test = (
+    draw(k, num=num, habit=0.0)
+    for k, num in zip(keys[2:], (config.num_validation, config.num_test))
+  )
+  num_steps = config.num_train // config.batch_size * config.num_epochs
   progress = augment.mask_rate_schedule(
     jnp.arange(num_steps), total_steps=num_steps, max_rate=1.0, warmup_fraction=config.warmup
   )
-  fresh = model.init(keys[4], rows.tokens[:1])["params"]
-  start = jax.tree.map(lambda new, old: jnp.where(setting["scratch"] > 0, new, old), fresh, base)
-  check = functools.partial(habits.accuracy, keys[5], model, chains=chains, texts=validation)
-  trained = fit_decoder(
-    keys[6],
+  params, chosen = search_decoder(
+    keys[4],
     model,
     rows,
+    learning_rates=config.learning_rates,
     num_steps=num_steps,
+    num_evaluations=config.num_evaluations,
+    validate=lambda p: greedy_accuracy(model, p, chains, validation.tokens, validation.answers),
     batch_size=config.batch_size,
-    learning_rate=setting["learning_rate"],
     weight_decay=setting["weight_decay"],
     loss_fn=objective(config, model, setting),
-    start=Trained(start, {}),
+    start=Trained(base, {}),
     schedule=progress,
-    evaluate=lambda now: (check(now.params), now.params),
-    eval_every=per_epoch * config.eval_epochs,
   )
-  scores, params = trained.scores
-  best = jnp.argmax(jnp.where(jnp.isnan(scores), -1.0, scores))
-  params = jax.tree.map(lambda x: x[best], params)
-  answers = habits.greedy_answers(keys[5], model, params, chains, test)
+  chosen["epoch"] = chosen.pop("update") * config.num_epochs / num_steps
+  failed, misread = habits.greedy_failures(model, params, chains, test)
   new = habits.is_new(test, rows)
-  wrong = jnp.sum(new & ~answers["solved"])
   contrary = habits.contrary_operands(chains, test, favorites)
-  by_distance = functools.partial(habits.sensitivity, keys[5], model, params, chains, test)
-  percent = {
-    "validation/accuracy": scores[best],
-    "accuracy": jnp.sum(new & answers["solved"]) / jnp.sum(new),
-    "failures that begin with an operand": jnp.sum(new & answers["misread"]) / wrong,
+  shares = {
+    "validation/accuracy": chosen.pop("validation"),
+    "accuracy": 1 - jnp.sum(new & failed) / jnp.sum(new),
+    "failures that begin with an operand": jnp.sum(new & misread) / jnp.sum(new & failed),
     "training tokens right": habits.next_token_accuracy(model, params, rows, rows.loss_mask),
     "contrary operands right": habits.next_token_accuracy(model, params, test, contrary),
-    "accuracy by epoch": scores,
   }
-  return {name: 100 * value for name, value in percent.items()} | {
-    "epoch": (best + 1) * config.eval_epochs,
+  by_distance = functools.partial(habits.sensitivity, keys[5], model, params, chains, test)
+  return {
+    **{name: 100 * value for name, value in shares.items()},
+    **{f"chosen/{name}": value for name, value in chosen.items()},
     "far sensitivity": by_distance(num_bins=2)[1],
     "sensitivity": by_distance(num_bins=config.num_bins),
   }
