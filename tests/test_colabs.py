@@ -55,7 +55,9 @@ def by_name(path: pathlib.Path) -> str:
 
 
 def test_there_are_notebooks():
-  assert {"adaptation", "compose", "language", "pfn"} <= {path.stem for path in NOTEBOOKS}
+  assert {"adaptation", "alignment", "compose", "language", "pfn"} <= {
+    path.stem for path in NOTEBOOKS
+  }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
