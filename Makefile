@@ -6,6 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO ?= demo
+FUNCTIONS := algorithms augment losses metrics models samplers training uncertainty weights
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=25
 # Where the environment forbids .pyc files, every process takes 6 s longer to import.
 unexport PYTHONDONTWRITEBYTECODE
@@ -53,8 +54,7 @@ compat: .venv-compat/.ready  ## the tests against transformers, PEFT and TRL (2 
 	@touch $@
 
 lowest: .venv-lowest/.ready  ## the tests of the functions with the oldest versions that are allowed
-	.venv-lowest/bin/python -m pytest -n $(WORKERS) tests/losses tests/metrics tests/augment tests/weights \
-	  tests/uncertainty -m "not shipping" $(TEST_FLAGS)
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) $(addprefix tests/,$(FUNCTIONS)) -m "not shipping" $(TEST_FLAGS)
 
 lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.kit.datasets import stack_seeds
-from jaxlab import experiment, training
+from jaxlab import experiment
 
 Setting = Mapping[str, float]
 
@@ -52,8 +52,7 @@ def sweep(
   chosen = {}
   for method, settings in methods.items():
     name = stage + "/" + re.sub(r"[^\w=+,. -]", "", method)
-    evaluate_method = functools.partial(evaluate, method=method)
-    scores = context.cached(name, grid, context, evaluate_method, splits, settings)
+    scores = grid(context, name, functools.partial(evaluate, method=method), splits, settings)
     chosen[method] = choose(scores, settings, select=select, better=better)
   return chosen
 
@@ -103,6 +102,7 @@ def _of_arguments(function):
 
 def grid(
   context: experiment.Context,
+  stage: str,
   evaluate: Callable[..., Mapping[str, Any]],
   splits: Any,
   settings: Sequence[Setting],
@@ -111,25 +111,42 @@ def grid(
 
   Args:
     context: of the run.
-    evaluate: `(key, splits, setting=...) -> {quantity: array}`, traceable.
+    stage: name of the stages: `stage/0` of the first setting.
+    evaluate: `(key, splits, setting=...) -> {quantity: array}`, traceable. Its `bad_step`, if any,
+      is no score: see `run_seeds`.
     splits: data of all seeds, with a leading axis of seeds.
-    settings: each maps the same hyper-parameters to numbers.
+    settings: each maps the same hyper-parameters to numbers, or to one number per seed.
 
   Returns:
     quantity -> `[seeds, settings, ...]`.
   """
-  scores = []
-  for setting in settings:
+  run_fn, scores = _at_setting(evaluate), []
+  for i, setting in enumerate(settings):
     repeated = {name: np.full(context.seeds, value) for name, value in setting.items()}
-    result = training.over_seeds(
-      context.key,
-      _at_setting(evaluate),
-      num_seeds=context.seeds,
-      arguments=(splits, repeated),
-      mesh=context.mesh,
-    )
-    scores.append({name: np.asarray(values) for name, values in result.items()})
+    scores.append(run_seeds(context, f"{stage}/{i}", run_fn, arguments=(splits, repeated)))
   return {name: np.stack([score[name] for score in scores], axis=1) for name in scores[0]}
+
+
+def run_seeds(
+  context: experiment.Context, stage: str, run_fn: Callable[..., Mapping[str, Any]], **options: Any
+) -> dict[str, Any]:
+  """`context.over_seeds` of trainings: says in which seeds one broke down.
+
+  Args:
+    context: of the run.
+    stage: name of the stage.
+    run_fn: gives a dict, whose `bad_step`, if any, is that of `kit.train.Trained`.
+    **options: as for `context.over_seeds`.
+
+  Returns:
+    The results `[seeds, ...]` but for `bad_step`.
+  """
+  results = dict(context.over_seeds(stage, run_fn, **options))
+  for seed, steps in enumerate(results.pop("bad_step", ())):
+    if np.any(steps >= 0):
+      first = np.min(steps[steps >= 0])
+      print(f"{stage}, seed {seed}: parameters are not finite after step {first}", flush=True)
+  return results
 
 
 @functools.cache  # Grids of one function are one program.

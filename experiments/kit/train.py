@@ -20,11 +20,14 @@ class Trained(NamedTuple):
     params: the parameters.
     model_state: running statistics, or an empty dict.
     scores: what `evaluate` gave, stacked over evaluations; None without one.
+    bad_step: number of good updates before the first that left parameters which are not finite; -1
+      if there was none. None if nothing was trained.
   """
 
   params: chex.ArrayTree
   model_state: chex.ArrayTree
   scores: Any = None
+  bad_step: jax.Array | None = None
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -112,8 +115,8 @@ def train(
 
   Returns:
     A `Trained`. The gradient of a loss that is not finite turns its parameters to NaN, and so is
-    what `accuracy` and `agrees` measure of them. (To read the loss in the loop would change what
-    XLA fuses, and with it the last bits of all results.)
+    what `accuracy` and `agrees` measure of them; `sweep.grid` says where that began if the scores
+    hold the `bad_step`.
   """
   init_key, order_key, state_key = jax.random.split(key, 3)
   drawn = callable(batch)
@@ -133,25 +136,36 @@ def train(
   update = training.build_update(loss_fn, optimizer)
   arrays = None if drawn else jax.tree.map(jnp.asarray, batch)
 
-  def step(state, inputs):
+  def step(carry, inputs):
+    # What the last update left is looked at: to read this one's would change what XLA fuses, and
+    # with it the last bits of all results.
+    state, bad_step = carry
+    bad_step = _first_bad(bad_step, state)
     rows, now = inputs
     seen = batch(rows, batch_size) if drawn else jax.tree.map(lambda array: array[rows], arrays)
     if schedule is not None:
       seen = seen, jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), now)
     state, _ = update(state, seen)
-    return state, None
+    return (state, bad_step), None
 
-  def phase(state, inputs):
-    state, _ = jax.lax.scan(step, state, inputs)
-    return state, None if evaluate is None else evaluate(Trained(state.params, state.model_state))
+  def phase(carry, inputs):
+    (state, bad_step), _ = jax.lax.scan(step, carry, inputs)
+    scores = None if evaluate is None else evaluate(Trained(state.params, state.model_state))
+    return (state, bad_step), scores
 
   if drawn:
     rows = jax.random.split(order_key, num_steps)
   else:
     rows = epoch_rows(order_key, num_rows, num_steps=num_steps, batch_size=batch_size)
   inputs = jax.tree.map(lambda x: x.reshape(-1, eval_every, *x.shape[1:]), (rows, schedule))
-  state, scores = jax.lax.scan(phase, state, inputs)
-  return Trained(state.params, state.model_state, scores)
+  (state, bad_step), scores = jax.lax.scan(phase, (state, jnp.int32(-1)), inputs)
+  return Trained(state.params, state.model_state, scores, _first_bad(bad_step, state))
+
+
+def _first_bad(bad_step: chex.Array, state: training.TrainState) -> jax.Array:
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]
+  is_first = (bad_step < 0) & ~jnp.all(jnp.stack(finite))
+  return jnp.where(is_first, jnp.maximum(state.step - 1, 0), bad_step)
 
 
 def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:

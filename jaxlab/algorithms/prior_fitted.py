@@ -13,7 +13,7 @@ from jaxlab._checks import check_arrays, check_at_least, check_range
 from jaxlab._programs import compiled_once
 from jaxlab.samplers import contexts
 from jaxlab.samplers.priors import draw_data_sets
-from jaxlab.uncertainty.bar import bar_borders
+from jaxlab.uncertainty.borders import bar_borders
 
 
 class PriorFittingState(NamedTuple):

@@ -12,13 +12,12 @@ import numpy as np
 
 from jaxlab._checks import check_at_least, check_range
 from jaxlab._programs import varying_carry
+from jaxlab.uncertainty.curve_families import ParameterPrior, curve_priors
 from jaxlab.uncertainty.learning_curves import (
   CURVE_COMPONENTS,
   LOG_NOISE_PRIOR,
   WEIGHT_PRIOR,
-  ParameterPrior,
   combined_curve,
-  curve_priors,
   is_learning_curve,
 )
 

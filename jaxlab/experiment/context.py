@@ -11,6 +11,7 @@ from typing import Any
 
 import chex
 import jax
+import numpy as np
 
 from jaxlab.experiment.processes import agreed
 from jaxlab.experiment.wall import Stopped
@@ -25,10 +26,13 @@ from jaxlab.experiment.workdir import (
 from jaxlab.training.checkpoint import Checkpointer
 from jaxlab.training.loop import FitResult, fit, resume
 from jaxlab.training.mesh import make_mesh
+from jaxlab.training.seeds import over_seeds
 from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import ConsoleWriter, Writer, read_jsonl
 
+# Seconds between lines of a stage that goes on.
+_SAY_EVERY = 20
 _NAME = re.compile(r"[\w=+,-][\w=+,. -]*(/[\w=+,-][\w=+,. -]*)*")
 
 
@@ -190,19 +194,78 @@ class Context:
       Stopped: after a signal, with the result stored.
     """
     self._take("cached", name)
+    started = time.monotonic()
+    result, computed = self._stored(name, fn, *args, **kwargs)
+    if computed:
+      self._say(f"{name}: {time.monotonic() - started:.1f} s")
+    self._stop_if_asked()
+    return result
+
+  def over_seeds(
+    self,
+    name: str,
+    run_fn: Callable[..., chex.ArrayTree],
+    *,
+    key: chex.PRNGKey | None = None,
+    num_seeds: int | None = None,
+    arguments: chex.ArrayTree = None,
+  ) -> Any:
+    """`jaxlab.training.over_seeds` as a stage that is cut into calls.
+
+    A call runs as many seeds as there are devices. What it gives is stored, and a signal ends the
+    run between two calls: a run that is started again repeats one call at most.
+
+    Args:
+      name: the stage; words between slashes, once a run.
+      run_fn: as for `jaxlab.training.over_seeds`.
+      key: split into one per seed; None for the key of the run.
+      num_seeds: number n of seeds; None for those of the run.
+      arguments: pytree of arrays `[n, ...]`.
+
+    Returns:
+      The results as NumPy arrays, with a leading axis of n.
+
+    Raises:
+      ValueError: if the name is taken or no name, and as for `jaxlab.training.over_seeds`.
+      MismatchError: if what is stored was made by something else.
+      Stopped: after a signal, with the results up to there stored.
+    """
+    self._take("cached", name)
+    started = said = time.monotonic()
+    key, total = self.key if key is None else key, num_seeds or self.seeds
+    per_call, parts, computed = self.mesh.shape["data"], [], False
+    for first in range(0, total, per_call):
+      # The last call has as many seeds as the others, or it would be another program.
+      seeds = [seed % total for seed in range(first, first + per_call)]
+      options = {"num_seeds": total, "arguments": arguments, "mesh": self.mesh, "only": seeds}
+      part, new = self._stored(f"{name}/{first}", over_seeds, key, run_fn, **options)
+      parts.append(part)
+      computed |= new
+      if new and time.monotonic() - said > _SAY_EVERY and first + per_call < total:
+        said = time.monotonic()
+        self._say(f"{name}: {first + per_call} of {total} seeds, {said - started:.0f} s")
+      self._stop_if_asked()
+    if computed:
+      self._say(f"{name}: {time.monotonic() - started:.1f} s")
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
+
+  def _stored(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any):
+    """What `fn` gives, computed now or earlier, and whether it was computed now."""
     self._stop_if_asked()
     path = self.workdir / "stages" / f"{name}.npz"
     if agreed(path.exists()):
-      return load_tree(path, made_by=self.made_by)
-    started = time.monotonic()
+      return load_tree(path, made_by=self.made_by), False
     buffer = io.BytesIO()
     save_tree(buffer, fn(*args, **kwargs), made_by=self.made_by)
     if jax.process_index() == 0:
       write_atomic(path, lambda file: file.write(buffer.getbuffer()))
-      print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
-    self._stop_if_asked()
     buffer.seek(0)
-    return load_tree(buffer)
+    return load_tree(buffer), True
+
+  @staticmethod
+  def _say(text: str) -> None:
+    if jax.process_index() == 0:
+      print(text, flush=True)
 
   def _stop_if_asked(self) -> None:
     if self.signals is not None and self.signals.requested(agree=True):

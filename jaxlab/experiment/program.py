@@ -17,7 +17,7 @@ and, where it wants them::
   abstract    (config, mesh) -> (update, state, batch) as shapes, for --dry_run
 
 It ends in `if __name__ == "__main__": experiment.main(sys.modules[__name__])`. Whatever `run` does
-inside `context.fit` and `context.cached` survives a kill.
+inside `context.fit`, `context.cached` and `context.over_seeds` survives a kill.
 
 Exit status: 0 complete, 1 failed, 2 the command line cannot be obeyed (and nothing was written),
 130 and 143 stopped by SIGINT and SIGTERM; then the same command goes on.

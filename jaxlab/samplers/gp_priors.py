@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlab._checks import check_arrays, check_at_least, check_range
 from jaxlab.samplers.priors import PriorBatch
-from jaxlab.uncertainty.gp import kernel_matrix
+from jaxlab.uncertainty.kernels import kernel_matrix
 
 # Relative to the outputscale: keeps the float32 Cholesky factor finite.
 _JITTER = 1e-6

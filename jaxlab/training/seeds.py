@@ -1,6 +1,6 @@
 """Many seeds of one small experiment, as one program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import chex
@@ -22,6 +22,7 @@ def over_seeds(
   num_seeds: int,
   arguments: chex.ArrayTree = None,
   mesh: Mesh | None = None,
+  only: Sequence[int] | None = None,
 ) -> chex.ArrayTree:
   """Runs an experiment for many keys: `[run_fn(k) for k in split(key, num_seeds)]`, stacked.
 
@@ -41,15 +42,22 @@ def over_seeds(
     arguments: pytree of arrays `[n, ...]`; run i gets row i of every leaf.
     mesh: mesh whose `data` axis the seeds are spread over. None: all devices of this process, or
       as many as there are seeds.
+    only: numbers of the seeds to run, of 0 to n - 1; None runs all. Calls with equally many are
+      one program, so that a long experiment can be cut into calls.
 
   Returns:
-    The results, every leaf with a leading axis of n.
+    The results, every leaf with a leading axis of n, or of the length of `only`.
 
   Raises:
-    ValueError: if `num_seeds` is not positive, a leaf of `arguments` has another length, or the
-      mesh has no axis `data`.
+    ValueError: if `num_seeds` is not positive, a leaf of `arguments` has another length, `only`
+      holds no seeds or others, or the mesh has no axis `data`.
   """
   check_at_least(1, num_seeds=num_seeds)
+  seeds = np.arange(num_seeds, dtype=np.int32)
+  if only is not None:
+    if not len(only) or not set(only) <= set(range(num_seeds)):
+      raise ValueError(f"only must hold some of 0 to {num_seeds - 1}, got {list(only)}.")
+    seeds = np.asarray(only, np.int32)
   for leaf in jax.tree.leaves(arguments):
     if np.shape(leaf)[:1] != (num_seeds,):
       raise ValueError(
@@ -57,18 +65,19 @@ def over_seeds(
       )
   axis = "data"
   if mesh is None:
-    axis, devices = _SEEDS, jax.local_devices()[:num_seeds]
+    axis, devices = _SEEDS, jax.local_devices()[: len(seeds)]
     mesh = jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
   else:
     local_data_size(mesh)
-  return _run(key, arguments, run_fn, num_seeds, mesh, axis)
+  return _run(key, arguments, seeds, run_fn, num_seeds, mesh, axis)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _run(key, arguments, run_fn, num_seeds, mesh, axis):
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _run(key, arguments, seeds, run_fn, num_seeds, mesh, axis):
   """One program; everything but the arrays is static, so a second call does not recompile."""
-  per_device = -(-num_seeds // mesh.shape[axis])
-  rows = jnp.arange(per_device * mesh.shape[axis]) % num_seeds
+  num_runs = len(seeds)
+  per_device = -(-num_runs // mesh.shape[axis])
+  rows = seeds[jnp.arange(per_device * mesh.shape[axis]) % num_runs]
   keys = jax.random.split(key, num_seeds)
   runs = (keys,) if arguments is None else (keys, arguments)
   runs = jax.tree.map(lambda x: jnp.asarray(x)[rows], runs)
@@ -82,4 +91,4 @@ def _run(key, arguments, run_fn, num_seeds, mesh, axis):
   spec = PartitionSpec(axis)
   # Manual over all axes: `row_top_k`, which partitions itself, needs that.
   results = jax.shard_map(run_some, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(runs)
-  return jax.tree.map(lambda x: x[:num_seeds], results)
+  return jax.tree.map(lambda x: x[:num_runs], results)

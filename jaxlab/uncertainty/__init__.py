@@ -2,7 +2,6 @@
 
 from jaxlab.uncertainty.acquisition import expected_improvement_gaussian
 from jaxlab.uncertainty.bar import (
-  bar_borders,
   bar_cdf,
   bar_entropy,
   bar_mean,
@@ -14,6 +13,7 @@ from jaxlab.uncertainty.bar import (
   probability_of_improvement,
   upper_confidence_bound,
 )
+from jaxlab.uncertainty.borders import bar_borders
 from jaxlab.uncertainty.conformal import (
   SetStatistics,
   conformal_quantile,
@@ -28,6 +28,7 @@ from jaxlab.uncertainty.correctness import (
   init_adaptive_temperature,
   transform_cues,
 )
+from jaxlab.uncertainty.curve_families import ParameterPrior, basis_curve, curve_priors
 from jaxlab.uncertainty.ensembles import (
   BatchCalibrationState,
   EnsemblePrediction,
@@ -46,15 +47,12 @@ from jaxlab.uncertainty.gp import (
   gp_log_marginal_likelihood,
   gp_mixture_log_prob,
   gp_posterior,
-  kernel_matrix,
 )
+from jaxlab.uncertainty.kernels import kernel_matrix
 from jaxlab.uncertainty.learning_curves import (
-  ParameterPrior,
-  basis_curve,
   combined_curve,
   curve_exceedance,
   curve_predictive_log_prob,
-  curve_priors,
   is_learning_curve,
   learning_curve_log_density,
   learning_curve_log_likelihood,

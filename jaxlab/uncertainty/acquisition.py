@@ -2,6 +2,7 @@
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 
 from jaxlab._checks import as_accumulator, check_arrays, check_range
@@ -26,7 +27,7 @@ def expected_improvement_gaussian(
   Reference: Jones et al., Efficient Global Optimization of Expensive Black-Box Functions, 1998,
   equation 15, https://doi.org/10.1023/A:1008306431147.
   """
-  form = "[...]" if jnp.ndim(best) else "[]"
+  form = "[...]" if np.ndim(best) else "[]"
   check_arrays(mean=(mean, "[...]"), std=(std, "[...]"), best=(best, form))
   check_range("std", std, "[0, inf]")
   mean, std, best = as_accumulator(mean, std, best)

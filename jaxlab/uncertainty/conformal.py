@@ -90,7 +90,7 @@ def prediction_sets(scores: chex.Array, threshold: chex.Numeric) -> jax.Array:
 
   Reference: Angelopoulos and Bates, section 1, https://arxiv.org/abs/2107.07511.
   """
-  form = "[b, 1]" if jnp.ndim(threshold) else "[]"
+  form = "[b, 1]" if np.ndim(threshold) else "[]"
   check_arrays(scores=(scores, "[b, K]"), threshold=(threshold, form))
   scores, threshold = as_accumulator(scores, threshold)
   return scores <= threshold

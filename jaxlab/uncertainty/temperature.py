@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlab._checks import (
   as_accumulator,
@@ -108,7 +109,7 @@ def apply_temperature(logits: chex.Array, *, temperature: chex.Numeric) -> chex.
   Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2,
   https://arxiv.org/abs/1706.04599.
   """
-  form = "[...]" if jnp.ndim(temperature) else "[]"
+  form = "[...]" if np.ndim(temperature) else "[]"
   check_arrays(logits=(logits, "[..., k]"), temperature=(temperature, form))
   check_range("temperature", temperature, "(0, inf]")
   logits, temperature = as_accumulator(logits, temperature)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from jaxlab import data
 from jaxlab.data import learning_curves as lc
-from jaxlab.uncertainty.learning_curves import basis_curve, combined_curve, is_learning_curve
+from jaxlab.uncertainty import basis_curve, combined_curve, is_learning_curve
 
 LENGTH = 6
 

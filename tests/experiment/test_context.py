@@ -57,6 +57,52 @@ def test_cached_computes_once(tmp_path):
   assert second["empty"][0].shape == (0, 3) and second["words"].tolist() == ["a", "bcd"]
 
 
+class _AskedAt:
+  """Signals that ask to stop at the nth look."""
+
+  signum = 15
+
+  def __init__(self, look):
+    self.looks_left = look
+
+  def requested(self, *, agree):
+    assert agree
+    self.looks_left -= 1
+    return self.looks_left < 0
+
+
+def test_seeds_run_in_calls_between_which_a_signal_stops(tmp_path):
+  started = []
+
+  def run(key, x):
+    jax.debug.callback(lambda x: started.append(float(x)), x)
+    return {"sum": x + jax.random.uniform(key), "pair": x * jnp.ones(2)}
+
+  mesh, numbers = training.make_mesh({"data": 2}), np.arange(5.0, dtype=np.float32)
+
+  def go(directory, signals=None):
+    context = experiment.Context(directory, jax.random.key(0), 5, mesh=mesh, signals=signals)
+    result = context.over_seeds("stage", run, arguments=numbers)
+    jax.effects_barrier()
+    return result
+
+  whole = go(tmp_path / "whole")
+  expected = training.over_seeds(jax.random.key(0), run, num_seeds=5, arguments=numbers, mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, whole, expected)
+  jax.effects_barrier()
+  started.clear()
+  with pytest.raises(experiment.Stopped):
+    go(tmp_path / "cut", _AskedAt(1))
+  jax.effects_barrier()
+  assert sorted(started) == [0, 1]
+  started.clear()
+  jax.tree.map(np.testing.assert_array_equal, go(tmp_path / "cut"), whole)
+  assert sorted(started) == [0, 2, 3, 4]  # The last call is filled up with the first seed.
+  started.clear()
+  jax.tree.map(np.testing.assert_array_equal, go(tmp_path / "cut"), whole)
+  assert not started
+
+
 def test_cached_refuses_what_it_cannot_store(tmp_path):
   for value, where in (
     ({"a": [object()]}, r"result\['a'\]\[0\] is a object"),

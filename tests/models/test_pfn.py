@@ -12,7 +12,7 @@ from jaxlab.losses.bar import bar_nll
 from jaxlab.models import pfn
 from jaxlab.models.pfn import PFN, context_query_mask
 from jaxlab.samplers.priors import ridge_prior
-from jaxlab.uncertainty.bar import bar_borders
+from jaxlab.uncertainty import bar_borders
 
 _B, _T, _F, _K = 2, 7, 3, 5
 _SIZES = {"num_outputs": _K, "embed_dim": 8, "num_layers": 2, "num_heads": 2}

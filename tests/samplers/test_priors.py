@@ -6,7 +6,7 @@ import pytest
 
 from jaxlab import samplers
 from jaxlab.samplers import priors
-from jaxlab.uncertainty.gp import kernel_matrix
+from jaxlab.uncertainty import kernel_matrix
 
 KEY = jax.random.key(0)
 

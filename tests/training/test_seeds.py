@@ -56,6 +56,20 @@ def test_seeds_equal_single_runs(num_seeds):
   }
 
 
+@pytest.mark.parametrize("only", [[2, 0], [9, 9]])
+def test_some_of_the_seeds_give_what_they_give_among_all(by_hand, only):
+  _, results = by_hand
+  some = over_seeds(jax.random.key(5), experiment, num_seeds=10, only=only)
+  for row, seed in enumerate(only):
+    np.testing.assert_allclose(some["losses"][row], results[seed]["losses"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("only", [[], [10], [-1]])
+def test_seeds_that_there_are_not_are_refused(only):
+  with pytest.raises(ValueError, match="only must hold some of 0 to 9, got"):
+    over_seeds(jax.random.key(5), experiment, num_seeds=10, only=only)
+
+
 def test_draws_without_replacement_beside_a_second_axis():
   """They partition themselves, which XLA refuses where some axes of the mesh are its own."""
 

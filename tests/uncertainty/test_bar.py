@@ -5,8 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import norm
 
 from jaxlab.losses import bar as loss
@@ -20,7 +18,6 @@ expected_improvement = jit(bar.expected_improvement)
 probability_of_improvement = jit(bar.probability_of_improvement)
 upper_confidence_bound = jit(bar.upper_confidence_bound)
 bar_mode = jax.jit(bar.bar_mode)
-bar_borders = jax.jit(bar.bar_borders, static_argnums=1)
 
 BORDERS = np.array([-2.0, -1.2, -0.5, 0.1, 0.4, 1.5, 2.5], np.float32)
 K = len(BORDERS) - 1
@@ -266,48 +263,6 @@ def test_upper_confidence_bound_is_a_quantile():
   np.testing.assert_allclose(traced, bar_quantile(LOGITS, BORDERS, 0.7), rtol=1e-6)
 
 
-def slow_borders(values, num_bars):
-  flat = [float(v) for v in np.ravel(values)]
-  kept = sorted(flat[: len(flat) - len(flat) % num_bars])
-  m = len(kept) // num_bars
-  inner = [(kept[m * k - 1] + kept[m * k]) / 2 for k in range(1, num_bars)]
-  borders = [kept[0], *inner, kept[-1]]
-  for k in range(1, num_bars + 1):
-    borders[k] = max(borders[k], borders[k - 1] + 1e-6 * (kept[-1] - kept[0]))
-  return borders
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(2, 5), st.integers(0, 3), st.integers(0, 2**31))
-def test_borders_match_a_slow_loop(num_bars, decimals, seed):
-  # Few decimals give ties; 17 values are not divisible by all numbers of bars.
-  values = np.round(np.random.default_rng(seed).normal(size=(17,)), decimals).astype(np.float32)
-  got = bar_borders(values, num_bars)
-  assert np.all(np.diff(got) > 0)
-  np.testing.assert_allclose(got, slow_borders(values, num_bars), rtol=1e-6, atol=1e-6)
-
-
-def test_the_last_values_are_left_out():
-  values = np.array([[3.0, 1.0, 2.0], [0.0, 100.0, 4.0]])
-  np.testing.assert_allclose(bar_borders(values, 4), [0, 0.5, 1.5, 2.5, 3])
-  np.testing.assert_allclose(bar_borders(values, 2), [0, 2.5, 100])
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, -3e4])
-def test_borders_of_tied_values_increase(level):
-  values = np.full(12, level, np.float32)
-  borders = bar_borders(values, 4)
-  assert borders[0] == level and np.all(np.diff(borders) > 0)
-  values[3:] += 1e-3
-  assert np.all(np.diff(bar_borders(values, 4)) > 0)
-
-
-def test_quantile_borders_hold_equal_mass():
-  values = np.random.default_rng(1).normal(size=4000).astype(np.float32)
-  counts, _ = np.histogram(values, np.asarray(bar_borders(values, 8)))
-  np.testing.assert_array_equal(counts, 500)
-
-
 @SUPPORTS
 def test_missing_logits_and_values_give_nan_in_their_row(full_support):
   logits = LOGITS.copy()
@@ -355,18 +310,7 @@ def test_rank_promotion_may_be_forbidden(full_support):
     assert jax.eval_shape(bar.bar_cdf, LOGITS, BORDERS, BESTS).shape == (3, 6)
 
 
-def test_borders_compile_once(caplog):
-  bar.bar_borders(np.arange(12.0), 4)
-  with jax.log_compiles():
-    bar.bar_borders(np.arange(12.0) ** 2, 4)
-  assert not [record for record in caplog.records if "Compiling" in record.message]
-
-
 def test_errors():
-  with pytest.raises(ValueError, match="num_bars must be at least 2, got 1"):
-    bar_borders(np.arange(5.0), 1)
-  with pytest.raises(ValueError, match="num_bars is 6, but there are only 5"):
-    bar_borders(np.arange(5.0), 6)
   with pytest.raises(ValueError, match=r"q must lie in \[0, 1\], got 1.5"):
     bar.bar_quantile(LOGITS, BORDERS, 1.5)
   with pytest.raises(ValueError, match="rest_prob .* got -0.1"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.uncertainty import learning_curves as lc
+from jaxlab import uncertainty as lc
 
 LENGTH = 8
 

@@ -69,7 +69,8 @@ def train_on_chains(config, key, splits, setting) -> dict[str, jax.Array]:
   rate, run_key = config.chain_learning_rate, jax.random.fold_in(run_key, setting["run"])
   adamw = adamw_cosine(rate, config.chain_updates, weight_decay=LITTLE_DECAY)
   options = {"evaluate": evaluate, "eval_every": config.chain_eval_updates}
-  return {"log_probs": train(run_key, model, loss, adamw, (rows,), **sizes, **options).scores}
+  trained = train(run_key, model, loss, adamw, (rows,), **sizes, **options)
+  return {"log_probs": trained.scores, "bad_step": trained.bad_step}
 
 
 def measure(config, context, results: Results) -> None:
@@ -79,7 +80,7 @@ def measure(config, context, results: Results) -> None:
   settings = [{"num_samples": float(n), "run": run, "whole": 0} for n, run in arms]
   settings.append({"num_samples": float(config.chain_samples), "run": 0, "whole": 1})
   fit = functools.partial(train_on_chains, config)
-  log_probs = context.cached("chains", grid, context, fit, None, settings)["log_probs"]
+  log_probs = grid(context, "chains", fit, None, settings)["log_probs"]
   for method, arm in zip(METHODS.values(), (0, -1)):
     for n in (1, config.chain_samples):
       best = chosen(config, pass_at(log_probs[:, arm].sum(-1), n))

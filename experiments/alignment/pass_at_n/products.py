@@ -100,7 +100,7 @@ def train_and_evaluate(
   adamw = adamw_cosine(config.learning_rate, sizes["num_steps"], weight_decay=decay)
   sizes["batch_size"] = config.batch_size
   trained = train(train_key, model, loss, adamw, (train_rows,), evaluate=evaluate, **sizes)
-  measured = {"log_probs": trained.scores, "answers": fresh.answers}
+  measured = {"log_probs": trained.scores, "answers": fresh.answers, "bad_step": trained.bad_step}
   if greedy:
     test = jax.tree.map(lambda array: array[config.num_validation + 1 :], fresh)
     measured |= confidence(config, key, model, trained.params, test)
@@ -132,7 +132,7 @@ def fit_all(config, context, stage: str, samples, setting, **options) -> dict[st
   settings = [rates | {"num_samples": float(n)} for n in samples]
   options["dropout"] = setting["dropout"]
   fit = functools.partial(train_and_evaluate, config, **options)
-  return context.cached(stage, grid, context, fit, None, settings)
+  return grid(context, stage, fit, None, settings)
 
 
 def fit_both(config, context, stage: str, regularizer: str, epochs: int) -> dict[str, np.ndarray]:

@@ -108,7 +108,7 @@ def fit(key, module: nn.Module, setting: Setting, task: Task, draw, score, *colu
     error = jnp.mean(jnp.square(outputs[0] - task.validation.labels))
     return score(*pair) | {"validation error": error}
 
-  scores = train(
+  trained = train(
     key,
     module,
     mixing_loss(module, task.train, draw),
@@ -116,9 +116,10 @@ def fit(key, module: nn.Module, setting: Setting, task: Task, draw, score, *colu
     (*task.train, jnp.arange(len(task.train.labels)), *columns),
     evaluate=evaluate,
     **sizes,
-  ).scores
-  best = jnp.argmin(scores["validation error"])
-  return jax.tree.map(lambda values: values[best], scores)
+  )
+  best = jnp.argmin(trained.scores["validation error"])
+  scores = {name: values[best] for name, values in trained.scores.items()}
+  return scores | {"bad_step": trained.bad_step}
 
 
 def measure(
@@ -145,7 +146,7 @@ def measure(
   for method in (*space, ANY):
     settings = space.get(method) or [best[MAIN]._replace(bandwidth=np.inf)]
     fields = [setting._asdict() for setting in settings]
-    scores = context.cached(f"{dataset}/{method}", grid, context, evaluate, splits, fields)
+    scores = grid(context, f"{dataset}/{method}", evaluate, splits, fields)
     index, measured = choose_for_all(scores, fields, select="validation error", better="lower")
     best[method] = settings[index]
     results.add({method: measured}, dataset=dataset)

@@ -20,9 +20,10 @@ from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.datasets import CIFAR10_CORRUPTIONS, Split, raw_images
+from experiments.kit.sweep import run_seeds
 from experiments.kit.train import adamw_cosine, classification_loss
 from experiments.mixing_adaptation.correctness_calibration import calibrators
-from jaxlab import augment, models, training
+from jaxlab import augment, models
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "correctness_calibration"
@@ -138,15 +139,8 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   *fitting, test = datasets.stack_seeds(partial(load, config), context.seed_numbers)
   for name in config.networks:
-    fitted = context.cached(
-      f"{name}/fit",
-      training.over_seeds,
-      context.key,
-      partial(calibrators.fit, config, network(config, name)),
-      num_seeds=context.seeds,
-      arguments=fitting,
-      mesh=context.mesh,
-    )
+    fit = partial(calibrators.fit, config, network(config, name))
+    fitted = run_seeds(context, f"{name}/fit", fit, arguments=fitting)
     scores = context.cached(f"{name}/evaluate", evaluate_all, config, context, name, fitted, test)
     for i, method in enumerate(calibrators.METHODS):
       row = {quantity: values[:, :, i] for quantity, values in scores.items()}

@@ -82,7 +82,8 @@ def fit(config, module, key, splits: tuple[Split, Split]) -> dict[str, Any]:
     for method, (loss_fn, informed) in CALIBRATORS.items()
   }
   temperature = uncertainty.fit_temperature(logits, calibration.labels)
-  return {"variables": trained.variables, "temperature": temperature, "adaptive": adaptive}
+  fitted = {"variables": trained.variables, "temperature": temperature, "adaptive": adaptive}
+  return fitted | {"bad_step": trained.bad_step}
 
 
 def evaluate(config, module, fitted: dict[str, Any], split: Split) -> dict[str, jax.Array]:

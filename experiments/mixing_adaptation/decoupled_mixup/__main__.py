@@ -135,7 +135,7 @@ def run(config: Config, context: Context) -> Results:
       # All losses of a policy are one program, which differs in numbers alone.
       settings = [s for of_loss in space.values() for s in of_loss] if policy else [{}]
       stage = f"{name}/{policy or 'none'}"
-      scores = context.cached(stage, grid, context, evaluate, splits, settings)
+      scores = grid(context, stage, evaluate, splits, settings)
       begin = 0
       for method, of_loss in (space if policy else {NONE: [{}]}).items():
         own = {q: v[:, begin : begin + len(of_loss)] for q, v in scores.items()}
@@ -164,6 +164,7 @@ def _evaluate(config: Config, dataset: Dataset, policy, num_steps: int, key, spl
   scores = {
     "accuracy": accuracy(module, trained.variables, test),
     "validation": accuracy(module, trained.variables, validation),
+    "bad_step": trained.bad_step,
   }
   if policy:
     on_top = both_on_top(config, dataset, policy, trained.variables, probe_key, test)

@@ -44,10 +44,11 @@ def semi_supervised(config, context: experiment.Context) -> dict[str, dict]:
       batch_size=config.semi_batch,
       start=Trained(variables["params"], state),
     )
-    return {"accuracy": accuracy(module, trained.model_state["average"], test)}
+    right = accuracy(module, trained.model_state["average"], test)
+    return {"accuracy": right, "bad_step": trained.bad_step}
 
   def stage(name, settings, evaluate=evaluate):
-    scores = context.cached(f"semi-supervised/{name}", grid, context, evaluate, splits, settings)
+    scores = grid(context, f"semi-supervised/{name}", evaluate, splits, settings)
     return scores["accuracy"].T
 
   (supervised,) = stage("labels", [{}], functools.partial(evaluate, unlabeled=False))

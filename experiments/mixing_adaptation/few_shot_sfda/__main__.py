@@ -15,10 +15,11 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
+from experiments.kit.sweep import run_seeds
 from experiments.mixing_adaptation.few_shot_sfda import domains
 from experiments.mixing_adaptation.few_shot_sfda.domains import SCENARIOS
 from experiments.mixing_adaptation.few_shot_sfda.methods import adapt, draw_shots, tune
-from jaxlab import augment, training
+from jaxlab import augment
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "few_shot_sfda"
@@ -133,8 +134,8 @@ def run(config: Config, context: Context) -> Results:
     def over(stage, key, fn, arguments, scenario=scenario):
       """A stage: `over_seeds`, a run for every row of the arguments."""
       num = len(jax.tree.leaves(arguments)[0])
-      options = {"num_seeds": num, "arguments": arguments, "mesh": context.mesh}
-      return context.cached(f"{scenario}/{stage}", training.over_seeds, key, fn, **options)
+      options = {"key": key, "num_seeds": num, "arguments": arguments}
+      return run_seeds(context, f"{scenario}/{stage}", fn, **options)
 
     variables = over("source", source_key, domains.train_source(config, module), source)
     # One problem per seed and target.

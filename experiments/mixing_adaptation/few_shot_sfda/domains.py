@@ -111,7 +111,12 @@ def source_training(config, module: nn.Module):
 
 @functools.cache  # The scenarios of one network are one program.
 def train_source(config, module: nn.Module):
-  """Builds `(key, source) -> variables`, the training of a source model."""
+  """Builds `(key, source) -> variables`, and the bad step, of the training of a source model."""
   steps = {"num_steps": config.source_steps, "batch_size": config.source_batch_size}
   loss_and_optimizer = source_training(config, module)
-  return lambda key, source: train(key, module, *loss_and_optimizer, source, **steps).variables
+
+  def fit(key, source):
+    trained = train(key, module, *loss_and_optimizer, source, **steps)
+    return {**trained.variables, "bad_step": trained.bad_step}
+
+  return fit

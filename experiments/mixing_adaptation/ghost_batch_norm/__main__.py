@@ -134,7 +134,7 @@ def run(config: Config, context: Context) -> Results:
     if method not in scores:
       one = functools.partial(evaluate, method=method)
       setting = [{"learning_rate": rates}]
-      trained = context.cached(f"runs/{method}", grid, context, one, splits, setting)
+      trained = grid(context, f"runs/{method}", one, splits, setting)
       scores[method] = {name: values[:, 0] for name, values in trained.items()}
   for method, score in scores.items():
     distance = score.pop("distance")
@@ -198,7 +198,7 @@ def train_network(config: Config, dataset: Dataset, recipe: Recipe, key, splits,
   )
   parts = {"training": rows, "validation": validation, "test": test}
   scores = {name: accuracy(module, trained.variables, part) for name, part in parts.items()}
-  return scores | {"distance": trained.scores}
+  return scores | {"distance": trained.scores, "bad_step": trained.bad_step}
 
 
 def claims(config: Config, results: Results) -> list[Claim]:

@@ -17,7 +17,7 @@ import optax
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.sweep import choose
+from experiments.kit.sweep import choose, run_seeds
 from experiments.kit.train import adamw_cosine, classification_loss, predict, train
 from experiments.mixing_adaptation.jei_dnn import evaluation
 from experiments.mixing_adaptation.jei_dnn.evaluation import (
@@ -30,7 +30,7 @@ from experiments.mixing_adaptation.jei_dnn.evaluation import (
 )
 from experiments.mixing_adaptation.jei_dnn.exits import MAIN, UNWEIGHTED, train_exits
 from experiments.mixing_adaptation.jei_dnn.network import network
-from jaxlab import models, training
+from jaxlab import models
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "jei_dnn"
@@ -115,8 +115,7 @@ def run(config: Config, context: Context) -> Results:
     lambda seed: dataset.splits(*config.sizes, seed=seed, **generator), context.seed_numbers
   )
   train_one = functools.partial(train_backbone, config=config, net=net)
-  options = {"num_seeds": context.seeds, "arguments": splits, "mesh": context.mesh}
-  backbones = context.cached("backbone", training.over_seeds, context.key, train_one, **options)
+  backbones = run_seeds(context, "backbone", train_one, arguments=splits)
   outputs = jax.jit(functools.partial(train_exits, config=config, net=net))
   settings, costs = list(search_space(config)), models.stage_costs(net, dataset.shape)
   evaluate = functools.partial(evaluation.evaluate_seed, outputs, costs, settings)
@@ -158,7 +157,8 @@ def train_backbone(key, splits, *, config: Config, net):
     return jnp.stack(predict(net, trained.variables, jnp.asarray(inputs), method="features"), 1)
 
   exits = {n: p for n, p in trained.params.items() if n.startswith(("heads", "gates"))}
-  return {"exits": exits, "features": [features(split.inputs) for split in splits]}
+  drawn = [features(split.inputs) for split in splits]
+  return {"exits": exits, "features": drawn, "bad_step": trained.bad_step}
 
 
 def final_loss(apply, key, batch):

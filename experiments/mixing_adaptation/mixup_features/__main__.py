@@ -90,7 +90,7 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   methods, wheres, settings = zip(*patches.descents(config))
   evaluate = functools.partial(patches.descend, config)
-  curves = context.cached("patches", grid, context, evaluate, (), settings)
+  curves = grid(context, "patches", evaluate, (), settings)
   for i, (method, where) in enumerate(zip(methods, wheres)):
     ends = {name: values[:, i, -1] for name, values in curves.items()}
     start = curves["rare alignment"][:, i, 0]
@@ -105,7 +105,7 @@ def run(config: Config, context: Context) -> Results:
   )
   evaluate = functools.partial(networks.train_network, config, dataset)
   for method, settings in networks.search_space(config).items():
-    scores = context.cached(f"networks/{method}", grid, context, evaluate, splits, settings)
+    scores = grid(context, f"networks/{method}", evaluate, splits, settings)
     measured = choose(scores, settings, select="validation accuracy")
     course = measured.pop("accuracy by step")
     results.add({method: measured}, dataset=dataset.name)

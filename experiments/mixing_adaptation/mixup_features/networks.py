@@ -66,7 +66,7 @@ def train_network(config, dataset: Dataset, key, splits, setting) -> dict[str, j
   def evaluate(trained):
     return tuple(accuracy(module, trained.variables, part) for part in (validation, test))
 
-  scores = train(
+  trained = train(
     key,
     module,
     mixing_loss(config, module, setting["kind"]),
@@ -77,8 +77,8 @@ def train_network(config, dataset: Dataset, key, splits, setting) -> dict[str, j
     schedule=jnp.arange(config.network_steps) < setting["share"] * config.network_steps,
     evaluate=evaluate,
     eval_every=config.network_steps // config.num_evaluations,
-  ).scores
+  )
   half = config.num_evaluations // 2
   names = ("validation accuracy", "accuracy")
-  measured = {name: jnp.median(values[half:]) for name, values in zip(names, scores)}
-  return measured | {"accuracy by step": scores[1]}
+  measured = {name: jnp.median(values[half:]) for name, values in zip(names, trained.scores)}
+  return measured | {"accuracy by step": trained.scores[1], "bad_step": trained.bad_step}

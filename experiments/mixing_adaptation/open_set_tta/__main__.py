@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.sweep import grid
+from experiments.kit.sweep import grid, run_seeds
 from experiments.mixing_adaptation.open_set_tta import task
 from experiments.mixing_adaptation.open_set_tta.adapters import (
   DIVERSE,
@@ -29,11 +29,11 @@ from experiments.mixing_adaptation.open_set_tta.adapters import (
   THRESHOLD,
   adapters,
 )
-from jaxlab import algorithms, augment, metrics, training
+from jaxlab import algorithms, augment, metrics
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "open_set_tta"
-SEEDS = {"laptop": 16}
+SEEDS = {"laptop": 32}
 ERROR, KEPT = "closed-set error", "share kept"
 PRECISION = "share of right rows among kept"
 FIXED = "fixed threshold, same recall"
@@ -114,21 +114,13 @@ def run(config: Config, context: Context) -> Results:
   """Trains a source model per seed, and lets every method meet its stream at every rate."""
   tasks = datasets.stack_seeds(functools.partial(task.load_task, config), context.seed_numbers)
   train = functools.partial(task.train_source, config=config)
-  sources = context.cached(
-    "source",
-    training.over_seeds,
-    context.key,
-    train,
-    num_seeds=context.seeds,
-    arguments=tasks,
-    mesh=context.mesh,
-  )
+  sources = run_seeds(context, "source", train, arguments=tasks)
   results = Results()
   results.add({SOURCE: {"error of clean rows": sources["clean error"]}})
   settings = [{"learning_rate": rate} for rate in config.learning_rates]
   stream = functools.partial(long_stream, config)
   data = sources, tasks.known, tasks.unknown
-  scores = context.cached("stream", grid, context, stream, data, settings)
+  scores = grid(context, "stream", stream, data, settings)
   for m, method in enumerate(METHODS):
     learns = method not in (SOURCE, NORM)
     for i, setting in enumerate(settings if learns else settings[:1]):

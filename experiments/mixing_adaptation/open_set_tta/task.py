@@ -89,5 +89,9 @@ def train_source(key: chex.PRNGKey, task: Task, *, config) -> dict:
     num_steps=config.train_steps,
     batch_size=config.train_batch,
   )
-  clean_error = 1 - accuracy(module, trained.variables, task.known)
-  return {"params": trained.params, "model_state": trained.model_state, "clean error": clean_error}
+  return {
+    "params": trained.params,
+    "model_state": trained.model_state,
+    "clean error": 1 - accuracy(module, trained.variables, task.known),
+    "bad_step": trained.bad_step,
+  }

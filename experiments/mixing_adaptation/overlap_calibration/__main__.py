@@ -187,7 +187,7 @@ def run(config: Config, context: Context) -> Results:
     splits = datasets.stack_seeds(task.draw, context.seed_numbers)
     measure = functools.partial(evaluate, config, task)
     stage = "/".join(map(str, task.where.values()))
-    scores = context.cached(stage, grid, context, measure, splits, settings)
+    scores = grid(context, stage, measure, splits, settings)
     for level, setting in enumerate(settings):
       add = functools.partial(results.add, **task.where, **setting)
       bayes = entr(setting["noise"]) + entr(1 - setting["noise"])  # If nothing else overlaps.

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
+from experiments.kit.sweep import run_seeds
 from experiments.mixing_adaptation.repri import base, coco, tasks
 from experiments.mixing_adaptation.repri.tasks import (
   CE,
@@ -27,7 +28,6 @@ from experiments.mixing_adaptation.repri.tasks import (
   PREDICTED,
   SUPPORT_IOU,
 )
-from jaxlab import training
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "repri"
@@ -105,9 +105,7 @@ def run(config: Config, context: Context) -> Results:
   if config.dataset == "coco":
     networks = base.train_on_coco(config, context)
   else:
-    train = functools.partial(base.train_base, config=config)
-    over_seeds = functools.partial(training.over_seeds, num_seeds=context.seeds)
-    networks = context.cached("base", over_seeds, context.key, train, mesh=context.mesh)
+    networks = run_seeds(context, "base", functools.partial(base.train_base, config=config))
     results.add({"base network": {"pixel accuracy on base families": networks.pop("accuracy")}})
   for shots in config.shots:
     fixed = tasks.segmenter(config, shots, context.mesh), config, shots, conditions(config, shots)

@@ -113,7 +113,8 @@ def train_base(key, *, config) -> dict:
   test, rows = (Split(*(x[part] for x in drawn)) for part in _PARTS)
   net, loss, own = network(config), base_loss(config), optimizer(config)
   trained = train.train(key, net, loss, own, rows, num_steps=steps, batch_size=config.batch_size)
-  return {"variables": trained.variables, "accuracy": train.accuracy(net, trained.variables, test)}
+  accuracy = train.accuracy(net, trained.variables, test)
+  return {"variables": trained.variables, "accuracy": accuracy, "bad_step": trained.bad_step}
 
 
 def train_on_coco(config, context: Context) -> dict:

@@ -14,7 +14,7 @@ import jax
 
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
-from experiments.kit.sweep import grid
+from experiments.kit.sweep import grid, run_seeds
 from experiments.mixing_adaptation.robust_mean_teacher import methods, streams
 from experiments.mixing_adaptation.robust_mean_teacher.methods import (
   ERROR,
@@ -23,7 +23,7 @@ from experiments.mixing_adaptation.robust_mean_teacher.methods import (
   SOURCE,
   TENT,
 )
-from jaxlab import augment, training
+from jaxlab import augment
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "robust_mean_teacher"
@@ -101,8 +101,7 @@ def run(config: Config, context: Context) -> Results:
   """Trains the sources and lets every method meet the same streams."""
   splits = datasets.stack_seeds(functools.partial(streams.load, config), context.seed_numbers)
   train = functools.partial(methods.train_source, config=config)
-  options = {"num_seeds": context.seeds, "arguments": splits, "mesh": context.mesh}
-  sources = context.cached("source", training.over_seeds, context.key, train, **options)
+  sources = run_seeds(context, "source", train, arguments=splits)
 
   def draw(seed):
     test = jax.tree.map(lambda array: array[seed], splits[1])
@@ -120,7 +119,7 @@ def run(config: Config, context: Context) -> Results:
   for method, tried in space.items():
     settings = [setting | methods.FIXED[method] for setting in tried]
     adapter = evaluate[methods.ADAPTER_OF[method]]
-    scores = context.cached(f"method/{method}", grid, context, adapter, data, settings)
+    scores = grid(context, f"method/{method}", adapter, data, settings)
     for i, where in enumerate(tried):
       add_scores(results, config, method, {k: v[:, i] for k, v in scores.items()}, **where)
   return results

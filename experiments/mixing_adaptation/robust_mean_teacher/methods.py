@@ -79,6 +79,7 @@ def train_source(key: chex.PRNGKey, splits: tuple[Split, Split], *, config) -> d
     "model_state": trained.model_state,
     "prototypes": losses.class_prototypes(features, rows.labels[:whole], num_classes=10),
     "clean error": 1 - accuracy(module, trained.variables, test),
+    **({} if config.checkpoint else {"bad_step": trained.bad_step}),
   }
 
 

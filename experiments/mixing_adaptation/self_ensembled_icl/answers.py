@@ -11,7 +11,7 @@ from experiments.kit.datasets import Split
 from experiments.kit.train import Trained, nan_unless, train
 from experiments.mixing_adaptation.self_ensembled_icl import pretraining
 from experiments.mixing_adaptation.self_ensembled_icl.pretraining import NUM_CLASSES, Decoder
-from jaxlab import data, metrics, training, uncertainty
+from jaxlab import data, metrics, uncertainty
 from jaxlab.data.prompt_variants import NUM_TEMPLATES
 from jaxlab.experiment import Context
 
@@ -51,9 +51,7 @@ def all_answers(config, context: Context, params) -> dict[str, np.ndarray]:
     return logits | {"labels": labels[:, config.num_train :]}
 
   keys = jax.random.split(jax.random.fold_in(context.key, 1), context.seeds)
-  return training.over_seeds(
-    context.key, one_seed, num_seeds=context.seeds, arguments=(keys, params), mesh=context.mesh
-  )
+  return context.over_seeds("answers", one_seed, arguments=(keys, params))
 
 
 def _one_task(config, params, key, sentences, labels) -> dict[str, jax.Array]:

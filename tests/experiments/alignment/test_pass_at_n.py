@@ -15,7 +15,7 @@ from jaxlab.experiment import Results
 from jaxlab.experiment.records import from_stored
 
 SMOKE = PRESETS["smoke"]
-UNCACHED = types.SimpleNamespace(cached=lambda stage, fn, *args: fn(*args), seeds=1)
+CONTEXT = types.SimpleNamespace(seeds=1)
 
 
 def test_pass_at_n_is_one_minus_the_chance_that_all_fail():
@@ -87,7 +87,7 @@ def likelihoods(shares):
 def test_a_search_tries_the_same_recipes_for_both_losses(monkeypatch):
   config = dataclasses.replace(SMOKE, search_epochs=(2, 4))
 
-  def fake(context, evaluate, splits, settings):
+  def fake(context, stage, evaluate, splits, settings):
     assert splits is None and evaluate.func is products.train_and_evaluate
     assert [setting["num_samples"] for setting in settings] == [1, 4]
     values = likelihoods([[0.1], [evaluate.keywords["dropout"] or 0.2]])[None, :, None, :, None]
@@ -95,7 +95,7 @@ def test_a_search_tries_the_same_recipes_for_both_losses(monkeypatch):
 
   monkeypatch.setattr(products, "grid", fake)
   results = Results()
-  products.search(config, UNCACHED, results)
+  products.search(config, CONTEXT, results)
   tried = [
     [record.setting for record in results.matching(method=method)]
     for method in products.METHODS.values()
@@ -109,7 +109,7 @@ def test_a_search_tries_the_same_recipes_for_both_losses(monkeypatch):
 
 def test_regularizer_and_temperature_are_chosen_on_validation(monkeypatch):
   # On 6 validation problems weight decay is better at the first temperature, for all that one sees.
-  def fake(context, evaluate, splits, settings):
+  def fake(context, stage, evaluate, splits, settings):
     if "greedy" in evaluate.keywords:
       one = np.zeros((1, 2))
       return {
@@ -127,7 +127,7 @@ def test_regularizer_and_temperature_are_chosen_on_validation(monkeypatch):
   monkeypatch.setattr(products, "grid", fake)
   results = Results()
   config = dataclasses.replace(SMOKE, chosen_regularizers=("dropout", "weight_decay"))
-  products.measure(config, UNCACHED, results)
+  products.measure(config, CONTEXT, results)
   percent = {share: 100 * (1 - (1 - share) ** 4) for share in (0.1, 0.4, 0.8)}
   for method, name, share in (
     ("cross-entropy", products.CHOSEN, 0.1),

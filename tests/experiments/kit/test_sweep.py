@@ -1,6 +1,7 @@
 """Equal budgets, and settings chosen on validation per seed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,7 +41,7 @@ def test_every_seed_chooses_on_validation(tmp_path):
   # The methods of a seed share its key.
   np.testing.assert_array_equal(chosen["plain"]["noise"], chosen["ours"]["noise"])
   assert len(set(chosen["plain"]["noise"].tolist())) == 3
-  assert {path.name for path in (tmp_path / "stages/set").iterdir()} == {"plain.npz", "ours.npz"}
+  assert {path.name for path in (tmp_path / "stages/set").iterdir()} == {"plain", "ours"}
 
 
 def test_lower_may_be_better(tmp_path):
@@ -51,6 +52,20 @@ def test_lower_may_be_better(tmp_path):
 def test_budgets_must_be_equal(tmp_path):
   with pytest.raises(ValueError, match=r"equally many settings, got {'plain': 2, 'ours': 1}"):
     _sweep(tmp_path, methods={"plain": GRID, "ours": GRID[:1]})
+
+
+def test_a_training_that_broke_down_is_named_with_its_step(tmp_path, capsys):
+  context = Context(tmp_path, jax.random.key(0), seeds=3)
+
+  def train(key, setting):
+    del key
+    return {"loss": setting["rate"], "bad_step": jnp.where(setting["rate"] == 2, 17, -1)}
+
+  rates = {"rate": np.float32([1, 2, 1])}
+  results = kit.run_seeds(context, "set", train, arguments=rates)
+  assert results.keys() == {"loss"}
+  said = [line for line in capsys.readouterr().out.splitlines() if "finite" in line]
+  assert said == ["set, seed 1: parameters are not finite after step 17"]
 
 
 def test_what_diverged_is_not_chosen():

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -149,3 +150,11 @@ def test_predict_is_evaluation_mode_in_any_batch_size(split):
 def test_bad_arguments(split, options, message):
   with pytest.raises(ValueError, match=message):
     _train(split, **options)
+
+
+@pytest.mark.parametrize("bad", [0, 3, 5, None])
+def test_the_first_bad_step_is_told(split, bad):
+  rates = jnp.full(6, 0.1).at[6 if bad is None else bad].set(jnp.inf)
+  optimizer = optax.sgd(lambda step: rates[step])
+  trained = jax.jit(lambda: _train(split, optimizer, eval_every=3, evaluate=lambda now: 0.0))()
+  assert trained.bad_step == (-1 if bad is None else bad)
