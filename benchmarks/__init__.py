@@ -12,6 +12,7 @@ TABLES = (
   "preference",
   "generation",
   "dpo_step",
+  "reinforce",
   "engine_overhead",
   "imports",
 )

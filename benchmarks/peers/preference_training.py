@@ -48,7 +48,7 @@ class TRLSteps:
       model=checkpoint,
       args=arguments,
       train_dataset=datasets.Dataset.from_dict(columns),
-      processing_class=_word_tokenizer(vocab_size),
+      processing_class=word_tokenizer(vocab_size),
     )
     # Set as in its training loop before the first step.
     self._trainer.create_optimizer()
@@ -65,7 +65,8 @@ class TRLSteps:
     return float(loss)
 
 
-def _word_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+def word_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+  """A tokenizer of words w2, w3, ..., which are the tokens 2, 3, ...; 0 pads and 1 ends."""
   words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, vocab_size)}
   core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
   core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()

@@ -72,15 +72,7 @@ def each_seed(
   Returns:
     The results as NumPy arrays, with a leading axis of seeds.
   """
-  return context.cached(
-    stage,
-    training.over_seeds,
-    context.key,
-    _of_arguments(function),
-    num_seeds=context.seeds,
-    arguments=arguments,
-    mesh=context.mesh,
-  )
+  return context.over_seeds(stage, _of_arguments(function), arguments=arguments)
 
 
 def by_seed(function: Callable[..., Any], *arguments: Any) -> Any:

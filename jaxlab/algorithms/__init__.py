@@ -39,6 +39,14 @@ from jaxlab.algorithms.online_adaptation import (
   init_optimizer,
   loss_adapter,
 )
+from jaxlab.algorithms.online_post_training import (
+  PostTraining,
+  PostTrainingInfo,
+  PostTrainingState,
+  Rollout,
+  post_training,
+  sample_rollout,
+)
 from jaxlab.algorithms.policy_objectives import (
   PolicyBatch,
   PolicyLoss,
@@ -49,14 +57,6 @@ from jaxlab.algorithms.policy_objectives import (
   online_dpo_objective,
   rejection_sampling_objective,
   rloo_objective,
-)
-from jaxlab.algorithms.post_training import (
-  PostTraining,
-  PostTrainingInfo,
-  PostTrainingState,
-  Rollout,
-  post_training,
-  sample_rollout,
 )
 from jaxlab.algorithms.prior_fitted import (
   PriorFitting,

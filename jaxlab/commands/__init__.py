@@ -1,4 +1,4 @@
-"""Programs for people's own files and checkpoints: `jaxlab chat`, `jaxlab finetune`.
+"""Programs for people's own files and checkpoints: `jaxlab chat`, `finetune`, `reinforce`.
 
 A command is a module of this room, and `python -m jaxlab.commands.chat` is `jaxlab chat`.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
   "chat": "talks to a language model in a Hugging Face directory",
   "finetune": "fine-tunes one on responses or on preferences",
+  "reinforce": "trains one on its own responses, which a function verifies",
 }
 
 

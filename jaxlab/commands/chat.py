@@ -17,12 +17,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_range, check_types
+from jaxlab._checks import check_range
 from jaxlab.commands import program
 from jaxlab.data.tokenizers import Tokenizer, pad_sequences
 from jaxlab.experiment import UsageError
 from jaxlab.models import DecoderConfig, DecoderLM
-from jaxlab.models.pretrained_files import existing_directory, read_json
 from jaxlab.samplers import flax_decode_fns, generate_n
 from jaxlab.training.mesh import make_mesh, replicate
 
@@ -202,7 +201,7 @@ class _Answerer:
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
-        eos_token_id=_end_tokens(config.checkpoint, tokenizer, architecture.vocab_size),
+        eos_token_id=program.end_tokens(config.checkpoint, tokenizer, architecture.vocab_size),
       )
     )
     self._programs = {}
@@ -230,20 +229,6 @@ class _Answerer:
     output = jax.device_get(self._programs[width](*arguments))
     self.seconds += time.perf_counter() - started
     return output
-
-
-def _end_tokens(directory: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
-  """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`."""
-  path = existing_directory(directory) / "generation_config.json"
-  listed = []
-  if path.exists():
-    with program.usage_errors(f"--checkpoint={directory}"):
-      listed = read_json(path).get("eos_token_id")
-      listed = listed if isinstance(listed, list) else [listed]
-      for token in listed:
-        check_types({"eos_token_id": token}, eos_token_id=int)
-  tokens = {tokenizer.eos_token_id, *listed} - {None}
-  return tuple(sorted(token for token in tokens if 0 <= token < vocab_size))
 
 
 if __name__ == "__main__":

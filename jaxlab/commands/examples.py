@@ -5,7 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.commands.program import bucket_length, check_vocabulary, encode_prompt
+from jaxlab.commands.program import (
+  bucket_length,
+  check_vocabulary,
+  encode_conversation,
+  encode_prompt,
+)
 from jaxlab.commands.rows import Row, Text
 from jaxlab.data.tokenizers import Tokenizer, encode_chat
 from jaxlab.experiment import UsageError
@@ -61,6 +66,39 @@ def encode_rows(
     tokens, masks = zip(*[(tokens[:max_length], mask[:max_length]) for tokens, mask in pairs])
     examples.append(Example(row.line, tokens, masks, row.label))
   return examples, num_cut
+
+
+def encode_prompts(
+  rows: Sequence[Row], tokenizer: Tokenizer, *, vocab_size: int, max_length: int
+) -> list[Example]:
+  """Tokenizes prompts up to where a response begins.
+
+  Args:
+    rows: what `read_rows` gave for "prompts".
+    tokenizer: of the model; messages need its `chat_template`.
+    vocab_size: tokens of the model.
+    max_length: the longest prompt that leaves room for a response.
+
+  Returns:
+    Examples with one sequence, all of it in the mask.
+
+  Raises:
+    UsageError: if a prompt has no tokens or too many, a token is outside the vocabulary, or text or
+      template cannot be tokenized; names file and line.
+  """
+  examples = []
+  for row in rows:
+    is_text = isinstance(row.prompt, str)
+    encode = encode_prompt if is_text else encode_conversation
+    try:
+      tokens = np.asarray(encode(tokenizer, row.prompt), np.int32)
+      if not 1 <= len(tokens) <= max_length:
+        raise ValueError(f"the prompt has {len(tokens)} tokens; it must have 1 to {max_length}.")
+      check_vocabulary(tokens, vocab_size)
+    except (ImportError, ValueError) as error:
+      raise UsageError(f"{row.place}: {error}") from error
+    examples.append(Example(row.line, (tokens,), (np.ones(len(tokens), bool),), True))
+  return examples
 
 
 def _encode(tokenizer: Tokenizer, prompt: Text, response: Text) -> tuple[np.ndarray, np.ndarray]:

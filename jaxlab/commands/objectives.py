@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlab.augment import mask_rate_schedule, mask_reasoning_tokens
 from jaxlab.commands.rows import Kind
 from jaxlab.losses import (
   causal_token_log_probs,
@@ -21,16 +22,20 @@ from jaxlab.losses import (
   kto_kl_estimate,
   kto_loss,
   orpo_loss,
+  rpo_loss,
   sequence_log_prob,
   simpo_loss,
 )
 from jaxlab.models import DecoderLM
-from jaxlab.training.update import LossFn, LossOutput
+from jaxlab.training.update import LossOutput
 
-Objective = Literal["sft", "dpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"]
+Objective = Literal[
+  "sft", "dpo", "rpo", "ipo", "kto", "simpo", "orpo", "pass_at_n", "masked_thought"
+]
 
-DEFAULT_BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
-WITH_REFERENCE = ("dpo", "ipo", "kto")
+DEFAULT_BETAS = {"dpo": 0.1, "rpo": 0.05, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
+WITH_REFERENCE = ("dpo", "rpo", "ipo", "kto")
+_SUPERVISED = ("sft", "pass_at_n", "masked_thought")
 
 
 def data_kind(objective: Objective) -> Kind:
@@ -44,7 +49,7 @@ def data_kind(objective: Objective) -> Kind:
   """
   if objective == "kto":
     return "unpaired"
-  return "supervised" if objective in ("sft", "pass_at_n") else "pairs"
+  return "supervised" if objective in _SUPERVISED else "pairs"
 
 
 def default_learning_rate(objective: Objective, *, adapters: bool) -> float:
@@ -62,7 +67,12 @@ def default_learning_rate(objective: Objective, *, adapters: bool) -> float:
 
 
 def score_tokens(
-  model: DecoderLM, params: chex.ArrayTree, tokens: chex.Array, *, chunk_size: int = 0
+  model: DecoderLM,
+  params: chex.ArrayTree,
+  tokens: chex.Array,
+  *,
+  chunk_size: int = 0,
+  read: chex.Array | None = None,
 ) -> jax.Array:
   """Log-probability of each token given those before it: the one way from a model to objectives.
 
@@ -71,12 +81,14 @@ def score_tokens(
     params: its parameters.
     tokens: sequences padded on the right, i32 `[..., T]`.
     chunk_size: logits exist for this many positions of each sequence at a time; 0 for all.
+    read: the tokens that the model reads in place of those that it is to predict.
 
   Returns:
     Log-probabilities in nats, float32 `[..., T]`, 0 at the first position.
   """
   rows = tokens.reshape(-1, tokens.shape[-1])
-  output = model.apply({"params": params}, rows, return_hidden=chunk_size > 0)
+  given = rows if read is None else read.reshape(rows.shape)
+  output = model.apply({"params": params}, given, return_hidden=chunk_size > 0)
   if chunk_size == 0:
     return causal_token_log_probs(output.logits, rows).reshape(tokens.shape)
   tied = model.config.tie_embeddings
@@ -99,8 +111,11 @@ def build_loss(
   beta: float = 0.1,
   margin: float = 1.0,
   num_samples: int = 1,
+  sft_weight: float = 0.005,
+  mask_rate: float = 0.4,
+  num_steps: int = 1,
   chunk_size: int = 0,
-) -> LossFn:
+) -> Callable[..., LossOutput]:
   """Builds the loss function of an objective.
 
   Args:
@@ -110,21 +125,30 @@ def build_loss(
     beta: strength of a preference objective; ORPO's weight of the odds.
     margin: of SimPO.
     num_samples: N of pass_at_n.
+    sft_weight: of RPO: weight of the likelihood of the chosen responses, in units of `beta`.
+    mask_rate: of masked_thought: share of response tokens that are replaced in the end.
+    num_steps: of the training, over two thirds of which that share rises.
     chunk_size: as for `score_tokens`.
 
   Returns:
-    `loss_fn(trained, frozen, batch, key)` for batches of `examples.Batches`. "sft" gives one
-    value per token, all others one per row, with rewards where there is something to compare.
+    `loss_fn(trained, frozen, batch, key, step=None)` for batches of `examples.Batches`; without a
+    step, as in an evaluation, no token is replaced. "sft" and "masked_thought" give one value per
+    token, all others one per row, with rewards where there is something to compare.
   """
 
-  def loss_fn(trained, frozen, batch, key):
-    del key
+  def loss_fn(trained, frozen, batch, key, step=None):
     params = merge(trained, frozen)
     score = functools.partial(score_tokens, model, chunk_size=chunk_size)
     mask, weights = batch["mask"], batch["weight"]
-    if objective == "sft":
-      scores, mask = score(params, batch["tokens"])[:, 0], mask[:, 0]
-      return LossOutput(-scores, mask * weights[:, None])
+    if objective in ("sft", "masked_thought"):
+      tokens, mask, read = batch["tokens"][:, 0], mask[:, 0], None
+      if objective == "masked_thought" and step is not None:
+        rate = mask_rate_schedule(step, total_steps=num_steps, max_rate=mask_rate)
+        options = {"random_fraction": 1.0, "vocab_size": model.config.vocab_size}
+        read = mask_reasoning_tokens(
+          key, tokens, mask, rate=rate, mask_token_id=0, **options
+        ).tokens
+      return LossOutput(-score(params, tokens, read=read), mask * weights[:, None])
     if objective == "pass_at_n":
       scores = score(params, batch["tokens"])[:, 0]
       values, metrics = _pass_at_n(scores, mask[:, 0], num_samples)
@@ -135,7 +159,7 @@ def build_loss(
       values, metrics = _kto(jnp.stack([scores, others], axis=1), batch, beta)
     else:
       scores = score(params, batch["tokens"])
-      values, metrics = _pairwise(objective, scores, batch, beta, margin)
+      values, metrics = _pairwise(objective, scores, batch, beta, margin, sft_weight)
     return LossOutput(values, weights, metrics=metrics)
 
   return loss_fn
@@ -152,14 +176,23 @@ def _pass_at_n(scores, mask, num_samples) -> tuple[jax.Array, dict[str, jax.Arra
 
 
 def _pairwise(
-  objective: Objective, scores: jax.Array, batch: Mapping[str, Any], beta: float, margin: float
+  objective: Objective,
+  scores: jax.Array,
+  batch: Mapping[str, Any],
+  beta: float,
+  margin: float,
+  sft_weight: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   chosen, rejected = jnp.moveaxis(sequence_log_prob(scores, batch["mask"]), -1, 0)
   lengths = jnp.moveaxis(jnp.sum(batch["mask"], axis=-1), -1, 0)
   means = jnp.moveaxis(sequence_log_prob(scores, batch["mask"], normalize_length=True), -1, 0)
   if objective in WITH_REFERENCE:
     reference = jnp.moveaxis(batch["reference"], -1, 0)
-    loss = dpo_loss if objective == "dpo" else ipo_loss
+    loss = {
+      "dpo": dpo_loss,
+      "rpo": functools.partial(rpo_loss, sft_weight=sft_weight),
+      "ipo": ipo_loss,
+    }[objective]
     values = loss(chosen, rejected, *reference, beta=beta)
     rewards = implicit_reward(jnp.stack([chosen, rejected]), reference, beta=beta)
   elif objective == "simpo":

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from jaxlab._checks import check_range
+from jaxlab._checks import check_range, check_types
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlab.experiment import UsageError, stop_signals
@@ -265,6 +265,32 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]]) ->
     eos_token=tokenizer.eos_token,
   )
   return tokenizer.encode(text, add_special_tokens=False)
+
+
+def end_tokens(directory: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+  """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`.
+
+  Args:
+    directory: holds the model.
+    tokenizer: of the model.
+    vocab_size: tokens of the model.
+
+  Returns:
+    Token ids in order, those outside the vocabulary left out.
+
+  Raises:
+    UsageError: if the file is malformed.
+  """
+  path = existing_directory(directory) / "generation_config.json"
+  listed = []
+  if path.exists():
+    with usage_errors(f"--checkpoint={directory}"):
+      listed = read_json(path).get("eos_token_id")
+      listed = listed if isinstance(listed, list) else [listed]
+      for token in listed:
+        check_types({"eos_token_id": token}, eos_token_id=int)
+  tokens = {tokenizer.eos_token_id, *listed} - {None}
+  return tuple(sorted(token for token in tokens if 0 <= token < vocab_size))
 
 
 def check_vocabulary(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> None:

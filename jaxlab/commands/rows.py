@@ -5,6 +5,7 @@ Columns are those that the field, and TRL, use:
   supervised   prompt, response (or completion); or messages; or text, of which all is learnt
   pairs        prompt, chosen, rejected
   unpaired     prompt, response (or completion), label; or pairs
+  prompts      prompt, and whatever a verifier of responses reads
 
 Each of them but the label is text, or messages with role and content, which the chat template
 writes out: a list of objects, or an object of lists as `datasets` keeps them. Pairs may leave out
@@ -16,13 +17,13 @@ import codecs
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from jaxlab._checks import as_json
 from jaxlab.experiment import UsageError
 
-Kind = Literal["supervised", "pairs", "unpaired"]
+Kind = Literal["supervised", "pairs", "unpaired", "prompts"]
 Text = str | list[dict[str, Any]]
 
 
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     prompt: text or messages; either may be empty.
     responses: one, or the chosen and the rejected one; of the type of the prompt.
     label: whether the response is a good one.
+    columns: all columns of a prompt without responses.
   """
 
   line: int
@@ -42,6 +44,7 @@ class Row(NamedTuple):
   prompt: Text
   responses: tuple[Text, ...]
   label: bool = True
+  columns: Mapping[str, Any] = {}
 
 
 def read_rows(path: str | os.PathLike, kind: Kind) -> list[Row]:
@@ -146,7 +149,16 @@ def _unpaired(columns: dict[str, Any]) -> list[tuple]:
   return [(*_single(columns), bool(label))]
 
 
-_PARSERS = {"supervised": _supervised, "pairs": _pairs, "unpaired": _unpaired}
+def _prompts(columns: dict[str, Any]) -> list[tuple]:
+  return [(_column(columns, "prompt"), (), True, columns)]
+
+
+_PARSERS = {
+  "supervised": _supervised,
+  "pairs": _pairs,
+  "unpaired": _unpaired,
+  "prompts": _prompts,
+}
 
 
 def _require(columns: dict[str, Any], name: str) -> Any:

@@ -1,5 +1,14 @@
 """Data sources and synthetic tasks."""
 
+from jaxlab.data.annotated_preferences import (
+  AggregatedPreferences,
+  AnnotatedPairs,
+  OrientedPairs,
+  aggregate_preferences,
+  annotated_pairs,
+  orient_pairs,
+  ratings_to_strength,
+)
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
@@ -21,6 +30,7 @@ from jaxlab.data.overlapping_classes import (
   paired_label_noise,
   sample_overlapping_gaussians,
 )
+from jaxlab.data.preference_bandits import PreferenceBandit, preference_bandit
 from jaxlab.data.prompt_variants import (
   Prompts,
   RuleTasks,
@@ -60,6 +70,10 @@ from jaxlab.data.tokenizers import (
 
 __all__ = [
   "AcceptedCurves",
+  "aggregate_preferences",
+  "AggregatedPreferences",
+  "annotated_pairs",
+  "AnnotatedPairs",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
@@ -91,6 +105,8 @@ __all__ = [
   "MultiplicationBatch",
   "MultiplicationData",
   "normalize_curve",
+  "orient_pairs",
+  "OrientedPairs",
   "OverlappingGaussians",
   "pad_sequences",
   "PaddedSequences",
@@ -99,9 +115,12 @@ __all__ = [
   "parse_chain",
   "ParsedChain",
   "PatchData",
+  "preference_bandit",
+  "PreferenceBandit",
   "prepare",
   "prior_batches",
   "Prompts",
+  "ratings_to_strength",
   "RegressionTable",
   "render_chat",
   "render_prompts",

@@ -62,9 +62,16 @@ from jaxlab.losses.preference import (
   implicit_reward,
   ipo_loss,
   robust_dpo_loss,
+  rpo_loss,
   simpo_loss,
 )
 from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
+from jaxlab.losses.regularized_policies import maximin_reward_objective, optimal_policy_log_probs
+from jaxlab.losses.reward_modeling import (
+  attribute_regression_loss,
+  scaled_bradley_terry_loss,
+  weighted_reward,
+)
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
 from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
 from jaxlab.losses.sequence import (
@@ -82,6 +89,7 @@ __all__ = [
   "advantage_weighted_nll",
   "advantage_weights",
   "all_pairs_mixup_loss",
+  "attribute_regression_loss",
   "bar_index",
   "bar_nll",
   "bradley_terry_loss",
@@ -125,12 +133,14 @@ __all__ = [
   "log_odds_ratio",
   "log_tree_coverage",
   "marginal_entropy",
+  "maximin_reward_objective",
   "mixup_cross_entropy",
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
   "nearest_prototypes",
   "open_set_entropy_loss",
   "optimal_exit",
+  "optimal_policy_log_probs",
   "orpo_loss",
   "pixel_entropy",
   "plackett_luce_loss",
@@ -139,7 +149,9 @@ __all__ = [
   "reinforce_loss",
   "rescale_mix_ratio",
   "robust_dpo_loss",
+  "rpo_loss",
   "rrhf_loss",
+  "scaled_bradley_terry_loss",
   "segment_log_probs",
   "sequence_log_prob",
   "sequence_nll",
@@ -149,6 +161,7 @@ __all__ = [
   "stepwise_coverage_loss",
   "symmetric_cross_entropy",
   "token_log_probs",
+  "weighted_reward",
 ]
 
 

@@ -216,6 +216,68 @@ def simpo_loss(
   return _smoothed_logistic_loss(beta * difference - margin, label_smoothing)
 
 
+def rpo_loss(
+  policy_chosen: chex.Array,
+  policy_rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: chex.Numeric = 0.05,
+  sft_weight: chex.Numeric = 0.005,
+  baseline_log_probs: chex.Array | None = None,
+  baseline_lengths: chex.Array | None = None,
+  average: bool = False,
+  label_smoothing: chex.Numeric = 0.0,
+) -> jax.Array:
+  """DPO plus the likelihood of a baseline's responses, which keeps mass off what nobody compared.
+
+  It is the policy side of a game against the most pessimistic reward model that still fits the
+  preferences: see `maximin_reward_objective`.
+
+  Args:
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `dpo_loss`.
+    beta: how strongly the policy is held to the reference, > 0.
+    sft_weight: weight of the likelihood, at least 0; in units of `beta` unless `average`.
+    baseline_log_probs: summed log-probabilities of the baseline's responses under the policy in
+      nats, `[...]`; None for those of the chosen responses.
+    baseline_lengths: tokens of these responses, `[...]`, counted as at least 1; for `average`.
+    average: whether to take the mean log-probability of a token in place of the sum, with a weight
+      that `beta` does not scale.
+    label_smoothing: assumed share of flipped pairs, in [0, 0.5].
+
+  Returns:
+    Loss per pair in nats, `[...]`, in float32 or wider.
+
+  Raises:
+    ValueError: if `beta` <= 0, `sft_weight` < 0, `label_smoothing` lies outside [0, 0.5], or
+      `average` is set without lengths.
+
+  Reference: Liu et al., Provably Mitigating Overoptimization in RLHF, NeurIPS 2024,
+  algorithm 2, https://arxiv.org/abs/2405.16436.
+  """
+  check_range("sft_weight", sft_weight, "[0, inf)")
+  if average and baseline_lengths is None:
+    raise ValueError("average needs baseline_lengths, got None.")
+  preference = dpo_loss(
+    policy_chosen,
+    policy_rejected,
+    reference_chosen,
+    reference_rejected,
+    beta=beta,
+    label_smoothing=label_smoothing,
+  )
+  baseline = policy_chosen if baseline_log_probs is None else baseline_log_probs
+  check_arrays(
+    policy_chosen=(policy_chosen, "[...]"),
+    baseline_log_probs=(baseline_log_probs, "[...]"),
+    baseline_lengths=(baseline_lengths, "[...]"),
+  )
+  baseline = as_accumulator(baseline)
+  if average:
+    return preference - weighted(sft_weight, _per_token(baseline, baseline_lengths))
+  return preference - weighted(sft_weight * beta, baseline)
+
+
 def implicit_reward(
   policy_log_probs: chex.Array, reference_log_probs: chex.Array, *, beta: chex.Numeric = 0.1
 ) -> jax.Array:

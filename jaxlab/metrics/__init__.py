@@ -40,6 +40,8 @@ from jaxlab.metrics.inference_scaling import (
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
+from jaxlab.metrics.policies import policy_divergence, unsupported_mass
+from jaxlab.metrics.preference import pairwise_accuracy
 from jaxlab.metrics.ranking import auroc
 from jaxlab.metrics.regression import (
   mean_absolute_percentage_error,
@@ -107,12 +109,14 @@ __all__ = [
   "negative_log_likelihood",
   "open_set_classification_rate",
   "optimal_coverage_policy",
+  "pairwise_accuracy",
   "parameter_distance",
   "pass_at_k",
   "pearson_correlation",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
+  "policy_divergence",
   "PowerDiffusion",
   "prefix_values",
   "Reliability",
@@ -124,6 +128,7 @@ __all__ = [
   "step_advantages",
   "StepPairs",
   "threshold_exits",
+  "unsupported_mass",
   "worst_group_rmse",
 ]
 

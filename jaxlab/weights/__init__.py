@@ -2,10 +2,12 @@
 
 from jaxlab.weights.ema import ema_update
 from jaxlab.weights.low_rank import LowRankConfig, init_low_rank, low_rank_update, merge_low_rank
+from jaxlab.weights.soups import interpolate
 
 __all__ = [
   "ema_update",
   "init_low_rank",
+  "interpolate",
   "low_rank_update",
   "LowRankConfig",
   "merge_low_rank",

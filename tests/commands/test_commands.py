@@ -25,7 +25,9 @@ def test_alone_it_lists_the_commands(capsys):
   assert [line.split()[0] for line in out.splitlines()[2:-2]] == list(commands.COMMANDS)
 
 
-@pytest.mark.parametrize("name, near", [("finetun", "finetune"), ("xyz", "chat, finetune")])
+@pytest.mark.parametrize(
+  "name, near", [("finetun", "finetune"), ("xyz", "chat, finetune, reinforce")]
+)
 def test_an_unknown_command_names_the_near_ones(capsys, name, near):
   message = f"error: there is no command {name!r}; there is {near}.\n"
   assert run(capsys, name) == (2, "", message)

@@ -4,7 +4,13 @@ import json
 import numpy as np
 import pytest
 
-from jaxlab.commands.examples import Batches, Example, encode_rows, split_examples
+from jaxlab.commands.examples import (
+  Batches,
+  Example,
+  encode_prompts,
+  encode_rows,
+  split_examples,
+)
 from jaxlab.commands.rows import read_rows
 from jaxlab.data.tokenizers import Tokenizer
 from jaxlab.experiment import UsageError
@@ -54,6 +60,21 @@ def test_text_is_the_prompt_then_the_response_and_its_end(tmp_path):
   assert [example.line for example in examples] == [1, 3] and num_cut == 0
   texts, _, num_cut = encoded(path, "supervised", max_length=4)
   assert texts == [[("^pab", "ab")], [("^qqc", "c")]] and num_cut == 2
+
+
+def test_a_prompt_ends_where_a_response_begins(tmp_path):
+  template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}:"
+  tokenizer = characters(chat_template=template + "{% endif %}")
+  rows = read_rows(written(tmp_path, {"prompt": "p"}, {"prompt": [USER]}), "prompts")
+  prompts = encode_prompts(rows, tokenizer, vocab_size=256, max_length=4)
+  assert [tokenizer.decode(example.tokens[0]) for example in prompts] == ["^p", "<q>:"]
+  assert all(example.masks[0].all() for example in prompts)
+  for options, message in (
+    ({"max_length": 3}, "line 2: the prompt has 4 tokens; it must have 1 to 3."),
+    ({"vocab_size": 100}, "line 1: token 112 lies outside the model's vocabulary of 100"),
+  ):
+    with pytest.raises(UsageError, match=message):
+      encode_prompts(rows, tokenizer, **({"vocab_size": 256, "max_length": 4} | options))
 
 
 def test_pairs_and_what_stands_alone(tmp_path):

@@ -55,7 +55,8 @@ def weights(directory):
 @pytest.mark.parametrize(
   "objective, rows, eval_share",
   [("dpo", PAIRS, 0.2), ("ipo", PAIRS, 0.0), ("kto", PAIRS, 0.2), ("simpo", PAIRS, 0.0),
-   ("orpo", PAIRS, 0.0), ("pass_at_n", SUPERVISED, 0.0), ("sft", CHATS, 0.0)],
+   ("orpo", PAIRS, 0.0), ("pass_at_n", SUPERVISED, 0.0), ("sft", CHATS, 0.0),
+   ("rpo", PAIRS, 0.0), ("masked_thought", SUPERVISED, 0.2)],
 )  # fmt: skip
 def test_every_objective_trains_and_saves(tmp_path, checkpoint, objective, rows, eval_share):
   options = (f"--objective={objective}", f"--eval_share={eval_share}")
@@ -76,7 +77,7 @@ def test_every_objective_trains_and_saves(tmp_path, checkpoint, objective, rows,
     # Before the first update the policy is the reference.
     start_loss = {"dpo": np.log(2), "ipo": 25.0, "kto": 0.5}[objective]
     np.testing.assert_allclose(first["loss"], start_loss, rtol=1e-4)
-  if objective not in ("sft", "pass_at_n"):
+  if rows is PAIRS:
     assert "reward_margin" in out and 0 <= last["reward_accuracy"] <= 1
   rate = json.loads((tmp_path / "out.run" / "config.json").read_text())["learning_rate"]
   assert rate == (1e-4 if rows is not PAIRS else 1e-5)
@@ -172,7 +173,9 @@ def refused(directory, *arguments, checkpoint, rows=SUPERVISED):
   "arguments, message",
   [
     (["--data="], "--data must be given: JSONL file."),
-    (["--objective=ppo"], "allowed: one of sft, dpo, ipo, kto, simpo, orpo, pass_at_n"),
+    (["--objective=ppo"], "allowed: one of sft, dpo, rpo, ipo, kto, simpo, orpo, pass_at_n, m"),
+    (["--objective=masked_thought", "--mask_rate=1.5"], "mask_rate must lie in [0, 1], got 1.5"),
+    (["--objective=rpo", "--sft_weight=-1"], "sft_weight must lie in [0, inf), got -1.0"),
     (["--objective=pass_at_n", "--num_samples=0"], "num_samples must be at least 1, got 0"),
     (["--objective=dpo", "--beta=0"], "beta must lie in (0, inf), got 0.0"),
     (["--beta=0.1"], "beta 0.1 is of preferences, sft has none"),

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlab.augment import mask_reasoning_tokens
 from jaxlab.commands import objectives
 from jaxlab.losses import kto_loss
 from jaxlab.models import DecoderLM, decoder_config
@@ -58,8 +59,9 @@ def expected_loss(objective, scores, batch):
     p = np.exp(sums[:, 0])
     weight = 4 * p * (1 - p) ** 3 / (1 - (1 - p) ** 4)
     return -weight * means[:, 0]
-  if objective == "dpo":
-    return -log_sigmoid(BETA * (ratios[:, 0] - ratios[:, 1]))
+  if objective in ("dpo", "rpo"):
+    weight = 0.2 * BETA if objective == "rpo" else 0.0
+    return -log_sigmoid(BETA * (ratios[:, 0] - ratios[:, 1])) - weight * sums[:, 0]
   if objective == "ipo":
     return (ratios[:, 0] - ratios[:, 1] - 1 / (2 * BETA)) ** 2
   if objective == "simpo":
@@ -77,7 +79,9 @@ def untied(batch):
   return model, params, slow_scores(model, params, batch["tokens"])
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"])
+@pytest.mark.parametrize(
+  "objective", ["sft", "dpo", "rpo", "ipo", "kto", "simpo", "orpo", "pass_at_n"]
+)
 def test_objectives_follow_their_equations_on_any_number_of_devices(untied, batch, objective):
   model, params, scores = untied
   weights = batch["weight"]
@@ -91,6 +95,7 @@ def test_objectives_follow_their_equations_on_any_number_of_devices(untied, batc
     beta=BETA,
     margin=0.5,
     num_samples=4,
+    sft_weight=0.2,
   )
   trained = {name: params[name] for name in ("embed", "layers")}
   frozen = {name: params[name] for name in ("final_norm", "lm_head")}
@@ -99,11 +104,35 @@ def test_objectives_follow_their_equations_on_any_number_of_devices(untied, batc
     mesh = make_mesh({"data": devices})
     actual = build_evaluate(loss_fn, mesh=mesh)(state, [batch])
     np.testing.assert_allclose(actual["loss"], expected, rtol=2e-5)
-  if objective in ("dpo", "ipo"):
+  if objective in ("dpo", "rpo", "ipo"):
     sums = (scores * batch["mask"]).sum(-1) - batch["reference"]
     margins = BETA * (sums[:, 0] - sums[:, 1])[:3]
     np.testing.assert_allclose(actual["reward_margin"], margins.mean(), rtol=1e-4)
     np.testing.assert_allclose(actual["reward_accuracy"], (margins > 0).mean(), rtol=1e-6)
+
+
+def test_masked_thought_reads_other_tokens_and_predicts_the_same(untied, batch):
+  model, params, scores = untied
+  options = {"objective": "masked_thought", "mask_rate": 0.5, "num_steps": 9}
+  loss_fn = objectives.build_loss(model, lambda trained, _: trained, **options)
+  tokens, mask = batch["tokens"][:, 0], batch["mask"][:, 0]
+
+  @jax.jit
+  def run(key, step):
+    rate = 0.5 * jnp.minimum(step / 7.0, 1.0)  # Up to step 7 = 2/3 of 9, and 1.
+    more = {"rate": rate, "mask_token_id": 0, "random_fraction": 1.0, "vocab_size": 11}
+    read = mask_reasoning_tokens(key, tokens, mask, **more).tokens
+    logits = model.apply({"params": params}, read).logits
+    masked = loss_fn(params, {}, batch, key, step=step).values
+    return masked, loss_fn(params, {}, batch, key).values, jax.nn.log_softmax(logits), read
+
+  for step in (0, 2, 8):
+    masked, plain, log_probs, read = map(np.asarray, run(jax.random.key(step), jnp.int32(step)))
+    np.testing.assert_allclose(plain, -scores[:, 0], rtol=1e-5, atol=1e-5)
+    assert (read != tokens).any() == (step > 0)
+    for i, t in zip(*np.nonzero(mask)):
+      expected = -log_probs[i, t - 1, tokens[i, t]]
+      np.testing.assert_allclose(masked[i, t], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tie_embeddings, dtype", [(False, jnp.float32), (True, jnp.bfloat16)])

@@ -48,6 +48,8 @@ FAULTS = [
   ("pairs", {"chosen": "a b", "rejected": "a b"}, "line 2: columns 'chosen' and 'rejected' must"),
   ("pairs", {"chosen": "ab", "rejected": [USER, BOT]}, "line 2: columns 'chosen' and 'rejected'"),
   ("pairs", {"chosen": [USER, BOT], "rejected": [USER, BOT]}, "line 2: columns 'chosen' and"),
+  ("prompts", {"question": "p"}, "line 2: column 'prompt' is missing; there are question"),
+  ("prompts", {"prompt": 3}, "line 2: column 'prompt' must be text or messages, got int"),
   ("unpaired", {"prompt": "p", "response": "a"}, "line 2: column 'label' is missing"),
   ("unpaired", GOOD | {"label": 2}, "line 2: column 'label' must be true or false, 1 or 0"),
   (
@@ -76,3 +78,10 @@ def test_files_that_cannot_be_used(tmp_path):
   (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
   with pytest.raises(UsageError, match="latin.jsonl, line 1 is not valid JSON: .* can't decode"):
     read_rows(tmp_path / "latin.jsonl", "supervised")
+
+
+def test_a_prompt_keeps_its_columns(tmp_path):
+  path = written(tmp_path, {"prompt": "p", "answer": 4}, "", {"prompt": [USER]})
+  first, second = read_rows(path, "prompts")
+  assert first == (1, f"{path}, line 1", "p", (), True, {"prompt": "p", "answer": 4})
+  assert (second.line, second.prompt, second.responses) == (3, [USER], ())

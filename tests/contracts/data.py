@@ -8,6 +8,8 @@ from tests.contracts.calls import KEY, B, c, call, f, u
 _CHAINS = ModularChainConfig(num_terms=2)
 
 TABLE = {
+  "aggregate_preferences": call(c(B, 5), c(B)),
+  "annotated_pairs": call(KEY, num_pairs=4, num_features=2, num_domains=2),
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
@@ -15,8 +17,13 @@ TABLE = {
   "modular_chain_batch": call(KEY, _CHAINS, 2),
   "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
+  "orient_pairs": call(c(B)),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
   "parse_chain": call(_CHAINS, c(B, 4)),
+  "preference_bandit": call(
+    KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
+  ),
+  "ratings_to_strength": call(f(B), f(B)),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),

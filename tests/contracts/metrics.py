@@ -37,9 +37,11 @@ TABLE = {
   "negative_log_likelihood": call(f(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
   "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "prefix_values": call(c(B, 5), num_rollouts=4),
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
@@ -54,5 +56,6 @@ TABLE = {
   "static_calibration_error": call(p(5, 4), c(5)),
   "step_advantages": call(u(B, 5)),
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
+  "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "worst_group_rmse": call(f(5), f(5), c(5), num_groups=4),
 }

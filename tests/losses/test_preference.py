@@ -17,6 +17,7 @@ jitted = {
   for name in ("simpo_loss", "implicit_reward", *REFERENCED[1:])
 }
 jitted["dpo_loss"] = jax.jit(losses.dpo_loss, static_argnames="reference_free")
+jitted["rpo_loss"] = jax.jit(losses.rpo_loss, static_argnames="average")
 
 
 def gradient(loss):
@@ -161,6 +162,60 @@ def test_simpo_of_equal_lengths_is_dpo_without_a_reference():
   result = jitted["simpo_loss"](*PAIRS[:2], length, length, beta=2.0, margin=0.0)
   expected = jitted["dpo_loss"](*PAIRS, beta=0.5, reference_free=True)
   np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_rpo_is_dpo_plus_the_likelihood_of_the_baseline():
+  loss, base = jitted["rpo_loss"], PAIRS[0] + 3
+  for beta, weight in ((0.05, 0.005), (0.3, 0.7)):
+    preference = slow("dpo_loss", PAIRS, beta)
+    settings = {"beta": beta, "sft_weight": weight}
+    np.testing.assert_allclose(
+      loss(*PAIRS, **settings), preference - weight * beta * PAIRS[0], rtol=1e-5
+    )
+    result = loss(*PAIRS, baseline_log_probs=base, **settings)
+    np.testing.assert_allclose(result, preference - weight * beta * base, rtol=1e-5)
+    # The mean form, whose weight beta does not scale.
+    lengths = {"baseline_lengths": LENGTHS[0], "average": True}
+    result = loss(*PAIRS, baseline_log_probs=base, **lengths, **settings)
+    expected = preference - weight * base / np.maximum(LENGTHS[0], 1)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+  np.testing.assert_allclose(loss(*PAIRS), loss(*PAIRS, beta=0.05, sft_weight=0.005), rtol=1e-6)
+
+
+def test_rpo_without_its_baseline_is_dpo():
+  settings = {"beta": 0.2, "label_smoothing": 0.1}
+  result = jitted["rpo_loss"](*PAIRS, sft_weight=0.0, **settings)
+  np.testing.assert_allclose(result, jitted["dpo_loss"](*PAIRS, **settings), rtol=1e-6)
+  # Also where the chosen response is impossible under the policy.
+  impossible = (PAIRS[0] * np.inf, *PAIRS[1:])
+  result = jitted["rpo_loss"](*impossible, sft_weight=0.0, label_smoothing=0.0)
+  np.testing.assert_array_equal(result, np.full(B, np.inf))
+
+
+def test_gradient_of_rpo_matches_the_closed_form():
+  beta, weight = 0.3, 0.5
+  slope = gradient(losses.rpo_loss)
+  chosen, rejected, *reference = slope(*PAIRS, beta=beta, sft_weight=weight)
+  ratios = log_ratios(PAIRS)
+  preference = beta * sigmoid(-beta * (ratios[0] - ratios[1]))
+  np.testing.assert_allclose(chosen, -preference - weight * beta, rtol=1e-5)
+  np.testing.assert_allclose(rejected, preference, rtol=1e-5, atol=1e-7)
+  np.testing.assert_array_equal(reference, np.zeros((2, B)))
+  extreme = tuple(np.full(B, x, np.float32) for x in (-1e4, 1e4, 0.0, 0.0))
+  assert np.isfinite(slope(*extreme, beta=beta, sft_weight=weight)).all()
+
+
+def test_errors_of_rpo():
+  for keywords, message in (
+    ({"beta": 0.0}, r"beta must lie in \(0, inf\), got 0.0"),
+    ({"sft_weight": -0.1}, r"sft_weight must lie in \[0, inf\), got -0.1"),
+    ({"label_smoothing": 0.7}, "label_smoothing"),
+    ({"average": True}, "average needs baseline_lengths"),
+    ({"baseline_log_probs": PAIRS[0][:2]}, "^baseline_log_probs must have shape"),
+    ({"baseline_lengths": LENGTHS[0][:2], "average": True}, "^baseline_lengths must have shape"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      losses.rpo_loss(*PAIRS, **keywords)
 
 
 def test_implicit_reward():

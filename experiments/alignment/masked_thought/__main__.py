@@ -134,7 +134,7 @@ def fine_tune(config, context, base, task: str, habit: float, stage: str, settin
     for setting in settings
   ]
   program = _program(config, dropout)
-  return context.cached(f"{task}/{stage}", grid, context, program, base, traced)
+  return grid(context, f"{task}/{stage}", program, base, traced)
 
 
 @functools.cache  # One object, and so one compiled program.

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.kit import language_models
 from experiments.kit.sweep import choose, grid
 from experiments.kit.train import adamw_cosine, nan_unless, train
-from jaxlab import data, losses, metrics, models, samplers, training
-from jaxlab.data.reasoning import EOS_TOKEN
+from jaxlab import data, losses, metrics, models, training
 from jaxlab.experiment import Results
 
 CROSS_ENTROPY, COVERAGE = "cross-entropy", "coverage loss"
@@ -36,8 +36,7 @@ def decoder(config, size=None, *, vocab_size: int = 14, length: int | None = Non
   hidden_size, num_layers = size or config.decoder
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": config.num_heads}
   length = length or 4 * config.num_digits + 3
-  architecture = models.decoder_config(vocab_size=vocab_size, max_positions=length, **sizes)
-  return models.DecoderLM(architecture, dropout_rate=dropout)
+  return language_models.decoder(vocab_size, length, **sizes, dropout_rate=dropout)
 
 
 def objective(model: models.DecoderLM, num_samples, label_smoothing=0.0):
@@ -110,11 +109,11 @@ def train_and_evaluate(
 def confidence(config, key, model, params, rows) -> dict[str, jax.Array]:
   """How often greedy answers are right, and by how much confidence exceeds that."""
   prompts, responses = jnp.split(rows.tokens, [2 * config.num_digits + 2], axis=1)
-  fns = samplers.flax_decode_fns(model, params)
-  options = {"max_new_tokens": responses.shape[1], "eos_token_id": EOS_TOKEN, "temperature": 0.0}
-  answers = samplers.generate(key, fns, prompts, rows.prompt_lengths, **options)
-  right = jnp.all(answers.tokens == responses, axis=1)
-  calibration = metrics.greedy_calibration(answers.log_probs.sum(1), right)
+  options = {"num_samples": 1, "max_new_tokens": responses.shape[1], "temperature": 0.0}
+  texts = language_models.respond(key, model, params, prompts, **options)
+  right = jnp.all(texts.tokens[:, 0] == rows.tokens, axis=1)
+  log_probs = texts.log_probs[:, 0, prompts.shape[1] :]
+  calibration = metrics.greedy_calibration(log_probs.sum(1), right)
   overconfidence = calibration.overconfidence
   accuracy = nan_unless(jnp.isfinite(overconfidence), calibration.accuracy)
   return {"greedy accuracy": accuracy, "overconfidence": overconfidence}

@@ -74,6 +74,30 @@ def test_equals_a_loop_of_single_steps(split):
   )
 
 
+def test_batches_may_be_drawn_anew(split):
+  def draw(key, batch_size):
+    rows = jax.random.randint(key, (batch_size,), 0, 40)
+    return datasets.Split(*(jnp.asarray(array)[rows] for array in split))
+
+  @jax.jit
+  def run(key):
+    loss, optimizer = kit.classification_loss(_MODULE), optax.sgd(0.1)
+    options = {"num_steps": 2, "batch_size": 10}
+    drawn = kit.train(key, _MODULE, loss, optimizer, draw, **options)
+    init_key, order_key, _ = jax.random.split(key, 3)
+    variables = dict(_MODULE.init(init_key, split.inputs[:10]))
+    start = kit.Trained(variables.pop("params"), variables)
+    for step_key in jax.random.split(order_key, 2):
+      rows = draw(step_key, 10)
+      start = kit.train(
+        key, _MODULE, loss, optimizer, rows, start=start, num_steps=1, batch_size=10
+      )
+    return drawn.params, start.params
+
+  drawn, by_hand = run(jax.random.key(5))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), drawn, by_hand)
+
+
 def test_learns_and_is_evaluated_on_the_way(split):
   evaluate = lambda trained: kit.accuracy(_MODULE, trained.variables, split)  # noqa: E731
   options = {"num_steps": 60, "eval_every": 20, "evaluate": evaluate}

@@ -19,7 +19,7 @@ verifier in Python, `sample` and `learn` are the two programs around it::
   state, info = jax.jit(trainer.update)(key, state, prompts)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -199,7 +199,10 @@ def post_training(
       if accumulate == 1:
         numerator, count = total(params, rows)
       else:
-        pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
+        # Groups i, i + accumulate, ...: where groups are spread over devices, so is every piece.
+        pieces = jax.tree.map(
+          lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), rows
+        )
         # Every piece is computed again in the backward pass, which then holds one at a time.
         sums = jax.lax.map(jax.checkpoint(lambda piece: total(params, piece)), pieces)
         numerator, count = jax.tree.map(jnp.sum, sums)
@@ -273,7 +276,7 @@ def sample_rollout(
   *,
   num_samples: int,
   max_new_tokens: int,
-  eos_token_id: int | None = None,
+  eos_token_id: int | Sequence[int] | None = None,
   pad_token_id: int = 0,
   temperature: chex.Numeric = 1.0,
 ) -> Rollout:
@@ -286,7 +289,7 @@ def sample_rollout(
     prompt_lengths: their lengths, int32 `[b]`, in [1, p].
     num_samples: responses of each prompt, n.
     max_new_tokens: tokens of the longest response.
-    eos_token_id: the token that ends a response, or None.
+    eos_token_id: the token that ends a response, several, or None.
     pad_token_id: what follows the end.
     temperature: of sampling; the log-probabilities are those of the policy itself, at 1.
 

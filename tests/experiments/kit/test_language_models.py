@@ -1,0 +1,127 @@
+"""Language models of a laptop, on chains of three numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.kit import language_models as kit
+from jaxlab import data, models
+from jaxlab.experiment.workdir import DamagedFileError
+
+TASK = data.ModularChainConfig(modulus=3, num_terms=2, misconception_rate=0.0, noise=0.0)
+PROMPT, LENGTH = TASK.prompt_length, TASK.prompt_length + TASK.response_length
+MODEL = kit.decoder(TASK.vocab_size, LENGTH, hidden_size=16, num_layers=1, num_heads=2)
+
+
+def draw(key, batch_size):
+  return data.modular_chain_batch(key, TASK, batch_size)
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """Parameters after training on fresh texts, and rows that it did not see."""
+  fit = lambda key: kit.fit_decoder(key, MODEL, draw, num_steps=300, batch_size=32).params  # noqa: E731
+  params = jax.jit(fit)(jax.random.key(0))
+  return params, jax.device_get(draw(jax.random.key(9), 8))
+
+
+def test_training_on_fresh_texts_learns_them(trained):
+  params, rows = trained
+
+  @jax.jit
+  def answer(params):
+    texts = kit.respond(
+      jax.random.key(1), MODEL, params, rows.tokens[:, :PROMPT],
+      num_samples=4, max_new_tokens=TASK.response_length, num_chunks=2,
+    )  # fmt: skip
+    parsed = data.parse_chain(TASK, texts.tokens[..., PROMPT:].reshape(32, -1))
+    again = kit.response_log_probs(MODEL, params, texts.tokens, texts.mask)
+    return texts, parsed.answer.reshape(8, 4), again
+
+  texts, answers, again = jax.device_get(answer(params))
+  assert (answers == rows.answers[:, None]).mean() > 0.8
+  np.testing.assert_array_equal(texts.tokens[:, 0, :PROMPT], rows.tokens[:, :PROMPT])
+  # What sampling reports is what the model gives for the whole text.
+  np.testing.assert_allclose(texts.log_probs.sum(-1), again, atol=1e-4)
+
+
+def test_the_loss_is_the_mean_over_tokens_of_responses(trained):
+  params, rows = trained
+  shown = lambda key, batch: jnp.asarray(batch.tokens).at[:, PROMPT].set(0)  # noqa: E731
+
+  @jax.jit
+  def losses_of(params):
+    key = jax.random.key(0)
+    plain = kit.text_loss(MODEL)(params, {}, rows, key)
+    changed = kit.text_loss(MODEL, shown)(params, {}, rows, key)
+    logits = MODEL.apply({"params": params}, rows.tokens).logits
+    other = MODEL.apply({"params": params}, shown(None, rows))
+    return plain, changed, jax.nn.log_softmax(logits), jax.nn.log_softmax(other.logits)
+
+  plain, changed, *log_probs = jax.device_get(losses_of(params))
+  for output, expected in ((plain, log_probs[0]), (changed, log_probs[1])):
+    np.testing.assert_array_equal(output.weights, rows.loss_mask)
+    for i, t in np.argwhere(rows.loss_mask):
+      value = -expected[i, t - 1, rows.tokens[i, t]]
+      np.testing.assert_allclose(output.values[i, t], value, atol=1e-5)
+
+
+def test_many_texts_come_in_parts(trained, monkeypatch):
+  params, rows = trained
+  prompts = rows.tokens[:, :PROMPT]
+
+  @jax.jit
+  def run(params):
+    key, sizes = jax.random.key(2), {"num_samples": 4, "max_new_tokens": TASK.response_length}
+    texts = kit.respond(key, MODEL, params, prompts, **sizes)
+    whole = kit.token_log_probs(MODEL, params, texts.tokens)
+    monkeypatch.setattr(kit, "_MOST_ROWS", 20)
+    parts = kit.respond(key, MODEL, params, prompts, **sizes)
+    by_hand = kit.respond(key, MODEL, params, prompts, num_chunks=2, **sizes)
+    return whole, kit.token_log_probs(MODEL, params, texts.tokens), parts.tokens, by_hand.tokens
+
+  whole, mapped, parts, by_hand = jax.device_get(run(params))
+  np.testing.assert_allclose(mapped, whole, atol=1e-5)
+  np.testing.assert_array_equal(parts, by_hand)
+  with pytest.raises(ValueError, match="num_samples=4 is no multiple of num_chunks=3"):
+    kit.respond(
+      jax.random.key(0), MODEL, params, rows.tokens[:, :PROMPT],
+      num_samples=4, max_new_tokens=2, num_chunks=3,
+    )  # fmt: skip
+
+
+def test_a_base_model_is_trained_once_and_shared(monkeypatch, tmp_path, capsys):
+  monkeypatch.setenv("JAXLAB_DATA_DIR", str(tmp_path))
+  base = kit.BaseModel(TASK, 16, 1, 2, num_steps=20, batch_size=8)
+  monkeypatch.setitem(kit.BASE_MODELS, "tiny", base)
+  assert kit.main(["--list"]) == 0
+  size = models.num_parameters(base.model.config)
+  assert f"tiny: {size:,} parameters, not made yet: {base.path}" in capsys.readouterr().out
+  assert kit.main(["--make=tiny"]) == 0
+  out = capsys.readouterr().out
+  assert f"training {base.path.name} for 20 steps" in out and "step 20/20  grad_norm " in out
+  assert f"tiny: {size:,} parameters, made: {base.path}" in out
+  first = base.load()
+  assert capsys.readouterr().out == ""
+  tokens = jnp.zeros((1, LENGTH), jnp.int32)
+  shapes = jax.eval_shape(MODEL.init, jax.random.key(0), tokens)["params"]
+  jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), first, shapes)
+  # Another configuration is another file, and a damaged file is named.
+  others = [
+    dataclasses.replace(base, seed=1),
+    dataclasses.replace(base, task=data.ModularChainConfig()),
+  ]
+  assert len({base.path, *(x.path for x in others)}) == 3
+  base.path.write_bytes(base.path.read_bytes()[:-100])
+  with pytest.raises(DamagedFileError, match=base.path.name):
+    base.load()
+
+
+def test_a_name_that_there_is_not_is_refused(capsys):
+  with pytest.raises(SystemExit) as error:
+    kit.main(["--make=chain"])
+  assert error.value.code == 2
+  assert "invalid choice: 'chain' (choose from" in capsys.readouterr().err
