@@ -22,7 +22,7 @@ COST = "sampled tokens"
 
 
 class Task:
-  """A task's chains, the problems of all seeds, and its programs as stages of the run."""
+  """Chains, the problems of all seeds, and programs as stages of the run."""
 
   def __init__(self, config, context, name: str):
     i = TASKS.index(name)
