@@ -12,6 +12,7 @@ from experiments.kit.language_models import decoder, respond, token_log_probs
 from jaxlab import data, losses, models, training
 from jaxlab.data import ModularChainConfig, ParsedChain
 
+_MOST_ROWS = 1024  # Texts that are completed at a time; more do not fit the processor's cache.
 _DRAWS_PER_ENTRY = 24  # An entry of the table is missed with probability e^-24.
 
 
@@ -158,19 +159,27 @@ def complete(
     `hits`: which completions end with the right answer, bool `[n, num_rollouts]`; and the number of
     `sampled tokens`.
   """
-  tokens, answers = texts
-  rollout = respond(
-    key,
-    model,
-    params,
-    tokens[:, :-1],
-    num_samples=num_rollouts,
-    max_new_tokens=chains.response_length,
-    prompt_lengths=chains.prompt_length + step_length(chains) * done,
-    num_chunks=num_rollouts,  # To save memory.
-  )
-  hits = parse(chains, rollout.tokens).answer == answers[:, None]
-  return {"hits": hits, "sampled tokens": jnp.sum(rollout.mask)}
+  num, parts = len(done), -(-len(done) // _MOST_ROWS)
+  rows = jnp.arange(parts * -(-num // parts)) % num  # The last part is as large as the others.
+
+  def some(inputs):
+    key, rows = inputs
+    tokens, answers = (x[rows] for x in texts)
+    rollout = respond(
+      key,
+      model,
+      params,
+      tokens[:, :-1],
+      num_samples=num_rollouts,
+      max_new_tokens=chains.response_length,
+      prompt_lengths=chains.prompt_length + step_length(chains) * done[rows],
+    )
+    hits = parse(chains, rollout.tokens).answer == answers[:, None]
+    return hits, jnp.sum(rollout.mask, axis=(1, 2))
+
+  found = jax.lax.map(some, (jax.random.split(key, parts), rows.reshape(parts, -1)))
+  hits, counts = (x.reshape(-1, *x.shape[2:])[:num] for x in found)
+  return {"hits": hits, "sampled tokens": jnp.sum(counts)}
 
 
 def complete_prefixes(

@@ -98,10 +98,6 @@ def fit_decoder(
   return train(key, model, loss_fn or text_loss(model), optimizer, batch, **sizes, **options)
 
 
-# Texts at a time: with more, arrays leave the processor's cache and sampling is 6 times slower.
-_MOST_ROWS = 1024
-
-
 def search_decoder(
   key: chex.PRNGKey,
   model: nn.Module,
@@ -144,6 +140,10 @@ def search_decoder(
     "learning rate": rates[best // num_evaluations],
     "update": (best % num_evaluations + 1) * every,
   }
+
+
+# Texts at a time: with more, arrays leave the processor's cache and sampling is 6 times slower.
+_MOST_ROWS = 1024
 
 
 def token_log_probs(

@@ -7,6 +7,7 @@ many texts of a noisy author plain imitation needs for the same error.
 """
 
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -118,32 +119,22 @@ def claims(config: Config, results: Results) -> list[Claim]:
   texts = [of(SFT, task=FEWER, problems=config.text_sizes[i]) for i in (0, -1)]
   ratio = (100 - texts[1]) / (100 - texts[0])
   falls = precondition("imitation of more texts halves the error", ratio, at_most=0.5)
+  claim, ours = functools.partial(compare, requires=requires), of(steps)
+  headline = {"headline": True, "paper": "per-step DPO is worth 8 times the problems, RFT twice"}
+  text = "few problems: pairs of steps are worth half a doubling of the problems more than RFT"
+  of_few = {"margin": 0.5, "paper": "3 doublings against 1", "requires": (falls,)}
   return [
-    compare(
-      "pairs of steps solve 5 points more than one round of RFT on the same problems",
-      of(steps), of(RFT), margin=5.0, headline=True, requires=requires,
-      paper="per-step DPO is worth 8 times the problems, RFT twice",
-    ),
-    compare(
-      f"pairs of steps solve 2 points more than {config.num_rounds} rounds of RFT",
-      of(steps), rounds, margin=2.0, requires=requires,
-    ),
-    compare(
-      "pairs of steps solve 3 points more than pairs of whole solutions",
-      of(steps), of(tasks.SOLUTIONS), margin=3.0, requires=requires,
-    ),
-    compare(
-      "pairs of steps make misconceptions 30 points less likely than RFT does",
-      *beliefs, better="lower", margin=30.0, requires=requires,
-    ),
-    compare(
-      "steps weighted by exp(advantage / beta) are at most 3 points behind pairs of steps",
-      of(tasks.WEIGHTED), of(steps), margin=-3.0, requires=requires,
-    ),
-    compare(
-      "few problems: pairs of steps are worth half a doubling of the problems more than RFT",
-      *doublings, margin=0.5, requires=(falls,), paper="3 doublings against 1",
-    ),
+    claim("pairs of steps solve 5 points more than RFT on the same problems", ours, of(RFT),
+          margin=5.0, **headline),
+    claim(f"pairs of steps solve 2 points more than {config.num_rounds} rounds of RFT", ours,
+          rounds, margin=2.0),
+    claim("pairs of steps solve 3 points more than pairs of whole solutions", ours,
+          of(tasks.SOLUTIONS), margin=3.0),
+    claim("pairs of steps make misconceptions 30 points less likely than RFT does", *beliefs,
+          better="lower", margin=30.0),
+    claim("steps weighted by exp(advantage / beta) are at most 3 points behind pairs of steps",
+          of(tasks.WEIGHTED), ours, margin=-3.0),
+    compare(text, *doublings, **of_few),
   ]  # fmt: skip
 
 

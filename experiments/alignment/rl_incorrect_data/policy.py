@@ -27,10 +27,7 @@ def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
 
 
 def search(config, chains, key, start, rows, problems: Problems) -> dict[str, Any]:
-  """Trains on `Steps`, or on `Pairs` with `start` as reference, with every learning rate.
-
-  Gives the `params` of the rate and the update that validation prefers, and measurements.
-  """
+  """Trains on `Steps`, or on `Pairs` with `start` as reference; rate and update by validation."""
   model = kit.network(chains, config.decoder)
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
   if isinstance(rows, Pairs):
@@ -65,11 +62,7 @@ def measure(model, params, chains, problems: Problems) -> dict[str, jax.Array]:
 
 
 def sample(config, chains, key, params, problems: Problems) -> dict[str, jax.Array]:
-  """Samples solutions of the training problems, `tokens` `[n, k, T]`, and judges them.
-
-  `correct` says whether an answer is right, `[n, k]`; `right` whether a step is, and `met` whether
-  it meets a misconception, `[n, k, S]`.
-  """
+  """Samples solutions; `correct` answers, `right` steps, and those that `met` a misconception."""
   prompts = problems.train.tokens[:, : chains.prompt_length]
   sizes = {"num_samples": config.num_samples, "max_new_tokens": chains.response_length}
   rollout = respond(key, kit.network(chains, config.decoder), params, prompts, **sizes)

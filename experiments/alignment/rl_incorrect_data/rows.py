@@ -70,18 +70,13 @@ def right_solutions(size: int, samples, *, spotless: bool = False) -> Steps:
 
 def wrong_solutions(samples) -> np.ndarray:
   """The first wrong solution of every problem, `[n, T]`; any where none is wrong."""
-  return first(samples["tokens"], ~samples["correct"])
-
-
-def first(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-  """The first chosen of the samples `[n, k, ...]` of every problem; any where none is chosen."""
-  return values[np.arange(len(values)), chosen.argmax(1)]
+  return samples["tokens"][np.arange(len(samples["correct"])), samples["correct"].argmin(1)]
 
 
 def solution_pairs(size: int, chains, samples) -> Pairs:
   """A right and a wrong solution of every problem that has both."""
-  correct = samples["correct"]
-  chosen, rejected = (first(samples["tokens"], x) for x in (correct, ~correct))
+  correct, rejected = samples["correct"], wrong_solutions(samples)
+  chosen = samples["tokens"][np.arange(len(correct)), correct.argmax(1)]
   mask = np.broadcast_to(step_ids(chains) >= 0, chosen.shape)
   return filled(Pairs(chosen, rejected, mask, mask), correct.any(1) & ~correct.all(1), size)
 

@@ -22,17 +22,19 @@ COST = "sampled tokens"
 
 
 class Task:
-  """A task's chains, the problems of all seeds, and its programs as stages of the run."""
+  """Chains, the problems of all seeds, and programs as stages of the run."""
 
   def __init__(self, config, context, name: str):
     i = TASKS.index(name)
-    rate, noise = ((config.misconception_rate, 0.0), (0.0, config.noise))[i]
-    shape = config.modulus[i], config.num_terms[i], False
-    self.chains = data.ModularChainConfig(*shape, rate, config.misconception_prob, noise)
-    self.num_problems = (config.num_train, max(config.text_sizes))[i]
+    shape, rate, noise = (config.modulus[i], config.num_terms[i], False), 0.0, config.noise
+    if name == UNLEARN:
+      rate, noise = config.misconception_rate, 0.0
+    author = data.ModularChainConfig(*shape, rate, config.misconception_prob, noise)
+    self.chains = data.ModularChainConfig(*shape, 0.0, 0.0, 0.0)  # All that programs look at.
+    num_train = (config.num_train, max(config.text_sizes))[i]
     corpus = config.base_steps[i] * config.base_batch
-    counts = corpus, self.num_problems, config.num_validation, config.num_test
-    draw = functools.partial(draw_problems, self.chains, counts, other_corpus=name == FEWER)
+    counts = corpus, num_train, config.num_validation, config.num_test
+    draw = functools.partial(draw_problems, author, counts, other_corpus=name == FEWER)
     self.problems: Problems = stack_seeds(draw, context.seed_numbers)
     self.config, self.name, self._context = config, name, context
 

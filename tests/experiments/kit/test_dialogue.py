@@ -91,12 +91,12 @@ def test_scores_are_added_as_measured_and_at_equal_divergences():
 def test_every_method_is_trained():
   stages = []
 
-  def cached(stage, fn, key, run_fn, *, arguments, **options):
-    del fn, key, run_fn, options
+  def over_seeds(stage, run_fn, *, arguments):
+    del run_fn
     stages.append(stage)
     return {"rate": arguments[1]}
 
-  context = types.SimpleNamespace(cached=cached, key=None, seeds=2, mesh=None)
+  context = types.SimpleNamespace(over_seeds=over_seeds, seeds=2)
   scores = dialogue.train_methods(context, None, None, ("a", "b (c)"))
   np.testing.assert_array_equal(scores["b (c)"]["rate"], [1, 1])
   assert stages == ["policies/a", "policies/b c"]
