@@ -43,6 +43,81 @@ def pair_loss(model: models.DecoderLM, loss_fn: Callable[..., chex.Array]):
   return loss
 
 
+class Preferred(NamedTuple):
+  """A policy after `prefer`: its parameters, the mean margin of its pairs, and the updates."""
+
+  params: chex.ArrayTree
+  margin: jax.Array
+  updates: jax.Array
+
+
+def prefer(
+  key: chex.PRNGKey,
+  model: models.DecoderLM,
+  params: chex.ArrayTree,
+  pairs: Pairs,
+  reference: chex.Array,
+  loss_fn: Callable[..., chex.Array],
+  optimizer: optax.GradientTransformation,
+  *,
+  count: chex.Numeric,
+  batch_size: int,
+  beta: float,
+  margin: float,
+  max_updates: int,
+  check_every: int,
+) -> Preferred:
+  """Learns preferences until the mean margin of the pairs reaches a value; traceable.
+
+  Args:
+    key: of the batches.
+    model: the decoder.
+    params: where to begin.
+    pairs: `[n, T]`.
+    reference: their log-probabilities under the reference, `[n, 2]`.
+    loss_fn: as of `pair_loss`.
+    optimizer: the gradient transformation.
+    count: how many pairs count, from the first on; may be traced.
+    batch_size: pairs per update; where there are no more, an update sees all.
+    beta: factor of the margin, the difference of both log-ratios to the reference.
+    margin: at which learning stops.
+    max_updates: or after as many updates.
+    check_every: updates between looks at the margin; divides `max_updates`.
+
+  Returns:
+    A `Preferred`.
+  """
+  num = len(reference)
+  batch_size = min(batch_size, num)
+
+  def loss(params, rows):
+    log_probs = pair_log_probs(model, params, jax.tree.map(lambda x: x[rows], pairs))
+    return jnp.mean(loss_fn(*log_probs.T, *reference[rows].T))
+
+  def step(carry, key):
+    params, opt_state = carry
+    rows = jnp.arange(batch_size)
+    if batch_size < num:
+      rows = jax.random.randint(key, (batch_size,), 0, count)
+    updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  def some_steps(carry):
+    done, _, *state = carry
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(done + jnp.arange(check_every))
+    state, _ = jax.lax.scan(step, tuple(state), keys)
+    ratios = pair_log_probs(model, state[0], pairs) - reference
+    reached = jnp.mean(ratios[:, 0] - ratios[:, 1], where=jnp.arange(num) < count)
+    return done + check_every, beta * reached, *state
+
+  def goes_on(carry):
+    return (carry[1] < margin) & (carry[0] < max_updates)
+
+  start = jnp.int32(0), jnp.float32(0.0), params, optimizer.init(params)
+  done, reached, params, _ = jax.lax.while_loop(goes_on, some_steps, start)
+  return Preferred(params, reached, done)
+
+
 class RewardModel(nn.Module):
   """A decoder with a scalar head on the state of the last token of a response."""
 

@@ -1,14 +1,13 @@
 """Paraphrased responses: a decoder learns to give them, and then to prefer some to others."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.kit.alignment import Pairs, pair_log_probs
+from experiments.kit.alignment import Pairs, Preferred, pair_log_probs, prefer
 from experiments.kit.language_models import decoder, fit_decoder, response_log_probs
 from jaxlab import data, losses, metrics
 
@@ -136,69 +135,18 @@ def class_probs(task, model, params) -> jax.Array:
   return jax.lax.map(of_prompt, first + jnp.arange(task.num_prompts))
 
 
-class Preferred(NamedTuple):
-  """A policy after preference optimization.
-
-  Attributes:
-    params: its parameters.
-    margin: mean margin of the pairs, in units of the loss.
-    updates: how many it took.
-  """
-
-  params: object
-  margin: jax.Array
-  updates: jax.Array
-
-
 def optimize(config, key, drawn, name, rows, count, sft_weight) -> Preferred:
-  """DPO until the mean margin of the pairs reaches a value.
+  """DPO on the first `count` of these rows of a data set, until its margin reaches a value."""
 
-  Args:
-    config: of the experiment.
-    key: of the order of the pairs.
-    drawn: of `pretrain`.
-    name: of the data set, "mixed" or "refusals".
-    rows: numbers of the pairs that are learned from, in front, `[m]`.
-    count: how many of them there are.
-    sft_weight: weight of the likelihood of the chosen responses.
+  def loss(*log_probs):
+    return losses.rpo_loss(*log_probs, beta=config.beta, sft_weight=sft_weight)
 
-  Returns:
-    A `Preferred`.
-  """
-  model, batch_size = network(config), min(config.batch_size, len(rows))
   pairs = Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
-  reference = drawn[f"{name}, before"][rows]
-  counted = jnp.arange(len(rows)) < count
-  optimizer = optax.adam(config.learning_rate)
-
-  def loss(params, batch):
-    at = jax.tree.map(lambda x: x[batch], pairs)
-    options = {"beta": config.beta, "sft_weight": sft_weight}
-    log_probs = pair_log_probs(model, params, at)
-    return jnp.mean(losses.rpo_loss(*log_probs.T, *reference[batch].T, **options))
-
-  def step(carry, key):
-    params, opt_state = carry
-    batch = jnp.arange(batch_size)
-    if batch_size < len(rows):
-      batch = jax.random.randint(key, (batch_size,), 0, count)
-    updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), None
-
-  def some_steps(carry):
-    done, _, *state = carry
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(done + jnp.arange(config.check_every))
-    state, _ = jax.lax.scan(step, tuple(state), keys)
-    ratios = pair_log_probs(model, state[0], pairs) - reference
-    margin = config.beta * jnp.mean(ratios[:, 0] - ratios[:, 1], where=counted)
-    return done + config.check_every, margin, *state
-
-  def goes_on(carry):
-    return (carry[1] < config.margin) & (carry[0] < config.max_updates)
-
-  start = jnp.int32(0), jnp.float32(0.0), drawn["params"], optimizer.init(drawn["params"])
-  done, margin, params, _ = jax.lax.while_loop(goes_on, some_steps, start)
-  return Preferred(params, margin, done)
+  return prefer(
+    key, network(config), drawn["params"], pairs, drawn[f"{name}, before"][rows], loss,
+    optax.adam(config.learning_rate), count=count, batch_size=config.batch_size, beta=config.beta,
+    margin=config.margin, max_updates=config.max_updates, check_every=config.check_every,
+  )  # fmt: skip
 
 
 def train_groups(config, key, argument):
