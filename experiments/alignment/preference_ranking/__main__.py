@@ -25,7 +25,7 @@ from experiments.alignment.preference_ranking.policies import (
 )
 from experiments.kit import dialogue, plots, sizes
 from experiments.kit.sweep import choose
-from jaxlab import metrics, training
+from jaxlab import metrics
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "preference_ranking"
@@ -91,13 +91,10 @@ def run(config: Config, context: Context) -> Results:
   """Trains all policies on the pairs of each seed, and ranks them."""
   results = Results()
 
-  def over_seeds(stage, fn, arguments):
-    options = {"num_seeds": context.seeds, "arguments": arguments, "mesh": context.mesh}
-    return context.cached(stage, training.over_seeds, context.key, fn, **options)
-
   rank = jax.jit(jax.vmap(functools.partial(policies.rank, config)))
   seeds = np.asarray(context.seed_numbers, np.int32)
-  drawn = over_seeds("pairs", functools.partial(policies.draw, config), seeds)
+  draw = functools.partial(policies.draw, config)
+  drawn = context.over_seeds("pairs", draw, arguments=seeds)
   reference = drawn["reference"][..., 0] - drawn["reference"][..., 1]
   described = {name: drawn[name] for name in ("valid", "distinct")}
   described["deviation of log-ratios"] = reference.std(axis=1)
@@ -109,7 +106,8 @@ def run(config: Config, context: Context) -> Results:
     settings = [{"rate": rate, **fixed} for rate in config.rates]
     for setting in settings:
       repeated = {name: np.full(context.seeds, x, np.float32) for name, x in setting.items()}
-      scores.append(over_seeds(f"{stage}/{setting['rate']}", train, (drawn, repeated)))
+      name = f"{stage}/{setting['rate']}"
+      scores.append(context.over_seeds(name, train, arguments=(drawn, repeated)))
     scores = {name: np.stack([s[name] for s in scores], axis=1) for name in scores[0]}
     return choose(scores, settings, select=select, better=better)
 
