@@ -98,6 +98,7 @@ def validate(config: Config) -> None:
   texts.task_of(config, 0)  # Raises where there are not so many different responses.
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
   sizes.check_divides(config.num_groups, num_pairs=config.num_pairs)
+  sizes.check_at_most(config.num_pairs, batch_size=config.batch_size)
   sizes.check_divides(config.check_every, max_updates=config.max_updates)
   sizes.check_divides(4, num_groups=config.num_groups)
 
