@@ -120,6 +120,16 @@ def sample(
   return jax.tree.map(lambda x: x[:, :num_samples], drawn)
 
 
+def divergences(config: DialogueSizes, reference: chex.ArrayTree, rollout: Rollout) -> jax.Array:
+  """Divergence of a policy from the reference on its own samples, nats by prompt `[P]`."""
+
+  def of_prompt(rollout):
+    theirs = response_log_probs(policy(config), reference, rollout.tokens, rollout.mask)
+    return jnp.mean(losses.sequence_log_prob(rollout.log_probs, rollout.mask) - theirs)
+
+  return jax.lax.map(of_prompt, rollout)
+
+
 def are_valid(task: data.DialogueConfig, tokens: chex.Array) -> jax.Array:
   """Which texts `[..., T]` hold as many response tokens as there should be, and then end."""
   response = tokens[..., task.prompt_length : -1] - task.first_response_token
@@ -203,10 +213,6 @@ def align(
   every = prompts(task)
   optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
 
-  def divergence(rollout):
-    theirs = response_log_probs(model, reference, rollout.tokens, rollout.mask)
-    return jnp.mean(losses.sequence_log_prob(rollout.log_probs, rollout.mask) - theirs)
-
   def at_penalty(params, inputs):
     penalty, key = inputs
     trainer = post_trainer(
@@ -227,7 +233,7 @@ def align(
     rollout = sample(judge_key, config, state.params, config.judged)
     return state.params, {
       **judge_fn(rollout.tokens),
-      **spread_of(jax.lax.map(divergence, rollout)),
+      **spread_of(divergences(config, reference, rollout)),
       "penalty": penalty,
       "valid": 100 * jnp.mean(are_valid(task, rollout.tokens)),
       "skipped updates": jnp.sum(infos.num_skipped),
