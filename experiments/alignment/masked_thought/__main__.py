@@ -38,7 +38,7 @@ class Config:
   modulus: int = 11  # Of the chains.
   num_terms: int = 5  # Numbers in a problem.
   base_steps: int = 1000  # Updates of the base model.
-  base_batch: int = 64  # Fresh texts per update.
+  base_texts: int = 64  # Fresh texts per update.
   num_train: int = 300  # Problems to fine-tune on.
   habit: float = 0.9  # Share of their operands that are their operators' favorites.
   num_validation: int = 500  # Problems without habit, to choose setting and epoch on.
@@ -64,13 +64,13 @@ class Config:
 
 PRESETS = {
   "smoke": Config(
-    decoder=(8, 1), num_heads=2, modulus=3, num_terms=3, base_steps=2, base_batch=8, num_train=8,
+    decoder=(8, 1), num_heads=2, modulus=3, num_terms=3, base_steps=2, base_texts=8, num_train=8,
     num_validation=4, num_test=4, num_epochs=2, num_evaluations=2, batch_size=4, num_dictated=4,
     rates=(0.4,), dropped=(0.4,), num_bins=3,
   ),
   "laptop": Config(),
   "paper": Config(
-    decoder=(768, 12), num_heads=12, modulus=97, num_terms=8, base_steps=20_000, base_batch=256,
+    decoder=(768, 12), num_heads=12, modulus=97, num_terms=8, base_steps=20_000, base_texts=256,
     num_train=7473, habit=0.5, num_epochs=10, num_evaluations=10, batch_size=64, num_dictated=64,
     learning_rates=(1e-5,),
   ),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.kit import chains as kit
 from experiments.kit.language_models import token_log_probs
@@ -103,10 +104,10 @@ def base_texts(config, key, num: int) -> Texts:
   return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def step_parts(chains: data.ModularChainConfig) -> jax.Array:
+def step_parts(chains: data.ModularChainConfig) -> np.ndarray:
   """What each token of a text is; -1 in the problem, `END` at the end."""
-  places = jnp.arange(-chains.prompt_length, chains.response_length)
-  return jnp.where(places < 0, -1, jnp.where(places == places[-1], END, places % 3))
+  places = np.arange(-chains.prompt_length, chains.response_length)
+  return np.where(places < 0, -1, np.where(places == places[-1], END, places % 3))
 
 
 def greedy_failures(model, params, chains, texts: Texts) -> tuple[jax.Array, jax.Array]:
@@ -114,7 +115,7 @@ def greedy_failures(model, params, chains, texts: Texts) -> tuple[jax.Array, jax
   written = kit.greedy_texts(model, params, chains, texts.tokens)
   failed = kit.parse(chains, written).answer != texts.answers
   first = jnp.argmax(written != texts.tokens, axis=1)
-  return failed, failed & (step_parts(chains)[first] == OPERAND)
+  return failed, failed & (jnp.asarray(step_parts(chains))[first] == OPERAND)
 
 
 def next_token_accuracy(model, params, texts: Texts, mask) -> jax.Array:

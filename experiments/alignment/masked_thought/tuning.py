@@ -38,7 +38,7 @@ def pretrain(config, key) -> dict[str, Any]:
   model, chains = network(config, num_added=0), habits.chains_of(config)
   train_key, test_key = jax.random.split(key)
   draw = functools.partial(habits.base_texts, config)
-  sizes = {"num_steps": config.base_steps, "batch_size": config.base_batch}
+  sizes = {"num_steps": config.base_steps, "batch_size": config.base_texts}
   trained = fit_decoder(train_key, model, draw, **sizes)
   texts = habits.dictated_texts(chains, test_key, config.num_validation)
   right = habits.next_token_accuracy(model, trained.params, texts, texts.loss_mask)

@@ -37,7 +37,7 @@ class Config:
   misconception_prob: float = 0.8  # How often its texts show a misconception.
   noise: float = 0.2  # Share of steps of the second task's texts that are arbitrary.
   base_steps: tuple[int, ...] = (1000, 600)  # Updates of a new policy, on fresh texts.
-  base_batch: int = 64  # Texts per update.
+  base_texts: int = 64  # Texts per update.
   num_train: int = 1500  # Problems of the first task, with their answers.
   text_sizes: tuple[int, ...] = (100, 200, 400, 800, 1600)  # Problems of the second; increasing.
   own_sizes: tuple[int, ...] = (200, 400)  # Of these, where the policy learns from own samples.
@@ -59,14 +59,14 @@ class Config:
 
 PRESETS = {
   "smoke": Config(
-    decoder=(8, 1), modulus=(3, 3), num_terms=(3, 3), base_steps=(2, 2), base_batch=4, num_train=8,
+    decoder=(8, 1), modulus=(3, 3), num_terms=(3, 3), base_steps=(2, 2), base_texts=4, num_train=8,
     text_sizes=(4, 8), own_sizes=(8,), num_validation=4, num_test=4, num_samples=2, num_rollouts=2,
     num_candidates=2, learning_rates=(1e-3,), batch_size=4, num_steps=2, num_evaluations=1,
     num_rounds=2,
   ),
   "laptop": Config(),
   "paper": Config(
-    decoder=(768, 12), modulus=(96, 97), base_steps=(20_000, 20_000), base_batch=256,
+    decoder=(768, 12), modulus=(96, 97), base_steps=(20_000, 20_000), base_texts=256,
     num_train=8000, text_sizes=(8000, 16_000, 32_000, 64_000, 128_000), own_sizes=(8000, 16_000),
     learning_rates=(1e-5, 3e-5, 1e-4), num_steps=3000,
   ),
@@ -82,8 +82,7 @@ def validate(config: Config) -> None:
   sizes.check_divides(config.num_evaluations, num_steps=config.num_steps)
   sizes.check_divides(4, decoder=config.decoder[0])
   sizes.check_at_most(config.num_train, batch_size=config.batch_size)
-  known = [str(size) for size in config.text_sizes]
-  sizes.check_known(known, own_sizes=[str(size) for size in config.own_sizes])
+  sizes.check_known([*map(str, config.text_sizes)], own_sizes=[*map(str, config.own_sizes)])
 
 
 def run(config: Config, context: Context) -> Results:

@@ -18,7 +18,7 @@ def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
   """Trains a new policy on the corpus; gives its `params` and measurements."""
   model, corpus = kit.network(chains, config.decoder), problems.corpus
   every = jnp.ones((len(corpus), chains.num_terms - 1))
-  sizes = {"num_steps": len(corpus) // config.base_batch, "batch_size": config.base_batch}
+  sizes = {"num_steps": len(corpus) // config.base_texts, "batch_size": config.base_texts}
   loss = kit.step_loss(model, chains, beta=config.beta)
   params = fit_decoder(
     key, model, kit.Steps(corpus, 0 * every, every), loss_fn=loss, **sizes

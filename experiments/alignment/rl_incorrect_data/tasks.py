@@ -32,7 +32,7 @@ class Task:
     author = data.ModularChainConfig(*shape, rate, config.misconception_prob, noise)
     self.chains = data.ModularChainConfig(*shape, 0.0, 0.0, 0.0)  # All that programs look at.
     num_train = (config.num_train, max(config.text_sizes))[i]
-    corpus = config.base_steps[i] * config.base_batch
+    corpus = config.base_steps[i] * config.base_texts
     counts = corpus, num_train, config.num_validation, config.num_test
     draw = functools.partial(draw_problems, author, counts, other_corpus=name == FEWER)
     self.problems: Problems = stack_seeds(draw, context.seed_numbers)
@@ -119,12 +119,13 @@ def checks(task: Task, found) -> dict[str, np.ndarray]:
   valid, step = by_seed(rows.is_valid, found, found[CRITICAL]), found[CRITICAL]["step"]
   truth = jax.jit(kit.right_steps, static_argnums=0)(task.chains, found["wrong"])
   at_step = np.take_along_axis(np.asarray(truth), step[..., None], axis=-1)
+  share = lambda part, whole: 100 * part.sum((1, 2)) / np.maximum(whole.sum((1, 2)), 1)  # noqa: E731
   return {
     "accepted": 100 * accepted.mean((1, 2)),
-    "accepted with a wrong step": 100 * spurious.sum((1, 2)) / accepted.sum((1, 2)),
-    "right at misconceptions": 100 * (met & right).sum((1, 2, 3)) / met.sum((1, 2, 3)),
+    "accepted with a wrong step": share(spurious, accepted),
+    "right at misconceptions": share((met & right).sum(-1), met.sum(-1)),
     "pairs": valid.sum(1),
-    "critical steps that are wrong": 100 * (valid & ~at_step[..., 0]).sum(1) / valid.sum(1),
+    "critical steps that are wrong": share((valid & ~at_step[..., 0])[:, None], valid[:, None]),
   }
 
 
