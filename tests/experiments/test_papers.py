@@ -94,7 +94,6 @@ def test_batches_are_no_larger_than_the_data(slug, tmp_path, capsys):
   names = [f.name for f in dataclasses.fields(module.Config) if "batch" in f.name]
   # Fresh data are drawn for every update of these.
   fresh = {"pfn": names, "lc_pfn": names, "self_ensembled_icl": ["pretraining_batch"]}
-  fresh |= {"rl_incorrect_data": ["base_batch"], "masked_thought": ["base_batch"]}
   for name in set(names) - {*fresh.get(slug, ()), "ghost_batch"}:
     arguments = ("--preset=smoke", f"--workdir={tmp_path / 'run'}", f"--{name}=1000000000")
     assert execute(module, *arguments) == 2
