@@ -47,25 +47,22 @@ class Config:
   prompts: tuple[int, ...] = (30, 10, 20)  # Of pairs, and others for validation and for testing.
   num_classes: int = 3  # Of responses: 0 refuses, 1 complies.
   paraphrases: int = 12  # Responses of a class.
-  class_words: int = 6  # Words that only one class has.
-  function_words: int = 10  # Words that all share.
-  max_length: int = 5  # Words of the longest response.
-  decay: float = 1.0  # Of the frequency of responses.
-  prefer: int = 0  #
+  class_words: int = 2  # Words that only one class has.
+  function_words: int = 3  # Words that all share.
+  max_length: int = 8  # Words of the longest response.
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
   pretraining_updates: int = 1500  # Updates on fresh texts.
   pretraining_rows: int = 128  # Texts per update.
   pretraining_rate: float = 3e-3  # AdamW with a cosine to 0.
-  num_pairs: int = 512  # Of either data set.
+  num_pairs: int = 1024  # Of either data set.
   num_groups: int = 16  # Equal groups that are trained on alone.
-  within_class: float = 0.9  # Share of pairs on refusals whose responses both refuse.
   beta: float = 0.1  # Of DPO.
-  learning_rate: float = 1e-4  # Adam.
+  learning_rate: float = 3e-4  # Adam.
   batch_size: int = 64  # Pairs per update; a smaller group is one batch.
   margin: float = 1.0  # Mean margin, times beta, at which every training stops.
   max_updates: int = 400  # Or after as many updates.
-  check_every: int = 5  # Updates between looks at the margin; divides max_updates.
+  check_every: int = 2  # Updates between looks at the margin; divides max_updates.
   sft_weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # Chosen on validation prompts.
   problems: int = 20  # Log-linear problems per seed.
   responses: int = 24  # Of a log-linear problem.
@@ -90,7 +87,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("within_class",))
+  sizes.check_sizes(config)
   if len(config.prompts) != 3:
     raise ValueError(f"prompts must hold three numbers, got {config.prompts}.")
   for name in ("num_classes", "paraphrases"):
@@ -99,6 +96,7 @@ def validate(config: Config) -> None:
   texts.task_of(config, 0)  # Raises where there are not so many different responses.
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
   sizes.check_divides(config.num_groups, num_pairs=config.num_pairs)
+  sizes.check_at_most(config.num_pairs, batch_size=config.batch_size)
   sizes.check_divides(config.check_every, max_updates=config.max_updates)
   sizes.check_divides(4, num_groups=config.num_groups)
 

@@ -17,21 +17,19 @@ EDIT, LAST, LENGTH = "edit distance", "last hidden states", "difference of lengt
 MEASURES = (SCORE, RAW, EDIT, LAST, LENGTH)  # All higher where more displacement is foretold.
 RIVALS = (EDIT, LAST, LENGTH)
 
-ALL, RANDOM, COMPLYING = "all pairs", "random half", "pairs with a complying response"
-LOWEST = f"lowest half by {SCORE}"
-SAME_MIX = f"{LOWEST}, within kinds of pairs"
-SFT = "all pairs, SFT term"
-HALVES = {LOWEST: SCORE, **{f"lowest half by {name}": name for name in (RAW, EDIT, LENGTH)}}
+ALL, RANDOM, SFT = "all pairs", "random half", "all pairs, SFT term"
+HALVES = {f"lowest half by {name}": name for name in (SCORE, RAW, EDIT, LENGTH)}
+LOWEST, *_ = HALVES
+FILTERS = (ALL, *HALVES, RANDOM)
 REFUSALS = tuple(f"refusals, {part} prompts (%)" for part in ("training", "validation", "test"))
 CHANGE = "change of the log-probability"
-FILTERS = (ALL, *HALVES, RANDOM, SAME_MIX, COMPLYING)
 
 
 def task_of(config, seed) -> data.ParaphraseConfig:
   """Prompts and responses of a seed, which may be traced."""
   num_prompts = sum(config.prompts)
   names = ("num_classes", "paraphrases", "class_words", "function_words", "max_length")
-  return data.ParaphraseConfig(num_prompts, *(getattr(config, n) for n in names), seed, config.decay)
+  return data.ParaphraseConfig(num_prompts, *(getattr(config, n) for n in names), seed)
 
 
 def network(config):
@@ -59,11 +57,12 @@ def pretrain(config, key, seed):
     batch_size=config.pretraining_rows,
     learning_rate=config.pretraining_rate,
   ).params
-  quality = jax.random.normal(quality_key, (task.num_classes * task.paraphrases,))
-  if config.prefer: quality = config.prefer * (jnp.arange(task.num_classes*task.paraphrases) % task.paraphrases) + 0.01 * quality
-  options = {"chosen_class": 0, "within_class_fraction": config.within_class}
-  mixed = draw_pairs(config, mixed_key, task, quality, {})
-  refusals = draw_pairs(config, refusal_key, task, quality, options)
+  # Shorter responses are preferred, at random among those of one length.
+  noise = jax.random.uniform(quality_key, task.responses.lengths.shape, maxval=0.5)
+  quality = jnp.ravel(noise - task.responses.lengths)
+  mixed = draw_pairs(config, mixed_key, task, quality)
+  options = {"chosen_class": 0, "within_class_fraction": 1.0}
+  refusals = draw_pairs(config, refusal_key, task, quality, **options)
   drawn = {"seed": jnp.asarray(seed), "params": params, "classes": class_probs(task, model, params)}
   for name, pairs in (("mixed", mixed), ("refusals", refusals)):
     drawn[name] = pairs._asdict()
@@ -72,11 +71,10 @@ def pretrain(config, key, seed):
   return drawn
 
 
-def draw_pairs(config, key, task, quality, options):
-  """Pairs of responses to the training prompts, of which a class is consistent in what it prefers.
+def draw_pairs(config, key, task, quality, **options):
+  """Pairs of responses to the training prompts, of which the better one is chosen.
 
-  Within a class the response of the higher quality is chosen, so that no two pairs contradict each
-  other; across classes too, unless the chosen class is given.
+  With a preference at random the same two responses would occur in both orders.
   """
   task = dataclasses.replace(task, num_prompts=config.prompts[0])
   pairs = data.paraphrase_pairs(key, task, num_pairs=config.num_pairs, **options)
@@ -87,8 +85,6 @@ def draw_pairs(config, key, task, quality, options):
     return quality[jnp.argmax(equal, axis=1)]
 
   swapped = of_response(pairs.rejected_tokens) > of_response(pairs.chosen_tokens)
-  if "chosen_class" in options:
-    swapped &= pairs.chosen_class == pairs.rejected_class
 
   def both(first, second):
     where = swapped.reshape(-1, *[1] * (first.ndim - 1))
@@ -233,21 +229,11 @@ def train_groups(config, key, argument):
 
 def kept_pairs(key, drawn) -> dict[str, jax.Array]:
   """Which pairs on refusals each filter keeps, `[n]`."""
-  measures, pairs = drawn["refusals, measures"], drawn["refusals"]
-  score = measures[SCORE]
-  within = pairs["rejected_class"] == 0
-  kept = {
-    name: metrics.lowest_scores_mask(measures[by], fraction=0.5) for name, by in HALVES.items()
-  }
-  ranks = jnp.argsort(jnp.argsort(score, stable=True))
-  same = within[:, None] == within[None]
-  lower = jnp.sum(same & (ranks[None] < ranks[:, None]), axis=1)
-  return kept | {
-    ALL: jnp.ones_like(within),
-    RANDOM: metrics.lowest_scores_mask(jax.random.uniform(key, score.shape), fraction=0.5),
-    SAME_MIX: 2 * lower < jnp.sum(same, axis=1),
-    COMPLYING: pairs["rejected_class"] == 1,
-  }
+  measures = drawn["refusals, measures"]
+  at_random = jax.random.uniform(key, measures[SCORE].shape)
+  scores = {name: measures[by] for name, by in HALVES.items()} | {RANDOM: at_random}
+  kept = {name: metrics.lowest_scores_mask(x, fraction=0.5) for name, x in scores.items()}
+  return kept | {ALL: jnp.ones_like(kept[RANDOM])}
 
 
 def train_on_refusals(config, key, argument):
@@ -274,7 +260,6 @@ def train_on_refusals(config, key, argument):
     CHANGE: jnp.mean(change, where=kept),
     "margin": after.margin,
     "updates": after.updates,
-    "both refuse (%)": 100 * jnp.mean(pairs["rejected_class"] == 0, where=kept),
   }
 
 
