@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,16 @@ EDIT, LAST, LENGTH = "edit distance", "last hidden states", "difference of lengt
 MEASURES = (SCORE, RAW, EDIT, LAST, LENGTH)  # All higher where more displacement is foretold.
 RIVALS = (EDIT, LAST, LENGTH)
 
-ALL, RANDOM, SFT = "all pairs", "random half", "all pairs, SFT term"
-HALVES = {f"lowest half by {name}": name for name in (SCORE, RAW, EDIT, LENGTH)}
-LOWEST, *_ = HALVES
-FILTERS = (ALL, *HALVES, RANDOM)
+ALL, SFT, AT_RANDOM = "all pairs", "all pairs, SFT term", "at random"
+LOWEST, RANDOM = f"half, by {SCORE}", f"half, {AT_RANDOM}"
+# Filter -> the measure of which the lowest are kept, and how many.
+FILTERS = {
+  ALL: (SCORE, 1.0),
+  **{f"half, by {name}": (name, 0.5) for name in (SCORE, RAW, EDIT, LENGTH)},
+  RANDOM: (AT_RANDOM, 0.5),
+  f"tenth, by {SCORE}": (SCORE, 0.1),
+  f"tenth, {AT_RANDOM}": (AT_RANDOM, 0.1),
+}
 REFUSALS = tuple(f"refusals, {part} prompts (%)" for part in ("training", "validation", "test"))
 CHANGE = "change of the log-probability"
 
@@ -95,6 +102,11 @@ def draw_pairs(config, key, task, quality, **options):
   return data.PreferencePairs(*tokens, *masks, *both(pairs.chosen_class, pairs.rejected_class))
 
 
+def pairs_of(drawn, name, rows=slice(None)) -> Pairs:
+  """Pairs of a data set of `pretrain`."""
+  return Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
+
+
 def foretell(task, model, params, pairs) -> dict[str, jax.Array]:
   """The measures of pairs before training, `[n]` each."""
   sides = (pairs.chosen_tokens, pairs.chosen_mask), (pairs.rejected_tokens, pairs.rejected_mask)
@@ -132,17 +144,11 @@ def class_probs(task, model, params) -> jax.Array:
 
 
 class Preferred(NamedTuple):
-  """A policy after preference optimization.
+  """A policy after preference optimization: its mean margin, and after how many updates."""
 
-  Attributes:
-    params: its parameters.
-    margin: mean margin of the pairs, in units of the loss.
-    updates: how many it took.
-  """
-
-  params: object
-  margin: jax.Array
-  updates: jax.Array
+  params: chex.ArrayTree
+  margin: chex.Array
+  updates: chex.Array
 
 
 def optimize(config, key, drawn, name, rows, count, sft_weight) -> Preferred:
@@ -161,7 +167,7 @@ def optimize(config, key, drawn, name, rows, count, sft_weight) -> Preferred:
     A `Preferred`.
   """
   model, batch_size = network(config), min(config.batch_size, len(rows))
-  pairs = Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
+  pairs = pairs_of(drawn, name, rows)
   reference = drawn[f"{name}, before"][rows]
   counted = jnp.arange(len(rows)) < count
   optimizer = optax.adam(config.learning_rate)
@@ -212,8 +218,7 @@ def train_groups(config, key, argument):
 
   def of_group(rows):
     after = optimize(config, key, drawn, "mixed", rows, num, 0.0)
-    pairs = Pairs(*(drawn["mixed"][field][rows] for field in Pairs._fields))
-    log_probs = pair_log_probs(model, after.params, pairs)
+    log_probs = pair_log_probs(model, after.params, pairs_of(drawn, "mixed", rows))
     change = metrics.likelihood_displacement(drawn["mixed, before"][rows, 0], log_probs[:, 0])
     return {
       CHANGE: change.mean_change,
@@ -230,10 +235,11 @@ def train_groups(config, key, argument):
 def kept_pairs(key, drawn) -> dict[str, jax.Array]:
   """Which pairs on refusals each filter keeps, `[n]`."""
   measures = drawn["refusals, measures"]
-  at_random = jax.random.uniform(key, measures[SCORE].shape)
-  scores = {name: measures[by] for name, by in HALVES.items()} | {RANDOM: at_random}
-  kept = {name: metrics.lowest_scores_mask(x, fraction=0.5) for name, x in scores.items()}
-  return kept | {ALL: jnp.ones_like(kept[RANDOM])}
+  measures = measures | {AT_RANDOM: jax.random.uniform(key, measures[SCORE].shape)}
+  return {
+    name: metrics.lowest_scores_mask(measures[by], fraction=fraction)
+    for name, (by, fraction) in FILTERS.items()
+  }
 
 
 def train_on_refusals(config, key, argument):
@@ -248,11 +254,11 @@ def train_on_refusals(config, key, argument):
     quantity -> value; refusals are in percent, means over prompts of a part.
   """
   drawn, setting = argument
-  model, kept, pairs = network(config), setting["kept"], drawn["refusals"]
+  model, kept = network(config), setting["kept"]
   rows, count = jnp.argsort(~kept, stable=True), jnp.sum(kept)
   after = optimize(config, key, drawn, "refusals", rows, count, setting["sft_weight"])
   probs = class_probs(task_of(config, drawn["seed"]), model, after.params)
-  log_probs = pair_log_probs(model, after.params, Pairs(*(pairs[f] for f in Pairs._fields)))
+  log_probs = pair_log_probs(model, after.params, pairs_of(drawn, "refusals"))
   change = (log_probs - drawn["refusals, before"])[:, 0]
   return {
     **refusals(config, probs),

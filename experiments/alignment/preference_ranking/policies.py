@@ -34,8 +34,8 @@ def draw(config, key, seed):
   Returns:
     The `seed`; `params` of the reference; `pairs` of all splits, one split after the other, the
     truly preferred response first; `strength`, the log-odds that people prefer it; `agrees`,
-    whether its label does; `reference` log-probabilities `[n, 2]`; true rewards of other responses, `judge` `[P, m]`;
-    the share of `valid` responses, and whether there were enough `distinct` ones.
+    whether its label does; `reference` log-probabilities `[n, 2]`; true rewards of other responses,
+    `judge` `[P, m]`; the share of `valid` responses, and whether there were enough `distinct` ones.
   """
   task = dialogue.dialogues(config, reward_scale_range=1.0, seed=seed)
   fit_key, sample_key, order_key, label_key, judge_key = jax.random.split(key, 5)
