@@ -5,7 +5,6 @@ sum over a few rows. Those of one class share words, and a model gives them simi
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import chex
@@ -51,8 +50,6 @@ class ParaphraseConfig:
     max_length: words of the longest response, at least 2.
     seed: of the responses, and of how often each prompt gets each class; inside a compiled function
       it may be a traced integer.
-    decay: how often a response of a class occurs, relative to the one before it, in (0, 1]; 1 makes
-      all equally likely.
 
   Raises:
     ValueError: if a count is too small, or there are not so many different responses.
@@ -65,13 +62,11 @@ class ParaphraseConfig:
   function_words: int = 10
   max_length: int = 5
   seed: int = 0
-  decay: float = 1.0
 
   def __post_init__(self):
     names = ("num_prompts", "num_classes", "paraphrases", "class_words", "function_words")
     check_at_least(1, **{name: getattr(self, name) for name in names})
     check_at_least(_MIN_LENGTH, max_length=self.max_length)
-    check_range("decay", self.decay, "(0, 1]")
     different = sum(
       self.class_words ** -(-length // 2) * self.function_words ** (length // 2)
       for length in range(_MIN_LENGTH, self.max_length + 1)
@@ -217,11 +212,7 @@ def paraphrase_batch(
   prompts = jax.random.randint(prompt_key, (batch_size,), 0, config.num_prompts)
   logits = jnp.log(config.class_probs)[prompts]
   classes = jax.random.categorical(class_key, logits).astype(jnp.int32)
-  if config.decay == 1.0:
-    members = jax.random.randint(member_key, (batch_size,), 0, config.paraphrases)
-  else:
-    logits = math.log(config.decay) * jnp.arange(config.paraphrases, dtype=jnp.float32)
-    members = jax.random.categorical(member_key, logits, shape=(batch_size,)).astype(jnp.int32)
+  members = jax.random.randint(member_key, (batch_size,), 0, config.paraphrases)
   tokens, mask = _rows(config, prompts, classes, members)
   return ParaphraseBatch(tokens, mask, jnp.full(batch_size, _PROMPT_LENGTH, jnp.int32), classes)
 

@@ -15,18 +15,7 @@ import numpy as np
 
 from experiments import catalogue
 from experiments.alignment.likelihood_displacement import log_linear, texts
-from experiments.alignment.likelihood_displacement.texts import (
-  ALL,
-  CHANGE,
-  FILTERS,
-  LOWEST,
-  MEASURES,
-  RANDOM,
-  REFUSALS,
-  RIVALS,
-  SCORE,
-  SFT,
-)
+from experiments.alignment.likelihood_displacement.texts import CHANGE, REFUSALS, SCORE
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import text_loss
@@ -47,24 +36,22 @@ class Config:
   prompts: tuple[int, ...] = (30, 10, 20)  # Of pairs, and others for validation and for testing.
   num_classes: int = 3  # Of responses: 0 refuses, 1 complies.
   paraphrases: int = 12  # Responses of a class.
-  class_words: int = 6  # Words that only one class has.
-  function_words: int = 10  # Words that all share.
-  max_length: int = 5  # Words of the longest response.
-  decay: float = 1.0  # Of the frequency of responses.
+  class_words: int = 2  # Words that only one class has.
+  function_words: int = 3  # Words that all share.
+  max_length: int = 8  # Words of the longest response.
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
   pretraining_updates: int = 1500  # Updates on fresh texts.
   pretraining_rows: int = 128  # Texts per update.
   pretraining_rate: float = 3e-3  # AdamW with a cosine to 0.
-  num_pairs: int = 512  # Of either data set.
+  num_pairs: int = 1024  # Of either data set.
   num_groups: int = 16  # Equal groups that are trained on alone.
-  within_class: float = 0.9  # Share of pairs on refusals whose responses both refuse.
   beta: float = 0.1  # Of DPO.
   learning_rate: float = 1e-4  # Adam.
   batch_size: int = 64  # Pairs per update; a smaller group is one batch.
   margin: float = 1.0  # Mean margin, times beta, at which every training stops.
   max_updates: int = 400  # Or after as many updates.
-  check_every: int = 5  # Updates between looks at the margin; divides max_updates.
+  check_every: int = 2  # Updates between looks at the margin; divides max_updates.
   sft_weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # Chosen on validation prompts.
   problems: int = 20  # Log-linear problems per seed.
   responses: int = 24  # Of a log-linear problem.
@@ -89,7 +76,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("within_class",))
+  sizes.check_sizes(config)
   if len(config.prompts) != 3:
     raise ValueError(f"prompts must hold three numbers, got {config.prompts}.")
   for name in ("num_classes", "paraphrases"):
@@ -120,7 +107,7 @@ def run(config: Config, context: Context) -> Results:
   results.add({BEFORE: before})
 
   train = functools.partial(texts.train_groups, config)
-  for name in MEASURES:
+  for name in texts.MEASURES:
     arguments = drawn, drawn["mixed, measures"][name]
     scores = context.over_seeds(f"groups/{name}", train, arguments=arguments)
     for group in range(config.num_groups):
@@ -137,12 +124,12 @@ def run(config: Config, context: Context) -> Results:
     setting = {"kept": kept[name], "sft_weight": np.full(context.seeds, weight, np.float32)}
     return context.over_seeds(f"refusals/{stage}", train, arguments=(drawn, setting))
 
-  for name in FILTERS:
+  for name in texts.FILTERS:
     results.add({name: on_refusals(name, name, 0.0)})
   settings = [{"sft_weight": weight} for weight in config.sft_weights]
-  scores = [on_refusals(f"{SFT} {w}", ALL, w) for w in config.sft_weights]
+  scores = [on_refusals(f"{texts.SFT} {w}", texts.ALL, w) for w in config.sft_weights]
   scores = {name: np.stack([s[name] for s in scores], axis=1) for name in scores[0]}
-  results.add({SFT: choose(scores, settings, select=REFUSALS[1])})
+  results.add({texts.SFT: choose(scores, settings, select=REFUSALS[1])})
   return results
 
 
@@ -162,11 +149,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
   error = over_groups("spread of the measure") / np.sqrt(size)
   spread = over_groups("measure", np.ptp) / error
   margin = over_groups("margin", np.min)
-  valid = precondition(
-    "95% of the probability is on known responses",
-    results.select("valid (%)", method=BEFORE),
-    at_least=95,
-  )
+  known = results.select("valid (%)", method=BEFORE)
+  valid = precondition("95% of the probability is on known responses", known, at_least=95)
   fallen = (
     valid,
     precondition("every group reached the margin", margin, at_least=config.margin),
@@ -178,17 +162,19 @@ def claims(config: Config, results: Results) -> list[Claim]:
     return results.select(REFUSALS[-1], method=name)
 
   start = refusing(BEFORE)
-  cost = start - refusing(ALL)
+  cost = start - refusing(texts.ALL)
   cure = (
     valid,
     precondition("refusals before are 30 to 80%", start, at_least=30, at_most=80),
     precondition("training on all pairs costs 10 points of refusals", cost, at_least=10),
   )
-  correlations = {name: np.abs(results.select(CORRELATION, method=name)) for name in MEASURES}
-  log_linear_mass = {
-    when: results.select(when, method=log_linear.BOTH_REFUSE, problem="log-linear")
+  ours, *rivals = (
+    np.abs(results.select(CORRELATION, method=name)) for name in (SCORE, *texts.RIVALS)
+  )
+  after, at_first = (
+    results.select(when, method=log_linear.BOTH_REFUSE, problem="log-linear")
     for when in (log_linear.AFTER, log_linear.BEFORE)
-  }
+  )
   return [
     compare(
       "the chosen responses of pairs in the lowest quarter of the score fall by half a nat less "
@@ -197,23 +183,22 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ),
     compare(
       "rank correlation with the change, its size: the score's is .1 above the best rival's",
-      correlations[SCORE], np.max([correlations[name] for name in RIVALS], axis=0), margin=0.1,
-      requires=fallen,
+      ours, np.max(rivals, axis=0), margin=0.1, requires=fallen,
     ),
     compare(
       "refusals on test prompts: the half of the lowest scores keeps 10 points more than a random "
       "half",
-      refusing(LOWEST), refusing(RANDOM), margin=10.0, requires=cure,
+      refusing(texts.LOWEST), refusing(texts.RANDOM), margin=10.0, requires=cure,
       paper="Llama-3-8B-Instruct falls from 74.4% to 33.4% with all pairs",
     ),
     compare(
       "refusals on test prompts: the half of the lowest scores keeps more than all pairs with an "
       "SFT term",
-      refusing(LOWEST), refusing(SFT), requires=cure,
+      refusing(texts.LOWEST), refusing(texts.SFT), requires=cure,
     ),
     compare(
       "log-linear: to prefer one refusal to another costs 5 points of refusals",
-      *log_linear_mass.values(), better="lower", margin=5.0,
+      after, at_first, better="lower", margin=5.0,
     ),
   ]  # fmt: skip
 
@@ -221,7 +206,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Changes by group, and refusals by filter."""
   figure, (left, right) = plots.panels(2, width=5.5)
-  for name in (*RIVALS, SCORE):
+  for name in (*texts.RIVALS, SCORE):
     groups = results.distinct("group", method=name)
     changes = [results.select(CHANGE, method=name, group=g).mean() for g in groups]
     ours = name == SCORE

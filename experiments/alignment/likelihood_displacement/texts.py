@@ -16,23 +16,25 @@ EDIT, LAST, LENGTH = "edit distance", "last hidden states", "difference of lengt
 MEASURES = (SCORE, RAW, EDIT, LAST, LENGTH)  # All higher where more displacement is foretold.
 RIVALS = (EDIT, LAST, LENGTH)
 
-ALL, RANDOM, COMPLYING = "all pairs", "random half", "pairs with a complying response"
-LOWEST = f"lowest half by {SCORE}"
-SAME_MIX = f"{LOWEST}, within kinds of pairs"
-SFT = "all pairs, SFT term"
-HALVES = {LOWEST: SCORE, **{f"lowest half by {name}": name for name in (RAW, EDIT, LENGTH)}}
+ALL, SFT, AT_RANDOM = "all pairs", "all pairs, SFT term", "at random"
+LOWEST, RANDOM = f"half, by {SCORE}", f"half, {AT_RANDOM}"
+# Filter -> the measure of which the lowest are kept, and how many.
+FILTERS = {
+  ALL: (SCORE, 1.0),
+  **{f"half, by {name}": (name, 0.5) for name in (SCORE, RAW, EDIT, LENGTH)},
+  RANDOM: (AT_RANDOM, 0.5),
+  f"tenth, by {SCORE}": (SCORE, 0.1),
+  f"tenth, {AT_RANDOM}": (AT_RANDOM, 0.1),
+}
 REFUSALS = tuple(f"refusals, {part} prompts (%)" for part in ("training", "validation", "test"))
 CHANGE = "change of the log-probability"
-FILTERS = (ALL, *HALVES, RANDOM, SAME_MIX, COMPLYING)
 
 
 def task_of(config, seed) -> data.ParaphraseConfig:
   """Prompts and responses of a seed, which may be traced."""
   num_prompts = sum(config.prompts)
   names = ("num_classes", "paraphrases", "class_words", "function_words", "max_length")
-  return data.ParaphraseConfig(
-    num_prompts, *(getattr(config, n) for n in names), seed, config.decay
-  )
+  return data.ParaphraseConfig(num_prompts, *(getattr(config, n) for n in names), seed)
 
 
 def network(config):
@@ -60,10 +62,12 @@ def pretrain(config, key, seed):
     batch_size=config.pretraining_rows,
     learning_rate=config.pretraining_rate,
   ).params
-  quality = jax.random.normal(quality_key, (task.num_classes * task.paraphrases,))
-  options = {"chosen_class": 0, "within_class_fraction": config.within_class}
-  mixed = draw_pairs(config, mixed_key, task, quality, {})
-  refusals = draw_pairs(config, refusal_key, task, quality, options)
+  # Shorter responses are preferred, at random among those of one length.
+  noise = jax.random.uniform(quality_key, task.responses.lengths.shape, maxval=0.5)
+  quality = jnp.ravel(noise - task.responses.lengths)
+  mixed = draw_pairs(config, mixed_key, task, quality)
+  options = {"chosen_class": 0, "within_class_fraction": 1.0}
+  refusals = draw_pairs(config, refusal_key, task, quality, **options)
   drawn = {"seed": jnp.asarray(seed), "params": params, "classes": class_probs(task, model, params)}
   for name, pairs in (("mixed", mixed), ("refusals", refusals)):
     drawn[name] = pairs._asdict()
@@ -72,11 +76,10 @@ def pretrain(config, key, seed):
   return drawn
 
 
-def draw_pairs(config, key, task, quality, options):
-  """Pairs of responses to the training prompts, of which a class is consistent in what it prefers.
+def draw_pairs(config, key, task, quality, **options):
+  """Pairs of responses to the training prompts, of which the better one is chosen.
 
-  Within a class the response of the higher quality is chosen, so that no two pairs contradict each
-  other; across classes too, unless the chosen class is given.
+  With a preference at random the same two responses would occur in both orders.
   """
   task = dataclasses.replace(task, num_prompts=config.prompts[0])
   pairs = data.paraphrase_pairs(key, task, num_pairs=config.num_pairs, **options)
@@ -87,8 +90,6 @@ def draw_pairs(config, key, task, quality, options):
     return quality[jnp.argmax(equal, axis=1)]
 
   swapped = of_response(pairs.rejected_tokens) > of_response(pairs.chosen_tokens)
-  if "chosen_class" in options:
-    swapped &= pairs.chosen_class == pairs.rejected_class
 
   def both(first, second):
     where = swapped.reshape(-1, *[1] * (first.ndim - 1))
@@ -97,6 +98,11 @@ def draw_pairs(config, key, task, quality, options):
   tokens = both(pairs.chosen_tokens, pairs.rejected_tokens)
   masks = both(pairs.chosen_mask, pairs.rejected_mask)
   return data.PreferencePairs(*tokens, *masks, *both(pairs.chosen_class, pairs.rejected_class))
+
+
+def pairs_of(drawn, name, rows=slice(None)) -> Pairs:
+  """Pairs of a data set of `pretrain`."""
+  return Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
 
 
 def foretell(task, model, params, pairs) -> dict[str, jax.Array]:
@@ -141,11 +147,11 @@ def optimize(config, key, drawn, name, rows, count, sft_weight) -> Preferred:
   def loss(*log_probs):
     return losses.rpo_loss(*log_probs, beta=config.beta, sft_weight=sft_weight)
 
-  pairs = Pairs(*(drawn[name][field][rows] for field in Pairs._fields))
   return prefer(
-    key, network(config), drawn["params"], pairs, drawn[f"{name}, before"][rows], loss,
-    optax.adam(config.learning_rate), count=count, batch_size=config.batch_size, beta=config.beta,
-    margin=config.margin, max_updates=config.max_updates, check_every=config.check_every,
+    key, network(config), drawn["params"], pairs_of(drawn, name, rows),
+    drawn[f"{name}, before"][rows], loss, optax.adam(config.learning_rate), count=count,
+    batch_size=config.batch_size, beta=config.beta, margin=config.margin,
+    max_updates=config.max_updates, check_every=config.check_every,
   )  # fmt: skip
 
 
@@ -165,8 +171,7 @@ def train_groups(config, key, argument):
 
   def of_group(rows):
     after = optimize(config, key, drawn, "mixed", rows, num, 0.0)
-    pairs = Pairs(*(drawn["mixed"][field][rows] for field in Pairs._fields))
-    log_probs = pair_log_probs(model, after.params, pairs)
+    log_probs = pair_log_probs(model, after.params, pairs_of(drawn, "mixed", rows))
     change = metrics.likelihood_displacement(drawn["mixed, before"][rows, 0], log_probs[:, 0])
     return {
       CHANGE: change.mean_change,
@@ -182,20 +187,11 @@ def train_groups(config, key, argument):
 
 def kept_pairs(key, drawn) -> dict[str, jax.Array]:
   """Which pairs on refusals each filter keeps, `[n]`."""
-  measures, pairs = drawn["refusals, measures"], drawn["refusals"]
-  score = measures[SCORE]
-  within = pairs["rejected_class"] == 0
-  kept = {
-    name: metrics.lowest_scores_mask(measures[by], fraction=0.5) for name, by in HALVES.items()
-  }
-  ranks = jnp.argsort(jnp.argsort(score, stable=True))
-  same = within[:, None] == within[None]
-  lower = jnp.sum(same & (ranks[None] < ranks[:, None]), axis=1)
-  return kept | {
-    ALL: jnp.ones_like(within),
-    RANDOM: metrics.lowest_scores_mask(jax.random.uniform(key, score.shape), fraction=0.5),
-    SAME_MIX: 2 * lower < jnp.sum(same, axis=1),
-    COMPLYING: pairs["rejected_class"] == 1,
+  measures = drawn["refusals, measures"]
+  measures = measures | {AT_RANDOM: jax.random.uniform(key, measures[SCORE].shape)}
+  return {
+    name: metrics.lowest_scores_mask(measures[by], fraction=fraction)
+    for name, (by, fraction) in FILTERS.items()
   }
 
 
@@ -211,11 +207,11 @@ def train_on_refusals(config, key, argument):
     quantity -> value; refusals are in percent, means over prompts of a part.
   """
   drawn, setting = argument
-  model, kept, pairs = network(config), setting["kept"], drawn["refusals"]
+  model, kept = network(config), setting["kept"]
   rows, count = jnp.argsort(~kept, stable=True), jnp.sum(kept)
   after = optimize(config, key, drawn, "refusals", rows, count, setting["sft_weight"])
   probs = class_probs(task_of(config, drawn["seed"]), model, after.params)
-  log_probs = pair_log_probs(model, after.params, Pairs(*(pairs[f] for f in Pairs._fields)))
+  log_probs = pair_log_probs(model, after.params, pairs_of(drawn, "refusals"))
   change = (log_probs - drawn["refusals, before"])[:, 0]
   return {
     **refusals(config, probs),
@@ -223,7 +219,6 @@ def train_on_refusals(config, key, argument):
     CHANGE: jnp.mean(change, where=kept),
     "margin": after.margin,
     "updates": after.updates,
-    "both refuse (%)": 100 * jnp.mean(pairs["rejected_class"] == 0, where=kept),
   }
 
 

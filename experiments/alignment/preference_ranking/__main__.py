@@ -42,16 +42,16 @@ TRAINING = ranking("training")
 class Config(dialogue.DialogueSizes):
   """The dialogues, the reference, the pairs, and what learns from them."""
 
-  samples: int = 320  # Responses of a prompt, of which the distinct ones make pairs.
-  pairs: tuple[int, ...] = (2000, 1000, 2000)  # For training, validation and testing.
+  samples: int = 384  # Responses of a prompt, of which the distinct ones make pairs.
+  pairs: tuple[int, ...] = (4000, 1000, 1000)  # For training, validation and testing.
   sharpness: float = 4.0  # Of preferences: the logit of a difference of 1 in reward.
   betas: tuple[float, ...] = (0.1, 0.5, 1.0)  # Of DPO.
   headline_beta: float = 0.5  # One of them.
-  rates: tuple[float, ...] = (3e-4, 1e-3)  # Adam's learning rates, chosen on validation.
-  updates: int = 1500  # Updates on pairs.
+  rates: tuple[float, ...] = (1e-4, 3e-4)  # Adam's learning rates, chosen on validation.
+  updates: int = 750  # Updates on pairs.
   batch_size: int = 64  # Pairs per update.
   eval_every: int = 25  # Updates between evaluations; divides updates.
-  judged: int = 32  # Responses of a prompt for win rates and divergences.
+  judged: int = 16  # Responses of a prompt for win rates and divergences.
   policy_updates: int = 300  # Updates on the true reward, each on all prompts.
   policy_samples: int = 4  # Responses of a prompt in such an update.
   bins: int = 9  # Of pairs by c, equally many in each; a multiple of 3.
@@ -117,7 +117,7 @@ def run(config: Config, context: Context) -> Results:
   results.add({SFT: rank(sft["ratios"])})
   for beta in config.betas:
     chosen = search(f"dpo/{beta}", policies.train_dpo, policies.LOWEST, beta=beta)
-    ideal = ideal_ratios(drawn["reference"], drawn["probs"], beta)
+    ideal = ideal_ratios(drawn["reference"], drawn["strength"], beta)
     results.add(
       {IDEAL: rank(ideal), EXPLICIT: rank(reference + explicit["ahead"] / beta)}, beta=beta
     )
@@ -128,8 +128,10 @@ def run(config: Config, context: Context) -> Results:
     scores |= {name: value for name, value in chosen.items() if name.startswith("chosen/")}
     scores[DECIDES] = chosen[DECIDES].min(axis=1)
     scores["updates"] = (1 + best[:, 0]) * config.eval_every
-    results.add({DPO: scores | correlations(config, chosen)}, beta=beta)
-    parts = [reference, chosen["best"], drawn["probs"]]
+    if beta == config.headline_beta:
+      scores |= correlations(config, chosen)
+    results.add({DPO: scores}, beta=beta)
+    parts = [reference, chosen["best"], drawn["strength"]]
     add_wrong_pairs(config, results, *(x[:, : config.pairs[0]] for x in parts), beta)
   beta = config.headline_beta
   chosen = search("policy", policies.train_on_policy, "objective", better="higher", beta=beta)
@@ -139,10 +141,10 @@ def run(config: Config, context: Context) -> Results:
 
 
 @jax.jit
-def ideal_ratios(reference, probs, beta):
+def ideal_ratios(reference, strength, beta):
   """Log-ratios `[seeds, n]` of the policy that preference learning aims at."""
   of_seed = lambda r, p: metrics.idealized_log_ratio(*r.T, p, beta=beta)  # noqa: E731
-  return jax.vmap(of_seed)(reference, probs)
+  return jax.vmap(of_seed)(reference, jax.nn.sigmoid(strength))
 
 
 def correlations(config: Config, scores) -> dict[str, np.ndarray]:
@@ -158,7 +160,7 @@ def correlations(config: Config, scores) -> dict[str, np.ndarray]:
   return {name: np.array(values) for name, values in found.items()}
 
 
-def add_wrong_pairs(config: Config, results: Results, reference, policy, probs, beta: float):
+def add_wrong_pairs(config: Config, results: Results, reference, policy, strength, beta: float):
   """Adds which training pairs that the reference ranks wrongly are flipped, by how wrong they are.
 
   Args:
@@ -166,19 +168,18 @@ def add_wrong_pairs(config: Config, results: Results, reference, policy, probs, 
     results: what is added to.
     reference: log-ratios `[seeds, n]`.
     policy: likewise, of DPO.
-    probs: that people prefer the preferred response, `[seeds, n]`.
+    strength: of the preference, log-odds `[seeds, n]`.
     beta: of DPO.
   """
   areas, counts, bins = {BY_C: [], BY_PREFERENCE: []}, [], []
-  for ratio, learned, prob in zip(reference, policy, probs):
+  for ratio, learned, odds in zip(reference, policy, strength):
     c, flipped = -ratio, learned > 0
     wrong = np.flatnonzero(c >= 0)
     order = wrong[np.argsort(c[wrong])]
     parts = np.array_split(order, config.bins)
     bins.append([(c[p].mean(), 100 * flipped[p].mean()) for p in parts])
     counts.append(len(wrong) // 3)
-    strength = np.abs(np.log(prob) - np.log1p(-prob))
-    for name, score in ((BY_C, c), (BY_PREFERENCE, -strength)):
+    for name, score in ((BY_C, c), (BY_PREFERENCE, -odds)):
       areas[name].append(area_under_curve(score[wrong], ~flipped[wrong]))
   values = {name: np.array(x) for name, x in areas.items()} | {"pairs of a third": np.array(counts)}
   results.add({DPO: values}, beta=beta, pairs="wrongly ranked")

@@ -33,9 +33,9 @@ def draw(config, key, seed):
 
   Returns:
     The `seed`; `params` of the reference; `pairs` of all splits, one split after the other, the
-    truly preferred response first; `probs`, that people prefer it; `agrees`, whether its label
-    does; `reference` log-probabilities `[n, 2]`; true rewards of other responses, `judge` `[P, m]`;
-    the share of `valid` responses, and whether there were enough `distinct` ones.
+    truly preferred response first; `strength`, the log-odds that people prefer it; `agrees`,
+    whether its label does; `reference` log-probabilities `[n, 2]`; true rewards of other responses,
+    `judge` `[P, m]`; the share of `valid` responses, and whether there were enough `distinct` ones.
   """
   task = dialogue.dialogues(config, reward_scale_range=1.0, seed=seed)
   fit_key, sample_key, order_key, label_key, judge_key = jax.random.split(key, 5)
@@ -58,14 +58,14 @@ def draw(config, key, seed):
   pairs = Pairs(
     *order_sides(right, *tokens.swapaxes(0, 1)), *order_sides(right, *mask.swapaxes(0, 1))
   )
-  probs = jax.nn.sigmoid(jnp.abs(true[:, 0] - true[:, 1]))
+  strength = jnp.abs(true[:, 0] - true[:, 1])
   judge = dialogue.sample(judge_key, config, params, config.judged)
   return {
     "seed": jnp.asarray(seed),
     "params": params,
     "pairs": pairs._asdict(),
-    "probs": probs,
-    "agrees": jax.random.bernoulli(label_key, probs),
+    "strength": strength,
+    "agrees": jax.random.bernoulli(label_key, jax.nn.sigmoid(strength)),
     "reference": pair_log_probs(dialogue.policy(config), params, pairs),
     "judge": dialogue.true_rewards(task, judge.tokens, "helpful"),
     "valid": 100 * jnp.mean(valid),
