@@ -4,6 +4,7 @@ Arrays of samples have the prompts first: all P of them, in order.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -60,10 +61,16 @@ def dialogues(config: DialogueSizes, **fields: Any) -> data.DialogueConfig:
   return data.DialogueConfig(*counts, **fields)
 
 
-def check_dialogues(config: DialogueSizes) -> None:
-  """Raises ValueError where sizes are impossible or do not fit together."""
+def check_dialogues(config: DialogueSizes, **divergences: Sequence[float]) -> None:
+  """Raises ValueError where sizes are impossible, or the pool cannot be tilted so many nats."""
   sizes.check_sizes(config)
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
+  for name, nats in divergences.items():
+    if not max(nats) < math.log(config.pool):
+      raise ValueError(
+        f"{name} holds {max(nats)} nats, out of reach: a pool of {config.pool} responses can be "
+        f"tilted less than {math.log(config.pool):.1f}."
+      )
 
 
 def policy(config: DialogueSizes) -> models.DecoderLM:
@@ -170,7 +177,10 @@ class Tilt(NamedTuple):
 
 
 def tilt_to(rewards: chex.Array, kl: chex.Numeric) -> Tilt:
-  """Tilts a pool `[P, m]` so far that its mean divergence over prompts has a given value."""
+  """Tilts a pool `[P, m]` so far that its mean divergence over prompts has a given value.
+
+  All of the result is NaN where no tilt is so far from the pool, as among equal rewards.
+  """
 
   def tilted(log_beta):
     weights = losses.tilted_weights(rewards, beta=jnp.exp(log_beta))
@@ -183,7 +193,8 @@ def tilt_to(rewards: chex.Array, kl: chex.Numeric) -> Tilt:
 
   bounds = jnp.log(jnp.std(rewards) + 1e-12) + jnp.log(jnp.array(_BETAS))
   low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (bounds[0], bounds[1]))
-  log_beta = 0.5 * (low + high)
+  in_reach = jnp.mean(tilted(bounds[0])[1]) >= kl
+  log_beta = jnp.where(in_reach, 0.5 * (low + high), jnp.nan)
   return Tilt(jnp.exp(log_beta), *tilted(log_beta))
 
 

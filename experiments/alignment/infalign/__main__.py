@@ -72,7 +72,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  dialogue.check_dialogues(config)
+  dialogue.check_dialogues(config, aims=config.aims, tilts=config.tilts)
   if len(config.stored) != 3:
     raise ValueError(f"stored must hold three numbers, got {config.stored}.")
   for number in config.stored:

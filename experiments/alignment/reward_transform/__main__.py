@@ -80,7 +80,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  dialogue.check_dialogues(config)
+  dialogue.check_dialogues(config, aims=config.aims, tilts=config.tilts)
   if len(config.scale_ranges) != 2 or min(config.scale_ranges) < 1:
     raise ValueError(f"scale_ranges must hold two numbers from 1, got {config.scale_ranges}.")
   sizes.check_at_most(config.pool, stored=config.stored)

@@ -54,6 +54,23 @@ def test_a_tilt_has_the_divergence_that_was_asked_for():
     np.testing.assert_allclose(by_prompt.mean(), kl, atol=1e-3)
 
 
+def test_a_tilt_out_of_reach_is_nan():
+  """Four of 400 responses are the best ones: no tilt is more than log(100) nats away."""
+  rewards = np.zeros((5, 400), np.float32)
+  rewards[:, :4] = 1
+  tilt = jax.jit(dialogue.tilt_to)
+  np.testing.assert_allclose(tilt(rewards, 4.6).kl, np.full(5, 4.6), atol=1e-3)
+  for part in tilt(rewards, 4.61):
+    assert np.all(np.isnan(part))
+
+
+def test_divergences_beyond_a_pool_are_refused():
+  config = dataclasses.replace(SIZES, pool=100)
+  dialogue.check_dialogues(config, aims=(0.5, 4.6))
+  with pytest.raises(ValueError, match=r"aims holds 4.7 nats, out of reach: a pool of 100"):
+    dialogue.check_dialogues(config, aims=(0.5, 4.7))
+
+
 def test_a_policy_that_is_not_trained_does_not_diverge():
   """With a learning rate of 0 the policy is the reference, whatever the rewards."""
   config = dataclasses.replace(SIZES, updates=1, samples=2, learning_rate=0.0)
