@@ -11,6 +11,7 @@ TABLES = (
   "adaptation",
   "preference",
   "displacement",
+  "win_rates",
   "generation",
   "dpo_step",
   "reinforce",

@@ -1,14 +1,17 @@
 """Loops as programs: compiled once for all eager calls, and legal inside `jax.shard_map`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _ARRAY = object()
+# Pairs that `sum_over_pairs` has in memory at once: they fit into a cache.
+_PAIRS = 2**18
 
 
 def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,3 +95,40 @@ def varying_carry(
 def _varying_axes(aval: Any) -> frozenset[str]:
   # JAX renamed `vma` in version 0.10.
   return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying
+
+
+def sum_over_pairs(
+  fn: Callable[..., chex.ArrayTree], ours: Sequence[chex.Array], theirs: Sequence[chex.Array]
+) -> chex.ArrayTree:
+  """Sums a function of pairs over the second of each pair, without an array of all pairs.
+
+  XLA on CPU keeps such an array, which takes longer to write and read than to compute.
+
+  Args:
+    fn: elementwise, takes all arrays and returns a pytree of arrays.
+    ours: arrays `[..., m]`.
+    theirs: arrays `[..., k]`, k >= 1.
+
+  Returns:
+    The sums over k of `fn(*ours, *theirs)`, `[..., m]` each; sums of booleans are counts.
+  """
+  ours = [x[..., None] for x in ours]
+  num_pairs, total = max(ours[0].size, 1), theirs[0].shape[-1]
+  # Blocks of one size, and what is left over.
+  size = min(total, max(1, _PAIRS // num_pairs))
+
+  def of_block(start, size):
+    block = (jax.lax.dynamic_slice_in_dim(x, start, size, -1)[..., None, :] for x in theirs)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=-1), fn(*ours, *block))
+
+  whole, rest = divmod(total, size)
+  sums = of_block(0, size)
+  if whole > 1:
+
+    def add(i, sums):
+      return jax.tree.map(jnp.add, sums, of_block(i * size, size))
+
+    sums = jax.lax.fori_loop(1, whole, add, sums)
+  if rest:
+    sums = jax.tree.map(jnp.add, sums, of_block(whole * size, rest))
+  return sums

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import samplers
+from jaxlab import _programs, samplers
 from jaxlab._programs import compiled_once, varying_carry
 
 
@@ -100,3 +100,31 @@ def test_carries_vary_as_the_data_do():
     jax.eval_shape(mapped, jnp.zeros((4, 4)))
   start = (jnp.zeros(()), 0)
   assert varying_carry(None, start) is start
+
+
+@pytest.mark.parametrize("pairs", [1, 30, 2**18])
+def test_sums_over_pairs_are_those_of_the_array_of_all_pairs(pairs, monkeypatch):
+  """In blocks of one, with a rest, and in one block."""
+  monkeypatch.setattr(_programs, "_PAIRS", pairs)
+  rng = np.random.default_rng(0)
+  ours = rng.integers(0, 4, (2, 5))
+  theirs, weights = rng.integers(0, 4, (2, 7)), rng.normal(size=(2, 7)).astype(np.float32)
+
+  def fn(ours, theirs, weights):
+    return ours > theirs, jnp.where(ours == theirs, weights, 0.0)
+
+  above, weight = jax.jit(lambda *x: _programs.sum_over_pairs(fn, x[:1], x[1:]))(
+    ours, theirs, weights
+  )
+  table = ours[:, :, None] - theirs[:, None]
+  np.testing.assert_array_equal(above, (table > 0).sum(-1))
+  expected = np.where(table == 0, weights[:, None], 0).sum(-1)
+  np.testing.assert_allclose(weight, expected, atol=1e-6)
+
+
+def test_sums_over_pairs_hold_no_array_of_all_pairs():
+  fn = lambda ours, theirs: ours > theirs  # noqa: E731
+  pools = jax.ShapeDtypeStruct((2**14, 64), jnp.float32)
+  program = jax.jit(lambda x, y: _programs.sum_over_pairs(fn, (x,), (y,)))
+  memory = program.lower(pools, pools).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 2 * 4 * pools.size

@@ -20,6 +20,7 @@ from jaxlab._checks import (
   is_known,
   weighted,
 )
+from jaxlab._programs import sum_over_pairs
 
 
 def calibrate_rewards(
@@ -53,11 +54,11 @@ def calibrate_rewards(
 
 @jax.jit
 def _calibrated(rewards: jax.Array, reference: jax.Array, mask: jax.Array) -> jax.Array:
-  # One program, so that the array of all pairs need not fit into memory.
-  ours, theirs, counted = rewards[..., :, None], reference[..., None, :], mask[..., None, :]
-  wins = jnp.sum(counted & (ours > theirs), axis=-1) + 0.5 * jnp.sum(
-    counted & (ours == theirs), axis=-1
-  )
+  def compare(ours, theirs, counted):
+    return counted & (ours > theirs), counted & (ours == theirs)
+
+  above, equal = sum_over_pairs(compare, (rewards,), (reference, mask))
+  wins = above + 0.5 * equal
   count = jnp.sum(mask, axis=-1, keepdims=True)
   shares = jnp.where(count > 0, wins / jnp.maximum(count, 1), 0.5).astype(rewards.dtype)
   missing = jnp.any(mask & jnp.isnan(reference), axis=-1, keepdims=True) | jnp.isnan(rewards)

@@ -23,7 +23,7 @@ from jaxlab._checks import (
   check_filled,
   check_range,
 )
-from jaxlab._programs import varying_carry
+from jaxlab._programs import sum_over_pairs, varying_carry
 
 _PROCEDURES = ("best_of_n", "worst_of_n")
 
@@ -310,12 +310,15 @@ def pool_win_rate(
 
 @functools.partial(jax.jit, static_argnames="num_samples")
 def _best_of_pools(policy: jax.Array, reference: jax.Array, *, num_samples: int) -> jax.Array:
-  ours, theirs = policy[..., :, None], reference[..., None, :]
-  others = policy[..., None, :]
-  lower, upper = jnp.mean(others < ours, axis=-1), jnp.mean(others <= ours, axis=-1)
-  ties = jnp.maximum(jnp.sum(others == ours, axis=-1), 1)
+  def shares(pool):
+    """Of the pool's rewards, those that are below and not above each reward of the policy."""
+    compare = lambda ours, theirs: (theirs < ours, theirs <= ours)  # noqa: E731
+    return [n / pool.shape[-1] for n in sum_over_pairs(compare, (policy,), (pool,))]
+
+  lower, upper = shares(policy)
+  ties = jnp.maximum(policy.shape[-1] * (upper - lower), 1.0)
   weights = (upper**num_samples - lower**num_samples) / ties
-  below, at_most = jnp.mean(theirs < ours, axis=-1), jnp.mean(theirs <= ours, axis=-1)
+  below, at_most = shares(reference)
   wins = 0.5 * (below**num_samples + at_most**num_samples)
   missing = jnp.any(jnp.isnan(policy), axis=-1) | jnp.any(jnp.isnan(reference), axis=-1)
   win_rate = jnp.sum(weights * wins, axis=-1).astype(policy.dtype)

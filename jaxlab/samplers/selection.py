@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import sum_over_pairs
 
 
 class VoteResult(NamedTuple):
@@ -67,8 +68,7 @@ def majority_vote(
     weights = jnp.ones((), jnp.float32)
   check_range("weights", weights, "[0, inf)")
   weights = jnp.where(valid, jnp.broadcast_to(as_accumulator(weights), answers.shape), 0.0)
-  same = answers[..., :, None] == answers[..., None, :]
-  votes = jnp.sum(jnp.where(same, weights[..., None, :], 0.0), axis=-1)
+  votes = _votes(answers, weights)
   index = jnp.argmax(jnp.where(valid, votes, -1.0), axis=-1)
   any_valid = jnp.any(valid, axis=-1)
   total = jnp.sum(weights, axis=-1)
@@ -79,6 +79,13 @@ def majority_vote(
     share=jnp.where(total == 0, 0.0, won / jnp.where(total == 0, 1.0, total)),
     index=jnp.where(any_valid, index, 0).astype(jnp.int32),
   )
+
+
+@jax.jit
+def _votes(answers: jax.Array, weights: jax.Array) -> jax.Array:
+  """The weight of all samples with a sample's answer, `[..., n]`."""
+  same = lambda ours, theirs, weights: jnp.where(ours == theirs, weights, 0.0)  # noqa: E731
+  return sum_over_pairs(same, (answers,), (answers, weights))
 
 
 def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Array:
