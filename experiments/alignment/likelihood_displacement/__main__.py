@@ -25,7 +25,7 @@ from jaxlab import data
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "likelihood_displacement"
-SEEDS = {"laptop": 8}
+SEEDS = {"laptop": 6}
 BEFORE, CORRELATION = "before", "rank correlation"
 
 
@@ -205,7 +205,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 def figure(results: Results):
   """Changes by group, and refusals by filter."""
-  figure, (left, right) = plots.panels(2, width=5.5)
+  figure, (left, right) = plots.panels(2, width=5.5, height=4.4)
   for name in (*texts.RIVALS, SCORE):
     groups = results.distinct("group", method=name)
     changes = [results.select(CHANGE, method=name, group=g).mean() for g in groups]
@@ -213,7 +213,10 @@ def figure(results: Results):
     style = {"color": "C0", "zorder": 3} if ours else {"alpha": 0.6, "markersize": 4}
     left.plot(groups, changes, "o-" if ours else ".:", label=name, **style)
   left.axhline(0.0, color="gray", linewidth=0.8)
-  left.set(xlabel="group, from the lowest to the highest of a measure", ylabel=f"{CHANGE} (nats)")
+  left.set(
+    xlabel="group of pairs, from the lowest to the highest of a measure", ylabel="change (nats)"
+  )
+  left.set_title("the chosen responses of a group of pairs")
   left.legend(fontsize=7)
   plots.intervals(right, results, REFUSALS[2], by="method")
   right.set(ylim=(0, None))
