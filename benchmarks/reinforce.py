@@ -23,7 +23,7 @@ _GROUPS = {
   name: f"{name.upper()}, 2 layers, d 64, {_PROMPTS} prompts x {_SAMPLES} samples of {_NEW_TOKENS}"
   for name in ("rloo", "grpo")
 }
-ROWS = tuple(Row(group, _OURS, _PEER, goal=3.0, unit="iteration") for group in _GROUPS.values())
+ROWS = tuple(Row(group, _OURS, _PEER, goal=5.0, unit="iteration") for group in _GROUPS.values())
 
 
 def run(quick: bool) -> Iterator[dict[str, Any]]:

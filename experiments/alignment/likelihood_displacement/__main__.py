@@ -61,7 +61,7 @@ class Config:
 
 PRESETS = {
   "smoke": Config(
-    prompts=(2, 1, 1), paraphrases=2, class_words=2, function_words=2, max_length=2, decoder=(8, 1),
+    prompts=(2, 1, 1), paraphrases=2, class_words=2, function_words=2, max_length=3, decoder=(8, 1),
     num_heads=2, pretraining_updates=2, pretraining_rows=4, num_pairs=8, num_groups=4, batch_size=4,
     max_updates=2, check_every=1, sft_weights=(0.1, 1.0), problems=2, responses=4, response_dim=4,
   ),
