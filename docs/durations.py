@@ -44,8 +44,8 @@ def page(reports: list[str], num_papers: int) -> str:
     " the test's own process, CPU seconds those of its subprocesses too.",
     "",
     f"{len(tests):,} tests of {num_papers} papers: {seconds:,.0f} CPU seconds; {programs:,}"
-    f" programs. If all of it grows with the papers, {_PLANNED_PAPERS} take {planned:.0f} minutes on"
-    f" {_CORES} cores.",
+    f" programs. If all of it grows with the papers, {_PLANNED_PAPERS} take {planned:.0f} minutes"
+    f" on {_CORES} cores.",
     "",
     "| room | tests | programs | CPU seconds |",
     "|---|---|---|---|",
