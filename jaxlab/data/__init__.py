@@ -12,6 +12,13 @@ from jaxlab.data.annotated_preferences import (
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.deceptive_prompts import (
+  CATEGORIES,
+  PROMPT_WORDS,
+  PromptBatch,
+  add_think_twice,
+  make_prompts,
+)
 from jaxlab.data.deployment_prompts import (
   ConditionPrompts,
   DeploymentBatch,
@@ -25,6 +32,7 @@ from jaxlab.data.deployment_prompts import (
 from jaxlab.data.dialogue import DialogueBatch, DialogueConfig, dialogue_batch, dialogue_reward
 from jaxlab.data.epoch_curves import load_epoch_curves
 from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.grid_scenes import SceneBatch, sample_grid_scenes
 from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
@@ -98,6 +106,7 @@ from jaxlab.data.tokenizers import (
 
 __all__ = [
   "AcceptedCurves",
+  "add_think_twice",
   "aggregate_preferences",
   "AggregatedPreferences",
   "annotated_pairs",
@@ -105,6 +114,7 @@ __all__ = [
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
+  "CATEGORIES",
   "ChainBatch",
   "check_steps",
   "condition_prompts",
@@ -144,6 +154,7 @@ __all__ = [
   "load_regression_table",
   "load_source",
   "load_tokenizer",
+  "make_prompts",
   "modular_chain_batch",
   "ModularChainConfig",
   "multiplication_dataset",
@@ -174,6 +185,8 @@ __all__ = [
   "PreferencePairs",
   "prepare",
   "prior_batches",
+  "PROMPT_WORDS",
+  "PromptBatch",
   "Prompts",
   "RatedResponse",
   "ratings_to_strength",
@@ -187,11 +200,13 @@ __all__ = [
   "RuleTasks",
   "sample_accepted_curves",
   "sample_curve_params",
+  "sample_grid_scenes",
   "sample_learning_curves",
   "sample_overlapping_gaussians",
   "sample_patches",
   "sample_rule_tasks",
   "sample_shape_scenes",
+  "SceneBatch",
   "Scenes",
   "SeededBatches",
   "Signals",

@@ -54,6 +54,12 @@ from jaxlab.metrics.early_exit import (
   exited_values,
   threshold_exits,
 )
+from jaxlab.metrics.false_premises import (
+  DeceptionReport,
+  Judgement,
+  deception_report,
+  judge_answers,
+)
 from jaxlab.metrics.gaps import gap_closed
 from jaxlab.metrics.inference_scaling import (
   GreedyCalibration,
@@ -138,6 +144,8 @@ __all__ = [
   "CostAccuracy",
   "coverage_curve",
   "critical_step",
+  "deception_report",
+  "DeceptionReport",
   "density_kl",
   "distance_sensitivity",
   "exit_levels",
@@ -160,6 +168,8 @@ __all__ = [
   "intersection_and_union",
   "IntersectionAndUnion",
   "joint_success",
+  "judge_answers",
+  "Judgement",
   "knowledge_regions",
   "KnowledgeRegions",
   "kolmogorov_smirnov_error",

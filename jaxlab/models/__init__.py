@@ -49,6 +49,7 @@ from jaxlab.models.resnet import (
 )
 from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, rotary_frequencies
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
+from jaxlab.models.vision_language import SceneQuestionAnswerer
 from jaxlab.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ __all__ = [
   "save_pfn",
   "save_pretrained",
   "save_vision_checkpoint",
+  "SceneQuestionAnswerer",
   "stage_costs",
   "TrainedPFN",
   "UncertaintyGate",

@@ -7,15 +7,19 @@ from jaxlab.data import (
   DialogueConfig,
   ModularChainConfig,
   ParaphraseConfig,
+  SceneBatch,
 )
-from tests.contracts.calls import KEY, B, c, call, f, u
+from tests.contracts.calls import KEY, B, b, c, call, f, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 _DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
 
+_SCENES = SceneBatch(f(B, 24, 24, 3), c(B, 9), c(B, 9), b(B, 9), c(B))
+
 TABLE = {
+  "add_think_twice": call(c(B, 4)),
   "aggregate_preferences": call(c(B, 5), c(B)),
   "annotated_pairs": call(KEY, num_pairs=4, num_features=2, num_domains=2),
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
@@ -29,6 +33,9 @@ TABLE = {
   "document_batch": call(KEY, _DEPLOYMENT, 2),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
   "label_words": call(c(5)),
+  "make_prompts": call(KEY, _SCENES, category=None, deceptive=True).but(
+    quiet="scenes", skip={"gradients": "integers"}
+  ),
   "modular_chain_batch": call(KEY, _CHAINS, 2),
   "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
@@ -48,6 +55,7 @@ TABLE = {
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),
   "sample_curve_params": call(KEY, batch_size=2),
+  "sample_grid_scenes": call(KEY, 2),
   "sample_learning_curves": call(KEY, batch_size=2, length=4),
   "sample_overlapping_gaussians": call(KEY, num_samples=4, num_classes=2, dim=2, separation=1.0),
   "sample_patches": call(KEY, num_samples=4, dim=5).but(

@@ -1,9 +1,11 @@
 """Calls of the metrics."""
 
+from jaxlab.data import PromptBatch
 from jaxlab.metrics import ComplianceGap, ExponentiatedPowerLaw
 from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
 
 _GAP = ComplianceGap(*[u()] * 6)
+_PROMPTS = PromptBatch(c(B, 4), c(B, 2), b(B), c(B), b(B))
 
 TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
@@ -21,6 +23,7 @@ TABLE = {
   "cost_accuracy": call(c(5), u(5, 4), t(4)),
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
   "critical_step": call(f(B, 4), mask=b(B, 4)),
+  "deception_report": call(b(5), c(5), b(5)),
   "distance_sensitivity": call(n(5), n(5, 4), c(5, 4), num_bins=2, max_distance=4),
   "density_kl": call(u(5)),
   "exit_levels": call(p(B, 4)),
@@ -41,6 +44,7 @@ TABLE = {
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
   "joint_success": call(f(B, 2), f(B, 2)),
+  "judge_answers": call(c(B, 4), _PROMPTS),
   "knowledge_regions": call(u(B), u(B)).but(skip={"gradients": "integers"}),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "last_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
