@@ -10,6 +10,14 @@ from jaxlab.data.annotated_preferences import (
   ratings_to_strength,
 )
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.causal_reviews import (
+  REVIEW_CONCEPTS,
+  REVIEW_VOCAB_SIZE,
+  ReviewBatch,
+  intervene_reviews,
+  noisy_review_edit,
+  sample_reviews,
+)
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
 from jaxlab.data.deceptive_prompts import (
@@ -141,6 +149,7 @@ __all__ = [
   "FileRecord",
   "generate_mnist1d",
   "ImagePairs",
+  "intervene_reviews",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
@@ -160,6 +169,7 @@ __all__ = [
   "multiplication_dataset",
   "MultiplicationBatch",
   "MultiplicationData",
+  "noisy_review_edit",
   "normalize_curve",
   "orient_pairs",
   "OrientedPairs",
@@ -195,6 +205,9 @@ __all__ = [
   "render_chat",
   "render_prompts",
   "response_class",
+  "REVIEW_CONCEPTS",
+  "REVIEW_VOCAB_SIZE",
+  "ReviewBatch",
   "rotated_digits",
   "RotatedDigits",
   "RuleTasks",
@@ -204,6 +217,7 @@ __all__ = [
   "sample_learning_curves",
   "sample_overlapping_gaussians",
   "sample_patches",
+  "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
   "SceneBatch",

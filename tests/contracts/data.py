@@ -7,6 +7,7 @@ from jaxlab.data import (
   DialogueConfig,
   ModularChainConfig,
   ParaphraseConfig,
+  ReviewBatch,
   SceneBatch,
 )
 from tests.contracts.calls import KEY, B, b, c, call, f, u
@@ -16,6 +17,7 @@ _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_token
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 _DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
 
+_REVIEWS = ReviewBatch(c(B, 32), c(B, 4), c(B), c(B))
 _SCENES = SceneBatch(f(B, 24, 24, 3), c(B, 9), c(B, 9), b(B, 9), c(B))
 
 TABLE = {
@@ -32,6 +34,7 @@ TABLE = {
   "deployment_batch": call(KEY, _DEPLOYMENT, 2),
   "document_batch": call(KEY, _DEPLOYMENT, 2),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
+  "intervene_reviews": call(_REVIEWS, concept=1, value=2),
   "label_words": call(c(5)),
   "make_prompts": call(KEY, _SCENES, category=None, deceptive=True).but(
     quiet="scenes", skip={"gradients": "integers"}
@@ -39,6 +42,7 @@ TABLE = {
   "modular_chain_batch": call(KEY, _CHAINS, 2),
   "multiplication_dataset": call(KEY, num_digits=1, num_train=4, num_test=4),
   "normalize_curve": call(f(B)).but(static="lower upper soft_lower soft_upper"),
+  "noisy_review_edit": call(KEY, _REVIEWS, concept=1, value=c(B)),
   "orient_pairs": call(c(B)),
   "paired_label_noise": call(KEY, c(5), num_classes=4, noise_rate=0.2),
   "paraphrase_batch": call(KEY, _PARAPHRASES, 2),
@@ -61,6 +65,7 @@ TABLE = {
   "sample_patches": call(KEY, num_samples=4, dim=5).but(
     static="rare_prob distractor_scale noise_std"
   ),
+  "sample_reviews": call(KEY, num_samples=2),
   "sample_rule_tasks": call(
     KEY, num_tasks=2, vocab_size=8, sentence_length=4, num_classes=2, num_examples=4
   ),

@@ -11,10 +11,13 @@ TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
   "auroc": call(f(5), b(5)).but(skip={"gradients": "steps"}),
   "average_calibration_error": call(p(5, 4), c(5)),
+  "average_causal_effect": call(p(5, 4), p(5, 4)),
   "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
   "best_of_n_kl": call(t(B)),
   "best_of_n_win_rate": call(u(5), num_samples=2),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
+  "causal_effect_error": call(p(B, 4), p(B, 4), p(B, 2, 4), match_mask=b(B, 2)),
+  "causal_effect_error:cosine": call(p(B, 4), p(B, 4), p(B, 2, 4), distance="cosine"),
   "centered_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
   "closed_set_error": call(c(5), c(5), known=b(5)),
   "compliance_gap": call(b(5), b(5), mask=b(5)),
@@ -38,6 +41,7 @@ TABLE = {
   "greedy_calibration": call(n(5), b(5)),
   "idealized_log_ratio": call(n(B), n(B), u(B), beta=0.5),
   "idealized_ranking_accuracy": call(n(5), n(5), u(5), beta=0.5),
+  "individual_causal_effect": call(p(B, 4), p(B, 4)),
   "inference_flops": call(
     num_params=t(B), prompt_tokens=5.0, generated_tokens=5.0, num_samples=2.0
   ),
@@ -62,6 +66,7 @@ TABLE = {
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
+  "order_faithfulness": call(u(5, 4), u(5, 4)).but(skip={"gradients": "steps"}),
   "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
@@ -93,6 +98,7 @@ TABLE = {
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
   "tilted_density": call(f(5), beta=0.5),
   "token_alignment": call(f(4, 2), c(B), c(B)),
+  "top_k_matches": call(f(B, 4), f(5, 4), valid=b(B, 5), top_k=2, threshold=0.1),
   "training_leakage": call(_GAP, _GAP),
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),
