@@ -111,6 +111,12 @@ from jaxlab.data.tokenizers import (
   load_tokenizer,
   pad_sequences,
 )
+from jaxlab.data.tone_speech import (
+  SPEECH_VOCAB_SIZE,
+  TONE_BANDS,
+  Utterances,
+  sample_utterances,
+)
 
 __all__ = [
   "AcceptedCurves",
@@ -220,15 +226,19 @@ __all__ = [
   "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
+  "sample_utterances",
   "SceneBatch",
   "Scenes",
   "SeededBatches",
   "Signals",
   "Source",
   "source_names",
+  "SPEECH_VOCAB_SIZE",
   "stack_batches",
   "Tokenizer",
+  "TONE_BANDS",
   "unique_correct",
+  "Utterances",
   "word_vectors",
 ]
 

@@ -70,5 +70,6 @@ TABLE = {
     KEY, num_tasks=2, vocab_size=8, sentence_length=4, num_classes=2, num_examples=4
   ),
   "sample_shape_scenes": call(KEY, num_samples=2, classes=(0, 1), size=8, clutter=1),
+  "sample_utterances": call(KEY, num_samples=2, max_digits=2),
   "word_vectors": call(vocab_size=4),
 }
