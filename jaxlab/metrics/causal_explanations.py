@@ -152,7 +152,8 @@ def top_k_matches(
 
   Returns:
     The `Matches`; on ties the lowest index comes first. `similarity > -inf` is the mask of matches
-    that `causal_effect_error` takes. A query with NaN has NaN similarity.
+    that `causal_effect_error` takes. A NaN in a query makes its similarities NaN; one in a
+    candidate is the first match of every query that may have it.
 
   Raises:
     ValueError: if `top_k` lies outside [1, m], or shapes differ.

@@ -63,7 +63,7 @@ def search_batch_size(
       current = 2 * current
       continue
     gap = smallest_miss - largest_fit
-    if gap <= max(1, relative_gap * smallest_miss):
+    if gap <= 1 or gap / smallest_miss <= relative_gap:
       return BatchSizeSearch(largest_fit, num_trials)
     current = round((largest_fit + smallest_miss) / 2)
 

@@ -30,7 +30,7 @@ def slow_reply(tokens):
 
 def test_judgements_match_a_loop():
   rng = np.random.default_rng(0)
-  count = 4000
+  count = 1500
   answers = rng.integers(0, 9, (count, 6))
   holds = rng.random(count) < 0.5
   word = rng.integers(6, 9, count)

@@ -18,7 +18,8 @@ encode = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.jit(MODEL.init)(jax.random.key(0), FRAMES, LENGTHS, TOKENS)["params"]
+  with jax.numpy_rank_promotion("raise"):
+    return jax.jit(MODEL.init)(jax.random.key(0), FRAMES, LENGTHS, TOKENS)["params"]
 
 
 def log_softmax(logits):

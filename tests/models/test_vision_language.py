@@ -16,7 +16,8 @@ apply = jax.jit(lambda params, images, tokens: MODEL.apply({"params": params}, i
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.jit(MODEL.init)(jax.random.key(0), IMAGES, TOKENS)["params"]
+  with jax.numpy_rank_promotion("raise"):
+    return jax.jit(MODEL.init)(jax.random.key(0), IMAGES, TOKENS)["params"]
 
 
 def test_text_sees_the_picture_and_the_text_before(params):
