@@ -12,6 +12,14 @@ from jaxlab.metrics.calibration import (
   reliability_diagram,
   static_calibration_error,
 )
+from jaxlab.metrics.causal_explanations import (
+  Matches,
+  average_causal_effect,
+  causal_effect_error,
+  individual_causal_effect,
+  order_faithfulness,
+  top_k_matches,
+)
 from jaxlab.metrics.compliance import (
   ComplianceGap,
   PairedGap,
@@ -53,6 +61,12 @@ from jaxlab.metrics.early_exit import (
   exit_levels,
   exited_values,
   threshold_exits,
+)
+from jaxlab.metrics.false_premises import (
+  DeceptionReport,
+  Judgement,
+  deception_report,
+  judge_answers,
 )
 from jaxlab.metrics.gaps import gap_closed
 from jaxlab.metrics.inference_scaling import (
@@ -124,10 +138,12 @@ __all__ = [
   "area_under_cost_curve",
   "auroc",
   "average_calibration_error",
+  "average_causal_effect",
   "best_of_k_accuracy",
   "best_of_n_kl",
   "best_of_n_win_rate",
   "beta_coverage",
+  "causal_effect_error",
   "centered_hidden_similarity",
   "closed_set_error",
   "compliance_gap",
@@ -138,6 +154,8 @@ __all__ = [
   "CostAccuracy",
   "coverage_curve",
   "critical_step",
+  "deception_report",
+  "DeceptionReport",
   "density_kl",
   "distance_sensitivity",
   "exit_levels",
@@ -155,11 +173,14 @@ __all__ = [
   "GreedyCalibration",
   "idealized_log_ratio",
   "idealized_ranking_accuracy",
+  "individual_causal_effect",
   "inference_flops",
   "interpolator_temperature_scaled_nll",
   "intersection_and_union",
   "IntersectionAndUnion",
   "joint_success",
+  "judge_answers",
+  "Judgement",
   "knowledge_regions",
   "KnowledgeRegions",
   "kolmogorov_smirnov_error",
@@ -168,6 +189,7 @@ __all__ = [
   "LikelihoodDisplacement",
   "LogDiffusion",
   "lowest_scores_mask",
+  "Matches",
   "maximum_calibration_error",
   "mean_absolute_percentage_error",
   "mean_class_accuracy",
@@ -179,6 +201,7 @@ __all__ = [
   "optimal_coverage_policy",
   "optimal_transform",
   "OptimalTransform",
+  "order_faithfulness",
   "paired_compliance_gap",
   "PairedGap",
   "pairwise_accuracy",
@@ -210,6 +233,7 @@ __all__ = [
   "threshold_exits",
   "tilted_density",
   "token_alignment",
+  "top_k_matches",
   "training_leakage",
   "unsupported_mass",
   "value_at_kl",

@@ -1,18 +1,23 @@
 """Calls of the metrics."""
 
+from jaxlab.data import PromptBatch
 from jaxlab.metrics import ComplianceGap, ExponentiatedPowerLaw
 from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
 
 _GAP = ComplianceGap(*[u()] * 6)
+_PROMPTS = PromptBatch(c(B, 4), c(B, 2), b(B), c(B), b(B))
 
 TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
   "auroc": call(f(5), b(5)).but(skip={"gradients": "steps"}),
   "average_calibration_error": call(p(5, 4), c(5)),
+  "average_causal_effect": call(p(5, 4), p(5, 4)),
   "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
   "best_of_n_kl": call(t(B)),
   "best_of_n_win_rate": call(u(5), num_samples=2),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
+  "causal_effect_error": call(p(B, 4), p(B, 4), p(B, 2, 4), match_mask=b(B, 2)),
+  "causal_effect_error:cosine": call(p(B, 4), p(B, 4), p(B, 2, 4), distance="cosine"),
   "centered_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
   "closed_set_error": call(c(5), c(5), known=b(5)),
   "compliance_gap": call(b(5), b(5), mask=b(5)),
@@ -21,6 +26,7 @@ TABLE = {
   "cost_accuracy": call(c(5), u(5, 4), t(4)),
   "coverage_curve": call(b(5, 4), ks=(1, 2)),
   "critical_step": call(f(B, 4), mask=b(B, 4)),
+  "deception_report": call(b(5), c(5), b(5)),
   "distance_sensitivity": call(n(5), n(5, 4), c(5, 4), num_bins=2, max_distance=4),
   "density_kl": call(u(5)),
   "exit_levels": call(p(B, 4)),
@@ -35,12 +41,14 @@ TABLE = {
   "greedy_calibration": call(n(5), b(5)),
   "idealized_log_ratio": call(n(B), n(B), u(B), beta=0.5),
   "idealized_ranking_accuracy": call(n(5), n(5), u(5), beta=0.5),
+  "individual_causal_effect": call(p(B, 4), p(B, 4)),
   "inference_flops": call(
     num_params=t(B), prompt_tokens=5.0, generated_tokens=5.0, num_samples=2.0
   ),
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
   "joint_success": call(f(B, 2), f(B, 2)),
+  "judge_answers": call(c(B, 4), _PROMPTS),
   "knowledge_regions": call(u(B), u(B)).but(skip={"gradients": "integers"}),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "last_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
@@ -58,6 +66,7 @@ TABLE = {
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
+  "order_faithfulness": call(u(5, 4), u(5, 4)).but(skip={"gradients": "steps"}),
   "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
@@ -89,6 +98,7 @@ TABLE = {
   "threshold_exits": call(u(B, 4), thresholds=u(4)),
   "tilted_density": call(f(5), beta=0.5),
   "token_alignment": call(f(4, 2), c(B), c(B)),
+  "top_k_matches": call(f(B, 4), f(5, 4), valid=b(B, 5), top_k=2, threshold=0.1),
   "training_leakage": call(_GAP, _GAP),
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),

@@ -50,6 +50,10 @@ EXEMPT = {
     data.unique_correct
     metrics.plot_cost_accuracy metrics.plot_reliability metrics.plot_stream_error
     models.logits_from_hf models.params_from_hf models.params_to_hf
+    samplers.assign_buckets samplers.bucket_batches samplers.compiled_memory_bytes
+    samplers.effective_duration samplers.estimate_duration_bins
+    samplers.estimate_duration_token_bins samplers.merge_equal_buckets samplers.padding_fraction
+    samplers.search_batch_size samplers.search_batch_size_linear
     training.build_evaluate
   """,
   "gives numbers, a module or a configuration": """
