@@ -66,6 +66,15 @@ from jaxlab.metrics.inference_scaling import (
   selection_accuracy_curve,
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
+from jaxlab.metrics.overfit_detection import (
+  McNemarResult,
+  OverfitResult,
+  OverfitTrend,
+  benchmark_overfit_test,
+  holm_adjust,
+  mcnemar_test,
+  overfit_trend,
+)
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
 from jaxlab.metrics.policies import policy_divergence, unsupported_mass
 from jaxlab.metrics.preference import (
@@ -124,6 +133,7 @@ __all__ = [
   "area_under_cost_curve",
   "auroc",
   "average_calibration_error",
+  "benchmark_overfit_test",
   "best_of_k_accuracy",
   "best_of_n_kl",
   "best_of_n_win_rate",
@@ -153,6 +163,7 @@ __all__ = [
   "gap_closed",
   "greedy_calibration",
   "GreedyCalibration",
+  "holm_adjust",
   "idealized_log_ratio",
   "idealized_ranking_accuracy",
   "inference_flops",
@@ -169,6 +180,8 @@ __all__ = [
   "LogDiffusion",
   "lowest_scores_mask",
   "maximum_calibration_error",
+  "mcnemar_test",
+  "McNemarResult",
   "mean_absolute_percentage_error",
   "mean_class_accuracy",
   "mean_iou_by_class",
@@ -179,6 +192,9 @@ __all__ = [
   "optimal_coverage_policy",
   "optimal_transform",
   "OptimalTransform",
+  "overfit_trend",
+  "OverfitResult",
+  "OverfitTrend",
   "paired_compliance_gap",
   "PairedGap",
   "pairwise_accuracy",

@@ -9,6 +9,7 @@ TABLE = {
   "area_under_cost_curve": call(f(5), u(5)),
   "auroc": call(f(5), b(5)).but(skip={"gradients": "steps"}),
   "average_calibration_error": call(p(5, 4), c(5)),
+  "benchmark_overfit_test": call(b(5), b(5)),
   "best_of_k_accuracy": call(f(B, 4), b(B, 4), ks=(1, 2)).but(skip={"gradients": "steps"}),
   "best_of_n_kl": call(t(B)),
   "best_of_n_win_rate": call(u(5), num_samples=2),
@@ -33,6 +34,7 @@ TABLE = {
   "fit_power_diffusion": call(t(5), u(5)),
   "gap_closed": call(u(B), u(B), u(B)),
   "greedy_calibration": call(n(5), b(5)),
+  "holm_adjust": call(u(5)),
   "idealized_log_ratio": call(n(B), n(B), u(B), beta=0.5),
   "idealized_ranking_accuracy": call(n(5), n(5), u(5), beta=0.5),
   "inference_flops": call(
@@ -47,6 +49,8 @@ TABLE = {
   "likelihood_displacement": call(n(5), n(5)),
   "lowest_scores_mask": call(f(5), fraction=0.5),
   "maximum_calibration_error": call(p(5, 4), c(5)),
+  "mcnemar_test": call(b(5), b(5)),
+  "mcnemar_test:exact": call(b(5), b(5), exact=True),
   "mean_absolute_percentage_error": call(f(5), f(5)),
   "mean_class_accuracy": call(c(5), c(5), num_classes=4),
   "mean_iou_by_class": call(c(5), c(5), c(5), num_classes=4),
@@ -58,6 +62,7 @@ TABLE = {
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
+  "overfit_trend": call(f(5), u(5)),
   "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
