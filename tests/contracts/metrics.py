@@ -14,6 +14,8 @@ TABLE = {
   "best_of_n_kl": call(t(B)),
   "best_of_n_win_rate": call(u(5), num_samples=2),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
+  "calibration_gap": call(p(5), p(5)),
+  "calibration_gap:bins": call(p(5), p(5), num_bins=2),
   "centered_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
   "closed_set_error": call(c(5), c(5), known=b(5)),
   "compliance_gap": call(b(5), b(5), mask=b(5)),
@@ -34,6 +36,8 @@ TABLE = {
   "fit_power_diffusion": call(t(5), u(5)),
   "gap_closed": call(u(B), u(B), u(B)),
   "greedy_calibration": call(n(5), b(5)),
+  "hallucination_lower_bound": call(u(B), u(B), num_samples=100.0, fact_ratio=0.01),
+  "hallucination_rate": call(p(5), b(5)),
   "holm_adjust": call(u(5)),
   "idealized_log_ratio": call(n(B), n(B), u(B), beta=0.5),
   "idealized_ranking_accuracy": call(n(5), n(5), u(5), beta=0.5),
@@ -43,6 +47,7 @@ TABLE = {
   "interpolator_temperature_scaled_nll": call(u(B), 4.0),
   "intersection_and_union": call(c(B, 4, 4), c(B, 4, 4), num_classes=4),
   "joint_success": call(f(B, 2), f(B, 2)),
+  "knowledge_category": call(b(B, 4), b(B), b(B)),
   "knowledge_regions": call(u(B), u(B)).but(skip={"gradients": "integers"}),
   "kolmogorov_smirnov_error": call(u(5), b(5)),
   "last_hidden_similarity": call(f(B, 5, 2), f(B, 4, 2), b(B, 5), b(B, 4)),
@@ -54,6 +59,10 @@ TABLE = {
   "mean_absolute_percentage_error": call(f(5), f(5)),
   "mean_class_accuracy": call(c(5), c(5), num_classes=4),
   "mean_iou_by_class": call(c(5), c(5), c(5), num_classes=4),
+  "miscalibration": call(p(5), p(5)),
+  "miscalibration:bins": call(p(5), p(5), num_bins=2),
+  "missing_mass": call(p(5), c(5)),
+  "monofact_rate": call(c(5)),
   "negative_log_likelihood": call(f(B, 4), c(B)),
   "normalized_edit_distance": call(c(B, 5), c(B), c(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
@@ -81,6 +90,7 @@ TABLE = {
   "reliability_diagram": call(p(5, 4), c(5)),
   "root_mean_squared_error": call(f(5), f(5)),
   "select_step_pairs": call(u(B, 5), u(B, 4, 2), mask=b(B, 4)),
+  "sampled_calibration_gap": call(n(5), n(4), p(4), num_bins=2),
   "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
   "selection_accuracy_curve:weighted": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="weighted_majority", num_subsets=2
@@ -88,6 +98,7 @@ TABLE = {
   "selection_accuracy_curve:best": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
   ),
+  "set_overlap": call(b(5), b(5)),
   "sign_flip_test": call(KEY, f(5), num_permutations=4).but(skip={"gradients": "steps"}),
   "static_calibration_error": call(p(5, 4), c(5)),
   "step_advantages": call(u(B, 5)),
