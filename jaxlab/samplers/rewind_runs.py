@@ -12,7 +12,7 @@ from jaxlab._checks import as_accumulator
 from jaxlab._programs import varying_carry
 from jaxlab.samplers.decode_fns import DecodeFns, is_any_token, repeat_rows
 from jaxlab.samplers.rewind_nodes import candidate_priors, should_widen
-from jaxlab.samplers.rewind_tree import RewindTree, expand_leaf
+from jaxlab.samplers.rewind_tree import RewindTree, expand_leaf, select_leaf
 from jaxlab.samplers.token_filters import process_logits
 from jaxlab.samplers.top_k import row_top_k
 
@@ -231,52 +231,60 @@ def choose_candidates(runs: Runs, single, options: SearchOptions) -> tuple[jax.A
   return valid, jnp.where(single, probs / jnp.where(total == 0, 1.0, total), several)
 
 
-def widen_path(key, model: SearchModel, reading: Reading, tree: RewindTree, path):
-  """Gives one more child to each node of a path whose children are alike and bad.
+def choose_path(key, model: SearchModel, tree: RewindTree, kept: jax.Array, length):
+  """A path to a leaf, on which nodes whose children are alike and bad first get one more.
 
-  Done after a visit, it is what would be done before the next one chooses at the node: between two
-  visits nothing changes there. Also returns how many tokens were drawn.
+  Returns the tree, the path, and how many tokens were drawn.
   """
   options = model.options
+  places = jnp.arange(options.max_moves + 1)
+
+  def select(tree):
+    return select_leaf(tree, max_depth=places.size, exploration=options.exploration)
 
   def children(tree, node):
     is_child = (tree.parent == node) & (node >= 0)
     rows = jnp.nonzero(is_child, size=options.max_children, fill_value=0)[0]
     return rows, jnp.sum(is_child), jnp.all(tree.has_embedding | ~is_child)
 
-  def wants(node):
-    rows, number, all_visited = children(tree, node)
-    return all_visited & should_widen(
-      tree.embedding[rows],
-      tree.value[rows],
-      set_length=tree.token_length[rows[0]],
-      num_children=number,
-      max_children=MAX_CHILDREN,
-    )
+  def wanted(state):
+    """Where on the path a child is wanted; what lies above was seen to already."""
+    tree, path, first, _ = state
+
+    def wants(node):
+      rows, number, all_visited = children(tree, node)
+      return all_visited & should_widen(
+        tree.embedding[rows],
+        tree.value[rows],
+        set_length=tree.token_length[rows[0]],
+        num_children=number,
+        max_children=MAX_CHILDREN,
+      )
+
+    return jax.vmap(wants)(path) & (places >= first)
 
   def add(state):
-    tree, wanted, drawn = state
-    place = jnp.argmax(wanted)
-    node, length = path[place], reading.ends[place]
+    tree, path, _, drawn = state
+    place = jnp.argmax(wanted(state)).astype(jnp.int32)
+    reading = model.read(tree, path, kept, length)
+    node, end = path[place], reading.ends[place]
     rows, number, _ = children(tree, node)
     is_row = jnp.arange(rows.shape[0]) < number
     tokens = jnp.where(is_row[:, None], tree.tokens[rows], -1)
     set_length = tree.token_length[rows[0]]
     taken = jnp.zeros(reading.logits.shape[1], bool)
     taken = taken.at[jnp.where(is_row, tokens[:, 0], taken.size)].set(True, mode="drop")
-    new_key = jax.random.fold_in(key, place)
-    single = set_length == 1
-    limit = jnp.minimum(set_length, reading.answer.shape[0] - length)
-    run = draw_runs(new_key, model, reading, length, limit, single, 1, taken)
+    limit = jnp.minimum(set_length, reading.answer.shape[0] - end)
+    run_key = jax.random.fold_in(key, place)
+    run = draw_runs(run_key, model, reading, end, limit, set_length == 1, 1, taken)
     is_new = ~jnp.any(jnp.all(tokens == run.tokens, axis=1)) & (run.log_probs[0] > -jnp.inf)
     prior = jnp.exp(run.log_probs)
-    equal = 1.0 / (number + 1)
-    mixed = (1.0 - options.uniform_weight) * prior + options.uniform_weight * equal
-    prior = jnp.where(node == tree.root, mixed, prior)
+    weight = jnp.where(node == tree.root, options.uniform_weight, 0.0)
+    prior = (1.0 - weight) * prior + weight / (number + 1)
     tree = expand_leaf(tree, node, run.tokens, jnp.where(is_new, run.lengths, 0), prior)
-    return tree, wanted.at[place].set(False), drawn + run.lengths[0]
+    return tree, select(tree), place + 1, drawn + run.lengths[0]
 
-  state = tree, jax.vmap(wants)(path), jnp.zeros((), jnp.int32)
-  state = varying_carry(add, state)
-  tree, _, drawn = jax.lax.while_loop(lambda state: jnp.any(state[1]), add, state)
-  return tree, drawn
+  none = jnp.zeros((), jnp.int32)
+  state = varying_carry(add, (tree, select(tree), none, none))
+  tree, path, _, drawn = jax.lax.while_loop(lambda state: jnp.any(wanted(state)), add, state)
+  return tree, path, drawn

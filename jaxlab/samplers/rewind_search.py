@@ -16,9 +16,9 @@ from jaxlab.samplers.rewind_runs import (
   SearchModel,
   SearchOptions,
   choose_candidates,
+  choose_path,
   draw_runs,
   to_clause_end,
-  widen_path,
 )
 from jaxlab.samplers.rewind_tree import (
   RewindTree,
@@ -27,7 +27,6 @@ from jaxlab.samplers.rewind_tree import (
   expand_leaf,
   init_rewind_tree,
   most_visited_child,
-  select_leaf,
 )
 
 
@@ -202,8 +201,8 @@ def _search(key, decode_fns, prompt, evaluate_fn, embed_fn, options: SearchOptio
 
 def _visit(keys, model: SearchModel, evaluate_fn, embed_fn, state: _State) -> _State:
   """One visit of the tree, from the choice of a leaf to the backup."""
-  options, tree, output = model.options, state.tree, state.output
-  path = select_leaf(tree, max_depth=options.max_moves + 1, exploration=options.exploration)
+  options, output = model.options, state.output
+  tree, path, num_added = choose_path(keys[2], model, state.tree, output.tokens, output.length)
   reading = model.read(tree, path, output.tokens, output.length)
   leaf, length = path[jnp.sum(path >= 0) - 1], reading.ends[-1]
   text, text_length = to_clause_end(keys[0], model, reading, length)
@@ -228,11 +227,10 @@ def _visit(keys, model: SearchModel, evaluate_fn, embed_fn, state: _State) -> _S
   parts = jnp.where(jnp.arange(text.shape[0])[None] < counts[:, None], parts, 0)
   embeddings = jax.vmap(embed_fn)(parts, counts)
   tree = backup_path(tree, path, embeddings, score, similarity_weight=options.similarity_weight)
-  tree, widened = widen_path(keys[2], model, reading, tree, path)
   output = output._replace(
     num_iterations=output.num_iterations + 1,
     num_generated=output.num_generated
-    + (text_length - length + jnp.sum(runs.lengths) + widened).astype(jnp.int32),
+    + (text_length - length + jnp.sum(runs.lengths) + num_added).astype(jnp.int32),
     num_evaluated=output.num_evaluated + model.prompt.shape[0] + text_length,
   )
   return state._replace(tree=tree, output=output)

@@ -61,6 +61,7 @@ class CommittedMove(NamedTuple):
   tokens: chex.Array
 
 
+@compiled_once
 def init_rewind_tree(
   *, capacity: int, embedding_dim: int, set_width: int = _SET_WIDTH
 ) -> RewindTree:
