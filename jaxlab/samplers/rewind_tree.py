@@ -158,7 +158,6 @@ def select_leaf(
   return jax.lax.scan(descend, start, steps)[1]
 
 
-@compiled_once
 def expand_leaf(
   tree: RewindTree,
   node: chex.Numeric,
@@ -188,13 +187,18 @@ def expand_leaf(
     priors=(priors, "[k]"),
     node=(node, "int []"),
   )
-  (capacity, width), number = tree.tokens.shape, np.shape(tokens)[0]
+  capacity, number = np.shape(tree.tokens)[0], np.shape(tokens)[0]
   if capacity < 1 + number:
     raise ValueError(
       f"capacity must be at least {1 + number} for {number} children, got {capacity}."
     )
-  tree = _as_tree(tree)
-  tokens, lengths, node = (jnp.asarray(x).astype(jnp.int32) for x in (tokens, lengths, node))
+  node, tokens, lengths = (jnp.asarray(x).astype(jnp.int32) for x in (node, tokens, lengths))
+  return _expand(_as_tree(tree), node, tokens, lengths, as_accumulator(priors))
+
+
+@compiled_once
+def _expand(tree: RewindTree, node, tokens, lengths, priors) -> RewindTree:
+  (capacity, width), number = tree.tokens.shape, tokens.shape[0]
   valid = lengths > 0
   rows = tree.num_nodes + jnp.cumsum(valid, dtype=jnp.int32) - 1
   rows = jnp.where(valid, rows, capacity)
@@ -208,12 +212,11 @@ def expand_leaf(
     depth=write(tree.depth, jnp.broadcast_to(tree.depth[node] + 1, (number,))),
     tokens=write(tree.tokens, tokens),
     token_length=write(tree.token_length, lengths),
-    prior=write(tree.prior, as_accumulator(priors)),
+    prior=write(tree.prior, priors),
     num_nodes=jnp.minimum(tree.num_nodes + jnp.sum(valid, dtype=jnp.int32), capacity),
   )
 
 
-@compiled_once
 def backup_path(
   tree: RewindTree,
   path: chex.Array,
@@ -250,8 +253,15 @@ def backup_path(
     path_embeddings=(path_embeddings, "[p, d]"),
     value=(value, "[]"),
   )
-  tree, path = _as_tree(tree), jnp.asarray(path).astype(jnp.int32)
-  embeddings, score = as_accumulator(path_embeddings, value)
+  path = jnp.asarray(path).astype(jnp.int32)
+  entries = path, *as_accumulator(path_embeddings, value)
+  return _enter_path(_as_tree(tree), *entries, similarity_threshold, similarity_weight)
+
+
+@compiled_once
+def _enter_path(
+  tree: RewindTree, path, embeddings, score, similarity_threshold, similarity_weight
+) -> RewindTree:
 
   def enter(tree, entry):
     node, embedding = entry
