@@ -39,6 +39,15 @@ from jaxlab.data.deployment_prompts import (
 )
 from jaxlab.data.dialogue import DialogueBatch, DialogueConfig, dialogue_batch, dialogue_reward
 from jaxlab.data.epoch_curves import load_epoch_curves
+from jaxlab.data.factoids import (
+  Factoids,
+  FactWorld,
+  ReliabilityDocuments,
+  reliability_answers,
+  reliability_documents,
+  sample_fact_world,
+  sample_factoids,
+)
 from jaxlab.data.feature_noise import PatchData, sample_patches
 from jaxlab.data.grid_scenes import SceneBatch, sample_grid_scenes
 from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
@@ -150,6 +159,8 @@ __all__ = [
   "draw_key_data",
   "encode_chat",
   "EncodedChat",
+  "Factoids",
+  "FactWorld",
   "few_shot_split",
   "FewShotSplit",
   "FileRecord",
@@ -208,6 +219,9 @@ __all__ = [
   "ratings_to_strength",
   "read_records",
   "RegressionTable",
+  "reliability_answers",
+  "reliability_documents",
+  "ReliabilityDocuments",
   "render_chat",
   "render_prompts",
   "response_class",
@@ -220,6 +234,8 @@ __all__ = [
   "sample_accepted_curves",
   "sample_curve_params",
   "sample_grid_scenes",
+  "sample_fact_world",
+  "sample_factoids",
   "sample_learning_curves",
   "sample_overlapping_gaussians",
   "sample_patches",

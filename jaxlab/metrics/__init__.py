@@ -69,6 +69,17 @@ from jaxlab.metrics.false_premises import (
   judge_answers,
 )
 from jaxlab.metrics.gaps import gap_closed
+from jaxlab.metrics.hallucination import (
+  calibration_gap,
+  hallucination_lower_bound,
+  hallucination_rate,
+  knowledge_category,
+  miscalibration,
+  missing_mass,
+  monofact_rate,
+  sampled_calibration_gap,
+  set_overlap,
+)
 from jaxlab.metrics.inference_scaling import (
   GreedyCalibration,
   best_of_k_accuracy,
@@ -80,6 +91,15 @@ from jaxlab.metrics.inference_scaling import (
   selection_accuracy_curve,
 )
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
+from jaxlab.metrics.overfit_detection import (
+  McNemarResult,
+  OverfitResult,
+  OverfitTrend,
+  benchmark_overfit_test,
+  holm_adjust,
+  mcnemar_test,
+  overfit_trend,
+)
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
 from jaxlab.metrics.policies import policy_divergence, unsupported_mass
 from jaxlab.metrics.preference import (
@@ -139,11 +159,13 @@ __all__ = [
   "auroc",
   "average_calibration_error",
   "average_causal_effect",
+  "benchmark_overfit_test",
   "best_of_k_accuracy",
   "best_of_n_kl",
   "best_of_n_win_rate",
   "beta_coverage",
   "causal_effect_error",
+  "calibration_gap",
   "centered_hidden_similarity",
   "closed_set_error",
   "compliance_gap",
@@ -171,6 +193,9 @@ __all__ = [
   "gap_closed",
   "greedy_calibration",
   "GreedyCalibration",
+  "hallucination_lower_bound",
+  "hallucination_rate",
+  "holm_adjust",
   "idealized_log_ratio",
   "idealized_ranking_accuracy",
   "individual_causal_effect",
@@ -181,6 +206,7 @@ __all__ = [
   "joint_success",
   "judge_answers",
   "Judgement",
+  "knowledge_category",
   "knowledge_regions",
   "KnowledgeRegions",
   "kolmogorov_smirnov_error",
@@ -191,10 +217,15 @@ __all__ = [
   "lowest_scores_mask",
   "Matches",
   "maximum_calibration_error",
+  "mcnemar_test",
+  "McNemarResult",
   "mean_absolute_percentage_error",
   "mean_class_accuracy",
   "mean_iou_by_class",
   "MeanIoU",
+  "miscalibration",
+  "missing_mass",
+  "monofact_rate",
   "negative_log_likelihood",
   "normalized_edit_distance",
   "open_set_classification_rate",
@@ -202,6 +233,9 @@ __all__ = [
   "optimal_transform",
   "OptimalTransform",
   "order_faithfulness",
+  "overfit_trend",
+  "OverfitResult",
+  "OverfitTrend",
   "paired_compliance_gap",
   "PairedGap",
   "pairwise_accuracy",
@@ -224,8 +258,10 @@ __all__ = [
   "Reliability",
   "reliability_diagram",
   "root_mean_squared_error",
+  "sampled_calibration_gap",
   "select_step_pairs",
   "selection_accuracy_curve",
+  "set_overlap",
   "sign_flip_test",
   "static_calibration_error",
   "step_advantages",

@@ -5,12 +5,14 @@ import numpy as np
 from jaxlab.data import (
   DeploymentPromptConfig,
   DialogueConfig,
+  FactWorld,
   ModularChainConfig,
   ParaphraseConfig,
   ReviewBatch,
   SceneBatch,
 )
 from tests.contracts.calls import KEY, B, b, c, call, f, u
+from tests.contracts.calls import KEY, B, c, call, f, p, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
@@ -54,12 +56,19 @@ TABLE = {
     KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
   ),
   "ratings_to_strength": call(f(B), f(B)),
+  "reliability_answers": call(num_people=4, num_attributes=2, num_values=5),
+  "reliability_documents": call(
+    KEY, num_documents=2, num_people=4, num_attributes=2, num_values=5, num_lines=2
+  ),
   "render_prompts": call(c(2, 4), c(5, 2, 2, 4), c(5, 2, 2), template_ids=c(5)),
   "response_class": call(_PARAPHRASES, c(B, 4), c(B)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),
   "sample_curve_params": call(KEY, batch_size=2),
   "sample_grid_scenes": call(KEY, 2),
+  "sample_fact_world": call(KEY, num_slots=2, slot_size=5, num_facts=4),
+  "sample_fact_world:dense": call(KEY, num_slots=2, slot_size=2, num_facts=4),
+  "sample_factoids": call(KEY, FactWorld(c(5, 2), p(5)), num_samples=4),
   "sample_learning_curves": call(KEY, batch_size=2, length=4),
   "sample_overlapping_gaussians": call(KEY, num_samples=4, num_classes=2, dim=2, separation=1.0),
   "sample_patches": call(KEY, num_samples=4, dim=5).but(

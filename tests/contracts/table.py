@@ -45,6 +45,7 @@ EXEMPT = {
     training.write_all
   """,
   "computes on the host, by NumPy or on texts": """
+    augment.extract_choice
     data.as_arrays data.draw_key_data data.encode_chat data.few_shot_split data.generate_mnist1d
     data.pad_sequences data.prior_batches data.render_chat data.source_names data.stack_batches
     data.unique_correct
