@@ -11,8 +11,7 @@ from jaxlab.data import (
   ReviewBatch,
   SceneBatch,
 )
-from tests.contracts.calls import KEY, B, b, c, call, f, u
-from tests.contracts.calls import KEY, B, c, call, f, p, u
+from tests.contracts.calls import KEY, B, b, c, call, f, p, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
