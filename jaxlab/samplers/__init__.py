@@ -41,7 +41,13 @@ from jaxlab.samplers.mixing import (
   sample_partners,
 )
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
-from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
+from jaxlab.samplers.selection import (
+  ResampleOutput,
+  VoteResult,
+  best_of_n,
+  majority_vote,
+  resample_until_accepted,
+)
 from jaxlab.samplers.speculative import (
   SpeculativeOutput,
   SpeculativeVerdict,
@@ -105,6 +111,8 @@ __all__ = [
   "Prefilled",
   "PriorBatch",
   "process_logits",
+  "resample_until_accepted",
+  "ResampleOutput",
   "ridge_prior",
   "sample_context_size",
   "sample_partner_table",

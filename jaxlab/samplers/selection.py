@@ -1,5 +1,6 @@
-"""Selection among the samples of a prompt, by vote or by score."""
+"""Selection among the samples of a prompt, by vote, by score or by a verifier."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
-from jaxlab._programs import sum_over_pairs
+from jaxlab._programs import compiled_once, sum_over_pairs, varying_carry
 
 
 class VoteResult(NamedTuple):
@@ -24,6 +25,20 @@ class VoteResult(NamedTuple):
   answer: chex.Array
   share: chex.Array
   index: chex.Array
+
+
+class ResampleOutput(NamedTuple):
+  """Samples that a verifier accepted.
+
+  Attributes:
+    sample: the first accepted sample of each row, or else the last one; a pytree of `[b, ...]`.
+    accepted: whether it is accepted, bool `[b]`.
+    attempts: how many samples were drawn, i32 `[b]`.
+  """
+
+  sample: chex.ArrayTree
+  accepted: chex.Array
+  attempts: chex.Array
 
 
 def majority_vote(
@@ -117,3 +132,69 @@ def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Arra
   best = jnp.max(jnp.where(allowed & valid, scores, lowest), axis=-1, keepdims=True)
   rank = jnp.where(allowed, jnp.where(valid, jnp.where(scores == best, 3, 2), 1), 0)
   return jnp.argmax(rank, axis=-1).astype(jnp.int32)
+
+
+def resample_until_accepted(
+  key: chex.PRNGKey,
+  sample_fn: Callable[[chex.PRNGKey], chex.ArrayTree],
+  verify_fn: Callable[[chex.ArrayTree], chex.Array],
+  *,
+  max_attempts: int,
+) -> ResampleOutput:
+  """Draws samples until a verifier accepts one, in every row of a batch.
+
+  Each attempt draws a whole batch; rows that have an accepted sample keep it. The loop stops once
+  all rows have one::
+
+    sample = lambda key: generate(key, fns, prompts, lengths, max_new_tokens=64).tokens
+    output = resample_until_accepted(key, sample, verify, max_attempts=16)
+
+  Args:
+    key: random key; attempt i, counted from 0, draws with `fold_in(key, i)`.
+    sample_fn: `key -> sample`, a pytree of arrays `[b, ...]`.
+    verify_fn: `sample -> accepted`, bool `[b]`.
+    max_attempts: most samples of a row, at least 1.
+
+  Returns:
+    The `ResampleOutput`.
+
+  Raises:
+    ValueError: if `max_attempts` < 1, or `verify_fn` does not give one value per row.
+    TypeError: if `verify_fn` does not give booleans.
+
+  Reference: Stroebl et al., Inference Scaling fLaws: The Limits of LLM Resampling with Imperfect
+  Verifiers, 2024, https://arxiv.org/abs/2411.17501.
+  """
+  check_at_least(1, max_attempts=max_attempts)
+  return _resample(key, sample_fn, verify_fn, max_attempts)
+
+
+@compiled_once
+def _resample(key, sample_fn, verify_fn, max_attempts) -> ResampleOutput:
+  like = jax.eval_shape(sample_fn, key)
+  verdict = jax.eval_shape(verify_fn, like)
+  for leaf in jax.tree.leaves(like):
+    check_arrays(verdict=(verdict, "bool [b]"), sample=(leaf, "[b, ...]"))
+
+  def proceed(state):
+    step, output = state
+    return (step < max_attempts) & ~jnp.all(output.accepted)
+
+  def attempt(state):
+    step, (kept, done, attempts) = state
+    sample = sample_fn(jax.random.fold_in(key, step))
+
+    def keep(old, new):
+      return jnp.where(done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+    sample = jax.tree.map(keep, kept, sample)
+    accepted = done | verify_fn(sample)
+    return step + 1, ResampleOutput(sample, accepted, attempts + ~done)
+
+  none = ResampleOutput(
+    jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like),
+    jnp.zeros(verdict.shape, bool),
+    jnp.zeros(verdict.shape, jnp.int32),
+  )
+  state = jnp.zeros((), jnp.int32), none
+  return jax.lax.while_loop(proceed, attempt, varying_carry(attempt, state))[1]

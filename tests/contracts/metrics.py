@@ -27,6 +27,7 @@ TABLE = {
   "exited_values": call(f(B, 4, 2), c(B)).but(keeps=True),
   "expected_calibration_error": call(p(5, 4), c(5)),
   "exponentiated_power_law": call(t(B), ExponentiatedPowerLaw(n(), n())),
+  "false_discovery_by_attempt": call(b(5, 4), b(5, 4), max_attempts=2),
   "feature_alignment": call(f(4, 2, 5), f(B, 5)),
   "fit_exponentiated_power_law": call(t(5), u(5)),
   "fit_log_diffusion": call(t(5), u(5)),
@@ -54,6 +55,7 @@ TABLE = {
   "normalized_edit_distance": call(c(B, 5), c(B), c(B, 4), c(B)),
   "open_set_classification_rate": call(f(5), f(4), c(5), c(5)).but(skip={"gradients": "steps"}),
   "optimal_coverage_policy": call(p(B, 4), num_samples=8.0),
+  "optimal_num_samples": call(f(5), c(5)),
   "optimal_transform": call(num_samples=2, beta=0.5, grid_size=4, num_iterations=2),
   "optimal_transform:worst": call(
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
@@ -74,6 +76,9 @@ TABLE = {
   "ranking_transitions": call(b(5), b(5)),
   "reasoning_rates": call(b(5), b(5), b(5)),
   "reliability_diagram": call(p(5, 4), c(5)),
+  "resampling_accuracy_ceiling": call(u(5), p(5), soundness=0.8),
+  "resampling_reward_curve": call(b(5, 4), b(5, 4), attempts=(1, 4)),
+  "resampling_value_curve": call(u(5), p(5), soundness=0.8, max_attempts=4),
   "root_mean_squared_error": call(f(5), f(5)),
   "select_step_pairs": call(u(B, 5), u(B, 4, 2), mask=b(B, 4)),
   "selection_accuracy_curve": call(KEY, c(5, 4), b(5, 4), ks=(1, 2), num_subsets=2),
@@ -92,6 +97,7 @@ TABLE = {
   "training_leakage": call(_GAP, _GAP),
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),
+  "verifier_statistics": call(b(5, 4), b(5, 4)),
   "win_rate_frontier": call(f(5), u(4), num_samples=2),
   "win_rate_frontier:worst": call(f(5), u(4), num_samples=2, procedure="worst_of_n"),
   "weak_to_strong_deception": call(u(5), u(5), u(5), u(5)).but(skip={"gradients": "steps"}),

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +26,18 @@ def _keyed(function, key, table, *args, **kwargs):
 
 def _speculate(function, key, target, draft, *args, **kwargs):
   return function(key, table_decode_fns(target), table_decode_fns(draft), *args, **kwargs)
+
+
+def _resample(function, key, mean, **kwargs):
+  return function(key, jax.tree_util.Partial(_draw, mean), _is_positive, **kwargs)
+
+
+def _draw(mean, key):
+  return mean + jax.random.normal(key, mean.shape)
+
+
+def _is_positive(sample):
+  return sample[:, 0] > 0
 
 
 def _log_density(position):
@@ -87,6 +100,7 @@ TABLE = {
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
   "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
+  "resample_until_accepted": call(KEY, f(B, 4), max_attempts=2).but(use=_resample, skip=_LOOP),
   "ridge_prior": call(KEY, batch_size=2, num_points=4),
   "sample_context_size": call(KEY, 4, min_context=1),
   "sample_partner_table": call(KEY, f(5, 2), num_draws=2, bandwidth=0.5),
