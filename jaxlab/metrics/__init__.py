@@ -115,6 +115,12 @@ from jaxlab.metrics.step_credit import (
   step_advantages,
 )
 from jaxlab.metrics.subgroups import mean_class_accuracy
+from jaxlab.metrics.votes import (
+  perplexity_error,
+  self_consistency_error,
+  vote_accuracy,
+  vote_calibration_error,
+)
 from jaxlab.metrics.win_rate import (
   Frontier,
   OptimalTransform,
@@ -197,6 +203,7 @@ __all__ = [
   "parameter_distance",
   "pass_at_k",
   "pearson_correlation",
+  "perplexity_error",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
@@ -219,6 +226,7 @@ __all__ = [
   "root_mean_squared_error",
   "select_step_pairs",
   "selection_accuracy_curve",
+  "self_consistency_error",
   "sign_flip_test",
   "static_calibration_error",
   "step_advantages",
@@ -231,6 +239,8 @@ __all__ = [
   "value_at_kl",
   "verifier_statistics",
   "VerifierStatistics",
+  "vote_accuracy",
+  "vote_calibration_error",
   "weak_to_strong_deception",
   "WeakToStrongDeception",
   "win_rate_frontier",

@@ -1,5 +1,11 @@
 """Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
+from jaxlab.samplers.answer_confidence import (
+  perplexity_consistency_confidence,
+  perplexity_select,
+  pruned_consistency_confidence,
+  self_consistency_confidence,
+)
 from jaxlab.samplers.backtracking import (
   AppliedBackspaces,
   BackspaceLayout,
@@ -39,6 +45,13 @@ from jaxlab.samplers.mixing import (
   label_similarity_probabilities,
   sample_partner_table,
   sample_partners,
+)
+from jaxlab.samplers.path_pruning import (
+  WeibullMixture,
+  fit_weibull_mixture,
+  reasoning_prune_mask,
+  weibull_mixture_log_prob,
+  weibull_mixture_posterior,
 )
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
 from jaxlab.samplers.selection import (
@@ -92,6 +105,7 @@ __all__ = [
   "filter_top_k",
   "filter_top_p",
   "filter_typical_p",
+  "fit_weibull_mixture",
   "flax_decode_fns",
   "generate",
   "generate_n",
@@ -107,10 +121,14 @@ __all__ = [
   "markov_beam_search",
   "markov_greedy",
   "McmcResult",
+  "perplexity_consistency_confidence",
+  "perplexity_select",
   "prefill",
   "Prefilled",
   "PriorBatch",
   "process_logits",
+  "pruned_consistency_confidence",
+  "reasoning_prune_mask",
   "resample_until_accepted",
   "ResampleOutput",
   "ridge_prior",
@@ -119,6 +137,7 @@ __all__ = [
   "sample_partners",
   "sample_without_replacement",
   "score_sequences",
+  "self_consistency_confidence",
   "speculative_decode",
   "speculative_verify",
   "SpeculativeOutput",
@@ -131,6 +150,9 @@ __all__ = [
   "table_decode_fns",
   "TreeSearchResult",
   "VoteResult",
+  "weibull_mixture_log_prob",
+  "weibull_mixture_posterior",
+  "WeibullMixture",
 ]
 
 

@@ -69,21 +69,12 @@ def majority_vote(
   ICLR 2023, section 2,
   https://arxiv.org/abs/2203.11171.
   """
-  widest = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
-  check_range("answers", answers, f"[{widest.min}, {widest.max}]")
-  check_arrays(answers=(answers, "int [..., n]"))
-  check_at_least(1, **{"the number of samples in answers": np.shape(answers)[-1]})
-  answers = jnp.asarray(answers)
-  # Unsigned types cannot hold the -1 of rows without an answer.
-  answers = answers.astype(jnp.result_type(answers, jnp.int32))
-  valid = answers >= 0
-  if mask is not None:
-    valid &= jnp.broadcast_to(jnp.asarray(mask) != 0, answers.shape)
+  answers, valid = as_answers(answers, mask)
   if weights is None:
     weights = jnp.ones((), jnp.float32)
   check_range("weights", weights, "[0, inf)")
   weights = jnp.where(valid, jnp.broadcast_to(as_accumulator(weights), answers.shape), 0.0)
-  votes = _votes(answers, weights)
+  votes = weight_of_answers(answers, weights)
   index = jnp.argmax(jnp.where(valid, votes, -1.0), axis=-1)
   any_valid = jnp.any(valid, axis=-1)
   total = jnp.sum(weights, axis=-1)
@@ -96,9 +87,56 @@ def majority_vote(
   )
 
 
+def as_answers(answers: chex.Array, mask: chex.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """Raises if answers cannot be compared, and says which of them count.
+
+  Args:
+    answers: answers of the samples, int `[..., n]`, n >= 1.
+    mask: 1 or True where a sample counts, `[..., n]` or a shape that broadcasts to it; None for
+      all.
+
+  Returns:
+    The answers in int32 or wider, and which count, bool `[..., n]`: negative ones do not.
+
+  Raises:
+    TypeError: if answers are not integers.
+    ValueError: if there are no samples, or a concrete answer does not fit the widest integer type.
+  """
+  widest = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+  check_range("answers", answers, f"[{widest.min}, {widest.max}]")
+  check_arrays(answers=(answers, "int [..., n]"))
+  check_at_least(1, **{"the number of samples in answers": np.shape(answers)[-1]})
+  answers = jnp.asarray(answers)
+  # Unsigned types cannot hold the -1 of rows without an answer.
+  answers = answers.astype(jnp.result_type(answers, jnp.int32))
+  valid = answers >= 0
+  return answers, valid if mask is None else valid & as_mask(mask, answers.shape)
+
+
+def as_mask(mask: chex.Array | None, shape: tuple[int, ...]) -> jax.Array:
+  """Which samples count.
+
+  Args:
+    mask: 1 or True where a sample counts, any shape that broadcasts to `shape`; None for all.
+    shape: of the samples.
+
+  Returns:
+    Booleans of this shape.
+  """
+  return jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+
+
 @jax.jit
-def _votes(answers: jax.Array, weights: jax.Array) -> jax.Array:
-  """The weight of all samples with a sample's answer, `[..., n]`."""
+def weight_of_answers(answers: chex.Array, weights: chex.Array) -> jax.Array:
+  """The weight of all samples with a sample's answer.
+
+  Args:
+    answers: answers of the samples, int `[..., n]`.
+    weights: weights of the samples, 0 where one does not count, `[..., n]`.
+
+  Returns:
+    Sums, `[..., n]`, the same for the same answer.
+  """
   same = lambda ours, theirs, weights: jnp.where(ours == theirs, weights, 0.0)  # noqa: E731
   return sum_over_pairs(same, (answers,), (answers, weights))
 
@@ -124,10 +162,7 @@ def best_of_n(scores: chex.Array, *, mask: chex.Array | None = None) -> jax.Arra
   is_float = jnp.issubdtype(scores.dtype, jnp.floating)
   lowest = -jnp.inf if is_float else jnp.iinfo(scores.dtype).min
   valid = ~jnp.isnan(scores)
-  if mask is not None:
-    allowed = jnp.broadcast_to(jnp.asarray(mask) != 0, scores.shape)
-  else:
-    allowed = jnp.ones(scores.shape, bool)
+  allowed = as_mask(mask, scores.shape)
   # Preference: the largest number, then any number, then any allowed entry; -inf is a number too.
   best = jnp.max(jnp.where(allowed & valid, scores, lowest), axis=-1, keepdims=True)
   rank = jnp.where(allowed, jnp.where(valid, jnp.where(scores == best, 3, 2), 1), 0)

@@ -65,6 +65,7 @@ TABLE = {
   "parameter_distance": call({"w": f(2, 4)}, {"w": f(2, 4)}),
   "pass_at_k": call(c(B), num_samples=4, k=2),
   "pearson_correlation": call(f(5, 2), f(5, 2)),
+  "perplexity_error": call(u(B), b(B), num_samples=8.0),
   "policy_divergence": call(n(5, 4), n(5, 4), p(5)),
   "prefix_values": call(c(B, 5), num_rollouts=4),
   "pool_win_rate": call(f(B, 4), f(B, 5), num_samples=2).but(skip={"gradients": "steps"}),
@@ -88,6 +89,7 @@ TABLE = {
   "selection_accuracy_curve:best": call(
     KEY, c(5, 4), b(5, 4), ks=(1, 2), scores=u(5, 4), method="best_of_n"
   ),
+  "self_consistency_error": call(u(B), b(B), num_samples=8.0),
   "sign_flip_test": call(KEY, f(5), num_permutations=4).but(skip={"gradients": "steps"}),
   "static_calibration_error": call(p(5, 4), c(5)),
   "step_advantages": call(u(B, 5)),
@@ -98,6 +100,8 @@ TABLE = {
   "unsupported_mass": call(n(5, 4), b(5, 4), p(5)),
   "value_at_kl": call(u(5), f(5), at=u(4)),
   "verifier_statistics": call(b(5, 4), b(5, 4)),
+  "vote_accuracy": call(u(B, 4), c(B, 4), c(B)).but(skip={"gradients": "steps"}),
+  "vote_calibration_error": call(u(5, 4), c(5, 4), c(5)),
   "win_rate_frontier": call(f(5), u(4), num_samples=2),
   "win_rate_frontier:worst": call(f(5), u(4), num_samples=2, procedure="worst_of_n"),
   "weak_to_strong_deception": call(u(5), u(5), u(5), u(5)).but(skip={"gradients": "steps"}),

@@ -77,6 +77,7 @@ TABLE = {
   "filter_top_k": call(f(B, 4), top_k=2).but(keeps=True),
   "filter_top_p": call(f(B, 4), top_p=0.7).but(keeps=True),
   "filter_typical_p": call(f(B, 4), typical_p=0.7).but(keeps=True),
+  "fit_weibull_mixture": call(u(B, 5), mask=b(B, 5), num_steps=2),
   "generate": call(KEY, _TABLE, c(B, 2), _LENGTHS, temperature=0.7, top_p=0.9, **_DECODING).but(
     use=_keyed, skip=_LOOP
   ),
@@ -98,8 +99,12 @@ TABLE = {
   "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(skip=_STEPS),
   "markov_beam_search": call(_TABLE, c(B), num_beams=2, **_DECODING).but(skip=_LOOP),
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
+  "perplexity_consistency_confidence": call(c(B, 4), n(B, 4), path_ids=c(B, 4)),
+  "perplexity_select": call(n(B, 4)),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
   "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
+  "pruned_consistency_confidence": call(c(B, 5), n(B, 5), path_ids=c(B, 5), num_steps=2),
+  "reasoning_prune_mask": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
   "resample_until_accepted": call(KEY, f(B, 4), max_attempts=2).but(use=_resample, skip=_LOOP),
   "ridge_prior": call(KEY, batch_size=2, num_points=4),
   "sample_context_size": call(KEY, 4, min_context=1),
@@ -107,6 +112,7 @@ TABLE = {
   "sample_partners": call(KEY, f(5, 2), c(4), bandwidth=0.5),
   "sample_without_replacement": call(KEY, f(B, 4), num_samples=2),
   "score_sequences": call(_TABLE, c(B, 5), c(B), _LENGTHS).but(use=_model),
+  "self_consistency_confidence": call(c(B, 4), mask=b(B, 4)),
   "speculative_decode": call(
     KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, num_draft_tokens=2, **_DECODING
   ).but(use=_speculate, skip=_LOOP),
@@ -120,4 +126,6 @@ TABLE = {
   "table_decode_fns": call(_TABLE, c(B, 2), c(B, 2)).but(
     use=lambda function, table, tokens, positions: function(table).apply(tokens, (), positions)
   ),
+  "weibull_mixture_log_prob": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
+  "weibull_mixture_posterior": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
 }
