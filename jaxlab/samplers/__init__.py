@@ -46,6 +46,12 @@ from jaxlab.samplers.mixing import (
   sample_partner_table,
   sample_partners,
 )
+from jaxlab.samplers.model_switching import (
+  SwitchingOutput,
+  entropy_adaptive_decode,
+  markov_entropy_adaptive_decode,
+  random_switching_decode,
+)
 from jaxlab.samplers.path_pruning import (
   WeibullMixture,
   fit_weibull_mixture,
@@ -67,6 +73,7 @@ from jaxlab.samplers.speculative import (
   speculative_decode,
   speculative_verify,
 )
+from jaxlab.samplers.switch_control import switch_schedule, switching_cost, token_entropy
 from jaxlab.samplers.token_filters import (
   apply_repetition_penalty,
   filter_min_p,
@@ -101,6 +108,7 @@ __all__ = [
   "DecodeFns",
   "DistinctDraws",
   "draw_data_sets",
+  "entropy_adaptive_decode",
   "filter_min_p",
   "filter_top_k",
   "filter_top_p",
@@ -119,6 +127,7 @@ __all__ = [
   "label_similarity_probabilities",
   "majority_vote",
   "markov_beam_search",
+  "markov_entropy_adaptive_decode",
   "markov_greedy",
   "McmcResult",
   "perplexity_consistency_confidence",
@@ -128,6 +137,7 @@ __all__ = [
   "PriorBatch",
   "process_logits",
   "pruned_consistency_confidence",
+  "random_switching_decode",
   "reasoning_prune_mask",
   "resample_until_accepted",
   "ResampleOutput",
@@ -146,8 +156,12 @@ __all__ = [
   "standardized_gp_prior",
   "stretch_proposal",
   "StretchProposal",
+  "switch_schedule",
+  "switching_cost",
+  "SwitchingOutput",
   "table_best_first_search",
   "table_decode_fns",
+  "token_entropy",
   "TreeSearchResult",
   "VoteResult",
   "weibull_mixture_log_prob",

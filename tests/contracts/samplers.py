@@ -24,8 +24,8 @@ def _keyed(function, key, table, *args, **kwargs):
   return function(key, table_decode_fns(table), *args, **kwargs)
 
 
-def _speculate(function, key, target, draft, *args, **kwargs):
-  return function(key, table_decode_fns(target), table_decode_fns(draft), *args, **kwargs)
+def _decode_with_two(function, key, first, second, *args, **kwargs):
+  return function(key, table_decode_fns(first), table_decode_fns(second), *args, **kwargs)
 
 
 def _resample(function, key, mean, **kwargs):
@@ -73,6 +73,9 @@ TABLE = {
   "draw_data_sets:one": call(
     keys(2), partial(ridge_prior, batch_size=2, num_points=4), one_by_one=True
   ),
+  "entropy_adaptive_decode": call(
+    KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, threshold=1.0, window=2, min_dwell=1, **_DECODING
+  ).but(use=_decode_with_two, skip=_LOOP),
   "filter_min_p": call(f(B, 4), min_p=0.1).but(keeps=True),
   "filter_top_k": call(f(B, 4), top_k=2).but(keeps=True),
   "filter_top_p": call(f(B, 4), top_p=0.7).but(keeps=True),
@@ -98,12 +101,18 @@ TABLE = {
   "label_similarity_probabilities": call(f(5, 2), bandwidth=0.5),
   "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(skip=_STEPS),
   "markov_beam_search": call(_TABLE, c(B), num_beams=2, **_DECODING).but(skip=_LOOP),
+  "markov_entropy_adaptive_decode": call(
+    _TABLE, _TABLE, c(B), threshold=1.0, window=2, min_dwell=1, **_DECODING
+  ).but(skip=_LOOP),
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
   "perplexity_consistency_confidence": call(c(B, 4), n(B, 4), path_ids=c(B, 4)),
   "perplexity_select": call(n(B, 4)),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
   "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
   "pruned_consistency_confidence": call(c(B, 5), n(B, 5), path_ids=c(B, 5), num_steps=2),
+  "random_switching_decode": call(
+    KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, large_fraction=0.5, min_dwell=2, **_DECODING
+  ).but(use=_decode_with_two, skip=_LOOP),
   "reasoning_prune_mask": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
   "resample_until_accepted": call(KEY, f(B, 4), max_attempts=2).but(use=_resample, skip=_LOOP),
   "ridge_prior": call(KEY, batch_size=2, num_points=4),
@@ -115,17 +124,20 @@ TABLE = {
   "self_consistency_confidence": call(c(B, 4), mask=b(B, 4)),
   "speculative_decode": call(
     KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, num_draft_tokens=2, **_DECODING
-  ).but(use=_speculate, skip=_LOOP),
+  ).but(use=_decode_with_two, skip=_LOOP),
   "speculative_verify": call(c(B, 1), p(B, 1, 4), p(B, 2, 4), u(B, 1)),
   "standardized_gp_kernel": call(KEY, f(4, 2), f(5, 2), num_used=1),
   "standardized_gp_prior": call(KEY, num_points=4, num_features=2),
   "stretch_proposal": call(f(B, 2), f(B, 2), u(B)),
+  "switch_schedule": call(f(B, 4), window=2, threshold=1.0, min_dwell=1),
+  "switching_cost": call(b(B, 4), mask=b(B, 4), small_params=1.0, large_params=4.0),
   "table_best_first_search": call(n(4, 2), c(4, 2), b(4), num_expansions=2, max_depth=2).but(
     skip=_LOOP
   ),
   "table_decode_fns": call(_TABLE, c(B, 2), c(B, 2)).but(
     use=lambda function, table, tokens, positions: function(table).apply(tokens, (), positions)
   ),
+  "token_entropy": call(f(B, 4)),
   "weibull_mixture_log_prob": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
   "weibull_mixture_posterior": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
 }
