@@ -6,26 +6,25 @@ one takes over. Nothing is verified, so that the text may differ from the large 
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least, check_range
-from jaxlab._programs import compiled_once, varying_carry
+from jaxlab._checks import as_classes, check_at_least, check_range
+from jaxlab._programs import compiled_once
 from jaxlab.losses.sequence import token_log_probs
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
   as_token_ids,
   check_prompts,
-  is_any_token,
   next_token_logits,
   prefill,
   table_decode_fns,
 )
+from jaxlab.samplers.joint_decoding import decode_jointly
 from jaxlab.samplers.switch_control import (
-  SwitchState,
   check_switching,
   first_switch_state,
   observe_entropies,
@@ -235,17 +234,6 @@ def _rules(temperature, top_k, top_p, eos_token_id, pad_token_id, max_new_tokens
   return _Rules(options, as_token_ids(eos_token_id), pad_token_id, max_new_tokens)
 
 
-class _LoopState(NamedTuple):
-  """What the loop carries; `last` is the newest token, which no cache holds yet."""
-
-  step: jax.Array
-  last: jax.Array
-  caches: tuple[Any, Any]
-  switch: SwitchState | None
-  ended: jax.Array
-  output: SwitchingOutput
-
-
 @compiled_once
 def _decode(
   key, small_fns, large_fns, prompt_tokens, prompt_lengths, rules: _Rules, control, plan
@@ -253,64 +241,36 @@ def _decode(
   """Decodes with the models of a plan, bool `[b, t]`, or else as a `SwitchControl` says."""
   options, eos_ids, pad_token_id, max_new_tokens = rules
   max_length = prompt_tokens.shape[1] + max_new_tokens
-  models = small_fns, large_fns
-  small, large = (prefill(x, prompt_tokens, prompt_lengths, max_length=max_length) for x in models)
-  like, large_like = next_token_logits(small_fns, small), next_token_logits(large_fns, large)
-  check_arrays(small_logits=(like, "[b, v]"), large_logits=(large_like, "[b, v]"))
+  models = {"small": small_fns, "large": large_fns}
+  starts = {
+    name: prefill(model, prompt_tokens, prompt_lengths, max_length=max_length)
+    for name, model in models.items()
+  }
 
-  def proceed(state):
-    return (state.step < max_new_tokens) & ~jnp.all(state.ended)
-
-  def advance(state):
-    step, ended = state.step, state.ended
-    positions = (small.positions + step)[:, None]
-    steps = [x.apply(state.last[:, None], c, positions) for x, c in zip(models, state.caches)]
-    small_logits, large_logits = as_accumulator(*(logits[:, 0] for logits, _ in steps))
-    use_large = state.switch.large if plan is None else plan[:, step]
+  def choose(step, switch, small_logits, large_logits):
+    use_large = switch.large if plan is None else plan[:, step]
     logits = jnp.where(use_large[:, None], large_logits, small_logits)
     entropies = token_entropy(logits)
+    if plan is None:
+      switch = observe_entropies(switch, entropies, control)
     if is_greedy(options.temperature):
       tokens = jnp.argmax(logits, axis=-1)
     else:
       drawn_from = process_logits(logits, **options._asdict())
       tokens = jax.random.categorical(jax.random.fold_in(key, step), drawn_from)
-    tokens = jnp.where(ended, pad_token_id, tokens).astype(jnp.int32)
+    return switch, tokens, (token_log_probs(logits, tokens), use_large, entropies)
 
-    def write(buffer, values):
-      values = jnp.where(ended, jnp.zeros_like(values), values)
-      return jax.lax.dynamic_update_slice_in_dim(buffer, values[:, None], step, axis=1)
-
-    output = state.output
-    return _LoopState(
-      step=step + 1,
-      last=tokens,
-      caches=tuple(cache for _, cache in steps),
-      switch=None if plan is not None else observe_entropies(state.switch, entropies, control),
-      ended=ended | is_any_token(tokens, eos_ids),
-      output=SwitchingOutput(
-        jax.lax.dynamic_update_slice_in_dim(output.tokens, tokens[:, None], step, axis=1),
-        output.lengths + ~ended,
-        write(output.log_probs, token_log_probs(logits, tokens)),
-        write(output.use_large, use_large),
-        write(output.entropies, entropies),
-      ),
-    )
-
-  rows, shape = like.shape[:1], (like.shape[0], max_new_tokens)
-  dtype = jnp.promote_types(like.dtype, large_like.dtype)
-  zeros = jnp.zeros(shape, dtype)
-  state = _LoopState(
-    step=jnp.zeros((), jnp.int32),
-    last=small.tokens,
-    caches=(small.cache, large.cache),
-    switch=None if plan is not None else first_switch_state(rows, dtype, control),
-    ended=jnp.zeros(rows, bool),
-    output=SwitchingOutput(
-      jnp.full(shape, pad_token_id, jnp.int32),
-      jnp.zeros(rows, jnp.int32),
-      zeros,
-      jnp.zeros(shape, bool),
-      zeros,
-    ),
+  switch = None
+  if plan is None:
+    dtype = jnp.result_type(*(next_token_logits(models[x], starts[x]) for x in models))
+    switch = first_switch_state(prompt_lengths.shape, dtype, control)
+  output = decode_jointly(
+    models,
+    starts,
+    choose,
+    switch,
+    eos_ids=eos_ids,
+    pad_token_id=pad_token_id,
+    max_new_tokens=max_new_tokens,
   )
-  return jax.lax.while_loop(proceed, advance, varying_carry(advance, state)).output
+  return SwitchingOutput(output.tokens, output.lengths, *output.notes)

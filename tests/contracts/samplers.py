@@ -28,6 +28,10 @@ def _decode_with_two(function, key, first, second, *args, **kwargs):
   return function(key, table_decode_fns(first), table_decode_fns(second), *args, **kwargs)
 
 
+def _nudge(function, base, nudging, *args, **kwargs):
+  return function(table_decode_fns(base), table_decode_fns(nudging), *args, **kwargs)
+
+
 def _resample(function, key, mean, **kwargs):
   return function(key, jax.tree_util.Partial(_draw, mean), _is_positive, **kwargs)
 
@@ -73,6 +77,7 @@ TABLE = {
   "draw_data_sets:one": call(
     keys(2), partial(ridge_prior, batch_size=2, num_points=4), one_by_one=True
   ),
+  "ensemble_log_probs": call(f(B, 4), f(B, 4)),
   "entropy_adaptive_decode": call(
     KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, threshold=1.0, window=2, min_dwell=1, **_DECODING
   ).but(use=_decode_with_two, skip=_LOOP),
@@ -105,10 +110,16 @@ TABLE = {
     _TABLE, _TABLE, c(B), threshold=1.0, window=2, min_dwell=1, **_DECODING
   ).but(skip=_LOOP),
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
+  "markov_nudged_decode": call(_TABLE, _TABLE, c(B), **_DECODING).but(skip=_LOOP),
   "perplexity_consistency_confidence": call(c(B, 4), n(B, 4), path_ids=c(B, 4)),
   "perplexity_select": call(n(B, 4)),
+  "needs_nudge": call(f(B, 4)),
+  "nudged_decode": call(
+    _TABLE, _TABLE, c(B, 2), _LENGTHS, c(B, 2), _LENGTHS, word_start=b(4), **_DECODING
+  ).but(use=_nudge, skip=_LOOP),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
   "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
+  "proxy_tuning_log_probs": call(f(B, 4), f(B, 4), f(B, 4)),
   "pruned_consistency_confidence": call(c(B, 5), n(B, 5), path_ids=c(B, 5), num_steps=2),
   "random_switching_decode": call(
     KEY, _TABLE, _TABLE, c(B, 2), _LENGTHS, large_fraction=0.5, min_dwell=2, **_DECODING

@@ -50,6 +50,7 @@ EXEMPT = {
     data.unique_correct
     metrics.plot_cost_accuracy metrics.plot_reliability metrics.plot_stream_error
     models.logits_from_hf models.params_from_hf models.params_to_hf
+    samplers.nudged_generate_text
     training.build_evaluate
   """,
   "gives numbers, a module or a configuration": """

@@ -219,6 +219,24 @@ def test_switching_keeps_two_caches_consistent(generated, large_fraction):
     np.testing.assert_array_equal(output.tokens, generated.tokens)
 
 
+def test_nudging_keeps_two_caches_of_different_prompts_consistent():
+  others, lengths = PROMPTS[::-1], LENGTHS[::-1]
+  output = jax.jit(
+    lambda base, nudging: samplers.nudged_decode(
+      base, nudging, PROMPTS, LENGTHS, others, lengths, max_new_tokens=T, eos_token_id=2
+    )
+  )(FNS, contract.flax_decode_fns(MODEL, DRAFT_PARAMS))
+  output = jax.tree.map(np.asarray, output)
+  for row in range(len(PROMPTS)):
+    base, nudging = (x[row, : n[row]].tolist() for x, n in ((PROMPTS, LENGTHS), (others, lengths)))
+    for token, nudged in zip(output.tokens[row, : output.lengths[row]], output.nudged[row]):
+      logits = next_logits(nudging, DRAFT_PARAMS) if nudged else next_logits(base)
+      assert token == np.argmax(logits)
+      base.append(token)
+      nudging.append(token)
+  assert 0.2 < output.nudged.mean() < 0.9
+
+
 def test_equal_models_share_a_program(generated):
   before = greedy._cache_size()
   fns = contract.flax_decode_fns(TinyLM(), DRAFT_PARAMS)
