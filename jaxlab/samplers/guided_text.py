@@ -77,7 +77,7 @@ def nudged_generate_text(
     nudging: the small aligned model.
     base_prompt: the base model's prompt.
     nudging_prompt: the nudging model's prompt, such as the same in a chat template.
-    max_new_tokens: most tokens of both models together, at least 1; a word may go beyond.
+    max_new_tokens: most tokens of both models together, at least 1.
     top_prob_threshold: probability of its best token below which the base model is uncertain, in
       [0, 1].
     look_ahead: tokens of one completion, at least 1.

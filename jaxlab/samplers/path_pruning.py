@@ -44,7 +44,8 @@ def weibull_mixture_log_prob(
 
   Args:
     x: where, `[..., n]`.
-    weight: share of the first component, in (0, 1), `[...]`.
+    weight: share of the first component, in (0, 1), `[...]`; a scalar, with shapes and
+      scales `[2]`, for one mixture of all rows.
     shape: shapes k of the components, positive, `[..., 2]`.
     scale: scales of the components, positive, `[..., 2]`.
 
@@ -58,8 +59,8 @@ def weibull_mixture_log_prob(
   Reference: Zhou et al., Bridging Internal Probability and Self-Consistency for Effective and
   Efficient LLM Reasoning, NeurIPS 2025, https://arxiv.org/abs/2502.00511.
   """
-  x, first, second = _weighted_log_probs(x, weight, shape, scale)
-  return jnp.where(x < 0, -jnp.inf, jnp.logaddexp(first, second))
+  x, mixture = _as_mixture(x, weight, shape, scale)
+  return jnp.where(x < 0, -jnp.inf, jnp.logaddexp(*_log_terms(x, mixture)))
 
 
 def weibull_mixture_posterior(
@@ -69,7 +70,8 @@ def weibull_mixture_posterior(
 
   Args:
     x: values, not negative, `[..., n]`.
-    weight: share of the first component, in (0, 1), `[...]`.
+    weight: share of the first component, in (0, 1), `[...]`; a scalar, with shapes and
+      scales `[2]`, for one mixture of all rows.
     shape: shapes of the components, positive, `[..., 2]`.
     scale: scales of the components, positive, `[..., 2]`.
 
@@ -81,7 +83,7 @@ def weibull_mixture_posterior(
 
   Reference: Zhou et al., NeurIPS 2025, https://arxiv.org/abs/2502.00511.
   """
-  _, first, second = _weighted_log_probs(x, weight, shape, scale)
+  first, second = _log_terms(*_as_mixture(x, weight, shape, scale))
   return jax.nn.sigmoid(first - second)
 
 
@@ -95,7 +97,8 @@ def reasoning_prune_mask(
 
   Args:
     x: scores of the paths, `[..., n]`, n >= 1.
-    weight: share of the first component, in (0, 1), `[...]`.
+    weight: share of the first component, in (0, 1), `[...]`; a scalar, with shapes and
+      scales `[2]`, for one mixture of all rows.
     shape: shapes of the components, positive, `[..., 2]`.
     scale: scales of the components, positive, `[..., 2]`.
 
@@ -108,15 +111,15 @@ def reasoning_prune_mask(
   Reference: Zhou et al., NeurIPS 2025, https://arxiv.org/abs/2502.00511.
   """
   check_filled(x=x)
-  x, first, second = _weighted_log_probs(x, weight, shape, scale)
-  return _keep(x, jnp.ones(x.shape, bool), first - second, shape, scale)
+  x, mixture = _as_mixture(x, weight, shape, scale)
+  return _keep(x, jnp.ones(x.shape, bool), mixture)
 
 
-def _keep(x, valid, log_odds, shape, scale) -> jax.Array:
-  shape, scale = as_accumulator(shape, scale)
-  log_means = jnp.log(scale) + jax.lax.lgamma(1.0 + 1.0 / shape)
+def _keep(x: jax.Array, valid: jax.Array, mixture: WeibullMixture) -> jax.Array:
+  log_means = jnp.log(mixture.scale) + jax.lax.lgamma(1.0 + 1.0 / mixture.shape)
+  first, second = _log_terms(x, mixture)
   is_first_higher = log_means[..., :1] >= log_means[..., 1:]
-  is_lower = jnp.where(is_first_higher, log_odds < 0, log_odds > 0)
+  is_lower = jnp.where(is_first_higher, first < second, first > second)
   count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
   mean = jnp.sum(jnp.where(valid, x, 0.0), axis=-1, keepdims=True) / count
   best = jnp.max(jnp.where(valid, x, -jnp.inf), axis=-1, keepdims=True)
@@ -124,24 +127,29 @@ def _keep(x, valid, log_odds, shape, scale) -> jax.Array:
   return ~is_lower | (x >= mean) | (x >= best)
 
 
-def _weighted_log_probs(x, weight, shape, scale) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The values, and log-densities of the two components with their weights, each `[..., n]`."""
+def _as_mixture(x, weight, shape, scale) -> tuple[jax.Array, WeibullMixture]:
+  """The values, and a mixture for each row of them."""
+  is_single = np.ndim(weight) == 0 and np.ndim(shape) == np.ndim(scale) == 1
+  rows = "" if is_single else "..., "
   check_arrays(
     x=(x, "[..., n]"),
-    weight=(weight, "[...]"),
-    shape=(shape, "[..., 2]"),
-    scale=(scale, "[..., 2]"),
+    weight=(weight, "[]" if is_single else "[...]"),
+    shape=(shape, f"[{rows}2]"),
+    scale=(scale, f"[{rows}2]"),
   )
   check_range("weight", weight, "(0, 1)")
   check_range("shape", shape, "(0, inf)")
   check_range("scale", scale, "(0, inf)")
-  x, weight, shape, scale = as_accumulator(x, weight, shape, scale)
-  log_x = jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
-  return x, *_mixture_terms(log_x, weight, shape, scale)
+  x, *mixture = as_accumulator(x, weight, shape, scale)
+  batch = x.shape[:-1]
+  sizes = batch, (*batch, 2), (*batch, 2)
+  return x, WeibullMixture(*map(jnp.broadcast_to, mixture, sizes))
 
 
-def _mixture_terms(log_x, weight, shape, scale) -> tuple[jax.Array, jax.Array]:
+def _log_terms(x: jax.Array, mixture: WeibullMixture) -> tuple[jax.Array, jax.Array]:
   """Log-densities of the two components with their weights, each `[..., n]`."""
+  log_x = jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+  weight, shape, scale = mixture
   first, second = (
     log_weight[..., None] + _weibull_log_prob(log_x, shape[..., i, None], scale[..., i, None])
     for i, log_weight in enumerate((jnp.log(weight), jnp.log1p(-weight)))
@@ -208,9 +216,7 @@ def prune_improbable_paths(
   valid = as_mask(mask, x.shape)
   mixture = fit_weibull_mixture(x, mask=valid, num_steps=num_steps)
   clipped = jnp.clip(as_accumulator(x), _LOWEST_SCORE, 1.0)
-  _, first, second = _weighted_log_probs(clipped, *mixture)
-  keep = _keep(clipped, valid, first - second, mixture.shape, mixture.scale)
-  return keep | ~_can_be_fitted(clipped, valid)[..., None]
+  return _keep(clipped, valid, mixture) | ~_can_be_fitted(clipped, valid)[..., None]
 
 
 def _can_be_fitted(x: jax.Array, valid: jax.Array) -> jax.Array:
@@ -246,11 +252,10 @@ class _Search(NamedTuple):
 def _fit(x: jax.Array, valid: jax.Array, *, num_steps: int) -> jax.Array:
   """Unbounded parameters of every row, `[r, 5]`. Each step evaluates one point of each row."""
   x = jnp.where(valid, jnp.clip(x, _LOWEST_SCORE, 1.0), 1.0)
-  log_x, count = jnp.log(x), jnp.maximum(jnp.sum(valid, axis=-1), 1)
+  count = jnp.maximum(jnp.sum(valid, axis=-1), 1)
 
   def losses(params):
-    mixture = _mixture(params)
-    density = jnp.logaddexp(*_mixture_terms(log_x, *mixture))
+    density = jnp.logaddexp(*_log_terms(x, _mixture(params)))
     values = -jnp.sum(jnp.where(valid, density, 0.0), axis=-1) / count
     return jnp.sum(values), values
 

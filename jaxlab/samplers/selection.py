@@ -208,8 +208,9 @@ def resample_until_accepted(
 def _resample(key, sample_fn, verify_fn, max_attempts) -> ResampleOutput:
   like = jax.eval_shape(sample_fn, key)
   verdict = jax.eval_shape(verify_fn, like)
+  verdict_name, sample_name = "the result of verify_fn", "a sample of sample_fn"
   for leaf in jax.tree.leaves(like):
-    check_arrays(verdict=(verdict, "bool [b]"), sample=(leaf, "[b, ...]"))
+    check_arrays(**{verdict_name: (verdict, "bool [b]"), sample_name: (leaf, "[b, ...]")})
 
   def proceed(state):
     step, output = state

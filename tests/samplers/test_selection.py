@@ -129,9 +129,11 @@ def test_resampling_errors():
   resample = selection.resample_until_accepted
   with pytest.raises(ValueError, match="max_attempts must be at least 1, got 0"):
     resample(jax.random.key(0), draw, is_small, max_attempts=0)
-  with pytest.raises(TypeError, match="verdict must be of type bool"):
+  with pytest.raises(TypeError, match="the result of verify_fn must be of type bool"):
     resample(jax.random.key(0), draw, lambda sample: sample["token"], max_attempts=2)
-  with pytest.raises(ValueError, match=r"sample must have shape \[b, ...\] with b = 8"):
+  with pytest.raises(
+    ValueError, match=r"a sample of sample_fn must have shape \[b, ...\] with b = 8"
+  ):
     resample(jax.random.key(0), draw, lambda sample: jnp.ones(8, bool), max_attempts=2)
 
 
