@@ -277,16 +277,17 @@ def _fit(x: jax.Array, valid: jax.Array, *, num_steps: int) -> jax.Array:
     # A step that does not help is shortened; in the end the search starts afresh, or stops.
     stuck = ~better & (jnp.max(jnp.abs(moved), axis=-1) < _SMALLEST_STEP)
     restart = (better & (_dot(downhill, gradient) >= 0)) | (stuck & ~search.is_fresh)
+    params = jnp.where(better[:, None], params, search.params)
     gradient = jnp.where(better[:, None], gradient, search.gradient)
     direction = jnp.where(better[:, None], downhill, search.direction)
     inverse = jnp.where(better[:, None, None], inverse, search.inverse)
     changed = _Search(
       count=search.count + 1,
-      params=jnp.where(better[:, None], params, search.params),
+      params=params,
       value=jnp.where(better, value, search.value),
       gradient=gradient,
       inverse=jnp.where(restart[:, None, None], jnp.eye(len(_START))[None], inverse),
-      direction=_limited(jnp.where(restart[:, None], -gradient, direction)),
+      direction=_limited(jnp.where(restart[:, None], -gradient, direction), params),
       step=jnp.where(better | restart, 1.0, 0.3 * search.step),
       is_fresh=jnp.where(better, False, search.is_fresh) | restart,
       is_active=(jnp.max(jnp.abs(gradient), axis=-1) > _SMALLEST_GRADIENT) & (~stuck | restart),
@@ -311,7 +312,7 @@ def _fit(x: jax.Array, valid: jax.Array, *, num_steps: int) -> jax.Array:
     value=value,
     gradient=gradient,
     inverse=jnp.broadcast_to(jnp.eye(len(start), dtype=x.dtype), (x.shape[0], *[len(start)] * 2)),
-    direction=_limited(-gradient),
+    direction=_limited(-gradient, params),
     step=jnp.ones_like(value),
     is_fresh=jnp.ones_like(value, bool),
     is_active=_can_be_fitted(x, valid),
@@ -335,9 +336,10 @@ def _updated_inverse(search: _Search, moved: jax.Array, change: jax.Array) -> ja
   return jnp.where(is_curved[:, None, None], inverse + update / safe[:, None, None], search.inverse)
 
 
-def _limited(direction: jax.Array) -> jax.Array:
-  """At most 1 in any coordinate: from far away the likelihood is no quadratic."""
-  return direction / jnp.maximum(jnp.max(jnp.abs(direction), axis=-1, keepdims=True), 1.0)
+def _limited(direction: jax.Array, params: jax.Array) -> jax.Array:
+  """A step that changes no parameter much: from far away the likelihood is no quadratic."""
+  excess = jnp.abs(direction) / (1.0 + 0.5 * jnp.abs(params))
+  return direction / jnp.maximum(jnp.max(excess, axis=-1, keepdims=True), 1.0)
 
 
 def _rows(flags: jax.Array, like: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ LOW, HIGH = RNG.beta(20, 40, (3, N)), RNG.beta(50, 5, (3, N))
 CLUSTERS = np.where(RNG.random((3, N)) < 0.5, LOW, HIGH)
 TAILS = np.exp(-RNG.gamma(2, 0.15, (3, N)))
 SCORES = np.concatenate([CLUSTERS, TAILS]).astype(np.float32)
+NARROW = np.where(RNG.random((6, N)) < 0.6, 0.9, 0.72) * (1 + 1e-3 * RNG.normal(size=(6, N)))
 MIXTURE = path_pruning.WeibullMixture(
   np.float32([0.3, 0.6, 0.5, 0.2, 0.8, 0.4]),
   RNG.uniform(0.5, 20, (6, 2)).astype(np.float32),
@@ -80,10 +81,12 @@ def nll(x, params):
   return -np.sum(np.logaddexp(*log_densities(x, weight, rest[:2], rest[2:])))
 
 
-def test_fit_is_as_good_as_a_bounded_search():
-  mixture = fit(SCORES)
+@pytest.mark.parametrize("scores", [SCORES, NARROW.astype(np.float32)])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_fit_is_as_good_as_a_bounded_search(scores):
+  mixture = fit(scores)
   bounds = [(0.2, 0.8), *[(0.01, None)] * 4]
-  for x, (weight, shape, scale) in zip(SCORES.astype(np.float64), rows(mixture)):
+  for x, (weight, shape, scale) in zip(scores.astype(np.float64), rows(mixture)):
     found = scipy.optimize.minimize(
       lambda params, x=x: nll(x, params), [0.5, 1, 1, 1.5, 2], method="L-BFGS-B", bounds=bounds
     )
@@ -96,6 +99,7 @@ def test_separate_clusters_are_pruned_exactly():
   scores = np.where(is_high, HIGH, LOW / 2)
   scores = np.concatenate([scores, np.where(is_high, LOW, 0.01 * HIGH)]).astype(np.float32)
   np.testing.assert_array_equal(prune(scores), np.broadcast_to(is_high, (6, N)))
+  np.testing.assert_array_equal(prune(NARROW.astype(np.float32)), NARROW > 0.8)
 
 
 def test_mask_is_a_smaller_row():
