@@ -118,6 +118,16 @@ from jaxlab.metrics.regression import (
   root_mean_squared_error,
   worst_group_rmse,
 )
+from jaxlab.metrics.resampling import (
+  ResamplingValue,
+  VerifierStatistics,
+  false_discovery_by_attempt,
+  optimal_num_samples,
+  resampling_accuracy_ceiling,
+  resampling_reward_curve,
+  resampling_value_curve,
+  verifier_statistics,
+)
 from jaxlab.metrics.scaling_laws import (
   ExponentiatedPowerLaw,
   beta_coverage,
@@ -139,6 +149,12 @@ from jaxlab.metrics.step_credit import (
   step_advantages,
 )
 from jaxlab.metrics.subgroups import mean_class_accuracy
+from jaxlab.metrics.votes import (
+  perplexity_error,
+  self_consistency_error,
+  vote_accuracy,
+  vote_calibration_error,
+)
 from jaxlab.metrics.win_rate import (
   Frontier,
   OptimalTransform,
@@ -185,6 +201,7 @@ __all__ = [
   "expected_calibration_error",
   "exponentiated_power_law",
   "ExponentiatedPowerLaw",
+  "false_discovery_by_attempt",
   "feature_alignment",
   "fit_exponentiated_power_law",
   "fit_log_diffusion",
@@ -230,6 +247,7 @@ __all__ = [
   "normalized_edit_distance",
   "open_set_classification_rate",
   "optimal_coverage_policy",
+  "optimal_num_samples",
   "optimal_transform",
   "OptimalTransform",
   "order_faithfulness",
@@ -242,6 +260,7 @@ __all__ = [
   "parameter_distance",
   "pass_at_k",
   "pearson_correlation",
+  "perplexity_error",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
@@ -257,11 +276,16 @@ __all__ = [
   "ReasoningRates",
   "Reliability",
   "reliability_diagram",
+  "resampling_accuracy_ceiling",
+  "resampling_reward_curve",
+  "resampling_value_curve",
+  "ResamplingValue",
   "root_mean_squared_error",
   "sampled_calibration_gap",
   "select_step_pairs",
   "selection_accuracy_curve",
   "set_overlap",
+  "self_consistency_error",
   "sign_flip_test",
   "static_calibration_error",
   "step_advantages",
@@ -273,6 +297,10 @@ __all__ = [
   "training_leakage",
   "unsupported_mass",
   "value_at_kl",
+  "verifier_statistics",
+  "VerifierStatistics",
+  "vote_accuracy",
+  "vote_calibration_error",
   "weak_to_strong_deception",
   "WeakToStrongDeception",
   "win_rate_frontier",

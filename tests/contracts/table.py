@@ -55,6 +55,7 @@ EXEMPT = {
     samplers.effective_duration samplers.estimate_duration_bins
     samplers.estimate_duration_token_bins samplers.merge_equal_buckets samplers.padding_fraction
     samplers.search_batch_size samplers.search_batch_size_linear
+    samplers.nudged_generate_text
     training.build_evaluate
   """,
   "gives numbers, a module or a configuration": """
