@@ -107,7 +107,6 @@ from jaxlab.samplers.rewind_tree import (
   init_rewind_tree,
   select_leaf,
 )
-from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
 from jaxlab.samplers.selection import (
   ResampleOutput,
   VoteResult,
