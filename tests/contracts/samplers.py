@@ -158,8 +158,6 @@ TABLE = {
   "nudged_decode": call(
     _TABLE, _TABLE, c(B, 2), _LENGTHS, c(B, 2), _LENGTHS, word_start=b(4), **_DECODING
   ).but(use=_nudge, skip=_LOOP),
-  "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
-  "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
   "proxy_tuning_log_probs": call(f(B, 4), f(B, 4), f(B, 4)),
   "pruned_consistency_confidence": call(c(B, 5), n(B, 5), path_ids=c(B, 5), num_steps=2),
   "random_switching_decode": call(
