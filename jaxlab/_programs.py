@@ -132,3 +132,22 @@ def sum_over_pairs(
   if rest:
     sums = jax.tree.map(jnp.add, sums, of_block(whole * size, rest))
   return sums
+
+
+@jax.jit
+def num_earlier_equal(values: chex.Array, counted: chex.Array) -> jax.Array:
+  """How many earlier entries of a row that count have the same value.
+
+  Args:
+    values: numbers, `[..., n]`, n >= 1.
+    counted: which entries count, bool `[..., n]`.
+
+  Returns:
+    Integers, `[..., n]`; 0 at the first occurrence of a value, if it counts.
+  """
+  places = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+
+  def is_earlier(ours, here, theirs, there, counted):
+    return counted & (ours == theirs) & (there < here)
+
+  return sum_over_pairs(is_earlier, (values, places), (values, places, counted))

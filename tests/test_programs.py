@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab import _programs, samplers
-from jaxlab._programs import compiled_once, varying_carry
+from jaxlab._programs import compiled_once, num_earlier_equal, varying_carry
 
 
 class Counter:
@@ -128,3 +128,13 @@ def test_sums_over_pairs_hold_no_array_of_all_pairs():
   program = jax.jit(lambda x, y: _programs.sum_over_pairs(fn, (x,), (y,)))
   memory = program.lower(pools, pools).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 2 * 4 * pools.size
+
+
+def test_earlier_equal_entries_are_counted():
+  values = np.array([[3, 1, 3, 3, 1], [2, 2, 2, 2, 2]])
+  counted = np.array([[False, True, True, True, True], [True, True, False, True, True]])
+  expected = [
+    [sum(row[i] == row[j] and mask[i] for i in range(j)) for j in range(5)]
+    for row, mask in zip(values.tolist(), counted.tolist())
+  ]
+  np.testing.assert_array_equal(num_earlier_equal(values, counted), expected)

@@ -31,6 +31,7 @@ from jaxlab.augment.mixing import (
   saliency_box_mix,
   segment_mix,
 )
+from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
 from jaxlab.augment.signals import blur_signals, jitter_signals
 from jaxlab.augment.tokens import (
   MaskedTokens,
@@ -54,6 +55,7 @@ __all__ = [
   "cutmix",
   "draw_mix",
   "embedding_noise",
+  "extract_choice",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
   "jitter_images",
@@ -68,6 +70,8 @@ __all__ = [
   "mixup",
   "multi_mixup",
   "MultiMixed",
+  "paraphrase",
+  "ParaphraseGrammar",
   "random_crop",
   "random_flip",
   "RegressionMix",

@@ -10,8 +10,23 @@ from jaxlab.data.annotated_preferences import (
   ratings_to_strength,
 )
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.causal_reviews import (
+  REVIEW_CONCEPTS,
+  REVIEW_VOCAB_SIZE,
+  ReviewBatch,
+  intervene_reviews,
+  noisy_review_edit,
+  sample_reviews,
+)
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.corrupted import CorruptedImages, load_corrupted_folders, load_corrupted_images
+from jaxlab.data.deceptive_prompts import (
+  CATEGORIES,
+  PROMPT_WORDS,
+  PromptBatch,
+  add_think_twice,
+  make_prompts,
+)
 from jaxlab.data.deployment_prompts import (
   ConditionPrompts,
   DeploymentBatch,
@@ -24,7 +39,17 @@ from jaxlab.data.deployment_prompts import (
 )
 from jaxlab.data.dialogue import DialogueBatch, DialogueConfig, dialogue_batch, dialogue_reward
 from jaxlab.data.epoch_curves import load_epoch_curves
+from jaxlab.data.factoids import (
+  Factoids,
+  FactWorld,
+  ReliabilityDocuments,
+  reliability_answers,
+  reliability_documents,
+  sample_fact_world,
+  sample_factoids,
+)
 from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.grid_scenes import SceneBatch, sample_grid_scenes
 from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
@@ -95,9 +120,16 @@ from jaxlab.data.tokenizers import (
   load_tokenizer,
   pad_sequences,
 )
+from jaxlab.data.tone_speech import (
+  SPEECH_VOCAB_SIZE,
+  TONE_BANDS,
+  Utterances,
+  sample_utterances,
+)
 
 __all__ = [
   "AcceptedCurves",
+  "add_think_twice",
   "aggregate_preferences",
   "AggregatedPreferences",
   "annotated_pairs",
@@ -105,6 +137,7 @@ __all__ = [
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
+  "CATEGORIES",
   "ChainBatch",
   "check_steps",
   "condition_prompts",
@@ -126,11 +159,14 @@ __all__ = [
   "draw_key_data",
   "encode_chat",
   "EncodedChat",
+  "Factoids",
+  "FactWorld",
   "few_shot_split",
   "FewShotSplit",
   "FileRecord",
   "generate_mnist1d",
   "ImagePairs",
+  "intervene_reviews",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
@@ -144,11 +180,13 @@ __all__ = [
   "load_regression_table",
   "load_source",
   "load_tokenizer",
+  "make_prompts",
   "modular_chain_batch",
   "ModularChainConfig",
   "multiplication_dataset",
   "MultiplicationBatch",
   "MultiplicationData",
+  "noisy_review_edit",
   "normalize_curve",
   "orient_pairs",
   "OrientedPairs",
@@ -174,32 +212,49 @@ __all__ = [
   "PreferencePairs",
   "prepare",
   "prior_batches",
+  "PROMPT_WORDS",
+  "PromptBatch",
   "Prompts",
   "RatedResponse",
   "ratings_to_strength",
   "read_records",
   "RegressionTable",
+  "reliability_answers",
+  "reliability_documents",
+  "ReliabilityDocuments",
   "render_chat",
   "render_prompts",
   "response_class",
+  "REVIEW_CONCEPTS",
+  "REVIEW_VOCAB_SIZE",
+  "ReviewBatch",
   "rotated_digits",
   "RotatedDigits",
   "RuleTasks",
   "sample_accepted_curves",
   "sample_curve_params",
+  "sample_grid_scenes",
+  "sample_fact_world",
+  "sample_factoids",
   "sample_learning_curves",
   "sample_overlapping_gaussians",
   "sample_patches",
+  "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
+  "sample_utterances",
+  "SceneBatch",
   "Scenes",
   "SeededBatches",
   "Signals",
   "Source",
   "source_names",
+  "SPEECH_VOCAB_SIZE",
   "stack_batches",
   "Tokenizer",
+  "TONE_BANDS",
   "unique_correct",
+  "Utterances",
   "word_vectors",
 ]
 

@@ -19,6 +19,7 @@ from jaxlab.losses.adaptation import (
 )
 from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
 from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
+from jaxlab.losses.causal_matching import causal_matching_loss, causal_ranking_loss
 from jaxlab.losses.classification import label_smoothed_cross_entropy, sigmoid_cross_entropy
 from jaxlab.losses.coverage import (
   coverage_loss,
@@ -106,6 +107,8 @@ __all__ = [
   "bradley_terry_loss",
   "brier_loss",
   "calibrate_rewards",
+  "causal_matching_loss",
+  "causal_ranking_loss",
   "causal_token_log_probs",
   "chunked_token_log_probs",
   "class_prototypes",

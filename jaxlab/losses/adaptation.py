@@ -104,7 +104,7 @@ def multiview_contrastive_loss(
   num_rows, num_views, size = features.shape
   if num_views < 2:
     raise ValueError(f"features must hold at least two views, got shape {features.shape}.")
-  vectors = _unit(features.reshape(-1, size), _MIN_NORM)
+  vectors = unit_vectors(features.reshape(-1, size), _MIN_NORM)
   similarities = vectors @ vectors.T / temperature
   row = jnp.arange(num_rows * num_views) // num_views
   itself = jnp.eye(row.size, dtype=bool)
@@ -114,8 +114,16 @@ def multiview_contrastive_loss(
   return (log_partition - mean_positive).reshape(num_rows, num_views).mean(1)
 
 
-def _unit(vectors: jax.Array, min_norm: float) -> jax.Array:
-  """`x / max(|x|, min_norm)`, for any finite length and with a finite gradient at 0."""
+def unit_vectors(vectors: jax.Array, min_norm: float) -> jax.Array:
+  """Scales vectors to length 1, for any finite length and with a finite gradient at 0.
+
+  Args:
+    vectors: `[..., d]`.
+    min_norm: shorter vectors are divided by this, and get no gradient; > 0.
+
+  Returns:
+    `x / max(|x|, min_norm)`, `[..., d]`.
+  """
   # Squares of long vectors would overflow; the direction does not depend on the scale.
   largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
   vectors = vectors / jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
@@ -139,7 +147,9 @@ def nearest_prototypes(features: chex.Array, prototypes: chex.Array) -> jax.Arra
   """
   check_arrays(features=(features, "[b, d]"), prototypes=(prototypes, "[k, d]"))
   features, prototypes = jax.lax.stop_gradient(as_accumulator(features, prototypes))
-  similarities = _unit(features, _MIN_COSINE_NORM) @ _unit(prototypes, _MIN_COSINE_NORM).T
+  similarities = (
+    unit_vectors(features, _MIN_COSINE_NORM) @ unit_vectors(prototypes, _MIN_COSINE_NORM).T
+  )
   return jnp.argmax(similarities, axis=-1).astype(jnp.int32)
 
 

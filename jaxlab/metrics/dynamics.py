@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_range
+from jaxlab.metrics.regression import least_squares_line
 
 
 class LogDiffusion(NamedTuple):
@@ -89,7 +90,7 @@ def fit_log_diffusion(steps: chex.Array, distances: chex.Array) -> LogDiffusion:
   Reference: Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 3.2,
   https://arxiv.org/abs/1705.08741.
   """
-  return LogDiffusion(*_least_squares(_log_steps(steps, distances), as_accumulator(distances)))
+  return LogDiffusion(*least_squares_line(_log_steps(steps, distances), as_accumulator(distances)))
 
 
 def fit_power_diffusion(steps: chex.Array, distances: chex.Array) -> PowerDiffusion:
@@ -112,7 +113,7 @@ def fit_power_diffusion(steps: chex.Array, distances: chex.Array) -> PowerDiffus
   """
   log_steps = _log_steps(steps, distances)
   check_range("distances", distances, "(0, inf)")
-  return PowerDiffusion(*_least_squares(log_steps, jnp.log(as_accumulator(distances))))
+  return PowerDiffusion(*least_squares_line(log_steps, jnp.log(as_accumulator(distances))))
 
 
 def _log_steps(steps: chex.Array, distances: chex.Array) -> jax.Array:
@@ -121,19 +122,6 @@ def _log_steps(steps: chex.Array, distances: chex.Array) -> jax.Array:
     raise ValueError(f"steps must hold at least two points, got {len(steps)}.")
   check_range("steps", steps, "(0, inf)")
   return jnp.log(as_accumulator(steps))
-
-
-def _least_squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Slope, intercept and R² of a straight line."""
-  # The first point is subtracted: equal values then have a variance of exactly 0.
-  x_shift, y_shift = x - x[0], y - y[0]
-  x_centered, y_centered = x_shift - x_shift.mean(), y_shift - y_shift.mean()
-  spread, total = jnp.sum(jnp.square(x_centered)), jnp.sum(jnp.square(y_centered))
-  slope = jnp.sum(x_centered * y_centered) / jnp.where(spread > 0, spread, 1.0)
-  residual = jnp.sum(jnp.square(y_centered - slope * x_centered))
-  intercept = y[0] + y_shift.mean() - slope * (x[0] + x_shift.mean())
-  r_squared = jnp.where(total == 0, 1.0, 1.0 - residual / jnp.where(total == 0, 1.0, total))
-  return slope, intercept, r_squared
 
 
 def feature_alignment(weights: chex.Array, features: chex.Array) -> jax.Array:

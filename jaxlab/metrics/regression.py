@@ -60,6 +60,28 @@ def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
   return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
 
 
+def least_squares_line(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The straight line through points with the smallest sum of squared residuals.
+
+  Args:
+    x: where the points are, `[m]`, floats.
+    y: their values, `[m]`, floats.
+
+  Returns:
+    Slope, intercept and R², scalars. If all x are equal the slope is 0, and if all y are equal R²
+    is 1.
+  """
+  # The first point is subtracted: equal values then have a variance of exactly 0.
+  x_shift, y_shift = x - x[0], y - y[0]
+  x_centered, y_centered = x_shift - x_shift.mean(), y_shift - y_shift.mean()
+  spread, total = jnp.sum(jnp.square(x_centered)), jnp.sum(jnp.square(y_centered))
+  slope = jnp.sum(x_centered * y_centered) / jnp.where(spread > 0, spread, 1.0)
+  residual = jnp.sum(jnp.square(y_centered - slope * x_centered))
+  intercept = y[0] + y_shift.mean() - slope * (x[0] + x_shift.mean())
+  r_squared = jnp.where(total == 0, 1.0, 1.0 - residual / jnp.where(total == 0, 1.0, total))
+  return slope, intercept, r_squared
+
+
 def mean_absolute_percentage_error(predictions: chex.Array, targets: chex.Array) -> jax.Array:
   """Mean of the absolute error in percent of the target, over targets that are not 0.
 

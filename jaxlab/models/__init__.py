@@ -48,7 +48,9 @@ from jaxlab.models.resnet import (
   wide_resnet50_2,
 )
 from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, rotary_frequencies
+from jaxlab.models.speech import EncodedSpeech, SpeechCache, SpeechEncoderDecoder
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
+from jaxlab.models.vision_language import SceneQuestionAnswerer
 from jaxlab.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ __all__ = [
   "DecoderOutput",
   "EarlyExitNet",
   "EarlyExitOutput",
+  "EncodedSpeech",
   "flops_per_token",
   "gate_features",
   "ghost_batch_norm",
@@ -109,6 +112,9 @@ __all__ = [
   "save_pfn",
   "save_pretrained",
   "save_vision_checkpoint",
+  "SceneQuestionAnswerer",
+  "SpeechCache",
+  "SpeechEncoderDecoder",
   "stage_costs",
   "TrainedPFN",
   "UncertaintyGate",

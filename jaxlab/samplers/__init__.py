@@ -1,5 +1,11 @@
 """Functions of a random key that draw tokens, prior tasks, context sizes and Markov chains."""
 
+from jaxlab.samplers.answer_confidence import (
+  perplexity_consistency_confidence,
+  perplexity_select,
+  pruned_consistency_confidence,
+  self_consistency_confidence,
+)
 from jaxlab.samplers.backtracking import (
   AppliedBackspaces,
   BackspaceLayout,
@@ -10,7 +16,23 @@ from jaxlab.samplers.backtracking import (
   generate_with_backspace,
   insert_corrections,
 )
+from jaxlab.samplers.batch_size_search import (
+  BatchSizeSearch,
+  compiled_memory_bytes,
+  merge_equal_buckets,
+  search_batch_size,
+  search_batch_size_linear,
+)
 from jaxlab.samplers.beams import BeamSearchOutput, beam_search, markov_beam_search
+from jaxlab.samplers.bucketing import (
+  DurationTokenBins,
+  assign_buckets,
+  bucket_batches,
+  effective_duration,
+  estimate_duration_bins,
+  estimate_duration_token_bins,
+  padding_fraction,
+)
 from jaxlab.samplers.contexts import context_size_probs, sample_context_size
 from jaxlab.samplers.decode_fns import (
   DecodeFns,
@@ -27,6 +49,15 @@ from jaxlab.samplers.gp_priors import (
   standardized_gp_kernel,
   standardized_gp_prior,
 )
+from jaxlab.samplers.guided_decoding import (
+  NudgedOutput,
+  ensemble_log_probs,
+  markov_nudged_decode,
+  needs_nudge,
+  nudged_decode,
+  proxy_tuning_log_probs,
+)
+from jaxlab.samplers.guided_text import Completion, NudgedText, TextModel, nudged_generate_text
 from jaxlab.samplers.mcmc import (
   McmcResult,
   StretchProposal,
@@ -40,14 +71,56 @@ from jaxlab.samplers.mixing import (
   sample_partner_table,
   sample_partners,
 )
+from jaxlab.samplers.model_switching import (
+  SwitchingOutput,
+  entropy_adaptive_decode,
+  markov_entropy_adaptive_decode,
+  random_switching_decode,
+)
+from jaxlab.samplers.path_pruning import (
+  WeibullMixture,
+  fit_weibull_mixture,
+  reasoning_prune_mask,
+  weibull_mixture_log_prob,
+  weibull_mixture_posterior,
+)
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
-from jaxlab.samplers.selection import VoteResult, best_of_n, majority_vote
+from jaxlab.samplers.rewind_nodes import (
+  RewindLevel,
+  backup_level,
+  candidate_priors,
+  mix_prior,
+  selection_scores,
+  self_evaluation_score,
+  should_widen,
+)
+from jaxlab.samplers.rewind_search import (
+  RewindOutput,
+  rewind_generate,
+)
+from jaxlab.samplers.rewind_tree import (
+  CommittedMove,
+  RewindTree,
+  backup_path,
+  commit_move,
+  expand_leaf,
+  init_rewind_tree,
+  select_leaf,
+)
+from jaxlab.samplers.selection import (
+  ResampleOutput,
+  VoteResult,
+  best_of_n,
+  majority_vote,
+  resample_until_accepted,
+)
 from jaxlab.samplers.speculative import (
   SpeculativeOutput,
   SpeculativeVerdict,
   speculative_decode,
   speculative_verify,
 )
+from jaxlab.samplers.switch_control import switch_schedule, switching_cost, token_entropy
 from jaxlab.samplers.token_filters import (
   apply_repetition_penalty,
   filter_min_p,
@@ -69,23 +142,41 @@ __all__ = [
   "AppliedBackspaces",
   "apply_backspaces",
   "apply_repetition_penalty",
+  "assign_buckets",
   "backspace_layout",
   "BackspaceLayout",
   "BacktrackingOutput",
+  "BatchSizeSearch",
+  "backup_level",
+  "backup_path",
   "beam_search",
   "BeamSearchOutput",
   "best_first_search",
   "best_of_n",
   "bnn_prior",
+  "bucket_batches",
+  "compiled_memory_bytes",
+  "candidate_priors",
+  "commit_move",
+  "CommittedMove",
+  "Completion",
   "context_size_probs",
   "CorrectedActions",
   "DecodeFns",
   "DistinctDraws",
   "draw_data_sets",
+  "DurationTokenBins",
+  "effective_duration",
+  "estimate_duration_bins",
+  "estimate_duration_token_bins",
+  "expand_leaf",
+  "ensemble_log_probs",
+  "entropy_adaptive_decode",
   "filter_min_p",
   "filter_top_k",
   "filter_top_p",
   "filter_typical_p",
+  "fit_weibull_mixture",
   "flax_decode_fns",
   "generate",
   "generate_n",
@@ -93,24 +184,54 @@ __all__ = [
   "GenerateOutput",
   "gp_hyper_prior",
   "gp_prior",
+  "init_rewind_tree",
   "initial_walkers",
   "insert_corrections",
   "label_similarity_logits",
   "label_similarity_probabilities",
   "majority_vote",
   "markov_beam_search",
+  "markov_entropy_adaptive_decode",
   "markov_greedy",
+  "markov_nudged_decode",
   "McmcResult",
+  "merge_equal_buckets",
+  "padding_fraction",
+  "mix_prior",
+  "needs_nudge",
+  "nudged_decode",
+  "nudged_generate_text",
+  "NudgedOutput",
+  "NudgedText",
+  "perplexity_consistency_confidence",
+  "perplexity_select",
   "prefill",
   "Prefilled",
   "PriorBatch",
   "process_logits",
+  "rewind_generate",
+  "RewindLevel",
+  "RewindOutput",
+  "RewindTree",
+  "proxy_tuning_log_probs",
+  "pruned_consistency_confidence",
+  "random_switching_decode",
+  "reasoning_prune_mask",
+  "resample_until_accepted",
+  "ResampleOutput",
   "ridge_prior",
   "sample_context_size",
   "sample_partner_table",
   "sample_partners",
   "sample_without_replacement",
   "score_sequences",
+  "search_batch_size",
+  "search_batch_size_linear",
+  "select_leaf",
+  "selection_scores",
+  "self_evaluation_score",
+  "should_widen",
+  "self_consistency_confidence",
   "speculative_decode",
   "speculative_verify",
   "SpeculativeOutput",
@@ -119,10 +240,18 @@ __all__ = [
   "standardized_gp_prior",
   "stretch_proposal",
   "StretchProposal",
+  "switch_schedule",
+  "switching_cost",
+  "SwitchingOutput",
   "table_best_first_search",
   "table_decode_fns",
+  "TextModel",
+  "token_entropy",
   "TreeSearchResult",
   "VoteResult",
+  "weibull_mixture_log_prob",
+  "weibull_mixture_posterior",
+  "WeibullMixture",
 ]
 
 

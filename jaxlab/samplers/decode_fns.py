@@ -180,13 +180,14 @@ def prefill(
 
 
 def check_prompts(
-  prompt_tokens: chex.Array, prompt_lengths: chex.Array
+  prompt_tokens: chex.Array, prompt_lengths: chex.Array, *, prefix: str = ""
 ) -> tuple[jax.Array, jax.Array]:
   """Raises if prompts do not have the types, shapes and lengths that decoders take.
 
   Args:
     prompt_tokens: prompts padded on the right with any token, i32 `[b, p]`.
     prompt_lengths: their lengths, i32 `[b]`, in [1, p].
+    prefix: of the caller's names for them.
 
   Returns:
     Both as int32.
@@ -195,12 +196,11 @@ def check_prompts(
     TypeError: if tokens or lengths are not integers.
     ValueError: if shapes do not agree, p is 0, or a concrete length lies outside [1, p].
   """
-  check_arrays(
-    prompt_tokens=(prompt_tokens, "int [b, p]"), prompt_lengths=(prompt_lengths, "int [b]")
-  )
+  tokens, lengths = f"{prefix}prompt_tokens", f"{prefix}prompt_lengths"
+  check_arrays(**{tokens: (prompt_tokens, "int [b, p]"), lengths: (prompt_lengths, "int [b]")})
   width = np.shape(prompt_tokens)[1]
-  check_at_least(1, **{"the width of prompt_tokens": width})
-  check_range("prompt_lengths", prompt_lengths, f"[1, {width}]")
+  check_at_least(1, **{f"the width of {tokens}": width})
+  check_range(lengths, prompt_lengths, f"[1, {width}]")
   return jnp.asarray(prompt_tokens, jnp.int32), jnp.asarray(prompt_lengths, jnp.int32)
 
 

@@ -57,6 +57,13 @@ from jaxlab.uncertainty.learning_curves import (
   learning_curve_log_density,
   learning_curve_log_likelihood,
 )
+from jaxlab.uncertainty.probes import (
+  LinearProbe,
+  fit_linear_svm,
+  linear_svm_scores,
+  normalize_features,
+  probe_accuracy_by_layer,
+)
 from jaxlab.uncertainty.temperature import apply_temperature, fit_temperature
 
 __all__ = [
@@ -87,6 +94,7 @@ __all__ = [
   "expected_improvement_gaussian",
   "fit_adaptive_temperature",
   "fit_gp",
+  "fit_linear_svm",
   "fit_temperature",
   "gp_log_marginal_likelihood",
   "gp_mixture_log_prob",
@@ -98,11 +106,15 @@ __all__ = [
   "kernel_matrix",
   "learning_curve_log_density",
   "learning_curve_log_likelihood",
+  "linear_svm_scores",
+  "LinearProbe",
   "max_probability",
   "mean_probability",
+  "normalize_features",
   "ParameterPrior",
   "prediction_sets",
   "probability_of_improvement",
+  "probe_accuracy_by_layer",
   "set_statistics",
   "SetStatistics",
   "transform_cues",

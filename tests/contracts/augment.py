@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from jaxlab.augment import IMAGE_CORRUPTIONS, SIGNAL_CORRUPTIONS
+from jaxlab.augment import IMAGE_CORRUPTIONS, SIGNAL_CORRUPTIONS, ParaphraseGrammar
 from tests.contracts.calls import KEY, B, b, c, call, f, t, u
 
 _SEVERITY = np.array(3, np.int32)
 _DRAWN = {"traced_floats": "part"}
+_GRAMMAR = ParaphraseGrammar([[-1], [2], [1], [-1]], [[1, -1], [-1, 2, 3]], [3])
 
 TABLE = {
   "all_pairs_mix": call(f(5, 2), ratio=0.3).but(keeps=True),
@@ -38,6 +39,7 @@ TABLE = {
   "mixup": call(KEY, f(4, 2), c(4)).but(keeps=True, skip=_DRAWN),
   "mixup:rows": call(KEY, f(4, 2), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
   "multi_mixup": call(KEY, f(4, 2), c(4)).but(keeps=True),
+  "paraphrase": call(KEY, c(B, 5), _GRAMMAR, strength=0.5),
   "random_crop": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "random_flip": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "replace_tokens": call(c(B, 5), b(B, 5), c(B, 5)),

@@ -5,6 +5,12 @@ import numpy as np
 from tests.contracts.calls import B, b, c, call, f, n, p, s, u
 
 _PAIRS = (n(B), n(B), n(B), n(B))
+_MATCHING = call(
+  f(B, 4),
+  *(f(B, 2, 4), f(B, 4, 4), f(B, 2, 4), f(B, 5, 4)),
+  match_mask=b(B, 4),
+  mismatch_mask=b(B, 5),
+)
 _INTEGERS = {"gradients": "integers"}
 _STEPS = {"gradients": "steps"}
 
@@ -18,6 +24,8 @@ TABLE = {
   "bradley_terry_loss": call(f(B), f(B), margin=0.1),
   "brier_loss": call(f(B, 4), c(B)),
   "calibrate_rewards": call(f(B, 4), f(B, 5), reference_mask=b(B, 5)).but(skip=_STEPS),
+  "causal_matching_loss": _MATCHING,
+  "causal_ranking_loss": _MATCHING,
   "causal_token_log_probs": call(f(B, 5, 4), c(B, 5)),
   "chunked_token_log_probs": call(f(B, 5, 2), f(2, 4), c(B, 5), chunk_size=2),
   "class_prototypes": call(f(5, 2), c(5), num_classes=4),

@@ -40,6 +40,8 @@ TABLE = {
     KEY, f(5, 4), u(5, 2), c(5), num_steps=2, batch_size=2, hidden=2
   ),
   "fit_gp": call(*_POINTS, num_steps=2).but(skip=_LOOP),
+  "fit_linear_svm": call(f(5, 2), c(5), num_classes=4).but(skip=_LOOP),
+  "fit_linear_svm:two": call(f(5, 2), c(5), num_classes=2, num_steps=2).but(skip=_LOOP),
   "fit_temperature": call(f(5, 4), c(5), num_steps=4).but(skip=_LOOP),
   "gp_log_marginal_likelihood": call(*_POINTS, mask=b(5)),
   "gp_mixture_log_prob": call(*_POINTS, f(B, 2), f(B), u(2), u(2), u(2), n(2)),
@@ -54,10 +56,15 @@ TABLE = {
   },
   "learning_curve_log_density": call(u(13), u(5), length=6),
   "learning_curve_log_likelihood": call(u(13), u(5), length=6),
+  "linear_svm_scores": call(f(5, 2), c(5), f(B, 2), num_classes=4).but(skip=_LOOP),
   "max_probability": call(p(2, B, 4)).but(skip=_STEPS),
   "mean_probability": call(p(2, B, 4)),
+  "normalize_features": call(f(B, 4)),
   "prediction_sets": call(u(B, 4), 0.5),
   "probability_of_improvement": call(*_BAR, 0.3),
+  "probe_accuracy_by_layer": call(KEY, f(5, B, 2), c(5), num_classes=4, num_splits=2).but(
+    static="train_fraction", skip=_STEPS
+  ),
   "set_statistics": call(b(5, 4), c(5)),
   "transform_cues": call(f(B, 4), f(2, B, 4), top_k=2).but(quiet="logits"),
   "upper_confidence_bound": call(*_BAR),

@@ -56,7 +56,7 @@ FNS = contract.flax_decode_fns(MODEL, PARAMS)
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(0, V, (5, 4)).astype(np.int32)
 LENGTHS = np.array([4, 1, 2, 3, 4], np.int32)
-forward = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
+forward = jax.jit(lambda params, tokens: MODEL.apply({"params": params}, tokens).logits)
 greedy = jax.jit(
   lambda fns, prompts, lengths: samplers.generate(
     jax.random.key(0),
@@ -71,11 +71,11 @@ greedy = jax.jit(
 )
 
 
-def next_logits(text):
+def next_logits(text, params=PARAMS):
   """Logits after a text, from the model without a cache."""
   padded = np.zeros((1, PROMPTS.shape[1] + T), np.int32)
   padded[0, : len(text)] = text
-  return np.asarray(forward(padded))[0, len(text) - 1]
+  return np.asarray(forward(params, padded))[0, len(text) - 1]
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,52 @@ def test_speculation_keeps_two_caches_consistent(generated, draft_params):
   np.testing.assert_allclose(output.log_probs, generated.log_probs, rtol=1e-4, atol=1e-5)
   if draft_params is PARAMS:
     np.testing.assert_array_equal(output.num_accepted, 2 * output.num_target_calls)
+
+
+@pytest.mark.parametrize("large_fraction", [0.5, 1.0])
+def test_switching_keeps_two_caches_consistent(generated, large_fraction):
+  output = jax.jit(
+    lambda small, large: samplers.random_switching_decode(
+      jax.random.key(0),
+      small,
+      large,
+      PROMPTS,
+      LENGTHS,
+      large_fraction=large_fraction,
+      min_dwell=1,
+      max_new_tokens=T,
+      temperature=0.0,
+      eos_token_id=2,
+    )
+  )(contract.flax_decode_fns(MODEL, DRAFT_PARAMS), FNS)
+  for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS)):
+    text = prompt[:length].tolist()
+    for token, is_large in zip(output.tokens[row].tolist(), output.use_large[row].tolist()):
+      if 2 in text[length:]:
+        break
+      logits = next_logits(text) if is_large else next_logits(text, DRAFT_PARAMS)
+      assert token == int(np.argmax(logits))
+      text.append(token)
+  if large_fraction == 1:
+    np.testing.assert_array_equal(output.tokens, generated.tokens)
+
+
+def test_nudging_keeps_two_caches_of_different_prompts_consistent():
+  others, lengths = PROMPTS[::-1], LENGTHS[::-1]
+  output = jax.jit(
+    lambda base, nudging: samplers.nudged_decode(
+      base, nudging, PROMPTS, LENGTHS, others, lengths, max_new_tokens=T, eos_token_id=2
+    )
+  )(FNS, contract.flax_decode_fns(MODEL, DRAFT_PARAMS))
+  output = jax.tree.map(np.asarray, output)
+  for row in range(len(PROMPTS)):
+    base, nudging = (x[row, : n[row]].tolist() for x, n in ((PROMPTS, LENGTHS), (others, lengths)))
+    for token, nudged in zip(output.tokens[row, : output.lengths[row]], output.nudged[row]):
+      logits = next_logits(nudging, DRAFT_PARAMS) if nudged else next_logits(base)
+      assert token == np.argmax(logits)
+      base.append(token)
+      nudging.append(token)
+  assert 0.2 < output.nudged.mean() < 0.9
 
 
 def test_equal_models_share_a_program(generated):

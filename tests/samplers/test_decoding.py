@@ -50,6 +50,18 @@ def speculate(prompts, lengths):
   )
 
 
+def switch(prompts, lengths):
+  return samplers.entropy_adaptive_decode(
+    KEY, FNS, DRAFT_FNS, prompts, lengths, threshold=1.0, max_new_tokens=4, eos_token_id=0
+  )
+
+
+def nudge(prompts, lengths):
+  return samplers.nudged_decode(
+    FNS, DRAFT_FNS, prompts, lengths, prompts, lengths, max_new_tokens=4, eos_token_id=0
+  )
+
+
 def backtrack(prompts, lengths):
   return samplers.generate_with_backspace(
     KEY,
@@ -68,7 +80,7 @@ def score(prompts, lengths):
 
 
 @pytest.mark.shipping
-@pytest.mark.parametrize("decode", [sample, search, speculate, backtrack, score])
+@pytest.mark.parametrize("decode", [sample, search, speculate, switch, nudge, backtrack, score])
 def test_rows_never_leave_their_device(decode):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.device_put((PROMPTS, LENGTHS), NamedSharding(mesh, PartitionSpec("data")))

@@ -91,6 +91,52 @@ def test_best_of_n():
   np.testing.assert_array_equal(best(scores, mask=np.zeros(3)), [0, 0, 0])
 
 
+def draw(key):
+  return {"token": jax.random.randint(key, (4,), 0, 6), "row": jax.random.uniform(key, (4, 2))}
+
+
+def is_small(sample):
+  return sample["token"] < jnp.array([0, 1, 2, 6])
+
+
+def test_resampling_matches_a_slow_loop():
+  key, most = jax.random.key(3), 6
+  attempt = lambda i: draw(jax.random.fold_in(key, i))  # noqa: E731
+  draws = jax.tree.map(np.asarray, jax.jit(jax.vmap(attempt))(np.arange(most)))
+  output = selection.resample_until_accepted(key, draw, is_small, max_attempts=most)
+  output = jax.tree.map(np.asarray, output)
+  for row, limit in enumerate((0, 1, 2, 6)):
+    tokens = draws["token"][:, row].tolist()
+    hits = [i for i, token in enumerate(tokens) if token < limit]
+    last = hits[0] if hits else most - 1
+    assert bool(output.accepted[row]) == bool(hits)
+    assert output.attempts[row] == last + 1
+    assert output.sample["token"][row] == tokens[last]
+    np.testing.assert_array_equal(output.sample["row"][row], draws["row"][last, row])
+  assert not output.accepted[0] and output.attempts[3] == 1 < output.attempts.max()
+
+
+def test_resampling_stops_once_all_rows_are_accepted():
+  output = selection.resample_until_accepted(
+    jax.random.key(0), draw, lambda sample: sample["token"] < 6, max_attempts=1000
+  )
+  np.testing.assert_array_equal(output.attempts, 1)
+  expected = jax.jit(lambda key: draw(jax.random.fold_in(key, 0)))(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, output.sample, expected)
+
+
+def test_resampling_errors():
+  resample = selection.resample_until_accepted
+  with pytest.raises(ValueError, match="max_attempts must be at least 1, got 0"):
+    resample(jax.random.key(0), draw, is_small, max_attempts=0)
+  with pytest.raises(TypeError, match="the result of verify_fn must be of type bool"):
+    resample(jax.random.key(0), draw, lambda sample: sample["token"], max_attempts=2)
+  with pytest.raises(
+    ValueError, match=r"a sample of sample_fn must have shape \[b, ...\] with b = 8"
+  ):
+    resample(jax.random.key(0), draw, lambda sample: jnp.ones(8, bool), max_attempts=2)
+
+
 def test_errors():
   with pytest.raises(ValueError, match="weights"):
     selection.majority_vote(jnp.array([1, 2]), weights=np.array([1.0, -0.5]))

@@ -1,0 +1,82 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import data
+from jaxlab.data import tone_speech
+
+SIZE, MOST = 2000, 12
+sample = jax.jit(
+  data.sample_utterances, static_argnames=("num_samples", "min_digits", "max_digits")
+)
+
+
+@pytest.fixture(scope="module")
+def utterances():
+  return jax.device_get(
+    sample(jax.random.key(0), num_samples=SIZE, max_digits=MOST, rate_spread=0.45)
+  )
+
+
+def test_tokens_are_digits_between_start_and_end(utterances):
+  tokens, lengths = utterances.tokens, utterances.token_lengths
+  assert tokens.shape == (SIZE, MOST + 2) and tokens.dtype == np.int32
+  for row, length in zip(tokens, lengths):
+    assert row[0] == 1 and row[length - 1] == 2 and not row[length:].any()
+    assert np.all((row[1 : length - 1] >= 3) & (row[1 : length - 1] < data.SPEECH_VOCAB_SIZE))
+  digits = lengths - 2
+  assert digits.min() == 1 and digits.max() == MOST and 3 <= np.median(digits) <= 4
+  shares = np.bincount(tokens[tokens >= 3] - 3) / (tokens >= 3).sum()
+  np.testing.assert_allclose(shares, 0.1, atol=0.015)
+
+
+def test_frames_end_with_the_last_digit_and_rates_vary(utterances):
+  frames, lengths = utterances.frames, utterances.frame_lengths
+  digits = utterances.token_lengths - 2
+  assert frames.shape == (SIZE, 20 * MOST, data.TONE_BANDS) and frames.dtype == np.float32
+  sounds = np.any(frames != 0, axis=-1)
+  np.testing.assert_array_equal(sounds, np.arange(20 * MOST)[None] < lengths[:, None])
+  rate = lengths / digits
+  assert rate.min() >= 4 and rate.max() <= 20 and 7.5 < np.median(rate) < 8.5
+  # What two dimensions of buckets need: duration does not tell the number of tokens.
+  assert 0.4 < np.corrcoef(lengths, digits)[0, 1] < 0.9
+  assert 0.3 < np.log(rate).std() < 0.5
+
+
+def test_rates_without_spread_vary_by_digit_alone():
+  steady = jax.device_get(
+    sample(jax.random.key(1), num_samples=SIZE, max_digits=MOST, rate_spread=0.0)
+  )
+  rate = steady.frame_lengths / (steady.token_lengths - 2)
+  assert np.log(rate).std() < 0.15
+
+
+def test_the_tones_tell_the_digit(utterances):
+  """Middles of digits, found by a slow reading of the noisiest kind, are near their two tones."""
+  right = []
+  for row in range(400):
+    count = utterances.token_lengths[row] - 2
+    length = utterances.frame_lengths[row]
+    if count != 1:
+      continue
+    # In the middle of its rise, half a band above the first tone.
+    middle = utterances.frames[row, length // 2 - 1 : length // 2 + 2].mean(0)
+    bands = np.arange(data.TONE_BANDS)[None, None]
+    shapes = np.exp(-0.5 * ((bands - tone_speech._TONES[..., None] - 0.5) / 0.6) ** 2).sum(1)
+    guess = np.argmax(shapes @ middle - 0.5 * (shapes**2).sum(1))
+    right.append(guess == utterances.tokens[row, 1] - 3)
+  assert len(right) > 20 and np.mean(right) > 0.9
+
+
+def test_fixed_counts_and_bad_arguments():
+  fixed = sample(jax.random.key(2), num_samples=4, min_digits=3, max_digits=3)
+  np.testing.assert_array_equal(fixed.token_lengths, 5)
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    data.sample_utterances(key, num_samples=0)
+  with pytest.raises(ValueError, match="min_digits must be at least 1, got 0"):
+    data.sample_utterances(key, num_samples=2, min_digits=0)
+  with pytest.raises(ValueError, match="max_digits must be at least 5, got 4"):
+    data.sample_utterances(key, num_samples=2, min_digits=5, max_digits=4)
+  with pytest.raises(ValueError, match=r"rate_spread must lie in \[0, inf\), got -1"):
+    data.sample_utterances(key, num_samples=2, rate_spread=-1)
