@@ -54,7 +54,7 @@ compat: .venv-compat/.ready  ## the tests against transformers, PEFT and TRL (2 
 	@touch $@
 
 lowest: .venv-lowest/.ready  ## the tests of the functions with the oldest versions that are allowed
-	.venv-lowest/bin/python -m pytest -n $(WORKERS) $(addprefix tests/,$(FUNCTIONS)) -m "not shipping" $(TEST_FLAGS)
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) $(addprefix tests/,$(FUNCTIONS)) tests/test_programs.py -m "not shipping" $(TEST_FLAGS)
 
 lint: $(READY)  ## ruff (lint and format), the rules of the house, the generated tables
 	$(BIN)/ruff check .

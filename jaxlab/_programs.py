@@ -87,7 +87,10 @@ def varying_carry(
   axes = frozenset().union(*map(_varying_axes, types))
 
   def vary(leaf):
-    return jax.lax.pcast(leaf, tuple(axes - _varying_axes(jax.typeof(leaf))), to="varying")
+    missing = tuple(axes - _varying_axes(jax.typeof(leaf)))
+    if hasattr(jax.lax, "pcast"):
+      return jax.lax.pcast(leaf, missing, to="varying")
+    return jax.lax.pvary(leaf, missing)  # The name in JAX 0.8.
 
   return jax.tree.map(vary, carry)
 
