@@ -57,7 +57,7 @@ class Config(dialogue.DialogueSizes):
   reward_batch: int = 128  # Comparisons per update.
   reward_rate: float = 3e-3  # AdamW with a cosine to 0.
   reward_decay: float = 0.1  # Its weight decay.
-  aims: tuple[float, ...] = (1.0, 2.0, 3.0)  # Nats to which the penalties would tilt.
+  aims: tuple[float, ...] = (0.4, 1.0, 2.0, 3.0)  # Nats to which the penalties would tilt.
   tilts: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)  # Nats of the tilted pools.
   best_of: int = 64  # Responses of which the best one is taken.
 
