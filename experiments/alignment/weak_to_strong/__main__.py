@@ -250,6 +250,7 @@ def figure(results: Results):
     where = {"trunk": trunk, "threshold": threshold}
     plots.intervals(ax, shown, SHARE, by="method", color="of", **where)
     ax.set(title=trunk if trunk == PIXELS else f"trunk of {trunk}", ylim=(0, 1))
+    ax.label_outer()
   axes[0].legend(fontsize=7)
   return figure
 
