@@ -50,7 +50,7 @@ class Config(dialogue.DialogueSizes):
 
   scale_range: float = 30.0  # Ratio of the largest scale of the reward to the smallest.
   stored: tuple[int, ...] = (25, 100, 400)  # Stored rewards of a prompt; the second number trains.
-  aims: tuple[float, ...] = (0.1, 0.4, 0.8, 1.3)  # Nats to which the penalties would tilt.
+  aims: tuple[float, ...] = (0.1, 0.2, 0.5, 0.9, 1.3)  # Nats to which the penalties would tilt.
   tilts: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # Nats of the tilted pools.
   cells: int = 1000  # Of the grid on which a perfectly calibrated reward is solved.
   best_of: tuple[int, ...] = (2, 3, 4, 6, 8)  # M of policies that give the best of M responses.
