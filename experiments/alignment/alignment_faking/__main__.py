@@ -25,7 +25,7 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "alignment_faking"
-SEEDS = {"laptop": 8}
+SEEDS = {"laptop": 5}
 
 PLANTED, NULL, BEST = "planted", "null", "best policy"
 MODELS = {

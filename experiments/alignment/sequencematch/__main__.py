@@ -22,7 +22,7 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition, t_interval
 
 PAPER = "sequencematch"
-SEEDS = {"laptop": 6}
+SEEDS = {"laptop": 5}
 LIKELIHOOD = "maximum likelihood"
 SHARPENED = "maximum likelihood, best temperature"
 NUCLEUS, KNOWN, CHECKED = "nucleus", "results sharpened", "wrong results again"
@@ -40,10 +40,10 @@ class Config:
   decoder: tuple[int, ...] = (48, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
   num_steps: int = 1200  # Updates of maximum likelihood.
-  batch_size: int = 128  # Texts per update, and in tuning half of the sequences.
+  batch_size: int = 64  # Texts per update, and in tuning half of the sequences.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   tuning_steps: int = 400  # Updates of an arm.
-  tuning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)  # To choose from, for every arm.
+  tuning_rates: tuple[float, ...] = (3e-4, 1e-3)  # To choose from, for every arm.
   refresh_every: int = 50  # Updates for which the same samples of the model serve.
   buffer: int = 1024  # Samples of the model.
   max_actions: int = 32  # Tokens and backspaces of a sequence.
