@@ -138,10 +138,13 @@ def _law(ks: list[int], coverage: np.ndarray) -> dict[str, float] | str:
   """The law exp(a k^b), or why there is none."""
   if np.sum((coverage > 0) & (coverage < 1)) < 2:
     return "not fitted: coverage lies strictly between 0 and 1 at fewer than two numbers of samples"
-  law = metrics.fit_exponentiated_power_law(np.array(ks), coverage)
-  fitted = np.asarray(metrics.exponentiated_power_law(np.array(ks), law))
-  error = float(np.max(np.abs(fitted - coverage)))
-  return {"a": float(law.a), "b": float(law.b), "largest_error": error}
+  fitted = metrics.fit_exponentiated_power_law(np.array(ks), coverage)
+  law = {"a": float(fitted.a), "b": float(fitted.b)}
+  return law | {"largest_error": float(np.max(np.abs(_coverage_by(law, np.array(ks)) - coverage)))}
+
+
+def _coverage_by(law: dict[str, float], ks: np.ndarray) -> np.ndarray:
+  return np.exp(law["a"] * ks ** law["b"])
 
 
 def _votes(config: Config, pool: Pool, ks: list[int]) -> dict[str, np.ndarray]:
@@ -243,6 +246,8 @@ def _print(scores: dict[str, Any]) -> None:
     print(f"{scores['longer']} of them have more samples, which do not count")
   for name, count in scores["missing"].items():
     print(f"column {name!r} is missing in {count} lines, and is not scored")
+  if "votes" not in scores:
+    print("there are no votes: not every line has the column 'answers'")
   table = _curves(scores)
   table = {"pass@k": table.pop("pass@k"), "  +-": scores["coverage_half_width"], **table}
   if "verifier" in scores:
@@ -275,8 +280,7 @@ def _figure(scores: dict[str, Any]):
     axes[0].errorbar(ks, values, half_width, marker=".", capsize=2, label=name)
   if isinstance(law, dict):
     line = np.geomspace(ks[0], ks[-1], 100)
-    fitted = np.exp(law["a"] * line ** law["b"])
-    axes[0].plot(line, fitted, ":", color="gray", label="law of coverage")
+    axes[0].plot(line, _coverage_by(law, line), ":", color="gray", label="law of coverage")
   if "chosen" in scores:
     axes[0].axhline(scores["chosen"], linestyle="--", color="gray", label="choices of the file")
   axes[0].set(xscale="log", ylim=(-0.03, 1.03), xlabel="samples k", ylabel="share of prompts")

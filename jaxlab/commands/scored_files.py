@@ -43,7 +43,7 @@ class Pool(NamedTuple):
     texts: the same for whole texts, i32 `[p, n]`.
     scores: mean log-probabilities, float32 `[p, n]`.
     verdict: what a verifier gives, float32 `[p, n]`.
-    chosen: whether choices are right, bool `[p]`.
+    chosen: whether choices are right, bool `[p, 1]`.
     missing: columns that only some lines have, and how many of them.
   """
 
@@ -141,7 +141,7 @@ def as_pool(lines: Sequence[Line], *, num_samples: int) -> Pool:
     lacking = sum(value is None for value in values)
     if 0 < lacking < len(lines):
       missing[name] = lacking
-    return None if lacking else np.stack([np.asarray(value)[..., :n] for value in values])
+    return None if lacking else np.stack([np.atleast_1d(value)[:n] for value in values])
 
   def numbered(values: Sequence[str | None] | None):
     return None if values is None else np.array(number(values[:n]), np.int32)
