@@ -80,20 +80,20 @@ def mean_log_probs(log_probs: Sequence[float | None], num_tokens: Sequence[int])
 
 @functools.partial(jax.jit, static_argnames="method")
 def confidence_in(
-  answers: jax.Array, scores: jax.Array, texts: jax.Array, *, method: str
+  answers: jax.Array, texts: jax.Array, scores: jax.Array, *, method: str
 ) -> tuple[jax.Array, jax.Array]:
-  """Confidence in the answer of each sample, and which sample is chosen.
+  """Confidence in the answer of each sample of a prompt, and which sample is chosen.
 
   Args:
-    answers: answers of samples as numbers, -1 for none, i32 `[b, n]`.
-    scores: mean log-probability of a token of each, `[b, n]`.
-    texts: texts as numbers, i32 `[b, n]`.
+    answers: answers of samples as numbers, -1 for none, i32 `[n]`.
+    texts: texts as numbers, i32 `[n]`.
+    scores: mean log-probability of a token of each, `[n]`.
     method: "majority", the share of votes; "rpc", the share in the probabilities of the distinct
       texts that are not improbable; else the probability per token of the sample itself.
 
   Returns:
-    Confidence, `[b, n]`, 0 without an answer for the first two, and the first sample of the answer
-    of the most confidence, i32 `[b]`.
+    Confidence, `[n]`, 0 without an answer for the first two, and the first sample of the answer of
+    the most confidence, i32 `[]`.
   """
   if method == "rpc":
     # A sample without an answer tells nothing of those that have one.
@@ -133,41 +133,31 @@ def judged_lines(
   Raises:
     UsageError: if the verifier fails; names file and line.
   """
-  answers = [find_answers(item.texts, find) for item in sampled]
-  scores = np.stack([mean_log_probs(item.log_probs, item.num_tokens) for item in sampled])
-  ids = [
-    np.array([number(row) for row in rows], np.int32)
-    for rows in (answers, [item.texts for item in sampled])
-  ]
-  confidence, chosen = jax.device_get(confidence_in(ids[0], scores, ids[1], method=method))
   return [
     _line(
-      row, item, answers[i], confidence[i].tolist(), int(chosen[i]),
-      method=method, verifier=verifier, num_params=num_params, prompt_tokens=prompt_tokens[i],
+      row,
+      item,
+      find_answers(item.texts, find),
+      method=method,
+      verifier=verifier,
+      num_params=num_params,
+      prompt_tokens=size,
     )
-    for i, (row, item) in enumerate(zip(rows, sampled, strict=True))
-  ]  # fmt: skip
+    for row, item, size in zip(rows, sampled, prompt_tokens, strict=True)
+  ]
 
 
 def _line(
-  row: Row,
-  item: Sampled,
-  answers,
-  confidence,
-  chosen,
-  *,
-  method,
-  verifier,
-  num_params,
-  prompt_tokens,
+  row: Row, item: Sampled, answers, *, method, verifier, num_params, prompt_tokens
 ) -> dict[str, Any]:
+  confidence, chosen = _confidence(item, answers, method)
   line = {
     **{name: value for name, value in row.columns.items() if name not in _OWN},
     "line": row.line,
     "samples": item.texts,
     "answers": answers,
     "votes": [answers.count(answer) if answer is not None else 0 for answer in answers],
-    "confidence": _finite(confidence),
+    "confidence": confidence,
     "log_probs": _finite(item.log_probs),
     "num_tokens": item.num_tokens,
     "finished": item.finished,
@@ -176,7 +166,7 @@ def _line(
   if method in _CHOOSING:
     line["chosen"] = None
     if answers[chosen] is not None:
-      values = chosen, answers[chosen], line["confidence"][chosen]
+      values = chosen, answers[chosen], confidence[chosen]
       line["chosen"] = dict(zip(("index", "answer", "confidence"), values))
   if row.columns.get("answer") is not None:
     line["correct"] = [
@@ -191,6 +181,13 @@ def _line(
     "generated_tokens": sum(item.num_tokens),
   }
   return line
+
+
+def _confidence(item: Sampled, answers, method: str) -> tuple[list[float | None], int]:
+  numbers = (np.array(number(values), np.int32) for values in (answers, item.texts))
+  scores = mean_log_probs(item.log_probs, item.num_tokens)
+  values, chosen = jax.device_get(confidence_in(*numbers, scores, method=method))
+  return _finite(values.tolist()), int(chosen)
 
 
 def flops(num_params: Sequence[int], reads: Sequence[int]) -> float:

@@ -93,7 +93,8 @@ class Config:
   window: int | None = None  # Of adaptive: tokens in the mean of the entropy; none: 5.
   min_dwell: int | None = None  # Of adaptive: fewest tokens between changes; none: 10.
   num_draft_tokens: int | None = None  # Of speculative: tokens of a draft; none: 4.
-  batch_size: int = 8  # Prompts of a batch, all devices together.
+  # Prompts of a batch, all devices together; all samples of them are drawn at once.
+  batch_size: int = 8
   seed: int = 0  # Of the draws.
   bfloat16: bool = False  # Keep parameters and compute in bfloat16.
   data_parallel: int = -1  # Devices over which batches are split; -1 for all that are left.
