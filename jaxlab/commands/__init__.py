@@ -1,4 +1,4 @@
-"""Programs for people's own files and checkpoints: `jaxlab chat`, `finetune`, `reinforce`.
+"""Programs for people's own files and checkpoints: `jaxlab chat`, `finetune`, `sample`, ...
 
 A command is a module of this room, and `python -m jaxlab.commands.chat` is `jaxlab chat`.
 """
@@ -13,6 +13,8 @@ COMMANDS = {
   "chat": "talks to a language model in a Hugging Face directory",
   "finetune": "fine-tunes one on responses or on preferences",
   "reinforce": "trains one on its own responses, which a function verifies",
+  "sample": "samples from one, or from two, and chooses among the samples",
+  "score": "scores a file of samples: coverage, votes, verifiers, and their curves",
 }
 
 

@@ -88,17 +88,39 @@ def encode_prompts(
   """
   examples = []
   for row in rows:
-    is_text = isinstance(row.prompt, str)
-    encode = encode_prompt if is_text else encode_conversation
     try:
-      tokens = np.asarray(encode(tokenizer, row.prompt), np.int32)
-      if not 1 <= len(tokens) <= max_length:
-        raise ValueError(f"the prompt has {len(tokens)} tokens; it must have 1 to {max_length}.")
-      check_vocabulary(tokens, vocab_size)
+      tokens = prompt_tokens(row.prompt, tokenizer, vocab_size=vocab_size, max_length=max_length)
     except (ImportError, ValueError) as error:
       raise UsageError(f"{row.place}: {error}") from error
     examples.append(Example(row.line, (tokens,), (np.ones(len(tokens), bool),), True))
   return examples
+
+
+def prompt_tokens(
+  prompt: Text, tokenizer: Tokenizer, *, vocab_size: int, max_length: int
+) -> np.ndarray:
+  """Tokenizes a prompt up to where a response begins.
+
+  Args:
+    prompt: text or messages.
+    tokenizer: of the model; messages need its `chat_template`.
+    vocab_size: tokens of the model.
+    max_length: the longest prompt that leaves room for a response.
+
+  Returns:
+    Token ids, int32 `[T]`.
+
+  Raises:
+    ValueError: if there are no tokens or too many, one is outside the vocabulary, or text or
+      template cannot be tokenized.
+    ImportError: if the template needs a package that is not installed.
+  """
+  encode = encode_prompt if isinstance(prompt, str) else encode_conversation
+  tokens = np.asarray(encode(tokenizer, prompt), np.int32)
+  if not 1 <= len(tokens) <= max_length:
+    raise ValueError(f"the prompt has {len(tokens)} tokens; it must have 1 to {max_length}.")
+  check_vocabulary(tokens, vocab_size)
+  return tokens
 
 
 def _encode(tokenizer: Tokenizer, prompt: Text, response: Text) -> tuple[np.ndarray, np.ndarray]:

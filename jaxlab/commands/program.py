@@ -6,6 +6,7 @@ A command is a module with
   Config      a frozen dataclass; each field becomes a flag, its comment the flag's help
   REQUIRED    names of the fields that must be given
   run         (config) -> exit status
+  POSITIONAL  (if it has it) name of the field that an argument without a name sets
 
 and ends in `if __name__ == "__main__": program.main(sys.modules[__name__], sys.argv)`.
 
@@ -45,7 +46,9 @@ _FLAGS = {
   "help": "Show this and stop.",
 }
 # Fields that name files; shells leave the `~` of --data=~/file alone.
-_PATHS = ("adapter", "checkpoint", "data", "output", "workdir")
+_PATHS = (
+  "adapter", "checkpoint", "data", "file", "out", "output", "prompts", "small", "workdir",
+)  # fmt: skip
 _SHORTEST_BUCKET = 16
 _INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.
 
@@ -80,7 +83,7 @@ def execute(module: ModuleType, argv: Sequence[str]) -> int:
     for name, text in _FLAGS.items():
       config_flags.define_flag(values, name, bool, text)
     config_flags.define_config_flags(values, module.Config)
-    config_flags.parse(values, argv)
+    config_flags.parse(values, argv, positional=getattr(module, "POSITIONAL", None))
     if values["help"].value:
       print(_help(module, values))
       return 0
@@ -152,11 +155,12 @@ def check_can_be_made(flag: str, directory: pathlib.Path) -> None:
     raise UsageError(f"--{flag}={directory} cannot be made: {error.strerror}.") from error
 
 
-def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
+def read_architecture(directory: str | os.PathLike, *, flag: str = "checkpoint") -> DecoderConfig:
   """Reads what kind of model a directory holds.
 
   Args:
     directory: holds `config.json`.
+    flag: that names the directory.
 
   Returns:
     The architecture.
@@ -164,15 +168,16 @@ def read_architecture(directory: str | os.PathLike) -> DecoderConfig:
   Raises:
     UsageError: if there is no such file or the model is of another family.
   """
-  with usage_errors(f"--checkpoint={directory}"):
+  with usage_errors(f"--{flag}={directory}"):
     return config_from_hf(read_json(existing_directory(directory) / "config.json"))
 
 
-def read_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+def read_tokenizer(directory: str | os.PathLike, *, flag: str = "checkpoint") -> Tokenizer:
   """Reads the tokenizer of a directory.
 
   Args:
     directory: holds `tokenizer.json`.
+    flag: that names the directory.
 
   Returns:
     The tokenizer.
@@ -180,7 +185,7 @@ def read_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   Raises:
     UsageError: if it is missing or malformed, or a package is not installed.
   """
-  with usage_errors(f"--checkpoint={directory}"):
+  with usage_errors(f"--{flag}={directory}"):
     return load_tokenizer(directory)
 
 
@@ -190,6 +195,7 @@ def read_params(
   *,
   dtype: Any = jnp.float32,
   adapter: str | None = None,
+  flag: str = "checkpoint",
 ) -> chex.ArrayTree:
   """Reads parameters onto a mesh, split over its axis `model` by the rules of the architecture.
 
@@ -198,6 +204,7 @@ def read_params(
     mesh: the devices, with an axis `model`.
     dtype: type of the parameters.
     adapter: directory of low-rank adapters in peft's format to add, or None.
+    flag: that names the directory.
 
   Returns:
     The parameters.
@@ -206,8 +213,8 @@ def read_params(
     UsageError: if files are missing, cut short or of another architecture, or a width does not
       divide by the axis.
   """
-  _check_division(read_architecture(directory), mesh.shape["model"])
-  with usage_errors(f"--checkpoint={directory}"):
+  _check_division(read_architecture(directory, flag=flag), mesh.shape["model"])
+  with usage_errors(f"--{flag}={directory}"):
     loaded = load_pretrained(directory, dtype=dtype, mesh=mesh)
   if adapter is None:
     return loaded.params
@@ -257,14 +264,31 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]]) ->
   Raises:
     ValueError: if the template fails, for example by reaching outside its sandbox.
   """
-  text = render_chat(
+  return tokenizer.encode(render_conversation(tokenizer, messages), add_special_tokens=False)
+
+
+def render_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
+  """Writes out a conversation up to where the assistant is to speak.
+
+  Args:
+    tokenizer: has a `chat_template`.
+    messages: turns, each with "role" and "content".
+
+  Returns:
+    The text, special tokens included.
+
+  Raises:
+    ValueError: if there is no template, or it fails.
+  """
+  if tokenizer.chat_template is None:
+    raise ValueError("the tokenizer has no chat template, which messages need.")
+  return render_chat(
     tokenizer.chat_template,
     messages,
     add_generation_prompt=True,
     bos_token=tokenizer.bos_token,
     eos_token=tokenizer.eos_token,
   )
-  return tokenizer.encode(text, add_special_tokens=False)
 
 
 def end_tokens(directory: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:

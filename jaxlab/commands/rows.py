@@ -14,8 +14,8 @@ is the user's first turn, unless they begin with a turn of the user or the syste
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxlab._checks import naming
 from jaxlab.data.preference_files import group_ratings, has_pair, parse_pair
@@ -35,6 +35,7 @@ from jaxlab.experiment import UsageError
 
 Kind = Literal["supervised", "pairs", "unpaired", "prompts"]
 _SHOWN = 3
+_Item = TypeVar("_Item")
 
 
 class Row(NamedTuple):
@@ -86,12 +87,73 @@ def read_rows(
     raise UsageError(f"--data={path} cannot be read: {error}") from error
   except (ImportError, ValueError) as error:
     raise UsageError(str(error)) from error
-  if faults:
-    shown = "\n  ".join((*faults[:_SHOWN], *["..."] * (len(faults) > _SHOWN)))
-    print(f"rows left out: {len(faults)}\n  {shown}", flush=True)
+  tell_faults(faults)
   if not rows:
     raise UsageError(f"--data={path} has no rows.")
   return _with_mismatched(path, rows) if kind == "unpaired" else rows
+
+
+def tell_faults(faults: Sequence[str]) -> None:
+  """Prints how many rows were left out, and the first of them.
+
+  Args:
+    faults: what is wrong with each.
+  """
+  if faults:
+    shown = "\n  ".join((*faults[:_SHOWN], *["..."] * (len(faults) > _SHOWN)))
+    print(f"rows left out: {len(faults)}\n  {shown}", flush=True)
+
+
+def read_usable(
+  path: str | os.PathLike, parse: Callable[[FileRecord], _Item], *, flag: str
+) -> tuple[list[_Item], list[str]]:
+  """Makes something of every row of a file that can be used; what is wrong with others is told.
+
+  Args:
+    path: the file, as `read_rows` takes it.
+    parse: of a row; raises ValueError where it cannot be used.
+    flag: what names the file on the command line.
+
+  Returns:
+    The items, at least one, and what is wrong with the rows that are left out.
+
+  Raises:
+    UsageError: if there is no such file, or nothing in it can be used.
+  """
+  faults: list[str] = []
+
+  def parse_one(group: Sequence[FileRecord]) -> list[_Item]:
+    with naming(group[0].place):
+      return [parse(group[0])]
+
+  try:
+    records = read_records(path, faults=faults)
+    groups = ([record] for record in records)
+    items, others = parse_groups(groups, parse_one, skip_unusable=True)
+  except OSError as error:
+    raise UsageError(f"{flag}={path} cannot be read: {error}") from error
+  except (ImportError, ValueError) as error:
+    raise UsageError(str(error)) from error
+  faults += others
+  if not items:
+    raise UsageError(faults[0] if faults else f"{flag}={path} has no rows.")
+  return items, faults
+
+
+def parse_prompt(record: FileRecord) -> Row:
+  """The row of a prompt without responses.
+
+  Args:
+    record: the row of the file.
+
+  Returns:
+    The `Row`.
+
+  Raises:
+    ValueError: naming the column at fault.
+  """
+  line, place, columns = record
+  return Row(line, place, text_column(columns, "prompt"), (), columns=columns)
 
 
 def _supervised(group: Sequence[FileRecord]) -> list[Row]:
@@ -137,9 +199,8 @@ def _unpaired(group: Sequence[FileRecord]) -> list[Row]:
 
 
 def _prompts(group: Sequence[FileRecord]) -> list[Row]:
-  [(line, place, columns)] = group
-  with naming(place):
-    return [Row(line, place, text_column(columns, "prompt"), (), columns=columns)]
+  with naming(group[0].place):
+    return [parse_prompt(group[0])]
 
 
 _PARSERS = {

@@ -262,10 +262,10 @@ def train_and_save(
   asked = {name: v for name, v in dataclasses.asdict(config).items() if name not in _FREE}
   asked |= {
     "data_sha256": hashlib.sha256(pathlib.Path(config.data).read_bytes()).hexdigest(),
-    "tokenizer": _tokenizer_fingerprint(config, tokenizer),
+    "tokenizer": tokenizer_fingerprint(config.checkpoint, tokenizer),
     "chat_template": fingerprint(tokenizer.chat_template),
     "architecture": dataclasses.asdict(start.model.config),
-    "start": _sum_of_bits(start.merge(start.state.params, start.frozen)),
+    "start": sum_of_bits(start.merge(start.state.params, start.frozen)),
     **(made_by or {}),
   }
   with workdir.lock(directory):
@@ -277,15 +277,38 @@ def train_and_save(
   print(f"saved {output}", flush=True)
 
 
-def _tokenizer_fingerprint(config: TrainingConfig, tokenizer: Tokenizer) -> str:
-  content = (existing_directory(config.checkpoint) / "tokenizer.json").read_bytes()
+def tokenizer_fingerprint(directory: str, tokenizer: Tokenizer) -> str:
+  """What tells the tokenizers of runs apart.
+
+  Args:
+    directory: where it was read from.
+    tokenizer: the tokenizer.
+
+  Returns:
+    A digest of its file and its special tokens.
+  """
+  content = (existing_directory(directory) / "tokenizer.json").read_bytes()
   return fingerprint([content, tokenizer.bos_token, tokenizer.eos_token])
 
 
-def _sum_of_bits(params: chex.ArrayTree) -> int:
-  """The sum of all bits as integers, which is the same however parameters are sharded."""
-  words = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in jax.tree.leaves(params)]
-  return sum(int(jnp.sum(x, dtype=jnp.uint32)) for x in words) % 2**32
+def sum_of_bits(params: chex.ArrayTree) -> int:
+  """What tells the weights of runs apart, the same however they are sharded.
+
+  Args:
+    params: the parameters.
+
+  Returns:
+    The sum of all bits as integers.
+  """
+  return int(_sum_of_bits(params))
+
+
+@jax.jit
+def _sum_of_bits(params: chex.ArrayTree) -> jax.Array:
+  words = [
+    jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) for x in jax.tree.leaves(params)
+  ]
+  return sum(jnp.sum(x, dtype=jnp.uint32) for x in words)
 
 
 def _save(config, output: pathlib.Path, start: Start, trained: chex.ArrayTree) -> None:

@@ -59,21 +59,57 @@ def pattern_verifier(pattern: str) -> Verifier:
   Raises:
     UsageError: if it is no regular expression.
   """
+  find = answer_finder(pattern)
+  has_group = re.compile(pattern).groups > 0
+
+  def verify(response, columns):
+    found = find(response)
+    if found is None or not has_group:
+      return found is not None
+    if "answer" not in columns:
+      raise ValueError("column 'answer' is missing, which the group of --pattern is compared with.")
+    return is_answer(found, columns)
+
+  return verify
+
+
+def answer_finder(pattern: str) -> Callable[[str], str | None]:
+  """A function that finds the answer in a response.
+
+  Args:
+    pattern: regular expression; the answer is what its first group, or all of it if there is none,
+      holds at the last match, without spaces around.
+
+  Returns:
+    `response -> answer`, None where there is none.
+
+  Raises:
+    UsageError: if it is no regular expression.
+  """
   try:
     compiled = re.compile(pattern, re.DOTALL)
   except re.error as error:
     raise UsageError(f"--pattern={pattern} is no regular expression: {error}.") from error
+  group = min(compiled.groups, 1)
 
-  def verify(response, columns):
-    matches = list(compiled.finditer(response))
-    if not matches or not compiled.groups:
-      return bool(matches)
-    if "answer" not in columns:
-      raise ValueError("column 'answer' is missing, which the group of --pattern is compared with.")
-    found = matches[-1].group(1)
-    return found is not None and found.strip() == str(columns["answer"]).strip()
+  def find(response: str) -> str | None:
+    matches = [match.group(group) for match in compiled.finditer(response)]
+    return matches[-1].strip() if matches and matches[-1] is not None else None
 
-  return verify
+  return find
+
+
+def is_answer(found: str, columns: Mapping[str, Any]) -> bool:
+  """Whether an answer is that of the column "answer", spaces around both left out.
+
+  Args:
+    found: the answer.
+    columns: of the row.
+
+  Returns:
+    Whether they are equal as text.
+  """
+  return found.strip() == str(columns["answer"]).strip()
 
 
 def score(verifier: Verifier, responses: Sequence[str], rows: Sequence[Row]) -> np.ndarray:

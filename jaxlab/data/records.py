@@ -30,7 +30,9 @@ class FileRecord(NamedTuple):
   columns: dict[str, Any]
 
 
-def read_records(path: str | os.PathLike, *, split: str | None = None) -> list[FileRecord]:
+def read_records(
+  path: str | os.PathLike, *, split: str | None = None, faults: list[str] | None = None
+) -> list[FileRecord]:
   """Reads a file of JSON lines (empty ones are passed over), of one JSON array, or of Parquet.
 
   The file's first bytes tell which it is. JSON may be compressed by gzip.
@@ -38,6 +40,8 @@ def read_records(path: str | os.PathLike, *, split: str | None = None) -> list[F
   Args:
     path: the file.
     split: only rows whose column `split` is this; None for all.
+    faults: a list to which is added what is wrong with lines of JSON, and rows, that are left out;
+      None raises the first such error.
 
   Returns:
     The rows in order.
@@ -49,9 +53,13 @@ def read_records(path: str | os.PathLike, *, split: str | None = None) -> list[F
     ImportError: if it is Parquet and pyarrow is not installed; names the extra that brings it.
   """
   records = []
-  for number, place, columns in _values(path):
+  for number, place, columns in _values(path, faults):
     if not isinstance(columns, dict):
-      raise ValueError(f"{place}: must be an object of columns, got {type(columns).__name__}.")
+      told = f"{place}: must be an object of columns, got {type(columns).__name__}."
+      if faults is None:
+        raise ValueError(told)
+      faults.append(told)
+      continue
     records.append(FileRecord(number, place, columns))
   if split is None or not records:
     return records
@@ -62,7 +70,7 @@ def read_records(path: str | os.PathLike, *, split: str | None = None) -> list[F
   return chosen
 
 
-def _values(path) -> Iterator[tuple[int, str, Any]]:
+def _values(path, faults: list[str] | None) -> Iterator[tuple[int, str, Any]]:
   """Number, name and content of each line, item or row."""
   content = pathlib.Path(path).read_bytes()
   if content.startswith(b"PAR1"):
@@ -80,7 +88,14 @@ def _values(path) -> Iterator[tuple[int, str, Any]]:
   for number, line in enumerate(content.split(b"\n"), 1):
     if line.strip():
       place = f"{path}, line {number}"
-      yield number, place, as_json(place, line)
+      try:
+        value = as_json(place, line)
+      except ValueError as error:
+        if faults is None:
+          raise
+        faults.append(str(error))
+      else:
+        yield number, place, value
 
 
 def _numbered(path, items: Iterable[Any]) -> Iterator[tuple[int, str, Any]]:

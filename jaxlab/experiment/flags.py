@@ -74,17 +74,20 @@ def define_flag(values: flags.FlagValues, name: str, annotation: Any, help_text:
     flags.DEFINE(_ValueParser(annotation), name, None, help_text, flag_values=values)
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def parse(values: flags.FlagValues, argv: Sequence[str], *, positional: str | None = None) -> None:
   """Parses a command line; -h, --helpshort and --helpfull mean --help.
 
   Args:
     values: the flags that there are, `help` among them.
     argv: the program's name and its arguments.
+    positional: name of the flag that an argument without a name sets, or None.
 
   Raises:
     UsageError: for a flag that there is not, a value that is not allowed, or an argument that is no
       flag; the message says what is allowed.
   """
+  # Flags may then follow the argument.
+  values.set_gnu_getopt(positional is not None)
   try:
     rest = values(["--help" if argument in _HELP else argument for argument in argv])[1:]
   except flags.UnrecognizedFlagError as error:
@@ -93,6 +96,8 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     raise UsageError(f"{error.flagvalue} is no flag of this program; {hint}.") from error
   except (flags.Error, ValueError) as error:  # A ValueError is of --noNAME=VALUE.
     raise UsageError(str(error)) from error
+  if rest and positional is not None and not values[positional].present:
+    values[positional].parse(rest.pop(0))
   if rest:
     raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value.")
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from jaxlab.commands.rows import read_rows
+from jaxlab.commands.rows import parse_prompt, read_rows, read_usable
 from jaxlab.experiment import UsageError
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}
@@ -133,3 +133,17 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
   (tmp_path / "data.parquet").write_bytes(b"PAR1")
   with pytest.raises(UsageError, match=r"pip install 'jaxlab\[parquet\]'"):
     read_rows(tmp_path / "data.parquet", "pairs")
+
+
+def test_rows_that_can_be_used(tmp_path):
+  path = written(tmp_path, {"prompt": "p"}, "{", {"question": "q"}, {"prompt": "r"})
+  found, faults = read_usable(path, parse_prompt, flag="--prompts")
+  assert [row.line for row in found] == [1, 4]
+  assert faults[0].startswith(f"{path}, line 2 is not valid JSON")
+  assert faults[1].startswith(f"{path}, line 3: column 'prompt' is missing")
+  with pytest.raises(UsageError, match="line 1: column 'prompt' is missing"):
+    read_usable(written(tmp_path, {"question": "q"}), parse_prompt, flag="--prompts")
+  with pytest.raises(UsageError, match="--prompts=.* has no rows"):
+    read_usable(written(tmp_path), parse_prompt, flag="--prompts")
+  with pytest.raises(UsageError, match="--prompts=nothing cannot be read"):
+    read_usable("nothing", parse_prompt, flag="--prompts")

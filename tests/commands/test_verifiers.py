@@ -27,6 +27,19 @@ def test_patterns(pattern, response, answer, expected):
   assert verifiers.pattern_verifier(pattern)(response, columns) is expected
 
 
+@pytest.mark.parametrize(
+  "pattern, response, expected",
+  [
+    (r"\d+", "4, then 12", "12"),
+    (r"is(.*)\.", "it is 7 \n.", "7"),
+    (r"is (\d+)", "nothing", None),
+    (r"a|(b)", "b a", None),
+  ],
+)
+def test_answers(pattern, response, expected):
+  assert verifiers.answer_finder(pattern)(response) == expected
+
+
 def test_rewards_are_numbers_or_none():
   values = iter([True, np.bool_(False), 2, 0.5, np.float32(1.5), None, float("nan")])
   rewards = verifiers.score(lambda response, columns: next(values), ["x"] * 7, [row()] * 7)

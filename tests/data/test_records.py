@@ -70,6 +70,15 @@ def test_errors(tmp_path):
     data.read_records(path)
 
 
+def test_broken_lines_may_be_left_out(tmp_path):
+  faults = []
+  path = written(tmp_path, lines(ROWS[0]) + b'{"prompt": \n\n[1]\n' + lines(ROWS[2]))
+  found = data.read_records(path, faults=faults)
+  assert [(record.line, record.columns) for record in found] == [(1, ROWS[0]), (5, ROWS[2])]
+  assert faults[0].startswith(f"{path}, line 2 is not valid JSON: ")
+  assert faults[1] == f"{path}, line 4: must be an object of columns, got list."
+
+
 def test_unusable_groups_are_raised_or_told():
   groups = [[data.FileRecord(i, f"line {i}", {})] for i in range(4)]
 

@@ -35,6 +35,20 @@ def parsed(*arguments):
   return config_flags.config_from_flags(values, Fields(whole=7))
 
 
+def test_an_argument_without_a_name_may_set_a_flag():
+  def parsed(*arguments):
+    values = flags.FlagValues()
+    config_flags.define_config_flags(values, Fields)
+    config_flags.parse(values, ["program", *arguments], positional="name")
+    return config_flags.config_from_flags(values, Fields())
+
+  assert parsed("file", "--whole=3") == parsed("--whole=3", "file") == Fields(whole=3, name="file")
+  assert parsed("--name=file") == Fields(name="file") and parsed() == Fields()
+  for arguments in (("a", "b"), ("--name=a", "b")):
+    with pytest.raises(UsageError, match="'b' is no flag"):
+      parsed(*arguments)
+
+
 @pytest.mark.parametrize(
   "argument,expected",
   [
