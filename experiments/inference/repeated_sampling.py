@@ -23,7 +23,7 @@ from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import respond, text_loss
 from experiments.kit.sweep import each_seed
 from experiments.kit.train import adamw_cosine
-from experiments.kit.zoo import BaseModel
+from experiments.kit.zoo import FAMILY, BaseModel
 from jaxlab import data, losses, metrics, models
 from jaxlab._checks import check_at_least
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -46,7 +46,7 @@ class Config:
   misconception_prob: float = 0.9  # How often texts show a misconception where there is one.
   weak: tuple[int, ...] = (24, 1, 2)  # Width, blocks and attention heads of the weak decoder.
   weak_steps: int = 700  # Its updates.
-  strong: tuple[int, ...] = (64, 2, 4)  # Likewise of the strong decoder.
+  strong: tuple[int, ...] = (48, 1, 4)  # Likewise of the strong decoder.
   strong_steps: int = 1200  # Likewise.
   texts_per_step: int = 128  # Fresh texts of an update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
@@ -103,6 +103,7 @@ def validate(config: Config) -> None:
 def base_models(config: Config) -> dict[str, BaseModel]:
   """The two models, of seed 0."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
+  options["family"] = FAMILY
   return {
     WEAK: BaseModel(config.chains, *config.weak, config.weak_steps, **options),
     STRONG: BaseModel(config.chains, *config.strong, config.strong_steps, **options),

@@ -25,11 +25,13 @@ def decoder(
   hidden_size: int = 48,
   num_layers: int = 2,
   num_heads: int = 4,
+  family: str = "llama",
   dropout_rate: float = 0.0,
 ) -> models.DecoderLM:
-  """A decoder of texts of at most `length` tokens."""
+  """A decoder of texts of at most `length` tokens; other options as of `models.decoder_config`."""
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
-  architecture = models.decoder_config(vocab_size=vocab_size, max_positions=length, **sizes)
+  sizes |= {"vocab_size": vocab_size, "max_positions": length}
+  architecture = models.decoder_config(**sizes, family=family)
   return models.DecoderLM(architecture, dropout_rate=dropout_rate)
 
 

@@ -49,7 +49,7 @@ class Config:
   small_steps: tuple[int, ...] = LADDER[0][3]  # Their updates; the second is the weak model.
   large: tuple[int, ...] = LADDER[1][:3]  # Likewise of large ones.
   large_steps: tuple[int, ...] = LADDER[1][3]  # Likewise; the last is the strong model.
-  other_steps: tuple[int, ...] = (700, 500, 500)  # Of the three that are weak in another way.
+  other_steps: tuple[int, ...] = (1200, 900, 900)  # Of the three that are weak in another way.
   other_noise: float = 0.15  # Noise in the texts of two of them, a small and a large one.
   other_rate: float = 0.3  # Share of misconceptions in the table of the third, a large one.
   texts_per_step: int = 128  # Fresh texts of an update.

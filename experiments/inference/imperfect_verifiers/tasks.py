@@ -11,7 +11,7 @@ import numpy as np
 from experiments.kit import chains as kit
 from experiments.kit.language_models import respond
 from experiments.kit.verifiers import ErrorRates, over_error_rates
-from experiments.kit.zoo import BaseModel, ladder
+from experiments.kit.zoo import FAMILY, BaseModel, ladder
 from jaxlab import data, metrics
 
 CEILING, FALSE_RATE = "accuracy of unlimited resampling", "false positive rate"
@@ -20,6 +20,7 @@ CEILING, FALSE_RATE = "accuracy of unlimited resampling", "false positive rate"
 def base_models(config) -> dict[str, BaseModel]:
   """The ladder, of seed 0, and then the three models that are weak in another way."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
+  options["family"] = FAMILY
   chains = config.chains
   noisy = dataclasses.replace(chains, noise=config.other_noise)
   misled = dataclasses.replace(chains, misconception_rate=config.other_rate)
@@ -62,7 +63,7 @@ def draw(config, key: chex.PRNGKey, seed: chex.Array) -> dict[str, jax.Array]:
 @functools.cache  # Models of one size are one program.
 def prober(chains: data.ModularChainConfig, size: tuple[int, int, int]):
   """A function that gives log-probabilities that the first steps are right, `[..., S]`."""
-  model = BaseModel(chains, *size).model
+  model = BaseModel(chains, *size, family=FAMILY).model
 
   def probe(key, params, tokens):
     del key

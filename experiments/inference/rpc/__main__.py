@@ -21,7 +21,7 @@ from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import respond, text_loss
 from experiments.kit.sweep import each_seed
 from experiments.kit.train import adamw_cosine
-from experiments.kit.zoo import BaseModel
+from experiments.kit.zoo import FAMILY, BaseModel
 from jaxlab import losses, metrics, samplers
 from jaxlab._checks import check_at_least
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -48,8 +48,8 @@ class Config:
   misconception_prob: float = 0.4  # How often texts show one.
   noise: float = 0.05  # Share of steps that show an arbitrary value.
   style_probs: tuple[float, ...] = (0.6, 0.25, 0.1, 0.05)  # Of the words of style.
-  decoder: tuple[int, ...] = (32, 2, 4)  # Width, blocks and attention heads.
-  num_steps: int = 700  # Updates.
+  decoder: tuple[int, ...] = (32, 1, 2)  # Width, blocks and attention heads.
+  num_steps: int = 1000  # Updates.
   texts_per_step: int = 128  # Fresh texts of an update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_problems: int = 300  # To test on.
@@ -95,6 +95,7 @@ def validate(config: Config) -> None:
 def base_model(config: Config) -> BaseModel:
   """The decoder, of seed 0."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
+  options["family"] = FAMILY
   return BaseModel(config.chains, *config.decoder, config.num_steps, **options)
 
 

@@ -86,7 +86,7 @@ def test_the_ladder_of_the_laptop_is_the_zoo():
   assert len(bases) == 9
   names = [name for name in bases if "," not in name]
   assert [bases[name] for name in names] == [zoo.BASE_MODELS[name] for name in names]
-  assert tasks.weak_and_strong(experiment.PRESETS["laptop"]) == ("d24x1-400", "d64x2-900")
+  assert tasks.weak_and_strong(experiment.PRESETS["laptop"]) == ("d24x1-900", "d48x1-1200")
   noisy = [base.task for name, base in bases.items() if "noise" in name]
   assert [task.noise for task in noisy] == [0.15, 0.15]
 
