@@ -46,10 +46,10 @@ class Config:
   num_terms: int = 5  # Numbers in a problem.
   num_checked: int = 2  # Steps that the visible test checks; the others are hidden.
   small: tuple[int, ...] = LADDER[0][:3]  # Width, blocks and attention heads of small decoders.
-  small_steps: tuple[int, ...] = LADDER[0][3]  # Their updates; the second is the weak model.
+  small_steps: tuple[int, ...] = LADDER[0][3]  # Their updates; the middle one is the weak model.
   large: tuple[int, ...] = LADDER[1][:3]  # Likewise of large ones.
   large_steps: tuple[int, ...] = LADDER[1][3]  # Likewise; the last is the strong model.
-  other_steps: tuple[int, ...] = (1200, 900, 900)  # Of the three that are weak in another way.
+  other_steps: tuple[int, ...] = (1200, 900, 900)  # Of at most three that are weak in another way.
   other_noise: float = 0.15  # Noise in the texts of two of them, a small and a large one.
   other_rate: float = 0.3  # Share of misconceptions in the table of the third, a large one.
   texts_per_step: int = 128  # Fresh texts of an update.
@@ -76,8 +76,8 @@ class Config:
 
 PRESETS = {
   "smoke": Config(
-    modulus=3, num_terms=3, num_checked=1, small=(8, 1, 2), small_steps=(1, 2), large=(8, 2, 2),
-    large_steps=(3,), other_steps=(2, 2, 2), texts_per_step=4, pool=40, num_easy=4, num_hard=4,
+    modulus=3, num_terms=3, num_checked=1, small=(8, 1, 2), small_steps=(2,), large=(16, 1, 2),
+    large_steps=(2,), other_steps=(2,), texts_per_step=4, pool=40, num_easy=4, num_hard=4,
     attempts=8, costs=(0.0, 1.0), num_coverage=4, num_sampled=4, num_samples=4,
     error_rates=(0.0, 0.1),
   ),
@@ -94,14 +94,15 @@ def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
   shares = "other_noise", "other_rate", "error_rates"
   sizes.check_sizes(config, shares=shares)
-  check_at_least(2, modulus=config.modulus, small_steps=len(config.small_steps))
+  check_at_least(2, modulus=config.modulus)
   check_at_least(3, num_terms=config.num_terms)
   check_range("num_checked", config.num_checked, f"[1, {config.num_terms - 2}]")
   for name in ("small", "large"):
     sizes.check_lengths(**{name: getattr(config, name), "(width, blocks, heads)": range(3)})
     width, _, heads = getattr(config, name)
     sizes.check_divides(heads, **{name: width})
-  sizes.check_lengths(other_steps=config.other_steps, models=range(3))
+  check_at_least(config.small[0] + 1, large=config.large[0])
+  sizes.check_at_most(3, other_steps=len(config.other_steps))
   sizes.check_at_most(config.pool, **{"num_easy + num_hard": config.num_easy + config.num_hard})
   sizes.check_at_most(config.num_easy + config.num_hard, num_sampled=config.num_sampled)
   sizes.check_at_most(config.attempts, num_coverage=config.num_coverage)

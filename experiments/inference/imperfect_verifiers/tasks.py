@@ -18,7 +18,7 @@ CEILING, FALSE_RATE = "accuracy of unlimited resampling", "false positive rate"
 
 
 def base_models(config) -> dict[str, BaseModel]:
-  """The ladder, of seed 0, and then the three models that are weak in another way."""
+  """The ladder, of seed 0, and then the models that are weak in another way."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
   options["family"] = FAMILY
   chains = config.chains
@@ -38,7 +38,7 @@ def base_models(config) -> dict[str, BaseModel]:
 def weak_and_strong(config) -> tuple[str, str]:
   """Names of the two models that are compared."""
   names, num_small = list(base_models(config)), len(config.small_steps)
-  return names[1], names[num_small + len(config.large_steps) - 1]
+  return names[num_small // 2], names[num_small + len(config.large_steps) - 1]
 
 
 def draw(config, key: chex.PRNGKey, seed: chex.Array) -> dict[str, jax.Array]:

@@ -94,6 +94,6 @@ def test_the_ladder_of_the_laptop_is_the_zoo():
 def test_what_does_not_fit_together_is_refused():
   with pytest.raises(ValueError, match="costs must hold 1.0"):
     dataclasses.replace(CONFIG, costs=(0.0, 2.0))
-  for name, value in (("num_checked", 4), ("small_steps", (3,)), ("other_steps", (2, 2))):
+  for name, value in (("num_checked", 4), ("large", (8, 1, 2)), ("other_steps", (2, 2, 2, 2))):
     with pytest.raises(ValueError, match=name):
       experiment.validate(dataclasses.replace(CONFIG, **{name: value}))
