@@ -43,9 +43,9 @@ class Config:
 
   modulus: int = 11  # Of the chains.
   num_terms: int = 7  # Numbers in a problem.
-  misconception_prob: float = 0.9  # How often texts show a misconception where there is one.
+  misconception_prob: float = 0.85  # How often texts show a misconception where there is one.
   weak: tuple[int, ...] = (24, 1, 2)  # Width, blocks and attention heads of the weak decoder.
-  weak_steps: int = 700  # Its updates.
+  weak_steps: int = 1500  # Its updates.
   strong: tuple[int, ...] = (48, 1, 4)  # Likewise of the strong decoder.
   strong_steps: int = 1200  # Likewise.
   texts_per_step: int = 128  # Fresh texts of an update.
