@@ -85,6 +85,23 @@ def right_steps(chains: ModularChainConfig, tokens: chex.Array) -> jax.Array:
   return right.reshape(steps.shape)
 
 
+def num_clean_steps(chains: ModularChainConfig, tokens: chex.Array, clean: chex.Array) -> jax.Array:
+  """How many steps, from the first one on, texts `[..., T]` share with clean ones, `[...]`.
+
+  All tokens count, also those that restate the problem, and the end counts to the last step; of the
+  text that has all steps the probability is that of `clean`.
+  """
+  ids = jnp.asarray(step_ids(chains))
+  differs = (tokens[..., : len(ids)] != clean) & (ids >= 0)
+  return jnp.where(differs.any(-1), ids[jnp.argmax(differs, axis=-1)], chains.num_terms - 1)
+
+
+def exact_coverage(probs: chex.Array, ks: chex.Array) -> jax.Array:
+  """Share of problems, solved with probabilities `[..., n]`, that k attempts solve, `[..., m]`."""
+  missed = jnp.log1p(-jnp.minimum(probs, 1.0))[..., None] * jnp.asarray(ks, jnp.float32)
+  return jnp.mean(-jnp.expm1(missed), axis=-2)
+
+
 def greedy_texts(
   model: models.DecoderLM, params: chex.ArrayTree, chains: ModularChainConfig, tokens: chex.Array
 ) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Resampling until an imperfect verifier accepts."""

@@ -1,0 +1,1 @@
+"""Reasoning paths: their votes, their probabilities, and both together."""
