@@ -39,10 +39,12 @@ def decoder(
   num_layers: int = 2,
   num_heads: int = 4,
   dropout_rate: float = 0.0,
+  family: str = "llama",
 ) -> models.DecoderLM:
-  """A decoder of texts of at most `length` tokens."""
+  """A decoder of texts of at most `length` tokens; "gpt2" has learned positions."""
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
-  architecture = models.decoder_config(vocab_size=vocab_size, max_positions=length, **sizes)
+  sizes |= {"max_positions": length, "family": family}
+  architecture = models.decoder_config(vocab_size=vocab_size, **sizes)
   return models.DecoderLM(architecture, dropout_rate=dropout_rate)
 
 
