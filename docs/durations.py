@@ -34,7 +34,6 @@ def page(reports: list[str], num_papers: int) -> str:
     tests[f"{path}::{case.get('name')}"] = cost
     room = rooms[path.split("/")[0]]
     room[:] = room[0] + 1, room[1] + cost[0], room[2] + cost[1]
-  minutes = sum(float(suite.get("time")) for suite in suites) / 60
   programs, seconds = (sum(values) for values in zip(*tests.values()))
   planned = seconds / num_papers * _PLANNED_PAPERS / _CORES / 60
   dearest = sorted(tests, key=lambda name: tests[name][1], reverse=True)[:_SHOWN]
@@ -44,9 +43,9 @@ def page(reports: list[str], num_papers: int) -> str:
     "Made from the reports of `make test-all` by `python -m docs.durations`. Programs are those of"
     " the test's own process, CPU seconds those of its subprocesses too.",
     "",
-    f"{len(tests):,} tests of {num_papers} papers: {minutes:.1f} minutes on {_CORES} cores, set-up"
-    f" aside; {seconds:,.0f} CPU seconds; {programs:,} programs. If all of it grows with the"
-    f" papers, {_PLANNED_PAPERS} take {planned:.0f} minutes.",
+    f"{len(tests):,} tests of {num_papers} papers: {seconds:,.0f} CPU seconds; {programs:,}"
+    f" programs. If all of it grows with the papers, {_PLANNED_PAPERS} take {planned:.0f} minutes"
+    f" on {_CORES} cores.",
     "",
     "| room | tests | programs | CPU seconds |",
     "|---|---|---|---|",

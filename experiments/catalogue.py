@@ -228,6 +228,8 @@ def draw_figure(paper: Paper, results: experiment.Results) -> None:
   import matplotlib
 
   matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
   drawing = load_experiment(paper).figure(results)
   for dpi in (100, 80, 64, 50, 40):
     buffer = io.BytesIO()
@@ -235,6 +237,7 @@ def draw_figure(paper: Paper, results: experiment.Results) -> None:
     content = few_colors(buffer)
     if len(content) <= _MOST_BYTES:
       break
+  plt.close(drawing)
   write_atomic(FIGURES / f"{paper.slug}.png", lambda file: file.write(content))
 
 

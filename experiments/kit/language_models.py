@@ -1,34 +1,21 @@
 """Language models of a laptop: trained, scored and sampled, one program a seed.
 
-Pairs of responses, reward models and post-training are in `kit.alignment`.
-
-python -m experiments.kit.language_models --list        the base models that experiments share
-python -m experiments.kit.language_models --make=NAME   trains one, unless it is there
+Pairs of responses, reward models and post-training are in `kit.alignment`, models that experiments
+share in `kit.zoo`.
 """
 
-import argparse
-import dataclasses
-import fcntl
-import os
-import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from experiments.kit.train import Trained, adamw_cosine, train
-from jaxlab import algorithms, data, losses, models, samplers, training
+from jaxlab import algorithms, losses, models, samplers, training
 from jaxlab.algorithms import Rollout
 from jaxlab.data.reasoning import EOS_TOKEN
-from jaxlab.data.sources import data_root
-from jaxlab.experiment.wall import guard
-from jaxlab.experiment.workdir import encode_json, load_tree, save_tree, write_atomic
-from jaxlab.training.writers import ConsoleWriter
 
 
 def decoder(
@@ -227,119 +214,3 @@ def respond(
   parts = jax.lax.map(some, jax.random.split(key, num_chunks))
   together = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])  # noqa: E731
   return jax.tree.map(together, parts)
-
-
-# What draws texts of a task; the attributes of a task name its sizes.
-_DRAWS = {data.ModularChainConfig: data.modular_chain_batch}
-
-
-@dataclasses.dataclass(frozen=True)
-class BaseModel:
-  """A language model that experiments share: what it is trained on, and how.
-
-  Attributes:
-    task: the texts, such as `data.ModularChainConfig`.
-    hidden_size: width of the decoder.
-    num_layers: its blocks.
-    num_heads: its attention heads.
-    num_steps: updates.
-    batch_size: fresh texts per update.
-    learning_rate: at the first update.
-    seed: of parameters and texts.
-  """
-
-  task: Any = data.ModularChainConfig()
-  hidden_size: int = 48
-  num_layers: int = 2
-  num_heads: int = 4
-  num_steps: int = 1500
-  batch_size: int = 128
-  learning_rate: float = 3e-3
-  seed: int = 0
-
-  @property
-  def model(self) -> models.DecoderLM:
-    """The decoder."""
-    length = self.task.prompt_length + self.task.response_length
-    sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "num_heads")}
-    return decoder(self.task.vocab_size, length, **sizes)
-
-  @property
-  def path(self) -> pathlib.Path:
-    """The file of its parameters, in the directory of data sets."""
-    name = f"{training.fingerprint(self._made_by)}.npz"
-    return pathlib.Path(os.fspath(data_root())) / "language_models" / name
-
-  @property
-  def _made_by(self) -> Any:
-    task = {"name": type(self.task).__name__, **dataclasses.asdict(self.task)}
-    return encode_json({"version": 1, **dataclasses.asdict(self), "task": task})
-
-  def load(self) -> chex.ArrayTree:
-    """Its parameters, NumPy arrays: from the file, or trained and stored on the first use.
-
-    Raises:
-      DamagedFileError: if the file is no longer as it was written.
-      NonFiniteLossError: if training breaks down.
-      OSError: if the file cannot be written.
-    """
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    with open(self.path.with_suffix(".lock"), "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be training it.
-      if not self.path.exists():
-        params = self._train()
-        write_atomic(self.path, lambda file: save_tree(file, params, made_by=self._made_by))
-      return load_tree(self.path, made_by=self._made_by)
-
-  def _train(self) -> chex.ArrayTree:
-    print(f"training {self.path.name} for {self.num_steps} steps", flush=True)
-    model, draw = self.model, _DRAWS[type(self.task)]
-    optimizer = adamw_cosine(self.learning_rate, self.num_steps, weight_decay=0.01)
-    init_key, state_key = jax.random.split(jax.random.key(self.seed))
-
-    @jax.jit
-    def init():
-      tokens = jnp.zeros((1, model.config.max_positions), jnp.int32)
-      params = model.init(init_key, tokens)["params"]
-      return training.init_state(state_key, params, optimizer)
-
-    @jax.jit
-    def texts(key_data):
-      return draw(jax.random.wrap_key_data(key_data), self.task, self.batch_size)
-
-    batches = data.SeededBatches(lambda rng: texts(data.draw_key_data(rng, ())), seed=self.seed)
-    update = training.build_update(text_loss(model), optimizer)
-    log_every = -(-self.num_steps // 10)
-    result = training.fit(
-      init(), update, batches,
-      num_steps=self.num_steps, log_every=log_every, writers=[ConsoleWriter(self.num_steps)],
-    )  # fmt: skip
-    return jax.tree.map(np.asarray, result.state.params)
-
-
-BASE_MODELS = {
-  "chains-weak": BaseModel(hidden_size=32, num_steps=1000),  # Right on .22 of fresh problems.
-  "chains": BaseModel(),  # On .63, what an imitator of these texts can reach.
-  "chains-strong": BaseModel(hidden_size=64, num_steps=3000),
-}
-
-
-def main(argv: list[str]) -> int:
-  """Runs the command line; gives the exit status."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.kit.language_models")
-  group = parser.add_mutually_exclusive_group(required=True)
-  group.add_argument("--list", action="store_true", help="the base models, and where they are")
-  group.add_argument("--make", choices=BASE_MODELS, metavar="NAME", help="train one: %(choices)s")
-  arguments = parser.parse_args(argv)
-  for name in BASE_MODELS if arguments.list else [arguments.make]:
-    base = BASE_MODELS[name]
-    if arguments.make:
-      base.load()
-    state = "made" if base.path.exists() else "not made yet"
-    size = models.num_parameters(base.model.config)
-    print(f"{name}: {size:,} parameters, {state}: {base.path}")
-  return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guard(lambda: main(sys.argv[1:]), debug=False))

@@ -36,7 +36,7 @@ class ModularChainConfig:
     misconception_prob: probability that a step at such an entry shows the entry's wrong value, in
       [0, 1].
     noise: probability that a step shows a uniform value, in [0, 1].
-    table_seed: of the misconceptions.
+    table_seed: of the misconceptions; inside a compiled function it may be a traced integer.
 
   Raises:
     ValueError: if a field is out of range.
@@ -242,14 +242,17 @@ def check_steps(
   return (left >= 0) & (steps == right)
 
 
-@partial(jax.jit, static_argnames="config")
 def _misconceptions(config: ModularChainConfig) -> tuple[jax.Array, jax.Array]:
   """Which entries of the table are misconceptions, and the wrong value of each entry."""
-  where_key, value_key = jax.random.split(jax.random.key(config.table_seed))
-  modulus = config.modulus
+  count = round(config.misconception_rate * _NUM_OPS * config.modulus**2)
+  return _table(jax.random.key(config.table_seed), count, modulus=config.modulus)
+
+
+@partial(jax.jit, static_argnames="modulus")
+def _table(key, count, *, modulus: int) -> tuple[jax.Array, jax.Array]:
+  where_key, value_key = jax.random.split(key)
   shape = (_NUM_OPS, modulus, modulus)
   size = _NUM_OPS * modulus**2
-  count = round(config.misconception_rate * size)
   chosen = jax.random.permutation(where_key, size) < count
   op, left, right = jnp.indices(shape)
   shift = jax.random.randint(value_key, shape, 1, modulus)

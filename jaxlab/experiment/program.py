@@ -247,8 +247,11 @@ def _show(module: ModuleType, title: str, directory: pathlib.Path) -> None:
       import matplotlib
 
       matplotlib.use("Agg")
+      import matplotlib.pyplot as plt
+
       drawing = module.figure(results)
       workdir.write_atomic(written[-1], lambda file: drawing.savefig(file, format="png", dpi=150))
+      plt.close(drawing)
   print(", ".join(map(str, written)))
 
 

@@ -154,9 +154,9 @@ def correlations(config: Config, scores) -> dict[str, np.ndarray]:
   found = {NEAR: [], FAR: []}
   for accuracy, rate, kl in zip(scores[TRAINING], scores[WIN_RATE], scores[KL]):
     for name, where in ((NEAR, kl <= config.near), (FAR, kl > config.near)):
-      enough = where.sum() >= 3
-      value = stats.spearmanr(accuracy[where], rate[where]).statistic if enough else np.nan
-      found[name].append(value)
+      pair = accuracy[where], rate[where]
+      defined = where.sum() >= 3 and all(np.ptp(values) > 0 for values in pair)
+      found[name].append(stats.spearmanr(*pair).statistic if defined else np.nan)
   return {name: np.array(values) for name, values in found.items()}
 
 

@@ -1,15 +1,12 @@
 """Language models of a laptop, on chains of three numbers."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.kit import language_models as kit
-from jaxlab import data, models
-from jaxlab.experiment.workdir import DamagedFileError
+from jaxlab import data
 
 TASK = data.ModularChainConfig(modulus=3, num_terms=2, misconception_rate=0.0, noise=0.0)
 PROMPT, LENGTH = TASK.prompt_length, TASK.prompt_length + TASK.response_length
@@ -91,37 +88,3 @@ def test_many_texts_come_in_parts(trained, monkeypatch):
       jax.random.key(0), MODEL, params, rows.tokens[:, :PROMPT],
       num_samples=4, max_new_tokens=2, num_chunks=3,
     )  # fmt: skip
-
-
-def test_a_base_model_is_trained_once_and_shared(monkeypatch, tmp_path, capsys):
-  monkeypatch.setenv("JAXLAB_DATA_DIR", str(tmp_path))
-  base = kit.BaseModel(TASK, 16, 1, 2, num_steps=20, batch_size=8)
-  monkeypatch.setitem(kit.BASE_MODELS, "tiny", base)
-  assert kit.main(["--list"]) == 0
-  size = models.num_parameters(base.model.config)
-  assert f"tiny: {size:,} parameters, not made yet: {base.path}" in capsys.readouterr().out
-  assert kit.main(["--make=tiny"]) == 0
-  out = capsys.readouterr().out
-  assert f"training {base.path.name} for 20 steps" in out and "step 20/20  grad_norm " in out
-  assert f"tiny: {size:,} parameters, made: {base.path}" in out
-  first = base.load()
-  assert capsys.readouterr().out == ""
-  tokens = jnp.zeros((1, LENGTH), jnp.int32)
-  shapes = jax.eval_shape(MODEL.init, jax.random.key(0), tokens)["params"]
-  jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), first, shapes)
-  # Another configuration is another file, and a damaged file is named.
-  others = [
-    dataclasses.replace(base, seed=1),
-    dataclasses.replace(base, task=data.ModularChainConfig()),
-  ]
-  assert len({base.path, *(x.path for x in others)}) == 3
-  base.path.write_bytes(base.path.read_bytes()[:-100])
-  with pytest.raises(DamagedFileError, match=base.path.name):
-    base.load()
-
-
-def test_a_name_that_there_is_not_is_refused(capsys):
-  with pytest.raises(SystemExit) as error:
-    kit.main(["--make=chain"])
-  assert error.value.code == 2
-  assert "invalid choice: 'chain' (choose from" in capsys.readouterr().err
