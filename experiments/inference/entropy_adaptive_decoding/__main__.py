@@ -62,8 +62,8 @@ class Config:
   num_test: int = 500  # Others, to test on.
   chain_modulus: int = 11  # Of the verbose chains.
   chain_terms: int = 5  # Numbers in a chain.
-  chain_small: tuple[int, ...] = (24, 1)  # Width and blocks of the small model of chains.
-  chain_steps: int = 800  # Updates of each model of chains.
+  chain_small: tuple[int, ...] = (24, 1, 2, 700)  # Width, blocks, heads, and updates.
+  chain_large: tuple[int, ...] = (64, 2, 4, 900)  # Likewise of the large model of chains.
   chain_window: int = 2  # Window and fewest tokens of a model on chains.
 
 
@@ -71,14 +71,15 @@ PRESETS = {
   "smoke": Config(
     modulus=5, num_blocks=2, block_length=4, small=(8, 1), large=(8, 1), num_heads=2, num_steps=2,
     texts_per_update=4, window=2, min_dwell=2, thresholds=(0.5, 4.0), num_drafts=2,
-    num_validation=6, num_test=8, chain_modulus=3, chain_terms=3, chain_small=(8, 1), chain_steps=2,
+    num_validation=6, num_test=8, chain_modulus=3, chain_terms=3,
+    chain_small=(8, 1, 2, 2), chain_large=(8, 2, 2, 2),
   ),
   "laptop": Config(),
   "paper": Config(
     modulus=997, num_blocks=8, block_length=64, small=(1024, 16), large=(2560, 32), num_heads=16,
     num_steps=100_000, texts_per_update=512, learning_rate=3e-4, window=5, min_dwell=10,
-    thresholds=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0), chain_small=(1024, 16), chain_modulus=97,
-    chain_terms=16, chain_steps=50_000, chain_window=5,
+    thresholds=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0), chain_modulus=97, chain_terms=16,
+    chain_small=(1024, 16, 16, 50_000), chain_large=(2560, 32, 16, 50_000), chain_window=5,
   ),
 }  # fmt: skip
 
@@ -92,20 +93,26 @@ def validate(config: Config) -> None:
     raise ValueError(f"thresholds must increase, got {config.thresholds}.")
   if config.block_length < 4:
     raise ValueError(f"block_length must be at least 4, got {config.block_length}.")
-  for name in ("small", "large", "chain_small"):
+  for name in ("small", "large"):
     sizes.check_divides(config.num_heads, **{name: getattr(config, name)[0]})
+  for name in ("chain_small", "chain_large"):
+    shape = getattr(config, name)
+    sizes.check_lengths(**{name: shape, "(width, blocks, heads, updates)": range(4)})
+    sizes.check_divides(shape[2], **{name: shape[0]})
 
 
 def run(config: Config, context: Context) -> Results:
   """Trains both pairs of models, and decodes in all ways."""
   results = Results()
   trained = run_seeds(context, "models", functools.partial(switching.train, config))
-  for name, measure in (
-    (REGIMES, switching.measure_regimes),
-    (CHAINS, switching.measure_chains),
+  bases = switching.chain_models(config)
+  of_chains = {size: base.load_seeds(context, f"{CHAINS}, {size}") for size, base in bases.items()}
+  for name, measure, models in (
+    (REGIMES, switching.measure_regimes, trained),
+    (CHAINS, switching.measure_chains, of_chains),
   ):
     measure = functools.partial(measure, config)
-    found = context.over_seeds(name, measure, arguments=trained)
+    found = context.over_seeds(name, measure, arguments=models)
     results.add(found["chosen"], data=name)
     for i, threshold in enumerate(config.thresholds):
       curve = {m: {q: x[:, i] for q, x in of.items()} for m, of in found["curves"].items()}

@@ -13,6 +13,7 @@ from experiments.inference.entropy_adaptive_decoding.regimes import Regimes
 from experiments.kit import chains as kit
 from experiments.kit.language_models import decoder, fit_decoder
 from experiments.kit.several_models import decode_by_plan
+from experiments.kit.zoo import BaseModel
 from jaxlab import data, models, samplers
 from jaxlab.data.reasoning import EOS_TOKEN
 
@@ -61,35 +62,26 @@ def networks(config) -> dict[str, models.DecoderLM]:
   }
 
 
-def chain_networks(config) -> dict[str, models.DecoderLM]:
-  """The small and the large model of chains."""
-  shapes = zip(_SIZES, (config.chain_small, config.large))
-  heads = {"num_heads": config.num_heads}
-  return {name: kit.network(chains_of(config), shape, **heads) for name, shape in shapes}
-
-
-def chains_of(config) -> data.ModularChainConfig:
-  """The verbose chains of the other data set; all seeds have the same misconceptions."""
-  return data.ModularChainConfig(config.chain_modulus, config.chain_terms)
+def chain_models(config) -> dict[str, BaseModel]:
+  """The small and the large model of verbose chains, of seed 0; other experiments share them."""
+  chains = data.ModularChainConfig(config.chain_modulus, config.chain_terms)
+  shapes = zip(_SIZES, (config.chain_small, config.chain_large))
+  return {name: BaseModel(chains, *shape) for name, shape in shapes}
 
 
 def train(config, key: chex.PRNGKey) -> dict[str, Any]:
-  """Trains both models on regimes and both on chains; the table is the seed's."""
-  table_key, *keys = jax.random.split(key, 5)
-  table = texts.draw_table(table_key, regimes_of(config))
-  of_regimes = lambda key, num: texts.draw_texts(key, regimes_of(config), table, num)  # noqa: E731
-  of_chains = lambda key, num: data.modular_chain_batch(key, chains_of(config), num)  # noqa: E731
-  found, bad_steps = {"table": table}, []
-  for name, draw, pair, num_steps in (
-    ("regimes", of_regimes, networks(config), config.num_steps),
-    ("chains", of_chains, chain_networks(config), config.chain_steps),
-  ):
-    sizes = {"num_steps": num_steps, "batch_size": config.texts_per_update}
-    options = sizes | {"learning_rate": config.learning_rate}
-    fits = {size: fit_decoder(keys.pop(), model, draw, **options) for size, model in pair.items()}
-    found[name] = {size: fit.params for size, fit in fits.items()}
-    bad_steps += [fit.bad_step for fit in fits.values()]
-  return found | {"bad_step": jnp.stack(bad_steps)}
+  """Trains both models on regimes whose table is the seed's."""
+  table_key, *keys = jax.random.split(key, 3)
+  own = regimes_of(config)
+  table = texts.draw_table(table_key, own)
+  draw = lambda key, num: texts.draw_texts(key, own, table, num)  # noqa: E731
+  sizes = {"num_steps": config.num_steps, "batch_size": config.texts_per_update}
+  options = sizes | {"learning_rate": config.learning_rate}
+  pair = networks(config).items()
+  fits = {name: fit_decoder(key, model, draw, **options) for key, (name, model) in zip(keys, pair)}
+  params = {name: fit.params for name, fit in fits.items()}
+  bad_steps = jnp.stack([fit.bad_step for fit in fits.values()])
+  return {"table": table, "params": params, "bad_step": bad_steps}
 
 
 def measure_regimes(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
@@ -101,12 +93,13 @@ def measure_regimes(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   score = functools.partial(score_regimes, own, table)
   task = Task(prompts, own.response_length, score, texts.hard_places(own, prompts))
   controls = config.window, config.min_dwell
-  return measure(config, key, task, pair, trained["regimes"], *controls)
+  return measure(config, key, task, pair, trained["params"], *controls)
 
 
-def measure_chains(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
-  """Decodes chains in all ways but the oracle's."""
-  chains, pair = chains_of(config), chain_networks(config)
+def measure_chains(config, key: chex.PRNGKey, params) -> dict[str, Any]:
+  """Decodes chains by entropy, at random, and by one model."""
+  bases = chain_models(config)
+  chains, pair = bases["large"].task, {name: base.model for name, base in bases.items()}
   text_key, key = jax.random.split(key)
   num = config.num_validation + config.num_test
   problems = data.modular_chain_batch(text_key, chains, num, clean=True)
@@ -114,7 +107,7 @@ def measure_chains(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   score = functools.partial(score_chains, chains, problems.answers[config.num_validation :])
   task = Task(prompts, chains.response_length, score, eos=EOS_TOKEN)
   controls = config.chain_window, config.chain_window
-  return measure(config, key, task, pair, trained["chains"], *controls)
+  return measure(config, key, task, pair, params, *controls)
 
 
 def score_regimes(own: Regimes, table, prompts, tokens, use_large, entropies) -> dict[str, Any]:
