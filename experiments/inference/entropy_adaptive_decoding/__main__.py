@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import catalogue
 from experiments.inference.entropy_adaptive_decoding import switching
-from experiments.inference.entropy_adaptive_decoding.regimes import Texts
+from experiments.inference.entropy_adaptive_decoding.regimes import Regimes, Texts
 from experiments.inference.entropy_adaptive_decoding.switching import (
   ALTERNATION,
   LARGE,
@@ -39,14 +39,9 @@ _EXAMPLE = "entropies", "use_large", "hard"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Regimes):
   """The texts, the two models, and the controller."""
 
-  modulus: int = 31  # Values of the texts; a table of their pairs must not fit the small model.
-  num_blocks: int = 4  # Blocks of a response.
-  block_length: int = 11  # Values of a block.
-  hard_share: float = 0.4  # Probability of a hard block.
-  noise: float = 0.05  # Probability that a hard value of a training text is arbitrary.
   small: tuple[int, ...] = (16, 1)  # Width and blocks of the small model.
   large: tuple[int, ...] = (64, 2)  # Width and blocks of the large one.
   num_heads: int = 4  # Attention heads.

@@ -17,20 +17,13 @@ class Regimes:
 
   A prompt lists the kinds of the blocks, and two values to begin with. A block is the marker of its
   kind and values: each is the last value and 1, or what the table of a seed holds for the last two.
-
-  Attributes:
-    modulus: number of values.
-    num_blocks: blocks of a response.
-    block_length: values of a block.
-    hard_share: probability of a hard block.
-    noise: probability that a hard value of a training text is any value.
   """
 
-  modulus: int = 31
-  num_blocks: int = 4
-  block_length: int = 11
-  hard_share: float = 0.4
-  noise: float = 0.05
+  modulus: int = 31  # Values of the texts; a table of their pairs must not fit the small model.
+  num_blocks: int = 4  # Blocks of a response.
+  block_length: int = 11  # Values of a block.
+  hard_share: float = 0.4  # Probability of a hard block.
+  noise: float = 0.05  # Probability that a hard value of a training text is arbitrary.
 
   @property
   def vocab_size(self) -> int:

@@ -43,21 +43,13 @@ class Task(NamedTuple):
   eos: int | None = None
 
 
-def regimes_of(config) -> Regimes:
-  """The texts of a configuration."""
-  return Regimes(
-    config.modulus, config.num_blocks, config.block_length, config.hard_share, config.noise
-  )
-
-
 def networks(config) -> dict[str, models.DecoderLM]:
   """The small and the large model of regimes; positions are learned."""
-  own = regimes_of(config)
-  length = own.prompt_length + own.response_length
+  length = config.prompt_length + config.response_length
   shapes = zip(_SIZES, (config.small, config.large))
   heads = {"num_heads": config.num_heads, "family": "gpt2"}
   return {
-    name: decoder(own.vocab_size, length, hidden_size=width, num_layers=blocks, **heads)
+    name: decoder(config.vocab_size, length, hidden_size=width, num_layers=blocks, **heads)
     for name, (width, blocks) in shapes
   }
 
@@ -72,9 +64,8 @@ def chain_models(config) -> dict[str, BaseModel]:
 def train(config, key: chex.PRNGKey) -> dict[str, Any]:
   """Trains both models on regimes whose table is the seed's."""
   table_key, *keys = jax.random.split(key, 3)
-  own = regimes_of(config)
-  table = texts.draw_table(table_key, own)
-  draw = lambda key, num: texts.draw_texts(key, own, table, num)  # noqa: E731
+  table = texts.draw_table(table_key, config)
+  draw = lambda key, num: texts.draw_texts(key, config, table, num)  # noqa: E731
   sizes = {"num_steps": config.num_steps, "batch_size": config.texts_per_update}
   options = sizes | {"learning_rate": config.learning_rate}
   pair = networks(config).items()
@@ -86,12 +77,12 @@ def train(config, key: chex.PRNGKey) -> dict[str, Any]:
 
 def measure_regimes(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   """Decodes regimes in all ways."""
-  own, table, pair = regimes_of(config), trained["table"], networks(config)
+  table, pair = trained["table"], networks(config)
   text_key, key = jax.random.split(key)
   num = config.num_validation + config.num_test
-  prompts = texts.draw_texts(text_key, own, table, num).tokens[:, : own.prompt_length]
-  score = functools.partial(score_regimes, own, table)
-  task = Task(prompts, own.response_length, score, texts.hard_places(own, prompts))
+  prompts = texts.draw_texts(text_key, config, table, num).tokens[:, : config.prompt_length]
+  score = functools.partial(score_regimes, config, table)
+  task = Task(prompts, config.response_length, score, texts.hard_places(config, prompts))
   controls = config.window, config.min_dwell
   return measure(config, key, task, pair, trained["params"], *controls)
 

@@ -24,7 +24,7 @@ from experiments.inference.nudging.arms import (
   RANDOM,
   SMALL,
 )
-from experiments.inference.nudging.problems import Problems
+from experiments.inference.nudging.problems import Problems, Styles
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
 from experiments.kit.language_models import text_loss
@@ -37,14 +37,11 @@ SEEDS = {"laptop": 8}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """The problems, the styles, the models, and the threshold."""
+class Config(Styles):
+  """The styles, the problems, the models, and the threshold."""
 
   modulus: int = 11  # Of the chains.
   num_terms: int = 7  # Numbers in a chain.
-  decisions: tuple[int, ...] = (0, 2, 4)  # Steps after which a base text decides its style.
-  shares: tuple[float, ...] = (0.33, 0.36, 0.31)  # Of base texts that work, digress and stop there.
-  plus_shares: tuple[float, ...] = (0.6, 0.25, 0.15)  # Where the first operator is +.
   large: tuple[int, ...] = (64, 2)  # Width and blocks of the base model.
   small: tuple[int, ...] = (16, 1)  # Width and blocks of the small model.
   num_heads: int = 4  # Attention heads.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.inference.nudging import problems as texts
-from experiments.inference.nudging.problems import Problems, Styles
+from experiments.inference.nudging.problems import Problems
 from experiments.kit.language_models import decoder, fit_decoder, respond, search_decoder
 from experiments.kit.several_models import decode_by_rule, greedy
 from experiments.kit.train import Trained
@@ -29,11 +29,6 @@ def chains_of(config) -> data.ModularChainConfig:
   return data.ModularChainConfig(
     config.modulus, config.num_terms, misconception_rate=0.0, noise=0.0
   )
-
-
-def styles_of(config) -> Styles:
-  """The styles of a configuration."""
-  return Styles(config.decisions, config.shares, config.plus_shares)
 
 
 def network(config, size: tuple[int, ...]) -> models.DecoderLM:
@@ -75,7 +70,7 @@ def train(config, key: chex.PRNGKey, *, size: tuple[int, ...]) -> dict[str, Any]
   model, chains = network(config, size), chains_of(config)
   width = {"max_new_tokens": config.max_new_tokens}
   rows = functools.partial(texts.draw_base_texts, **width)
-  fresh = lambda key, num: rows(key, chains, styles_of(config), num)  # noqa: E731
+  fresh = lambda key, num: rows(key, chains, config, num)  # noqa: E731
   sizes = {"num_steps": config.base_steps, "batch_size": config.texts_per_update}
   base = fit_decoder(base_key, model, fresh, learning_rate=config.learning_rate, **sizes)
   validation = draw(config, validation_key, config.num_validation)
@@ -147,7 +142,7 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
   scores = {NUDGED: at(curve, place), UNALIGNED: at(curve, -1)}
 
-  decided = jnp.zeros(config.max_new_tokens, bool).at[jnp.array(styles_of(config).places)].set(True)
+  decided = jnp.zeros(config.max_new_tokens, bool).at[jnp.array(config.places)].set(True)
   response = problems.tokens[:, prompts.shape[1] :]
   nowhere, nothing = jnp.zeros(shape, bool), jnp.full(shape, _NONE)
   start = nowhere.at[:, 0].set(True)
@@ -224,11 +219,11 @@ def certainty(config, model: models.DecoderLM, params, problems: Problems) -> di
     The area under the ROC curve of its uncertainty for places where style is decided; its mean
     probability of the likeliest token there, if style is undecided, and elsewhere.
   """
-  chains, styles = chains_of(config), styles_of(config)
+  chains = chains_of(config)
   logits = model.apply({"params": params}, problems.tokens).logits
   top = jnp.max(jax.nn.softmax(logits), axis=-1)[:, chains.prompt_length - 1 : -1]
   top = top[:, : chains.response_length]
-  decided = jnp.any(jnp.arange(top.shape[1])[:, None] == jnp.array(styles.places), axis=1)
+  decided = jnp.any(jnp.arange(top.shape[1])[:, None] == jnp.array(config.places), axis=1)
   decided = jnp.broadcast_to(decided, top.shape)
   undecided = decided & ~texts.begins_with_plus(problems.tokens)[:, None]
   mean = lambda where: jnp.sum(jnp.where(where, top, 0.0)) / jnp.sum(where)  # noqa: E731

@@ -20,15 +20,12 @@ _PLUS = 3  # The token of the operator by which problems that are mostly worked 
 class Styles:
   """What texts of the base model do at the places where their style is decided.
 
-  Attributes:
-    decisions: the numbers of steps after which style is decided.
-    shares: probabilities to work, to digress and come back, and to stop.
-    plus_shares: likewise, of problems whose first operator is +.
+  The shares are of those that go on working, that digress and come back, and that stop.
   """
 
-  decisions: tuple[int, ...] = (0, 2, 4)
-  shares: tuple[float, ...] = (0.33, 0.36, 0.31)
-  plus_shares: tuple[float, ...] = (0.6, 0.25, 0.15)
+  decisions: tuple[int, ...] = (0, 2, 4)  # Steps after which a base text decides its style.
+  shares: tuple[float, ...] = (0.33, 0.36, 0.31)  # Of what it does there.
+  plus_shares: tuple[float, ...] = (0.6, 0.25, 0.15)  # Likewise, where the first operator is +.
 
   @property
   def places(self) -> tuple[int, ...]:
