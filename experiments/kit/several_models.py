@@ -24,7 +24,7 @@ def decode_by_rule(
   """Continues prompts with the tokens that a rule chooses; traceable.
 
   Args:
-    models: the models, by name; each reads every token.
+    models: two or more models, by name; each reads every token.
     prompts: int32 `[b, P]`, all of full length.
     choose: `(step, *logits) -> (tokens i32[b], notes)`, with logits `[b, v]` of every model, and
       notes a tree of arrays `[b]`.

@@ -76,11 +76,10 @@ def train(config, key: chex.PRNGKey, *, size: tuple[int, ...]) -> dict[str, Any]
   validation = draw(config, validation_key, config.num_validation)
 
   def validate(params):
-    fns = {"model": samplers.flax_decode_fns(model, params)}
-    choose = lambda step, logits: (greedy(logits), ())  # noqa: E731
-    options = {"max_new_tokens": config.max_new_tokens, "eos_token_id": EOS_TOKEN}
-    out = decode_by_rule(fns, prompts_of(config, validation), choose, **options)
-    return share_right(config, validation, out.tokens)
+    prompts = prompts_of(config, validation)
+    options = {"num_samples": 1, "temperature": 0.0, **width}
+    drawn = respond(key, model, params, prompts, **options).tokens[:, 0]
+    return share_right(config, validation, drawn[:, prompts.shape[1] :])
 
   aligned, chosen = search_decoder(
     tune_key,
