@@ -45,7 +45,7 @@ class Config(Regimes):
   small: tuple[int, ...] = (16, 1)  # Width and blocks of the small model.
   large: tuple[int, ...] = (64, 2)  # Width and blocks of the large one.
   num_heads: int = 4  # Attention heads.
-  num_steps: int = 2000  # Updates of each model.
+  num_steps: tuple[int, ...] = (2000, 1000)  # Updates of the small model and of the large one.
   texts_per_update: int = 64  # Fresh texts.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   window: int = 3  # Tokens whose mean entropy is looked at.
@@ -64,15 +64,15 @@ class Config(Regimes):
 
 PRESETS = {
   "smoke": Config(
-    modulus=5, num_blocks=2, block_length=4, small=(8, 1), large=(8, 1), num_heads=2, num_steps=2,
-    texts_per_update=4, window=2, min_dwell=2, thresholds=(0.5, 4.0), num_drafts=2,
-    num_validation=6, num_test=8, chain_modulus=3, chain_terms=3,
+    modulus=5, num_blocks=2, block_length=4, small=(8, 1), large=(8, 1), num_heads=2,
+    num_steps=(2, 2), texts_per_update=4, window=2, min_dwell=2, thresholds=(0.5, 4.0),
+    num_drafts=2, num_validation=6, num_test=8, chain_modulus=3, chain_terms=3,
     chain_small=(8, 1, 2, 2), chain_large=(8, 2, 2, 2),
   ),
   "laptop": Config(),
   "paper": Config(
     modulus=997, num_blocks=8, block_length=64, small=(1024, 16), large=(2560, 32), num_heads=16,
-    num_steps=100_000, texts_per_update=512, learning_rate=3e-4, window=5, min_dwell=10,
+    num_steps=(100_000, 100_000), texts_per_update=512, learning_rate=3e-4, window=5, min_dwell=10,
     thresholds=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0), chain_modulus=97, chain_terms=16,
     chain_small=(1024, 16, 16, 50_000), chain_large=(2560, 32, 16, 50_000), chain_window=5,
   ),
@@ -88,6 +88,7 @@ def validate(config: Config) -> None:
     raise ValueError(f"thresholds must increase, got {config.thresholds}.")
   if config.block_length < 4:
     raise ValueError(f"block_length must be at least 4, got {config.block_length}.")
+  sizes.check_lengths(num_steps=config.num_steps, models=("small", "large"))
   for name in ("small", "large"):
     sizes.check_divides(config.num_heads, **{name: getattr(config, name)[0]})
   for name in ("chain_small", "chain_large"):
@@ -193,7 +194,7 @@ def abstract(config: Config, mesh):
   model = switching.networks(config)["large"]
   shape = config.texts_per_update, model.config.max_positions
   batch = Texts(*(jax.ShapeDtypeStruct(shape, t) for t in (np.int32, np.float32)))
-  optimizer = adamw_cosine(config.learning_rate, config.num_steps, weight_decay=0.01)
+  optimizer = adamw_cosine(config.learning_rate, config.num_steps[1], weight_decay=0.01)
   return abstract_step(model, text_loss(model), optimizer, batch, mesh)
 
 

@@ -66,10 +66,11 @@ def train(config, key: chex.PRNGKey) -> dict[str, Any]:
   table_key, *keys = jax.random.split(key, 3)
   table = texts.draw_table(table_key, config)
   draw = lambda key, num: texts.draw_texts(key, config, table, num)  # noqa: E731
-  sizes = {"num_steps": config.num_steps, "batch_size": config.texts_per_update}
-  options = sizes | {"learning_rate": config.learning_rate}
-  pair = networks(config).items()
-  fits = {name: fit_decoder(key, model, draw, **options) for key, (name, model) in zip(keys, pair)}
+  options = {"batch_size": config.texts_per_update, "learning_rate": config.learning_rate}
+  fits = {
+    name: fit_decoder(key, model, draw, num_steps=num, **options)
+    for key, num, (name, model) in zip(keys, config.num_steps, networks(config).items())
+  }
   params = {name: fit.params for name, fit in fits.items()}
   bad_steps = jnp.stack([fit.bad_step for fit in fits.values()])
   return {"table": table, "params": params, "bad_step": bad_steps}

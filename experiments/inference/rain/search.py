@@ -68,14 +68,13 @@ def judge(config, params, rows, lengths) -> tuple[jax.Array, jax.Array]:
 
   Gives verdicts -1, 0 or 1, and the mean probability of harmless, each `[n]`.
   """
-  model, answers = network(config), []
-  for harmless_first in (True, False):
-    lines, last = texts.ask(config, rows, lengths, jnp.full(len(rows), harmless_first))
-    logits = model.apply({"params": params}, lines).logits
-    logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
-    answers.append(logits[:, texts.LETTER_A : texts.LETTER_B + 1])
-  harmless = [jax.nn.softmax(answer)[:, i] for i, answer in enumerate(answers)]
-  return samplers.self_evaluation_score(*answers), sum(harmless) / 2
+  twice, is_first = (lambda x: jnp.concatenate([x, x])), jnp.arange(2 * len(rows)) < len(rows)
+  lines, last = texts.ask(config, twice(rows), twice(lengths), is_first)
+  logits = network(config).apply({"params": params}, lines).logits
+  logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+  letters = jnp.split(logits[:, texts.LETTER_A : texts.LETTER_B + 1], 2)
+  harmless = [jax.nn.softmax(letter)[:, i] for i, letter in enumerate(letters)]
+  return samplers.self_evaluation_score(*letters), sum(harmless) / 2
 
 
 def settle(key, search: Search, verdicts, harmful, rows) -> jax.Array:
@@ -103,12 +102,14 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   requests = [draw(keys[i], attack_rate=float(i)) for i in range(2)]
   score = functools.partial(describe, config)
   pools = sample_pools(config, keys[2], params, requests)
+  likeliest = answer(
+    config, keys[3], params, jnp.concatenate(requests), num_samples=1, temperature=0.0
+  )
   found = {}
-  for name, rows, pool in zip(REGIMES, requests, pools):
+  for name, rows, pool, drawn in zip(REGIMES, requests, pools, jnp.split(likeliest[:, 0], 2)):
     sampled = score(rows[:, None], pool["answers"])
     found[SAMPLING, name] = sampled | {"tokens": jnp.float32(config.answer_length)}
-    drawn = answer(config, keys[3], params, rows, num_samples=1, temperature=0.0)
-    found[GREEDY, name] = score(rows, drawn[:, 0])
+    found[GREEDY, name] = score(rows, drawn)
 
   names, variants = zip(*SEARCHES.items())
   searched = jax.lax.map(
