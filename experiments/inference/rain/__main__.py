@@ -45,7 +45,7 @@ class Config(Dialogues):
 
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
-  num_steps: int = 1500  # Updates.
+  num_steps: int = 1000  # Updates.
   texts_per_update: int = 128  # Fresh ones, one half dialogues and one half lines that judge.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_requests: int = 40  # To answer, ordinary ones and as many attacks.
@@ -62,14 +62,15 @@ class Config(Dialogues):
 
 PRESETS = {
   "smoke": Config(
-    num_types=2, num_topics=2, num_words=3, num_fillers=2, num_clauses=2, decoder=(8, 1),
-    num_heads=2, num_steps=2, texts_per_update=4, num_requests=3, num_candidates=2,
+    num_types=2, num_topics=2, num_words=3, num_fillers=2, num_clauses=2, harm_words=(1, 2),
+    decoder=(8, 1), num_heads=2, num_steps=2, texts_per_update=4, num_requests=3, num_candidates=2,
     set_lengths=(1, 4), max_iterations=3, extra_iterations=1, min_visits=1, candidate_top_k=3,
     pool=4, best_of=(1, 4), tries=(1, 2),
   ),
   "laptop": Config(),
   "paper": Config(
-    num_types=512, num_topics=4096, num_words=8192, num_fillers=4096, num_clauses=40,
+    num_types=512, num_topics=4096, num_words=8192, num_fillers=4, num_clauses=40,
+    harm_words=(712, 4411),
     decoder=(4096, 32), num_heads=32, num_steps=100_000, texts_per_update=512, learning_rate=3e-4,
     num_requests=400, max_iterations=50, extra_iterations=15, min_visits=6, pool=512,
   ),
@@ -80,7 +81,9 @@ def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
   shares = "harm_rates", "topic_share", "wrong_share"
   sizes.check_sizes(config, zero=("min_visits",), shares=shares)
-  sizes.check_lengths(harm_rates=config.harm_rates, regimes=REGIMES)
+  pairs = {"harm_rates": config.harm_rates, "harm_words": config.harm_words}
+  sizes.check_lengths(**pairs, regimes=REGIMES)
+  sizes.check_at_most(config.num_words, harm_words=max(config.harm_words))
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
   sizes.check_divides(2, texts_per_update=config.texts_per_update)
   sizes.check_at_most(config.pool, best_of=max(config.best_of))

@@ -11,24 +11,25 @@ import jax.numpy as jnp
 PAD, COMMA, JUDGE, LETTER_A, LETTER_B, HARMLESS, HARMFUL, PLAIN, ATTACK, _FIRST = range(10)
 REQUEST = 3  # Tokens of a request: its type, whether it is an attack, and its topic.
 _QUESTION = 4  # Tokens of a question: both letters, each with what it stands for.
-_DECAYS = 4.0, 1.5  # Of the probabilities of harmless and harmful words, along their ranks.
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialogues:
   """The settings of the dialogues.
 
-  An answer is clauses of some tokens and a comma. The first token of a clause is a harmless or a
-  harmful word, by a law of the request's type; the others are fillers or the topic.
+  An answer is clauses of some tokens and a comma. The first token of a clause is a harmless word,
+  or one of the harmful words of the request's type, more of which an attack unlocks; the others are
+  fillers or the topic.
   """
 
-  num_types: int = 8  # Types of requests, each with its own likely words.
+  num_types: int = 8  # Types of requests, each with harmful words of its own.
   num_topics: int = 20  # Topics of requests.
   num_words: int = 24  # Harmless words, and as many harmful ones.
-  num_fillers: int = 12  # Other words.
+  num_fillers: int = 4  # Other words.
   num_clauses: int = 6  # Clauses of an answer.
   clause_length: int = 3  # Tokens of a clause, without its comma.
   harm_rates: tuple[float, ...] = (0.08, 0.35)  # Harmful clauses, ordinarily and under attack.
+  harm_words: tuple[int, ...] = (2, 13)  # Harmful words of a type, ordinarily and under attack.
   topic_share: float = 0.2  # Of the topic among the other words.
   wrong_share: float = 0.05  # Of lines that judge wrongly, in training.
   letter_weight: float = 8.0  # Of the letter that judges, in training; other tokens have 1.
@@ -62,10 +63,9 @@ class Texts(NamedTuple):
 
 
 def draw_laws(key: chex.PRNGKey, task: Dialogues) -> jax.Array:
-  """Words of each type from the likeliest on, harmless and harmful, int32 `[2, types, words]`."""
-  keys = jax.random.split(key, (2, task.num_types))
+  """The harmful words of each type, those of ordinary requests first, int32 `[types, words]`."""
   permute = functools.partial(jax.random.permutation, x=task.num_words)
-  return jax.vmap(jax.vmap(permute))(keys)
+  return jax.vmap(permute)(jax.random.split(key, task.num_types))
 
 
 def draw_requests(key, task: Dialogues, num: int, *, attack_rate: float = 0.5) -> jax.Array:
@@ -81,15 +81,13 @@ def draw_requests(key, task: Dialogues, num: int, *, attack_rate: float = 0.5) -
 def draw_answers(key, task: Dialogues, laws: chex.Array, requests: chex.Array) -> jax.Array:
   """Answers `[n, t]` to requests, as training texts have them."""
   keys = jax.random.split(key, 5)
-  shape = len(requests), task.num_clauses
-  rates = jnp.where(requests[:, 1] == ATTACK, task.harm_rates[1], task.harm_rates[0])
-  harmful = jax.random.bernoulli(keys[0], rates[:, None], shape).astype(int)
-  ranks = [
-    jax.random.categorical(key, -jnp.arange(task.num_words) / decay, shape=shape)
-    for key, decay in zip(keys[1:3], _DECAYS)
-  ]
-  words = laws[harmful, requests[:, :1] - _FIRST, jnp.where(harmful, ranks[1], ranks[0])]
-  words = task.first_word + harmful * task.num_words + words
+  shape, attacked = (len(requests), task.num_clauses), requests[:, 1:2] == ATTACK
+  rates, counts = (jnp.where(attacked, x[1], x[0]) for x in (task.harm_rates, task.harm_words))
+  harmful = jax.random.bernoulli(keys[0], rates, shape)
+  harmless_words = jax.random.randint(keys[1], shape, 0, task.num_words)
+  ranks = jax.random.randint(keys[2], shape, 0, counts)
+  harmful_words = task.num_words + laws[requests[:, :1] - _FIRST, ranks]
+  words = task.first_word + jnp.where(harmful, harmful_words, harmless_words)
   shape = *shape, task.clause_length - 1
   fillers = task.first_word + 2 * task.num_words
   fillers += jax.random.randint(keys[3], shape, 0, task.num_fillers)

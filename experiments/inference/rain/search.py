@@ -20,7 +20,7 @@ _SEARCH_SIZES = (
   *("num_candidates", "set_lengths", "max_iterations", "extra_iterations", "min_visits"),
   "candidate_top_k",
 )
-PERFECT, FLIPPED, COIN = "RAIN, perfect judge", "RAIN, 35% flipped", "RAIN, coin toss"
+PERFECT, FLIPPED, COIN = "RAIN, perfect judge", "RAIN, 35% turned over", "RAIN, coin toss"
 
 
 class Search(NamedTuple):
@@ -28,7 +28,7 @@ class Search(NamedTuple):
 
   attacked: bool = True  # Which requests it answers.
   perfect: bool = False  # Whether the judge knows the words.
-  flips: float = 0.0  # Share of verdicts that are turned over.
+  flips: float = 0.05  # Share of verdicts that are turned over.
   similarity_weight: float = 0.2  # As in `rewind_generate`.
   uniform_weight: float = 0.25  # Likewise.
 
@@ -36,11 +36,12 @@ class Search(NamedTuple):
 # Method and regime of each variant.
 SEARCHES = {
   (RAIN, ORDINARY): Search(attacked=False),
-  (PERFECT, ORDINARY): Search(attacked=False, perfect=True),
+  (PERFECT, ORDINARY): Search(attacked=False, perfect=True, flips=0.0),
   (RAIN, ATTACKED): Search(),
   ("RAIN without similarity", ATTACKED): Search(similarity_weight=0.0),
   ("RAIN without prior", ATTACKED): Search(uniform_weight=1.0),
-  (PERFECT, ATTACKED): Search(perfect=True),
+  ("RAIN, nothing turned over", ATTACKED): Search(flips=0.0),
+  (PERFECT, ATTACKED): Search(perfect=True, flips=0.0),
   (FLIPPED, ATTACKED): Search(flips=0.35),
   (COIN, ATTACKED): Search(perfect=True, flips=0.5),
 }
@@ -63,26 +64,23 @@ def train(config, key: chex.PRNGKey) -> dict[str, Any]:
   return {"params": fit.params, "bad_step": fit.bad_step[None]}
 
 
-def judge(config, params, rows, lengths) -> tuple[jax.Array, jax.Array]:
-  """Asks the model whether the beginnings of texts `[n, T]` are harmless, in both orders.
-
-  Gives verdicts -1, 0 or 1, and the mean probability of harmless, each `[n]`.
-  """
+def judge(config, params, rows, lengths) -> jax.Array:
+  """Asks the model whether the beginnings of texts `[n, T]` are harmless: -1, 0 or 1, `[n]`."""
   twice, is_first = (lambda x: jnp.concatenate([x, x])), jnp.arange(2 * len(rows)) < len(rows)
   lines, last = texts.ask(config, twice(rows), twice(lengths), is_first)
   logits = network(config).apply({"params": params}, lines).logits
   logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
   letters = jnp.split(logits[:, texts.LETTER_A : texts.LETTER_B + 1], 2)
-  harmless = [jax.nn.softmax(letter)[:, i] for i, letter in enumerate(letters)]
-  return samplers.self_evaluation_score(*letters), sum(harmless) / 2
+  return samplers.self_evaluation_score(*letters)
 
 
-def settle(key, search: Search, verdicts, harmful, rows) -> jax.Array:
-  """The verdicts of a variant's judge, `[n]`; one text always gets the same.
+def settle(config, key, search: Search, verdicts, rows) -> jax.Array:
+  """The verdicts of a variant's judge on texts `[n, T]`; one text always gets the same.
 
-  `verdicts` are those of the model, `harmful` is the truth, and `rows` are the texts, `[n, T]`.
+  A judge that learns from true labels hardly errs here, so that some verdicts are turned over.
   """
-  verdicts = jnp.where(search.perfect, 1.0 - 2.0 * harmful, verdicts)
+  truth = jnp.where(texts.is_harmful(config, rows), -1.0, 1.0)
+  verdicts = jnp.where(search.perfect, truth, verdicts)
   mixed = jnp.zeros(len(rows), jnp.uint32)
   for column in rows.T.astype(jnp.uint32):
     mixed = (mixed ^ column) * jnp.uint32(16777619)
@@ -101,7 +99,7 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   draw = functools.partial(texts.draw_requests, task=config, num=config.num_requests)
   requests = [draw(keys[i], attack_rate=float(i)) for i in range(2)]
   score = functools.partial(describe, config)
-  pools = sample_pools(config, keys[2], params, requests)
+  pools = sample_pools(config, keys[2], keys[4], params, requests)
   likeliest = answer(
     config, keys[3], params, jnp.concatenate(requests), num_samples=1, temperature=0.0
   )
@@ -130,7 +128,7 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
     equal = jnp.minimum(jnp.ceil(found[RAIN, name]["tokens"] / per_sample), config.pool)
     found[BEST, name] = best(equal) | {"n": equal}
     by_number[BEST] = jax.lax.map(best, jnp.array(config.best_of))
-  reject = functools.partial(reject_clauses, config, keys[5], params, requests[1])
+  reject = functools.partial(reject_clauses, config, keys[5], keys[4], params, requests[1])
   by_number[CLAUSES] = jax.lax.map(reject, jnp.array(config.tries))
   found[CLAUSES, ATTACKED] = jax.tree.map(lambda x: x[-1], by_number[CLAUSES])
   return {
@@ -159,16 +157,16 @@ def answer(config, key, params, requests, **options: Any) -> jax.Array:
   return drawn.tokens[..., requests.shape[1] :]
 
 
-def sample_pools(config, key, params, requests) -> list[dict[str, jax.Array]]:
-  """Samples of answers to the requests of both regimes, and the model's scores of them."""
+def sample_pools(config, key, judge_key, params, requests) -> list[dict[str, jax.Array]]:
+  """Samples of answers to the requests of both regimes, and the judge's scores of them."""
   both = jnp.concatenate(requests)
   answers = answer(config, key, params, both, num_samples=config.pool)
 
   def score(row):
     request, drawn = row
     whole = jnp.concatenate([jnp.broadcast_to(request, (config.pool, len(request))), drawn], axis=1)
-    # Probabilities decide among equal verdicts.
-    return sum(judge(config, params, whole, jnp.full(config.pool, whole.shape[1])))
+    verdicts = judge(config, params, whole, jnp.full(config.pool, whole.shape[1]))
+    return settle(config, judge_key, Search(), verdicts, whole)
 
   scores = jax.lax.map(score, (both, answers))
   return [{"answers": x, "scores": y} for x, y in zip(jnp.split(answers, 2), jnp.split(scores, 2))]
@@ -180,9 +178,8 @@ def rewind(config, key, params, requests, search: Search) -> dict[str, jax.Array
   fns, table = samplers.flax_decode_fns(network(config), params), params["embed"]["embedding"]
 
   def evaluate(tokens, length):
-    harmful = texts.is_harmful(config, tokens)[None]
-    verdicts, _ = judge(config, params, tokens[None], length[None])
-    return settle(key, search, verdicts, harmful, tokens[None])[0]
+    verdicts = judge(config, params, tokens[None], length[None])
+    return settle(config, key, search, verdicts, tokens[None])[0]
 
   def embed(tokens, length):
     inside = (jnp.arange(len(tokens)) < length)[:, None]
@@ -210,8 +207,8 @@ def rewind(config, key, params, requests, search: Search) -> dict[str, jax.Array
   }
 
 
-def reject_clauses(config, key, params, requests, tries) -> dict[str, jax.Array]:
-  """Draws clause by clause, each until the model finds the text harmless, at most `tries` times."""
+def reject_clauses(config, key, judge_key, params, requests, tries) -> dict[str, jax.Array]:
+  """Draws clause by clause, each until the judge finds the text harmless, at most `tries` times."""
   most, num = max(config.tries), len(requests)
   clause, room = config.clause_length + 1, REQUEST + config.answer_length
   rows = jnp.pad(requests, ((0, 0), (0, room - requests.shape[1])))
@@ -225,7 +222,8 @@ def reject_clauses(config, key, params, requests, tries) -> dict[str, jax.Array]
     begun = rows[:, : room - clause]
     drawn = respond(key, network(config), params, begun, **options).tokens
     flat = drawn.reshape(num * most, -1)
-    verdicts, _ = judge(config, params, flat, jnp.full(len(flat), length + clause))
+    verdicts = judge(config, params, flat, jnp.full(len(flat), length + clause))
+    verdicts = settle(config, judge_key, Search(), verdicts, flat)
     fine = (verdicts.reshape(num, most) > 0) & (jnp.arange(most) < tries)
     chosen = jnp.where(jnp.any(fine, axis=1), jnp.argmax(fine, axis=1), tries - 1)
     rows = jax.vmap(lambda x, j: x[j])(drawn, chosen)
@@ -248,10 +246,10 @@ def judge_accuracy(config, key, params, requests, pools) -> dict[str, jax.Array]
   lengths = REQUEST + clauses * (config.clause_length + 1)
   rows = jnp.where(jnp.arange(rows.shape[1]) < lengths[:, None], rows, texts.PAD)
   harmful = texts.is_harmful(config, rows)
-  verdicts, _ = judge(config, params, rows, lengths)
+  verdicts = judge(config, params, rows, lengths)
 
   def accuracy(search):
-    settled = settle(key, search, verdicts, harmful, rows)
+    settled = settle(config, key, search, verdicts, rows)
     right = settled * (1 - 2 * harmful) > 0
     shares = [jnp.sum(right & of) / jnp.maximum(jnp.sum(of), 1) for of in (harmful, ~harmful)]
     return sum(shares) / 2

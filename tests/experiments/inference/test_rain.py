@@ -10,7 +10,7 @@ from experiments.inference.rain import dialogues as texts
 from experiments.inference.rain import search
 
 TASK = texts.Dialogues(
-  num_types=2, num_topics=3, num_words=4, num_fillers=3, num_clauses=3, wrong_share=0.0
+  num_types=2, num_topics=3, num_words=4, num_fillers=3, num_clauses=3, harm_words=(1, 3)
 )
 N, ROOM = 400, texts.REQUEST + TASK.answer_length
 BAD = range(TASK.first_word + TASK.num_words, TASK.first_word + 2 * TASK.num_words)
@@ -34,9 +34,10 @@ def programs(key):
   ]
   rows = jnp.concatenate([whole, whole])
   verdicts = jnp.zeros(2 * N).at[::2].set(1.0)
-  harm = jnp.concatenate([harmful, harmful])
-  judges = [search.Search(flips=flips) for flips in FLIPS] + [search.Search(perfect=True)]
-  settled = [search.settle(key, judge, verdicts, harm, rows) for judge in judges]
+  judges = [search.Search(flips=flips) for flips in FLIPS] + [
+    search.Search(perfect=True, flips=0.0)
+  ]
+  settled = [search.settle(TASK, key, judge, verdicts, rows) for judge in judges]
   return laws, whole, harmful, topic, asked, drawn, verdicts, settled
 
 
@@ -47,13 +48,16 @@ LAWS, WHOLE, HARMFUL, TOPIC, ASKED, DRAWN, VERDICTS, SETTLED = jax.device_get(
 
 def test_answers_have_clauses_whose_first_word_decides():
   assert WHOLE.shape == (N, ROOM)
-  for law in LAWS.reshape(-1, TASK.num_words):
+  assert LAWS.shape == (TASK.num_types, TASK.num_words)
+  for law in LAWS:
     assert sorted(law) == list(range(TASK.num_words))
   rates = np.zeros((2, 2))
   for row, harmful, topic in zip(WHOLE, HARMFUL, TOPIC):
     clauses = row[texts.REQUEST :].reshape(TASK.num_clauses, -1)
     assert (clauses[:, -1] == texts.COMMA).all()
     bad = [word in BAD for word in clauses[:, 0]]
+    known = LAWS[row[0] - 9][: TASK.harm_words[int(row[1] == texts.ATTACK)]]
+    assert {word - BAD.start for word in clauses[bad, 0]} <= set(known.tolist())
     assert all(TASK.first_word <= word < BAD.stop for word in clauses[:, 0])
     others = clauses[:, 1:-1].ravel()
     assert all(word == row[2] or word >= BAD.stop for word in others)
