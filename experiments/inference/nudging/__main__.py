@@ -40,12 +40,12 @@ SEEDS = {"laptop": 8}
 class Config(Styles):
   """The styles, the problems, the models, and the threshold."""
 
-  modulus: int = 11  # Of the chains.
+  modulus: int = 7  # Of the chains.
   num_terms: int = 7  # Numbers in a chain.
   large: tuple[int, ...] = (64, 2)  # Width and blocks of the base model.
   small: tuple[int, ...] = (16, 1)  # Width and blocks of the small model.
   num_heads: int = 4  # Attention heads.
-  base_steps: int = 2000  # Updates on base texts.
+  base_steps: int = 1500  # Updates on base texts.
   texts_per_update: int = 64  # Fresh base texts.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0, on base texts.
   num_aligned: int = 1024  # Aligned texts, the same for both models.
