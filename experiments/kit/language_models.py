@@ -25,13 +25,13 @@ def decoder(
   hidden_size: int = 48,
   num_layers: int = 2,
   num_heads: int = 4,
-  family: str = "llama",
   dropout_rate: float = 0.0,
+  family: str = "llama",
 ) -> models.DecoderLM:
-  """A decoder of texts of at most `length` tokens; other options as of `models.decoder_config`."""
+  """A decoder of texts of at most `length` tokens; "gpt2" has learned positions."""
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
-  sizes |= {"vocab_size": vocab_size, "max_positions": length}
-  architecture = models.decoder_config(**sizes, family=family)
+  sizes |= {"max_positions": length, "family": family}
+  architecture = models.decoder_config(vocab_size=vocab_size, **sizes)
   return models.DecoderLM(architecture, dropout_rate=dropout_rate)
 
 

@@ -1,0 +1,1 @@
+"""Entropy adaptive decoding: a large model takes over where predictions are uncertain."""

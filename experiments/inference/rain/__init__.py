@@ -1,0 +1,1 @@
+"""RAIN: a model judges its own partial answers, and rewinds from those that it finds harmful."""
