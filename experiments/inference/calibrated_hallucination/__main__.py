@@ -56,11 +56,11 @@ class Config:
   copies: int = 10  # Of every twentieth item, in a world of the first size and middle exponent.
   decoder: tuple[int, ...] = (48, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
-  num_steps: int = 3000  # Updates.
+  num_steps: int = 2400  # Updates.
   texts: int = 256  # Items per update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   weight_decay: float = 0.01  # Of AdamW.
-  checkpoints: int = 6  # That are judged; divides num_steps.
+  checkpoints: int = 8  # That are judged; divides num_steps.
   num_validation: int = 4000  # Fresh statements, to choose weight and temperature on.
   num_weights: int = 401  # Weights to choose from, 0 to 1.
   weights: tuple[float, ...] = (0.1, 0.3, 0.6)  # Others that are judged.
