@@ -16,14 +16,11 @@ import numpy as np
 from experiments import catalogue
 from experiments.inference.calibrated_hallucination import worlds
 from experiments.inference.calibrated_hallucination.worlds import (
-  BOUND,
   MISCALIBRATION,
   MONOFACT,
   RATE,
-  SLACK,
   TEMPERATURE,
   TRAINING,
-  UNSEEN,
   VALIDATION,
   WEIGHT,
 )

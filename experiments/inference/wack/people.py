@@ -101,9 +101,7 @@ def answer_loss(config, model: models.DecoderLM):
     hidden = model.apply({"params": params}, batch.tokens, return_hidden=True).hidden
     values = batch.tokens[:, _MARK + 1 :: _LINE] - first_value(config)
     logits = value_logits(config, params, hidden[:, _MARK::_LINE])
-    return training.LossOutput(
-      optax.softmax_cross_entropy_with_integer_labels(logits, values)
-    )
+    return training.LossOutput(optax.softmax_cross_entropy_with_integer_labels(logits, values))
 
   return loss
 
@@ -129,7 +127,7 @@ def fit_model(config, key, seed) -> dict[str, Any]:
 
 
 def draw_facts(config, key, seed) -> Facts:
-  """All facts of a seed, parted by people, with prompts; the shots do not depend on the question."""
+  """All facts of a seed, parted by people, with prompts whose shots ignore the question."""
   part_key, good_key, bad_key = jax.random.split(key, 3)
   table = data.reliability_answers(
     num_people=config.num_people,

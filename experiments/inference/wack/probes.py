@@ -220,9 +220,7 @@ def measure_both(config, key, seed, params) -> dict[str, Any]:
   sets = {
     "two models": metrics.set_overlap(first, second),
     "one model, other shots": jnp.mean(jnp.stack(same)),
-    "facts that both know": metrics.set_overlap(
-      *((asked.category[i] <= ERROR) for i in range(2))
-    ),
+    "facts that both know": metrics.set_overlap(*((asked.category[i] <= ERROR) for i in range(2))),
   }
   return measured | {"scores": asked.scores, "overlaps": sets}
 
