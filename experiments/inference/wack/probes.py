@@ -253,5 +253,5 @@ def matched_accuracy(predicted, category, parts, counts, *, ratio: float) -> tup
       i += 1
     else:
       j += 1
-  right = [(predicted[a] == 0) + (predicted[b] == 1) for a, b in pairs]
-  return (float(np.mean(right)) / 2 if pairs else 0.5), len(pairs)
+  right = [(predicted[a] == 0, predicted[b] == 1) for a, b in pairs]
+  return (float(np.mean(right)) if pairs else 0.5), len(pairs)
