@@ -7,32 +7,19 @@ hidden states before the answer tell the two apart, where what it puts out hardl
 
 import dataclasses
 import functools
-import itertools
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import catalogue
 from experiments.inference.wack import people, probes
-from experiments.inference.wack.probes import (
-  BEST,
-  COMPONENTS,
-  EMBEDDING,
-  FREQUENCY,
-  GENERIC,
-  OUTPUT,
-  OWN,
-  PLACES,
-  THREE,
-  TWO,
-)
+from experiments.inference.wack.probes import BEST, GENERIC, OUTPUT, OWN, PLACES, THREE, TWO
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.sweep import by_seed, each_seed, run_seeds
+from experiments.kit.sweep import each_seed, run_seeds
 from experiments.kit.train import adamw_cosine
-from jaxlab import data
+from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "wack"
@@ -92,13 +79,9 @@ def validate(config: Config) -> None:
   sizes.check_at_most(config.num_lines, num_shots=config.num_shots)
   for number in config.wrong_shots:
     sizes.check_at_most(config.num_shots, wrong_shots=number)
-  if config.num_values < 2 or config.well_known < 2 or config.decoder[0] < 3:
-    raise ValueError(
-      "num_values and well_known must be at least 2, and decoder 3 wide, got "
-      f"{config.num_values}, {config.well_known} and {config.decoder}."
-    )
-  if config.temperature == 0:
-    raise ValueError("temperature must be positive, got 0.0.")
+  check_at_least(2, num_values=config.num_values, well_known=config.well_known)
+  check_at_least(3, decoder=config.decoder[0])
+  check_range("temperature", config.temperature, "(0, inf)")
 
 
 def run(config: Config, context: Context) -> Results:
@@ -109,39 +92,24 @@ def run(config: Config, context: Context) -> Results:
   options = {"num_seeds": 2 * context.seeds, "arguments": np.repeat(seeds, 2)}
   params = run_seeds(context, MODELS, fit, **options)["params"]
   pairs = jax.tree.map(lambda x: x.reshape(context.seeds, 2, *x.shape[1:]), params)
-  measured = each_seed(
-    context, "probes", functools.partial(probes.measure_both, config), seeds, pairs
-  )
-  overlaps = measured.pop("overlaps")
-  results.add({of: {OVERLAP: x} for of, x in overlaps.items()})
-  add_matched(results, measured.pop("matched"))
+  measure = functools.partial(probes.measure_both, config)
+  measured = each_seed(context, "probes", measure, seeds, pairs)
+  results.add({of: {OVERLAP: x} for of, x in measured.pop("overlaps").items()})
+  flat = {name: x.reshape(-1, x.shape[-1]) for name, x in measured.pop("matched").items()}
+  found = [
+    probes.matched_accuracy(**{name: x[i] for name, x in flat.items()}, ratio=_RATIO)
+    for i in range(2 * context.seeds)
+  ]
+  accuracy, number = np.reshape(found, (-1, 2, 2)).mean(axis=1).T
+  results.add({MATCHED: {"accuracy": accuracy, "pairs": number}}, task=TWO)
   measured = jax.tree.map(lambda x: x.mean(axis=1), measured)  # Over both models.
   results.add({MODELS: measured.pop("scores")})
-  layers = measured.pop("layers")
-  for task, accuracies in measured.items():
-    results.add({method: {"accuracy": x} for method, x in accuracies.items()}, task=task)
-  for (i, place), (j, component) in itertools.product(
-    enumerate(PLACES[:-1]), enumerate(COMPONENTS)
-  ):
-    for layer, x in enumerate(layers[:, i, j].T, 1):
-      results.add({component: {BY_LAYER: x}}, place=place, layer=layer)
+  for (i, j, k), _ in np.ndenumerate(measured["layers"][0]):
+    accuracy = {list(probes.COMPONENTS)[j]: {BY_LAYER: measured["layers"][:, i, j, k]}}
+    results.add(accuracy, place=PLACES[i], layer=k + 1)
+  for task in (TWO, THREE, OWN):
+    results.add({method: {"accuracy": x} for method, x in measured[task].items()}, task=task)
   return results
-
-
-def add_matched(results: Results, predictions: dict[str, np.ndarray]) -> None:
-  """Adds the accuracy on facts that training stated about equally often, a mean of both models."""
-
-  def of_seed(predictions):
-    both = by_seed(functools.partial(_matched, ratio=_RATIO), predictions)
-    return jax.tree.map(lambda x: x.mean(), both)
-
-  accuracy, number = by_seed(of_seed, predictions)
-  results.add({MATCHED: {"accuracy": accuracy, "pairs": number}}, task=TWO)
-
-
-def _matched(predictions, *, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-  found = probes.matched_accuracy(**predictions, ratio=ratio)
-  return np.asarray(found[0]), np.asarray(float(found[1]))
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
@@ -150,25 +118,20 @@ def claims(config: Config, results: Results) -> list[Claim]:
   def accuracy(method, task=TWO):
     return results.select("accuracy", method=method, task=task)
 
-  def overlap(of):
-    return results.select(OVERLAP, method=of)
-
   def of_models(quantity):
     return results.select(quantity, method=MODELS)
 
   errors, right = of_models("errors among known"), of_models("right on known, good shots")
-  requires = (
-    precondition("800 facts are known", of_models("known"), at_least=800),
-    precondition("600 are not", of_models("not known"), at_least=600),
-    precondition(
-      "wrong shots lead astray on 25 to 75% of the known ones", errors, at_least=0.25, at_most=0.75
-    ),
-    precondition("other good shots leave 95% of them right", right, at_least=0.95),
-    precondition(
-      "wrong shots cost .2 of this", right - of_models("right on known, bad shots"), at_least=0.2
-    ),
-    precondition("100 test facts of each class", of_models("fewest test rows"), at_least=100),
+  lost = right - of_models("right on known, bad shots")
+  bounds = (
+    ("800 facts are known", of_models("known"), 800, None),
+    ("600 are not", of_models("not known"), 600, None),
+    ("wrong shots lead astray on 25 to 75% of the known ones", errors, 0.25, 0.75),
+    ("other good shots leave 95% of them right", right, 0.95, None),
+    ("wrong shots cost .2 of this", lost, 0.2, None),
+    ("100 test facts of each class", of_models("fewest test rows"), 100, None),
   )
+  requires = [precondition(text, x, at_least=low, at_most=high) for text, x, low, high in bounds]
   pairs = results.select("pairs", method=MATCHED, task=TWO)
   matched = precondition("30 pairs of facts are of equal frequency", pairs, at_least=30)
   return [
@@ -195,8 +158,9 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ),
     compare(
       "errors of two models overlap less than those of one after other wrong shots, by .10",
-      overlap("two models"), overlap("one model, other shots"), better="lower", margin=0.1,
-      requires=requires, paper="models that know the same facts err on different ones",
+      *(results.select(OVERLAP, method=of) for of in ("two models", "one model, other shots")),
+      better="lower", margin=0.1, requires=requires,
+      paper="models that know the same facts err on different ones",
     ),
   ]  # fmt: skip
 
@@ -204,16 +168,13 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Accuracy over layers, by place and component; and overlaps of errors."""
   figure, axes = plots.panels(len(PLACES), width=3.8)
-  for ax, place in zip(axes, PLACES):
-    if place == PLACES[-1]:
-      continue
+  for ax, place in zip(axes, PLACES[:-1]):
     plots.curves(ax, results, BY_LAYER, x="layer", place=place)
-    for method, style in ((OUTPUT, "--"), (FREQUENCY, ":"), (EMBEDDING, "-.")):
+    for method, style in zip(probes.EXTRA, ("--", "-.", ":")):
       height = results.select("accuracy", method=method, task=TWO).mean()
       ax.axhline(height, color="black", ls=style, lw=1, label=method)
     ax.axhline(0.5, color="gray", lw=1)
     ax.set(title=f"at the {place}", ylabel="accuracy, error or ignorance", ylim=(0.4, 1))
-    ax.set_xticks(results.distinct("layer"))
   axes[0].legend(fontsize=6)
   plots.intervals(axes[-1], results, OVERLAP, by="method", color="quantity")
   axes[-1].set(title="sets of errors, of facts", ylim=(0, 1))
@@ -222,12 +183,10 @@ def figure(results: Results):
 
 def abstract(config: Config, mesh):
   """An update of the decoder, for a dry run."""
-  model, rows = people.network(config), config.batch_size
-  draw = functools.partial(people.documents, dataclasses.replace(config, num_documents=rows))
-  batch = jax.eval_shape(draw, jax.ShapeDtypeStruct((), jnp.int32))
-  num_steps = config.num_documents // rows
-  optimizer = adamw_cosine(config.learning_rate, num_steps)
-  batch = data.ReliabilityDocuments(*batch)
+  model, size = people.network(config), config.batch_size
+  draw = functools.partial(people.documents, dataclasses.replace(config, num_documents=size))
+  batch = jax.eval_shape(draw, jax.ShapeDtypeStruct((), np.int32))
+  optimizer = adamw_cosine(config.learning_rate, config.num_documents // size)
   return abstract_step(model, people.answer_loss(config, model), optimizer, batch, mesh)
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from experiments.kit.language_models import decoder, fit_decoder
-from experiments.kit.train import Trained
 from jaxlab import data, metrics, models, training
 from jaxlab.data.factoids import ANSWER_TOKEN, LINE_END_TOKEN, QUESTION_TOKEN
 
@@ -17,51 +16,32 @@ TRAIN, VALIDATION, TEST = range(3)  # Parts of the people.
 _SHARES = TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, VALIDATION, VALIDATION, TEST, TEST, TEST
 _LINE, _MARK = 6, 3  # Tokens of a line, and the place of the answer mark.
 _ATTRIBUTES = LINE_END_TOKEN + 2  # First token of an attribute.
+_TABLE = "num_people", "num_attributes", "num_values"
+_TEXTS = "num_documents", "num_lines", "unreliable_fraction", "zipf_exponent"
 # Prompts at a time: with more, arrays leave the processor's cache.
 _ROWS = 500
 
 
 class Facts(NamedTuple):
-  """All facts of a seed, and prompts that ask about them.
-
-  Attributes:
-    people: int32 `[f]`.
-    attributes: int32 `[f]`.
-    answers: int32 `[f]`.
-    counts: how often the documents state each, `[f]`.
-    parts: of its person, `[f]`: the three facts of a person share it.
-    good: prompts after right answers, of two draws, `[2, f, t]`.
-    bad: prompts some of whose answers are wrong, by number of these, of two draws,
-      `[2, numbers, f, t]`.
-  """
+  """All facts of a seed, `[f]`, and prompts that ask about them."""
 
   people: chex.Array
   attributes: chex.Array
   answers: chex.Array
-  counts: chex.Array
-  parts: chex.Array
-  good: chex.Array
-  bad: chex.Array
+  counts: chex.Array  # How often the documents state each.
+  parts: chex.Array  # Of its person: the facts of a person share it.
+  prompts: chex.Array  # Two draws, by the number of wrong answers, first none: `[2, n, f, t]`.
 
 
 class Asked(NamedTuple):
-  """What a model knows, and how it answers after wrong answers.
-
-  Attributes:
-    category: of each fact, `[f]`.
-    again: the same after other wrong answers, `[f]`.
-    prompts: those with as many wrong answers as lead it astray about half of the time, `[f, t]`.
-    answers: its greedy ones to these, `[f]`.
-    outputs: largest probability, entropy and margin of its answers, `[f, 3]`.
-    scores: what says how well this worked.
-  """
+  """What a model knows, and how it answers after wrong answers, `[f, ...]`."""
 
   category: chex.Array
-  again: chex.Array
-  prompts: chex.Array
-  answers: chex.Array
-  outputs: chex.Array
-  scores: dict[str, chex.Array]
+  again: chex.Array  # The category after other wrong answers.
+  prompts: chex.Array  # With as many wrong answers as lead it astray about half of the time.
+  answers: chex.Array  # Its greedy ones to these.
+  outputs: chex.Array  # Largest probability, entropy and margin of its answers.
+  scores: dict[str, chex.Array]  # What says how well this worked.
 
 
 def network(config) -> models.DecoderLM:
@@ -79,17 +59,9 @@ def first_value(config) -> int:
 
 def documents(config, seed) -> data.ReliabilityDocuments:
   """The documents of a seed, the same for both models."""
-  return data.reliability_documents(
-    jax.random.fold_in(jax.random.key(seed), 1),
-    num_documents=config.num_documents,
-    num_people=config.num_people,
-    num_attributes=config.num_attributes,
-    num_values=config.num_values,
-    num_lines=config.num_lines,
-    unreliable_fraction=config.unreliable_fraction,
-    zipf_exponent=config.zipf_exponent,
-    table_seed=seed,
-  )
+  key = jax.random.fold_in(jax.random.key(seed), 1)
+  sizes = {name: getattr(config, name) for name in (*_TABLE, *_TEXTS)}
+  return data.reliability_documents(key, table_seed=seed, **sizes)
 
 
 def answer_loss(config, model: models.DecoderLM):
@@ -114,27 +86,18 @@ def value_logits(config, params, hidden) -> jax.Array:
 
 def fit_model(config, key, seed) -> dict[str, Any]:
   """Trains a decoder on the documents of a seed, each of them read once."""
-  trained: Trained = fit_decoder(
-    key,
-    network(config),
-    documents(config, seed),
-    num_steps=config.num_documents // config.batch_size,
-    batch_size=config.batch_size,
-    learning_rate=config.learning_rate,
-    loss_fn=answer_loss(config, network(config)),
-  )
+  model, num_steps = network(config), config.num_documents // config.batch_size
+  sizes = {"num_steps": num_steps, "batch_size": config.batch_size}
+  options = {"learning_rate": config.learning_rate, "loss_fn": answer_loss(config, model)}
+  trained = fit_decoder(key, model, documents(config, seed), **sizes, **options)
   return {"params": trained.params, "bad_step": trained.bad_step}
 
 
 def draw_facts(config, key, seed) -> Facts:
   """All facts of a seed, parted by people, with prompts whose shots ignore the question."""
-  part_key, good_key, bad_key = jax.random.split(key, 3)
-  table = data.reliability_answers(
-    num_people=config.num_people,
-    num_attributes=config.num_attributes,
-    num_values=config.num_values,
-    table_seed=seed,
-  )
+  part_key, *keys = jax.random.split(key, 3 + 2 * len(config.wrong_shots))
+  sizes = {name: getattr(config, name) for name in _TABLE}
+  table = data.reliability_answers(table_seed=seed, **sizes)
   people, attributes = (
     x.ravel() for x in jnp.indices((config.num_people, config.num_attributes), dtype=jnp.int32)
   )
@@ -142,6 +105,7 @@ def draw_facts(config, key, seed) -> Facts:
   stated = jnp.where(texts.unreliable, 0, 1)[:, None] * jnp.ones_like(texts.people)
   index = texts.people * config.num_attributes + texts.attributes
   counts = jax.ops.segment_sum(stated.ravel(), index.ravel(), len(people))
+  length = _LINE * config.num_shots + _MARK + 1
   # Of ten people of about equal frequency, five are in the first part.
   tens = jax.random.split(part_key, -(-config.num_people // len(_SHARES)))
   parts = jax.vmap(lambda k: jax.random.permutation(k, jnp.array(_SHARES)))(tens).ravel()
@@ -159,23 +123,16 @@ def draw_facts(config, key, seed) -> Facts:
     question = _lines(config, people, attributes, people)[:, : _MARK + 1]
     return jnp.concatenate([shots, question], axis=1)
 
-  good = jnp.stack([prompts(k, 0) for k in jax.random.split(good_key)])
-  bad = [[prompts(k, n) for n in config.wrong_shots] for k in jax.random.split(bad_key)]
-  bad = jnp.stack([jnp.stack(x) for x in bad])
-  answers = table[people, attributes]
-  return Facts(people, attributes, answers, counts, parts[people], good, bad)
+  numbers = jnp.array([0, *config.wrong_shots] * 2)
+  drawn = jax.vmap(prompts)(jnp.stack(keys), numbers).reshape(2, -1, len(people), length)
+  return Facts(people, attributes, table[people, attributes], counts, parts[people], drawn)
 
 
 def _lines(config, people, attributes, values):
   first = first_value(config)
-  columns = (
-    jnp.full_like(people, QUESTION_TOKEN),
-    people + first + config.num_values,
-    attributes + _ATTRIBUTES,
-    jnp.full_like(people, ANSWER_TOKEN),
-    values + first,
-    jnp.full_like(people, LINE_END_TOKEN),
-  )
+  columns = [people + first + config.num_values, attributes + _ATTRIBUTES, values + first]
+  for place, token in ((0, QUESTION_TOKEN), (_MARK, ANSWER_TOKEN), (5, LINE_END_TOKEN)):
+    columns.insert(place, jnp.full_like(people, token))
   return jnp.stack(columns, axis=-1)
 
 
@@ -193,35 +150,33 @@ def ask(config, params, facts: Facts, key) -> Asked:
   def right(logits):
     return jnp.argmax(logits, axis=-1) == facts.answers
 
-  (good, again), number = (answer(x) for x in facts.good), len(facts.answers)
-  shape = number, config.num_samples
-  drawn = jax.random.categorical(key, good[:, None] / config.temperature, shape=shape)
-  sampled, known_again = drawn == facts.answers[:, None], right(again)
-  bad = jax.lax.map(answer, facts.bad.reshape(-1, *facts.bad.shape[2:]))
-  bad = bad.reshape(2, -1, *bad.shape[1:])
-  correct = jax.vmap(right)(bad.reshape(-1, *bad.shape[2:])).reshape(bad.shape[:3])
+  number, shape = len(facts.answers), facts.prompts.shape
+  logits = jax.lax.map(answer, facts.prompts.reshape(-1, *shape[2:])).reshape(*shape[:3], -1)
+  good, bad = logits[0, 0], logits[:, 1:]
+  drawn = jax.random.categorical(
+    key, good[:, None] / config.temperature, shape=(number, config.num_samples)
+  )
+  sampled, known_again = drawn == facts.answers[:, None], right(logits[1, 0])
+  correct = right(bad)
   known = metrics.knowledge_category(sampled, right(good), jnp.ones(number, bool)) == FACTUAL
-  errors = _mean(~correct[0], known & (facts.parts == VALIDATION))
-  chosen = jnp.argmin(jnp.abs(errors - 0.5))
-  correct, logits, prompts = correct[:, chosen], bad[0, chosen], facts.bad[0, chosen]
-  category, second = (metrics.knowledge_category(sampled, right(good), x) for x in correct)
+  errors = _mean(~correct[0], known)
+  held_out = _mean(~correct[0], known & (facts.parts == VALIDATION))
+  chosen = jnp.argmin(jnp.abs(held_out - 0.5))
+  category, again = (metrics.knowledge_category(sampled, right(good), x[chosen]) for x in correct)
+  is_test = [(category == c) & (facts.parts == TEST) for c in (FACTUAL, ERROR, IGNORANT)]
   scores = {
     "known": jnp.sum(known),
     "not known": jnp.sum(category == IGNORANT),
-    "errors among known": _mean(~correct[0], known),
+    "errors among known": errors[chosen],
     "right on known, good shots": _mean(known_again, known),
-    "right on known, bad shots": _mean(correct[0], known),
+    "right on known, bad shots": 1 - errors[chosen],
     "wrong shots": jnp.array(config.wrong_shots)[chosen],
-    "fewest test rows": jnp.min(
-      jnp.array([jnp.sum((category == c) & (facts.parts == TEST)) for c in range(3)])
-    ),
+    "fewest test rows": jnp.min(jnp.sum(jnp.stack(is_test), axis=1)),
+    **{f"errors, {n} wrong shots": errors[i] for i, n in enumerate(config.wrong_shots)},
   }
-  scores |= {
-    f"errors among known, {n} wrong": _mean(~right(x), known)
-    for n, x in zip(config.wrong_shots, bad[0])
-  }
+  prompts, logits = facts.prompts[0, 1 + chosen], bad[0, chosen]
   answers = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  return Asked(category, second, prompts, answers, describe_outputs(logits), scores)
+  return Asked(category, again, prompts, answers, describe_outputs(logits), scores)
 
 
 def _mean(values, where):

@@ -1,6 +1,6 @@
 """Probes of hidden states at all layers and places: error or ignorance, and right or wrong."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -11,11 +11,8 @@ from experiments.inference.wack import people
 from experiments.inference.wack.people import ERROR, FACTUAL, IGNORANT, TEST, TRAIN, VALIDATION
 from jaxlab import metrics, uncertainty
 
-COMPONENTS = {
-  "residual stream": "hidden_states",
-  "MLP": "mlp_outputs",
-  "attention": "attention_outputs",
-}
+_NAMES = "hidden_states", "mlp_outputs", "attention_outputs"
+COMPONENTS = dict(zip(("residual stream", "MLP", "attention"), _NAMES))
 # Of the last line, from the end on; the answer is appended to a prompt.
 PLACES = "person", "attribute", "answer mark", "answer"
 BEFORE, AFTER = PLACES.index("answer mark"), PLACES.index("answer")
@@ -23,7 +20,7 @@ BEST, OUTPUT, EMBEDDING = "best layer", "output", "embedding of the person"
 FREQUENCY, RANDOM, SHUFFLED = "frequency in training", "random features", "shuffled labels"
 GENERIC = "best layer, generic training"
 TWO, THREE, OWN = "error or ignorance", "right, error or ignorance", "right or error, after it"
-_EXTRA = OUTPUT, EMBEDDING, FREQUENCY, RANDOM
+EXTRA = OUTPUT, EMBEDDING, FREQUENCY, RANDOM  # Beside hidden states.
 
 
 def hidden_states(config, params, prompts, answers) -> jax.Array:
@@ -54,131 +51,120 @@ def choose_rows(key, member: chex.Array, num: int) -> jax.Array:
   return order[jnp.arange(num) % jnp.maximum(jnp.sum(member), 1)]
 
 
-def search(config, features, train, validation, test, *, num_classes=2) -> dict[str, jax.Array]:
-  """Fits every probe at every regularization, and takes what is best on validation rows.
+class Found(NamedTuple):
+  """Probes `[probes, ...]`, each at the regularization that is best on validation rows."""
+
+  validation: chex.Array  # Accuracies.
+  test: chex.Array
+  predicted: chex.Array  # The class of every fact.
+
+  def best(self, start: int = 0, stop: int | None = None) -> "Found":
+    """Of some probes the one of the highest accuracy on validation rows."""
+    chosen = start + jnp.argmax(self.validation[start:stop])
+    return jax.tree.map(lambda x: x[chosen], self)
+
+
+def search(config, source, features, rows, labels, *, num_classes: int = 2) -> Found:
+  """Fits every probe at every regularization.
 
   Args:
     config: of the experiment.
-    features: of all facts, `[f, probes, d]`.
-    train: features to train on (of other answers, perhaps; None for `features`), rows, labels.
-    validation: rows and labels.
-    test: rows and labels.
+    source: features of all facts to train on, `[f, probes, d]`.
+    features: to test on, `[f, probes, d]`; the same, unless they are of other answers.
+    rows: part -> facts, `[probes, n]`, equally many of each class; to test on, in order.
+    labels: classes of the rows to train on, `[probes, n]`.
     num_classes: number of classes.
-
-  Returns:
-    `validation` and `test`, accuracies of every probe, `[probes]`; `predicted`, the class that each
-    gives every fact, `[f, probes]`.
   """
-  source, rows, labels = train
-  source = features if source is None else source
+  columns = (jnp.moveaxis(x, 1, 0) for x in (source, features))
   costs = jnp.array(config.regularizations)
 
   def fit(probe, cost):
-    pick = lambda x: jax.lax.dynamic_index_in_dim(x, probe, 1, keepdims=False)  # noqa: E731
+    source, features, rows, labels = probe
+    train = source[rows[TRAIN]], labels
     options = {"num_classes": num_classes, "regularization": cost}
-    scores = uncertainty.linear_svm_scores(pick(source)[rows], labels, pick(features), **options)
+    scores = uncertainty.linear_svm_scores(*train, features, **options)
     predicted = jnp.argmax(scores, axis=1).astype(jnp.int8)
-    right = lambda part: jnp.mean(predicted[part[0]] == part[1])  # noqa: E731
-    return right(validation), right(test), predicted
+
+    def accuracy(rows):
+      truth = jnp.repeat(jnp.arange(num_classes), len(rows) // num_classes)
+      return jnp.mean(predicted[rows] == truth)
+
+    return Found(accuracy(rows[VALIDATION]), accuracy(rows[TEST]), predicted)
 
   def of_probe(probe):
-    found = jax.lax.map(lambda cost: fit(probe, cost), costs)
-    return jax.tree.map(lambda x: x[jnp.argmax(found[0])], found)
+    return jax.lax.map(lambda cost: fit(probe, cost), costs).best()
 
-  names, found = ("validation", "test"), jax.lax.map(of_probe, jnp.arange(features.shape[1]))
-  return dict(zip(names, found)) | {"predicted": found[2].T}
+  return jax.lax.map(of_probe, (*columns, rows, labels))
 
 
 def measure(config, params, asked: people.Asked, other, facts: people.Facts, key) -> dict[str, Any]:
-  """Fits all probes of a model.
+  """Fits all probes of a model: task -> method -> accuracy.
 
-  Args:
-    config: of the experiment.
-    params: of the model.
-    asked: what it knows and answered.
-    other: the answers of another model, for generic training, `[f]`.
-    facts: the facts.
-    key: of rows and coins.
-
-  Returns:
-    Task -> method -> accuracy; `layers` of the probes by place; `matched`, what the matching of
-    frequencies needs.
+  `layers` are accuracies by place, component and layer; `matched` is what `matched_accuracy` takes.
+  For generic training there are the answers of another model, `[f]`.
   """
   keys = iter(jax.random.split(key, 32))
-  states = hidden_states(config, params, asked.prompts, asked.answers)
-  number, width = len(facts.answers), states.shape[-1]
-  flat = lambda x: x.reshape(number, -1, width)  # noqa: E731
-  frequency = jnp.log1p(facts.counts)[:, None]
-  embedded = params["embed"]["embedding"][people.first_value(config) + config.num_values :]
-  noise = jax.random.normal(next(keys), (number, width))
-  extra = jnp.stack(
-    [
-      _standardized(asked.outputs, width),
-      uncertainty.normalize_features(embedded[facts.people]),
-      _standardized(frequency, width),
-      uncertainty.normalize_features(noise),
-    ],
-    axis=1,
-  )
-
-  def rows(classes, part, num):
-    """Equally many rows of each class, and their labels."""
-    members = [(asked.category == c) & (facts.parts == part) for c in classes]
-    chosen = [choose_rows(next(keys), member, num) for member in members]
-    return jnp.concatenate(chosen), jnp.repeat(jnp.arange(len(classes)), num)
-
-  def splits(classes):
-    return (
-      (None, *rows(classes, TRAIN, config.train_rows)),
-      rows(classes, VALIDATION, config.validation_rows),
-      rows(classes, TEST, config.test_rows),
-    )
-
-  def best(found, probes=slice(None)):
-    chosen = jnp.argmax(found["validation"][probes])
-    return found["test"][probes][chosen], found["predicted"][:, probes][:, chosen]
-
-  # Error or ignorance, before the answer: all places are fitted, the best is of the answer mark.
-  before = jnp.concatenate([flat(states[:, : BEFORE + 1]), extra], axis=1)
-  per_place = states.shape[2] * states.shape[3]
-  mark, first_extra = slice(BEFORE * per_place, (BEFORE + 1) * per_place), AFTER * per_place
-  parts = splits((ERROR, IGNORANT))
-  found = search(config, before, *parts)
-  two, predicted = best(found, mark)
-  none, train_rows, labels = parts[0]
-  shuffled = none, train_rows, jax.random.permutation(next(keys), labels)
-  chance, _ = best(search(config, before[:, mark], shuffled, *parts[1:]))
-  extras = {name: found["test"][first_extra + i] for i, name in enumerate(_EXTRA)}
-  shape = AFTER, *states.shape[2:4]
-  layers = found["test"][:first_extra].reshape(shape)
-
-  both = jnp.concatenate([flat(states[:, BEFORE]), extra], axis=1)
-  found = search(config, both, *splits((FACTUAL, ERROR, IGNORANT)), num_classes=3)
-  three = best(found, slice(0, per_place))[0]
-  extras_of_three = {name: found["test"][per_place + i] for i, name in enumerate(_EXTRA)}
-
-  # After the answer: right or wrong, learned from its own answers or from anyone's.
-  after, parts = flat(states[:, AFTER]), splits((FACTUAL, ERROR))
-  own = best(search(config, after, *parts))[0]
+  number, width = len(facts.answers), params["embed"]["embedding"].shape[1]
+  # Generic data: right answers, and wrong ones of another model if it gave any.
   shift = jax.random.randint(next(keys), other.shape, 1, config.num_values)
   wrong = jnp.where(other == facts.answers, (facts.answers + shift) % config.num_values, other)
   is_wrong = jax.random.bernoulli(next(keys), 0.5, other.shape)
-  given = jnp.where(is_wrong, wrong, facts.answers)
-  source = flat(hidden_states(config, params, asked.prompts, given)[:, AFTER])
-  members = [(is_wrong == flag) & (facts.parts == TRAIN) for flag in (False, True)]
-  chosen = jnp.concatenate([choose_rows(next(keys), m, config.train_rows) for m in members])
-  generic = best(search(config, after, (source, chosen, parts[0][2]), *parts[1:]))[0]
+  given = jnp.stack([asked.answers, jnp.where(is_wrong, wrong, facts.answers)])
+  states, generic = jax.lax.map(lambda x: hidden_states(config, params, asked.prompts, x), given)
+  flat = lambda x: x.reshape(number, -1, width)  # noqa: E731
+  embedded = params["embed"]["embedding"][people.first_value(config) + config.num_values :]
+  noise = jax.random.normal(next(keys), (number, width))
+  extra = [
+    _standardized(asked.outputs, width),
+    uncertainty.normalize_features(embedded[facts.people]),
+    _standardized(jnp.log1p(facts.counts)[:, None], width),
+    uncertainty.normalize_features(noise),
+  ]
+  extra = jnp.stack(extra, axis=1)
+  sizes = config.train_rows, config.validation_rows, config.test_rows
+
+  def rows(members, part):
+    """Equally many facts of each set."""
+    chosen = [choose_rows(next(keys), x & (facts.parts == part), sizes[part]) for x in members]
+    return jnp.concatenate(chosen)
+
+  def split(*classes):
+    return {part: rows([asked.category == c for c in classes], part) for part in range(3)}
+
+  tile = lambda x, n: jnp.broadcast_to(x, (n, len(x)))  # noqa: E731
+  together = lambda *x: jnp.concatenate(x, axis=1)  # noqa: E731
+  mark, after = flat(states[:, BEFORE]), flat(states[:, AFTER])
+  before = together(flat(states[:, : BEFORE + 1]), extra)
+  # Probes before the answer, the same with shuffled labels, after it, and of generic data.
+  counts = before.shape[1], mark.shape[1], mark.shape[1], mark.shape[1]
+  a, b, c, end = np.cumsum(counts)
+  two, right = split(ERROR, IGNORANT), split(FACTUAL, ERROR)
+  groups = two, two, right, right | {TRAIN: rows((~is_wrong, is_wrong), TRAIN)}
+  parts = jax.tree.map(lambda *x: jnp.concatenate([*map(tile, x, counts)]), *groups)
+  order = jnp.repeat(jnp.arange(3), config.train_rows)
+  labels = tile(order[: 2 * config.train_rows], end)
+  labels = labels.at[a:b].set(jax.random.permutation(next(keys), labels[0])[None])
+  source = together(before, mark, after, flat(generic[:, AFTER]))
+  found = search(config, source, together(before, mark, after, after), parts, labels)
+  both, three = together(mark, extra), split(FACTUAL, ERROR, IGNORANT)
+  three = jax.tree.map(lambda x: tile(x, both.shape[1]), three)
+  three = search(config, both, both, three, tile(order, both.shape[1]), num_classes=3)
+  first, per_place = a - len(EXTRA), mark.shape[1]
+  best = found.best(first - per_place, first)
+  predictions = {"predicted": best.predicted, "category": asked.category}
   return {
-    TWO: {BEST: two, SHUFFLED: chance, **extras},
-    THREE: {BEST: three, **extras_of_three},
-    OWN: {BEST: own, GENERIC: generic},
-    "layers": layers,
-    "matched": {
-      "predicted": predicted,
-      "category": asked.category,
-      "parts": facts.parts,
-      "counts": facts.counts,
+    TWO: {
+      BEST: best.test,
+      SHUFFLED: found.best(a, b).test,
+      **{name: found.test[first + i] for i, name in enumerate(EXTRA)},
     },
+    THREE: {
+      BEST: three.best(0, per_place).test,
+      **{name: three.test[per_place + i] for i, name in enumerate(EXTRA)},
+    },
+    OWN: {BEST: found.best(b, c).test, GENERIC: found.best(c).test},
+    "layers": found.test[:first].reshape(AFTER, *states.shape[2:4]),
+    "matched": predictions | {"parts": facts.parts, "counts": facts.counts},
   }
 
 
@@ -190,68 +176,40 @@ def _standardized(values, width: int) -> jax.Array:
 
 
 def measure_both(config, key, seed, params) -> dict[str, Any]:
-  """What both models of a seed know, and what probes read from them.
-
-  Args:
-    config: of the experiment.
-    key: random key.
-    seed: its number.
-    params: of both models, with a leading axis of 2.
-
-  Returns:
-    As `measure`, with a leading axis of 2, with `scores` of the models and overlaps of errors.
-  """
+  """As `measure`, of the two models of a seed, with `scores` of these and overlaps of errors."""
   fact_key, ask_key, probe_key = jax.random.split(key, 3)
   facts = people.draw_facts(config, fact_key, seed)
-  asked = jax.lax.map(
-    lambda pair: people.ask(config, pair[0], facts, pair[1]), (params, jax.random.split(ask_key))
-  )
-  others = asked.answers[::-1]
-  measured = jax.lax.map(
-    lambda x: measure(config, x[0], x[1], x[2], facts, x[3]),
-    (params, asked, others, jax.random.split(probe_key)),
-  )
-  known = jnp.all((asked.category == FACTUAL) | (asked.category == ERROR), axis=0)
-  first, second, again = (
-    known & (x == ERROR) for x in (asked.category[0], asked.category[1], asked.again[0])
-  )
-  other_again = known & (asked.again[1] == ERROR)
-  same = [metrics.set_overlap(first, again), metrics.set_overlap(second, other_again)]
-  sets = {
-    "two models": metrics.set_overlap(first, second),
-    "one model, other shots": jnp.mean(jnp.stack(same)),
-    "facts that both know": metrics.set_overlap(*((asked.category[i] <= ERROR) for i in range(2))),
+  ask = lambda pair: people.ask(config, pair[0], facts, pair[1])  # noqa: E731
+  asked = jax.lax.map(ask, (params, jax.random.split(ask_key)))
+  probe = lambda x: measure(config, *x[:3], facts, x[3])  # noqa: E731
+  models = params, asked, asked.answers[::-1], jax.random.split(probe_key)
+  measured = jax.lax.map(probe, models)
+  knows = asked.category <= ERROR
+  known = knows[0] & knows[1]
+  errors, again = (known[None] & (x == ERROR) for x in (asked.category, asked.again))
+  same = jax.vmap(metrics.set_overlap)(errors, again)
+  overlaps = {
+    "two models": metrics.set_overlap(*errors),
+    "one model, other shots": jnp.mean(same),
+    "facts that both know": metrics.set_overlap(*knows),
   }
-  return measured | {"scores": asked.scores, "overlaps": sets}
+  return measured | {"scores": asked.scores, "overlaps": overlaps}
 
 
 def matched_accuracy(predicted, category, parts, counts, *, ratio: float) -> tuple[float, int]:
-  """Accuracy on pairs of an error and an unknown fact, stated about equally often.
+  """Accuracy on pairs of an error and an unknown fact, stated about equally often in training.
 
-  Args:
-    predicted: 0 for an error, 1 for an unknown fact, `[f]`.
-    category: what each fact is, `[f]`.
-    parts: which part each belongs to, `[f]`; test facts count.
-    counts: how often training stated each, `[f]`.
-    ratio: largest ratio of two counts plus 1.
-
-  Returns:
-    The accuracy, 0.5 without pairs, and the number of pairs.
+  Of test facts those are paired whose counts plus 1 have a ratio of at most `ratio`. Predictions
+  are 0 for an error. Gives the accuracy, 0.5 without pairs, and the number of pairs.
   """
-  sides = []
-  for kind in (ERROR, IGNORANT):
-    rows = np.flatnonzero((category == kind) & (parts == TEST))
-    sides.append(rows[np.argsort(counts[rows], kind="stable")])
-  pairs, i, j = [], 0, 0
-  while i < len(sides[0]) and j < len(sides[1]):
-    pair = sides[0][i], sides[1][j]
-    a, b = (counts[row] + 1.0 for row in pair)
-    if max(a, b) <= ratio * min(a, b):
-      pairs.append(pair)
-      i, j = i + 1, j + 1
-    elif a < b:
-      i += 1
-    else:
-      j += 1
-  right = [(predicted[a] == 0, predicted[b] == 1) for a, b in pairs]
-  return (float(np.mean(right)) if pairs else 0.5), len(pairs)
+  facts = np.argsort(counts, kind="stable")
+  facts = facts[parts[facts] == TEST]
+  errors, unknown = ([x for x in facts if category[x] == kind] for kind in (ERROR, IGNORANT))
+  right, i, j = [], 0, 0
+  while i < len(errors) and j < len(unknown):
+    a, b = (counts[x] + 1.0 for x in (errors[i], unknown[j]))
+    is_pair = max(a, b) <= ratio * min(a, b)
+    if is_pair:
+      right += [predicted[errors[i]] == 0, predicted[unknown[j]] == 1]
+    i, j = i + (is_pair or a < b), j + (is_pair or a > b)
+  return (float(np.mean(right)) if right else 0.5), len(right) // 2

@@ -10,7 +10,7 @@ from experiments.inference.wack.people import ERROR, IGNORANT, TEST, TRAIN, VALI
 
 CONFIG = dataclasses.replace(PRESETS["smoke"], num_attributes=2, num_values=5)
 ROWS = 300
-SEARCH = dataclasses.replace(CONFIG, train_rows=80, regularizations=(1.0, 10.0))
+SEARCH = dataclasses.replace(CONFIG, regularizations=(1.0, 10.0))
 
 
 def test_prompts_ask_well_known_others_and_parts_are_of_people():
@@ -33,13 +33,13 @@ def test_prompts_ask_well_known_others_and_parts_are_of_people():
     return lines[..., 1] - first - 5, lines[..., 2] - 4, lines[..., 4] - first
 
   for draw_number in range(2):
-    for num_wrong, prompts in ((0, facts.good), (1, facts.bad[:, 0]), (2, facts.bad[:, 1])):
-      who, what, values = shots(prompts[draw_number])
+    for num_wrong, prompts in enumerate(facts.prompts[draw_number]):
+      who, what, values = shots(prompts)
       assert (who != facts.people[:, None]).all() and (who >= 0).all() and (who < 4).all()
       assert ((values != table[who, what]).sum(1) == num_wrong).all()
-  np.testing.assert_array_equal(facts.good[0][:, -3] - first - 5, facts.people)
-  np.testing.assert_array_equal(facts.good[0][:, -2] - 4, facts.attributes)
-  assert not np.array_equal(facts.good[0], facts.good[1])
+  np.testing.assert_array_equal(facts.prompts[0, 0][:, -3] - first - 5, facts.people)
+  np.testing.assert_array_equal(facts.prompts[0, 0][:, -2] - 4, facts.attributes)
+  assert not np.array_equal(facts.prompts[0, 0], facts.prompts[1, 0])
   parts = facts.parts.reshape(2, 10, 2)
   np.testing.assert_array_equal(parts[..., 0], parts[..., 1])
   for ten in parts[..., 0]:
@@ -60,20 +60,24 @@ def test_a_planted_feature_is_found_at_its_place_alone():
   features = rng.normal(size=(ROWS, 4, 6)).astype(np.float32)
   features[:, 2, 0] += 4 * labels - 2
   by_class = [np.flatnonzero(labels == c) for c in range(2)]
-  parts = []
-  for start, stop in ((0, 80), (80, 100), (100, 120)):
-    rows = np.concatenate([x[start:stop] for x in by_class])
-    parts.append((rows, np.repeat([0, 1], stop - start)))
+  *_, test = rows = [
+    np.concatenate([x[start:stop] for x in by_class])
+    for start, stop in ((0, 80), (80, 100), (100, 120))
+  ]
+  rows = {part: np.tile(x, (4, 1)) for part, x in enumerate(rows)}
 
   @jax.jit
-  def search(features):
-    return probes.search(SEARCH, features, (None, *parts[0]), *parts[1:])
+  def search(source):
+    return probes.search(SEARCH, source, features, rows, labels[rows[TRAIN]])
 
   found = jax.tree.map(np.asarray, search(features))
-  assert found["test"][2] > 0.9 and np.argmax(found["validation"]) == 2
-  assert np.delete(found["test"], 2).max() < 0.75
-  rows, truth = parts[2]
-  np.testing.assert_allclose(np.mean(found["predicted"][rows, 2] == truth), found["test"][2])
+  assert found.test[2] > 0.9 and found.best().test == found.test[2]
+  assert found.best(0, 2).test == found.test[np.argmax(found.validation[:2])]
+  assert np.delete(found.test, 2).max() < 0.75
+  right = found.predicted[2][test] == labels[test]
+  np.testing.assert_allclose(right.mean(), found.test[2], rtol=1e-6)
+  blind = search(rng.normal(size=features.shape).astype(np.float32))
+  assert blind.test.max() < 0.75
 
 
 def test_states_are_those_of_the_last_line_with_its_answer():
