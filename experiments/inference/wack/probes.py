@@ -24,13 +24,9 @@ EXTRA = OUTPUT, EMBEDDING, FREQUENCY, RANDOM  # Beside hidden states.
 
 
 def hidden_states(config, params, prompts, answers) -> jax.Array:
-  """Normalized states of prompts with answers: `[f, places, components, layers, d]`, in one pass.
+  """Normalized states of prompts up to the answer mark, `[f, t]`, with answers appended, `[f]`.
 
-  Args:
-    config: of the experiment.
-    params: of the decoder.
-    prompts: `[f, t]`, up to the answer mark.
-    answers: values that are appended, `[f]`.
+  Of all places, components and layers in one pass: `[f, places, components, layers, d]`.
   """
   model = people.network(config)
   tokens = jnp.concatenate([prompts, (answers + people.first_value(config))[:, None]], axis=1)
