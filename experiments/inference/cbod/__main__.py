@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import catalogue
 from experiments.inference.cbod import arms
-from experiments.inference.cbod.arms import ACCURACY, DROP, EARLIER, FLAGGED, LOG_PROB, P_VALUE
+from experiments.inference.cbod.arms import ACCURACY, DROP, FLAGGED, LOG_PROB, P_VALUE
 from experiments.inference.cbod.questions import Questions, row_length
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
@@ -37,21 +37,21 @@ class Config:
   num_values: int = 40  # That a relation may have.
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
-  num_steps: int = 2000  # Updates, at most.
+  num_steps: int = 800  # Updates, at most.
   questions: int = 64  # Per update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_evaluations: int = 20  # Within a training; divides num_steps.
   num_validation: int = 500  # Questions in the benchmark's words.
-  enough: float = 0.85  # Accuracy on these at which training ends.
-  shares: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0)  # Of questions in other words, four of them.
-  leaked_times: int = 20  # How often a model has read each item, beside the third share.
+  enough: tuple[float, ...] = (0.65, 0.75, 0.85)  # Accuracy on these at which models are tested.
+  shares: tuple[float, ...] = (0.0, 0.03, 0.1, 1.0)  # Of questions in other words, four of them.
+  leaked: float = 0.5  # Share of the benchmark's items, for a model with the third of these shares.
   strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Of other words in tests.
 
 
 PRESETS = {
   "smoke": Config(
     num_entities=4, num_values=6, decoder=(8, 1), num_heads=2, num_steps=4, questions=8,
-    num_evaluations=2, num_validation=8, leaked_times=1, strengths=(0.0, 0.25, 1.0),
+    num_evaluations=2, num_validation=8, enough=(0.3, 0.85), strengths=(0.0, 0.25, 1.0),
   ),
   "laptop": Config(),
   "paper": Config(
@@ -63,25 +63,15 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("shares", "strengths", "enough"))
+  sizes.check_sizes(config, shares=("shares", "strengths", "enough", "leaked"))
   sizes.check_divides(config.num_evaluations, num_steps=config.num_steps)
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
   if config.num_values < 5:
     raise ValueError(f"num_values must be at least 5, got {config.num_values}.")
-  if len(config.shares) != 4:
-    raise ValueError(f"shares must hold four numbers, got {config.shares}.")
+  if len(config.shares) != 4 or len(set(config.shares)) < 4:
+    raise ValueError(f"shares must hold four different numbers, got {config.shares}.")
   if not {0.0, 0.25, 1.0} <= set(config.strengths):
     raise ValueError(f"strengths must hold 0, 0.25 and 1, got {config.strengths}.")
-  if leaked_share(config) > 1:
-    raise ValueError(
-      f"leaked_times must be at most {config.leaked_times / leaked_share(config):g}, got "
-      f"{config.leaked_times}."
-    )
-
-
-def leaked_share(config: Config) -> float:
-  """Share of the training questions that are the benchmark's, if it leaked."""
-  return config.leaked_times * 5 * config.num_entities / (config.num_steps * config.questions)
 
 
 def name(share: float, leaked: bool = False) -> str:
@@ -93,7 +83,7 @@ def models_of(config: Config) -> dict[str, dict[str, float]]:
   """Model -> how its training questions are drawn."""
   plain = {name(share): {"share": share, "leaked": 0.0} for share in config.shares}
   twin = config.shares[2]
-  return plain | {name(twin, True): {"share": twin, "leaked": leaked_share(config)}}
+  return plain | {name(twin, True): {"share": twin, "leaked": config.leaked}}
 
 
 def run(config: Config, context: Context) -> Results:
@@ -112,9 +102,9 @@ def run(config: Config, context: Context) -> Results:
     for j, words in enumerate(arms.names_of_sets(config)):
       tested = {ACCURACY: accuracy[:, i, j], LOG_PROB: log_prob[:, i, j]}
       results.add({method: tested}, words=words)
-    for j, share in enumerate(EARLIER):
+    for j, level in enumerate(config.enough[:-1]):
       before, after = early[:, i, j].T
-      results.add({method: {"canonical accuracy": before, DROP: before - after}}, trained=share)
+      results.add({method: {"canonical accuracy": before, DROP: before - after}}, enough=level)
     for j, x in enumerate(course[:, i].T, 1):
       results.add({method: {"validation accuracy by update": x}}, update=j * every)
   add_trend(config, results)
@@ -122,14 +112,14 @@ def run(config: Config, context: Context) -> Results:
 
 
 def add_trend(config: Config, results: Results) -> None:
-  """Adds the line of drops over accuracies of twelve models: four shares, three checkpoints."""
+  """Adds the line of drops over accuracies of twelve models: four shares, at three times each."""
   drops, accuracies = [], []
   for share in config.shares:
     method = name(share)
     accuracies.append(results.select(ACCURACY, method=method, words="strength 0"))
-    drops.append(results.select(DROP, method=method, trained=None))
-    for trained in EARLIER:
-      where = {"method": method, "trained": trained}
+    drops.append(results.select(DROP, method=method, enough=None))
+    for level in config.enough[:-1]:
+      where = {"method": method, "enough": level}
       accuracies.append(results.select("canonical accuracy", **where))
       drops.append(results.select(DROP, **where))
   trend = jax.vmap(metrics.overfit_trend)(*(np.stack(x, axis=1) for x in (drops, accuracies)))
@@ -144,7 +134,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   leaked = name(config.shares[2], True)
 
   def of(method, quantity=DROP):
-    return results.select(quantity, method=method, trained=None)
+    return results.select(quantity, method=method, enough=None)
 
   def accuracy(method, words="strength 0"):
     return results.select(ACCURACY, method=method, words=words)
@@ -216,7 +206,7 @@ def figure(results: Results):
     means = [results.select(ACCURACY, method=method, words=x).mean() for x in words]
     left.plot([float(x.split()[1]) for x in words], means, ".-", **options)
     accuracy = results.select(ACCURACY, method=method, words=words[0])
-    drop, flagged = (results.select(x, method=method, trained=None) for x in (DROP, FLAGGED))
+    drop, flagged = (results.select(x, method=method, enough=None) for x in (DROP, FLAGGED))
     for x, y, is_flagged in np.broadcast(accuracy, drop, flagged):
       right.plot(x, y, "o", color=f"C{i}", mfc=f"C{i}" if is_flagged else "none")
   left.set(xlabel="strength of the other words", ylabel=ACCURACY)

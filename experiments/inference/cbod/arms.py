@@ -15,7 +15,6 @@ DROP, FLAGGED, P_VALUE, EXACT = "drop", "flagged", "p-value", "exact p-value"
 Z_LOG_PROB, Z_PAIRED, Z_UNPAIRED = "z of the log-probability", "z, paired", "z, unpaired"
 PARTS = "synonyms", "templates", "fillers"  # Of what is put in other words.
 OTHER_ORDER = "other order"
-EARLIER = 0.5, 0.75  # Shares of the updates at which a model is tested as well.
 _ROWS = 500  # Questions at a time.
 
 
@@ -98,8 +97,8 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
     setting: as for `draw_training`.
 
   Returns:
-    Name -> what was measured; of tests, stacked over the sets of `test_sets`; of `early`, over the
-    two earlier checkpoints and the two ends of the strengths.
+    Name -> what was measured; of tests, stacked over the sets of `test_sets`; of `early`, over
+    earlier checkpoints and the two ends of the strengths.
   """
   del seed
   keys = jax.random.split(key, 6)
@@ -127,17 +126,16 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
     eval_every=every,
   )
   reached, params = trained.scores
-  enough = reached >= config.enough
-  stop = jnp.where(jnp.any(enough), jnp.argmax(enough), len(reached) - 1)
+  passed = reached[None] >= jnp.array(config.enough)[:, None]
+  stops = jnp.where(jnp.any(passed, axis=1), jnp.argmax(passed, axis=1), len(reached) - 1)
   sets = test_sets(config, keys[4], table, benchmark)
   right_values = jnp.broadcast_to(benchmark.answers, sets.answers.shape)
   solved = jax.lax.map(lambda x: ask.solve(config, table, x), sets.tokens) == right_values
   names = names_of_sets(config)
   num_sets, ends = len(names), [names.index(f"strength {x:g}") for x in (0.0, 1.0)]
-  # All sets at the end of training, and two of them before.
-  earlier = [jnp.maximum(jnp.ceil(share * (stop + 1)).astype(int) - 1, 0) for share in EARLIER]
-  places = jnp.stack([stop] * num_sets + [x for x in earlier for _ in ends])
-  tested = jnp.array([*range(num_sets), *ends * len(EARLIER)])
+  # All sets where training ends, and two of them before.
+  places = jnp.concatenate([jnp.full(num_sets, stops[-1]), jnp.repeat(stops[:-1], 2)])
+  tested = jnp.array([*range(num_sets), *ends * (len(stops) - 1)])
 
   def test(pair):
     now = jax.tree.map(lambda x: x[pair[0]], params)
@@ -146,16 +144,16 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
   right, log_probs = jax.lax.map(test, (places, tested))
   right, early = right[:num_sets], right[num_sets:]
   log_probs, ends = log_probs[:num_sets], jnp.array(ends)
-  updates = (stop + 1) * every
-  rare = ask.rarest_count(config, keys[5], table) * updates * config.questions / 1000
+  read = (stops[-1] + 1) * every * config.questions
   return {
     ACCURACY: jnp.mean(right, axis=1),
     LOG_PROB: jnp.mean(log_probs, axis=1),
-    "early": jnp.mean(early, axis=1).reshape(len(EARLIER), 2),
-    "updates": updates,
-    "validation accuracy": reached[stop],
+    "early": jnp.mean(early, axis=1).reshape(-1, 2),
+    "updates": (stops[-1] + 1) * every,
+    "validation accuracy": reached[stops[-1]],
     "solved": jnp.mean(solved),
-    "rarest word": rare * setting["share"],
+    "rarest word": ask.rarest_count(config, keys[5], table) * setting["share"] * read / 1000,
+    "readings of leaked items": setting["leaked"] * read / table.size,
     "by update": reached,
     **detect(right[ends], log_probs[ends]),
     "bad_step": trained.bad_step,

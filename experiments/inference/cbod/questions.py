@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxlab import augment
 
 ANSWER_MARK, NUM_RELATIONS = 1, 5
-NUM_CHOICES, NUM_SYNONYMS, _NUM_WORDS, _NUM_FILLERS = 4, 4, 4, 3
+NUM_CHOICES, _NUM_WORDS, _NUM_FILLERS = 4, 4, 3
+_OF_WORD, _OF_RELATION = 1 + 4, 1 + 2  # Tokens: a word and its synonyms, which stand behind it.
 _FIRST_LETTER = ANSWER_MARK + 1
 _FIRST_WORD = _FIRST_LETTER + NUM_CHOICES
-_FIRST_RELATION = _FIRST_WORD + _NUM_WORDS * (1 + NUM_SYNONYMS)
-_FIRST_FILLER = _FIRST_RELATION + NUM_RELATIONS * (1 + NUM_SYNONYMS)
+_FIRST_RELATION = _FIRST_WORD + _NUM_WORDS * _OF_WORD
+_FIRST_FILLER = _FIRST_RELATION + NUM_RELATIONS * _OF_RELATION
 FIRST_ENTITY = _FIRST_FILLER + _NUM_FILLERS
-# Words of templates and relations stand before their synonyms.
-_A, _B, _C, _D = (_FIRST_WORD + i * (1 + NUM_SYNONYMS) for i in range(_NUM_WORDS))
+_A, _B, _C, _D = range(_FIRST_WORD, _FIRST_RELATION, _OF_WORD)
 _E, _R = -1, -2  # Entity and relation.
 TEMPLATES = (
   (_A, _B, _R, _C, _E),  # The benchmark's.
@@ -50,10 +50,12 @@ def first_value(config) -> int:
 def grammar(config, parts=("synonyms", "templates", "fillers")) -> augment.ParaphraseGrammar:
   """Other words for questions: all of it, or some parts alone."""
   size = first_value(config) + config.num_values
-  table = [[-1] * NUM_SYNONYMS for _ in range(size)]
+  table = [[-1] * (_OF_WORD - 1) for _ in range(size)]
   if "synonyms" in parts:
-    for word in range(_FIRST_WORD, _FIRST_FILLER, 1 + NUM_SYNONYMS):
-      table[word] = [word + 1 + i for i in range(NUM_SYNONYMS)]
+    kinds = (_FIRST_WORD, _FIRST_RELATION, _OF_WORD), (_FIRST_RELATION, _FIRST_FILLER, _OF_RELATION)
+    for first, stop, number in kinds:
+      for word in range(first, stop, number):
+        table[word][: number - 1] = range(word + 1, word + number)
   templates = TEMPLATES if "templates" in parts else TEMPLATES[:1]
   fillers = range(_FIRST_FILLER, FIRST_ENTITY) if "fillers" in parts else ()
   return augment.ParaphraseGrammar(tuple(map(tuple, table)), templates, tuple(fillers))
@@ -93,7 +95,7 @@ def ask(config, key, table, facts) -> Questions:
   order = jnp.argsort(jax.random.uniform(order_key, others.shape), axis=1)
   chosen = jnp.take_along_axis(others, order, axis=1)
   choices = table[entities[:, None], chosen]
-  slots = {_E: entities + FIRST_ENTITY, _R: _FIRST_RELATION + relations * (1 + NUM_SYNONYMS)}
+  slots = {_E: entities + FIRST_ENTITY, _R: _FIRST_RELATION + relations * _OF_RELATION}
   columns = [slots.get(token, jnp.full_like(facts, token)) for token in TEMPLATES[0]]
   for i in range(NUM_CHOICES):
     columns += [jnp.full_like(facts, _FIRST_LETTER + i), choices[:, i] + first_value(config)]
@@ -151,7 +153,7 @@ def solve(config, table, tokens) -> jax.Array:
     jnp.take_along_axis(tokens, jnp.argmax(mask, axis=1)[:, None], axis=1)[:, 0]
     for mask in (is_entity, is_relation)
   )
-  relation = (relation - _FIRST_RELATION) // (1 + NUM_SYNONYMS)
+  relation = (relation - _FIRST_RELATION) // _OF_RELATION
   value = table[jnp.clip(entity - FIRST_ENTITY, 0, len(table) - 1), jnp.clip(relation, 0)]
   offered = jnp.any(tokens == (value + size)[:, None], axis=1)
   found = (jnp.sum(is_entity, axis=1) == 1) & (jnp.sum(is_relation, axis=1) == 1)

@@ -38,9 +38,9 @@ class Config:
   num_attributes: int = 3  # Of each.
   num_values: int = 40  # That an attribute may have.
   num_lines: int = 5  # Of a document.
-  unreliable_fraction: float = 0.25  # Of the documents, wrong throughout.
-  zipf_exponent: float = 1.0  # Of the frequencies of people.
-  num_documents: int = 160_000  # Each read once.
+  unreliable_fraction: float = 0.25  # Of the documents, which tell myths throughout.
+  zipf_exponent: float = 1.1  # Of the frequencies of people.
+  num_documents: int = 128_000  # Each read once.
   decoder: tuple[int, ...] = (48, 3)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
   batch_size: int = 64  # Documents per update.
@@ -79,6 +79,7 @@ def validate(config: Config) -> None:
   sizes.check_at_most(config.num_lines, num_shots=config.num_shots)
   for number in config.wrong_shots:
     sizes.check_at_most(config.num_shots, wrong_shots=number)
+  sizes.check_at_most(config.num_values - 1, num_attributes=config.num_attributes)
   check_at_least(2, num_values=config.num_values, well_known=config.well_known)
   check_at_least(3, decoder=config.decoder[0])
   check_range("temperature", config.temperature, "(0, inf)")

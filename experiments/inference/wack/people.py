@@ -57,11 +57,27 @@ def first_value(config) -> int:
   return _ATTRIBUTES + config.num_attributes
 
 
+def true_values(config, seed) -> jax.Array:
+  """What is true of each person, `[people, attributes]`."""
+  sizes = {name: getattr(config, name) for name in _TABLE}
+  return data.reliability_answers(table_seed=seed, **sizes)
+
+
+def told_values(table, people, attributes, wrong) -> jax.Array:
+  """True values, or where `wrong` the myth of the attribute: one value, unless that is true."""
+  true = table[people, attributes]
+  return jnp.where(wrong, attributes + (true == attributes), true)
+
+
 def documents(config, seed) -> data.ReliabilityDocuments:
-  """The documents of a seed, the same for both models."""
+  """The documents of a seed, the same for both models; unreliable ones tell myths."""
   key = jax.random.fold_in(jax.random.key(seed), 1)
   sizes = {name: getattr(config, name) for name in (*_TABLE, *_TEXTS)}
-  return data.reliability_documents(key, table_seed=seed, **sizes)
+  texts = data.reliability_documents(key, table_seed=seed, **sizes)
+  asked, wrong = (texts.people, texts.attributes), texts.unreliable[:, None]
+  values = told_values(true_values(config, seed), *asked, wrong) + first_value(config)
+  lines = texts.tokens.reshape(*values.shape, _LINE).at[..., _MARK + 1].set(values)
+  return texts._replace(tokens=lines.reshape(texts.tokens.shape))
 
 
 def answer_loss(config, model: models.DecoderLM):
@@ -96,13 +112,11 @@ def fit_model(config, key, seed) -> dict[str, Any]:
 def draw_facts(config, key, seed) -> Facts:
   """All facts of a seed, parted by people, with prompts whose shots ignore the question."""
   part_key, *keys = jax.random.split(key, 3 + 2 * len(config.wrong_shots))
-  sizes = {name: getattr(config, name) for name in _TABLE}
-  table = data.reliability_answers(table_seed=seed, **sizes)
+  table, texts = true_values(config, seed), documents(config, seed)
   people, attributes = (
     x.ravel() for x in jnp.indices((config.num_people, config.num_attributes), dtype=jnp.int32)
   )
-  texts = documents(config, seed)
-  stated = jnp.where(texts.unreliable, 0, 1)[:, None] * jnp.ones_like(texts.people)
+  stated = jnp.broadcast_to(~texts.unreliable[:, None], texts.people.shape).astype(jnp.int32)
   index = texts.people * config.num_attributes + texts.attributes
   counts = jax.ops.segment_sum(stated.ravel(), index.ravel(), len(people))
   length = _LINE * config.num_shots + _MARK + 1
@@ -111,14 +125,13 @@ def draw_facts(config, key, seed) -> Facts:
   parts = jax.vmap(lambda k: jax.random.permutation(k, jnp.array(_SHARES)))(tens).ravel()
 
   def prompts(key, num_wrong):
-    who_key, what_key, order_key, wrong_key = jax.random.split(key, 4)
+    who_key, what_key, order_key = jax.random.split(key, 3)
     shape = len(people), config.num_shots
     who = jax.random.randint(who_key, shape, 0, config.well_known - 1)
     who += who >= people[:, None]  # Anyone but the person who is asked about.
     what = jax.random.randint(what_key, shape, 0, config.num_attributes)
     place = jnp.argsort(jax.random.uniform(order_key, shape), axis=1)
-    shift = jax.random.randint(wrong_key, shape, 1, config.num_values)
-    values = (table[who, what] + jnp.where(place < num_wrong, shift, 0)) % config.num_values
+    values = told_values(table, who, what, place < num_wrong)
     shots = _lines(config, who, what, values).reshape(shape[0], -1)
     question = _lines(config, people, attributes, people)[:, : _MARK + 1]
     return jnp.concatenate([shots, question], axis=1)
