@@ -34,7 +34,7 @@ _RATIO = 1.1  # Of the counts of matched facts.
 class Config:
   """The documents, the decoder, the prompts and the probes."""
 
-  num_people: int = 1500  # Whom documents ask about.
+  num_people: int = 2000  # Whom documents ask about.
   num_attributes: int = 3  # Of each.
   num_values: int = 40  # That an attribute may have.
   num_lines: int = 5  # Of a document.
@@ -50,8 +50,8 @@ class Config:
   wrong_shots: tuple[int, ...] = (1, 2, 3)  # Wrong ones among them, to choose from.
   num_samples: int = 5  # Answers that must all be right if a fact is known.
   temperature: float = 0.5  # Of these.
-  train_rows: int = 300  # Of a class, for a probe.
-  validation_rows: int = 120  # Of a class, to choose layer and regularization on.
+  train_rows: int = 500  # Of a class, for a probe.
+  validation_rows: int = 200  # Of a class, to choose layer and regularization on.
   test_rows: int = 200  # Of a class.
   regularizations: tuple[float, ...] = (1.0, 10.0, 100.0)  # C, for every probe.
 
@@ -77,8 +77,7 @@ def validate(config: Config) -> None:
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
   sizes.check_at_most(config.num_people, well_known=config.well_known)
   sizes.check_at_most(config.num_lines, num_shots=config.num_shots)
-  for number in config.wrong_shots:
-    sizes.check_at_most(config.num_shots, wrong_shots=number)
+  sizes.check_at_most(config.num_shots, wrong_shots=max(config.wrong_shots))
   sizes.check_at_most(config.num_values - 1, num_attributes=config.num_attributes)
   check_at_least(2, num_values=config.num_values, well_known=config.well_known)
   check_at_least(3, decoder=config.decoder[0])
@@ -87,8 +86,7 @@ def validate(config: Config) -> None:
 
 def run(config: Config, context: Context) -> Results:
   """Trains two models a seed, asks them about all facts, and fits probes."""
-  results = Results()
-  seeds = np.asarray(context.seed_numbers, np.int32)
+  results, seeds = Results(), np.asarray(context.seed_numbers, np.int32)
   fit = functools.partial(people.fit_model, config)
   options = {"num_seeds": 2 * context.seeds, "arguments": np.repeat(seeds, 2)}
   params = run_seeds(context, MODELS, fit, **options)["params"]
@@ -174,7 +172,6 @@ def figure(results: Results):
     for method, style in zip(probes.EXTRA, ("--", "-.", ":")):
       height = results.select("accuracy", method=method, task=TWO).mean()
       ax.axhline(height, color="black", ls=style, lw=1, label=method)
-    ax.axhline(0.5, color="gray", lw=1)
     ax.set(title=f"at the {place}", ylabel="accuracy, error or ignorance", ylim=(0.4, 1))
   axes[0].legend(fontsize=6)
   plots.intervals(axes[-1], results, OVERLAP, by="method", color="quantity")

@@ -119,7 +119,6 @@ def draw_facts(config, key, seed) -> Facts:
   stated = jnp.broadcast_to(~texts.unreliable[:, None], texts.people.shape).astype(jnp.int32)
   index = texts.people * config.num_attributes + texts.attributes
   counts = jax.ops.segment_sum(stated.ravel(), index.ravel(), len(people))
-  length = _LINE * config.num_shots + _MARK + 1
   # Of ten people of about equal frequency, five are in the first part.
   tens = jax.random.split(part_key, -(-config.num_people // len(_SHARES)))
   parts = jax.vmap(lambda k: jax.random.permutation(k, jnp.array(_SHARES)))(tens).ravel()
@@ -136,8 +135,8 @@ def draw_facts(config, key, seed) -> Facts:
     question = _lines(config, people, attributes, people)[:, : _MARK + 1]
     return jnp.concatenate([shots, question], axis=1)
 
-  numbers = jnp.array([0, *config.wrong_shots] * 2)
-  drawn = jax.vmap(prompts)(jnp.stack(keys), numbers).reshape(2, -1, len(people), length)
+  drawn = jax.vmap(prompts)(jnp.stack(keys), jnp.array([0, *config.wrong_shots] * 2))
+  drawn = drawn.reshape(2, -1, *drawn.shape[1:])
   return Facts(people, attributes, table[people, attributes], counts, parts[people], drawn)
 
 
@@ -160,31 +159,27 @@ def ask(config, params, facts: Facts, key) -> Asked:
 
     return jax.lax.map(of_row, prompts, batch_size=min(_ROWS, len(prompts)))
 
-  def right(logits):
-    return jnp.argmax(logits, axis=-1) == facts.answers
-
+  right = lambda logits: jnp.argmax(logits, axis=-1) == facts.answers  # noqa: E731
   number, shape = len(facts.answers), facts.prompts.shape
   logits = jax.lax.map(answer, facts.prompts.reshape(-1, *shape[2:])).reshape(*shape[:3], -1)
   good, bad = logits[0, 0], logits[:, 1:]
-  drawn = jax.random.categorical(
-    key, good[:, None] / config.temperature, shape=(number, config.num_samples)
-  )
-  sampled, known_again = drawn == facts.answers[:, None], right(logits[1, 0])
+  size, warm = (number, config.num_samples), good[:, None] / config.temperature
+  sampled = jax.random.categorical(key, warm, shape=size) == facts.answers[:, None]
   correct = right(bad)
   known = metrics.knowledge_category(sampled, right(good), jnp.ones(number, bool)) == FACTUAL
   errors = _mean(~correct[0], known)
   held_out = _mean(~correct[0], known & (facts.parts == VALIDATION))
   chosen = jnp.argmin(jnp.abs(held_out - 0.5))
   category, again = (metrics.knowledge_category(sampled, right(good), x[chosen]) for x in correct)
-  is_test = [(category == c) & (facts.parts == TEST) for c in (FACTUAL, ERROR, IGNORANT)]
+  tested = jnp.bincount(category, facts.parts == TEST, length=4)[: IGNORANT + 1]
   scores = {
     "known": jnp.sum(known),
     "not known": jnp.sum(category == IGNORANT),
     "errors among known": errors[chosen],
-    "right on known, good shots": _mean(known_again, known),
+    "right on known, good shots": _mean(right(logits[1, 0]), known),
     "right on known, bad shots": 1 - errors[chosen],
     "wrong shots": jnp.array(config.wrong_shots)[chosen],
-    "fewest test rows": jnp.min(jnp.sum(jnp.stack(is_test), axis=1)),
+    "fewest test rows": jnp.min(tested),
     **{f"errors, {n} wrong shots": errors[i] for i, n in enumerate(config.wrong_shots)},
   }
   prompts, logits = facts.prompts[0, 1 + chosen], bad[0, chosen]

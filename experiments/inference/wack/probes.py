@@ -61,15 +61,11 @@ class Found(NamedTuple):
 
 
 def search(config, source, features, rows, labels, *, num_classes: int = 2) -> Found:
-  """Fits every probe at every regularization.
+  """Fits every probe at every regularization, each on its own rows of the facts.
 
-  Args:
-    config: of the experiment.
-    source: features of all facts to train on, `[f, probes, d]`.
-    features: to test on, `[f, probes, d]`; the same, unless they are of other answers.
-    rows: part -> facts, `[probes, n]`, equally many of each class; to test on, in order.
-    labels: classes of the rows to train on, `[probes, n]`.
-    num_classes: number of classes.
+  `source` and `features`, to train and to test on, are `[f, probes, d]`: the same, unless they are
+  of other answers. `rows` maps a part to `[probes, n]`, equally many facts of each class, in order
+  where they are tested on; `labels` are classes of those to train on, `[probes, n]`.
   """
   columns = (jnp.moveaxis(x, 1, 0) for x in (source, features))
   costs = jnp.array(config.regularizations)
@@ -109,12 +105,11 @@ def measure(config, params, asked: people.Asked, other, facts: people.Facts, key
   states, generic = jax.lax.map(lambda x: hidden_states(config, params, asked.prompts, x), given)
   flat = lambda x: x.reshape(number, -1, width)  # noqa: E731
   embedded = params["embed"]["embedding"][people.first_value(config) + config.num_values :]
-  noise = jax.random.normal(next(keys), (number, width))
   extra = [
     _standardized(asked.outputs, width),
     uncertainty.normalize_features(embedded[facts.people]),
     _standardized(jnp.log1p(facts.counts)[:, None], width),
-    uncertainty.normalize_features(noise),
+    uncertainty.normalize_features(jax.random.normal(next(keys), (number, width))),
   ]
   extra = jnp.stack(extra, axis=1)
   sizes = config.train_rows, config.validation_rows, config.test_rows
