@@ -101,7 +101,7 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
     earlier checkpoints and the two ends of the strengths.
   """
   del seed
-  keys = jax.random.split(key, 6)
+  keys = jax.random.split(key, 5)
   table = ask.draw_table(config, keys[0])
   benchmark = ask.ask(config, keys[1], table, jnp.arange(table.size))
   facts = jax.random.randint(keys[2], (config.num_validation,), 0, table.size)
@@ -152,7 +152,7 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
     "updates": (stops[-1] + 1) * every,
     "validation accuracy": reached[stops[-1]],
     "solved": jnp.mean(solved),
-    "rarest word": ask.rarest_count(config, keys[5], table) * setting["share"] * read / 1000,
+    "rarest word": ask.RAREST * setting["share"] * read,
     "readings of leaked items": setting["leaked"] * read / table.size,
     "by update": reached,
     **detect(right[ends], log_probs[ends]),

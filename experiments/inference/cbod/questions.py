@@ -11,6 +11,9 @@ from jaxlab import augment
 ANSWER_MARK, NUM_RELATIONS = 1, 5
 NUM_CHOICES, _NUM_WORDS, _NUM_FILLERS = 4, 4, 3
 _OF_WORD, _OF_RELATION = 1 + 4, 1 + 2  # Tokens: a word and its synonyms, which stand behind it.
+# How often a question in other words holds the rarest of these, a synonym of a relation; half of
+# the relations are replaced, since strengths are uniform.
+RAREST = 0.5 / (NUM_RELATIONS * (_OF_RELATION - 1))
 _FIRST_LETTER = ANSWER_MARK + 1
 _FIRST_WORD = _FIRST_LETTER + NUM_CHOICES
 _FIRST_RELATION = _FIRST_WORD + _NUM_WORDS * _OF_WORD
@@ -158,17 +161,3 @@ def solve(config, table, tokens) -> jax.Array:
   offered = jnp.any(tokens == (value + size)[:, None], axis=1)
   found = (jnp.sum(is_entity, axis=1) == 1) & (jnp.sum(is_relation, axis=1) == 1)
   return jnp.where(found & offered, value, -1)
-
-
-def rarest_count(config, key, table) -> jax.Array:
-  """How often the rarest synonym or filler occurs among 1,000 questions in other words.
-
-  Templates are less rare than synonyms of relations.
-  """
-  ask_key, word_key, strength_key = jax.random.split(key, 3)
-  num = 4000
-  facts = jnp.arange(num) % table.size
-  strengths = jax.random.uniform(strength_key, (num,))
-  tokens = reword(config, word_key, ask(config, ask_key, table, facts), strengths).tokens
-  counts = jnp.bincount(tokens.ravel(), length=first_value(config) + config.num_values)
-  return jnp.min(counts[_FIRST_WORD:FIRST_ENTITY]) * 1000 / num

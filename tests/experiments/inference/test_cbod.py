@@ -14,13 +14,16 @@ CONFIG = dataclasses.replace(PRESETS["smoke"], num_entities=40, num_values=9)
 def draw(key):
   table = questions.draw_table(CONFIG, key)
   benchmark = questions.ask(CONFIG, key, table, jnp.arange(table.size))
-  sets = arms.test_sets(CONFIG, key, table, benchmark)
-  solved = jax.lax.map(lambda x: questions.solve(CONFIG, table, x), sets.tokens)
-  return table, benchmark, sets, solved
+
+  def reword(strength):
+    strengths = jnp.full(table.size, strength)
+    tokens = questions.reword(CONFIG, key, benchmark, strengths).tokens
+    return tokens, questions.solve(CONFIG, table, tokens)
+
+  return table, benchmark, *jax.lax.map(reword, jnp.array(CONFIG.strengths))
 
 
-TABLE, BENCHMARK, SETS, SOLVED = jax.tree.map(np.asarray, draw(jax.random.key(0)))
-NAMES = arms.names_of_sets(CONFIG)
+TABLE, BENCHMARK, TOKENS, SOLVED = jax.tree.map(np.asarray, draw(jax.random.key(0)))
 
 
 def test_choices_are_true_of_the_entity_and_one_of_the_relation():
@@ -34,38 +37,43 @@ def test_choices_are_true_of_the_entity_and_one_of_the_relation():
 
 
 def test_a_solver_reads_every_wording():
-  assert len(NAMES) == len(SETS.tokens)
   np.testing.assert_array_equal(SOLVED, np.broadcast_to(BENCHMARK.answers, SOLVED.shape))
-  assert np.all(np.sum(SETS.tokens == questions.ANSWER_MARK, axis=-1) == 1)
-  of = dict(zip(NAMES, SETS.tokens))
-  np.testing.assert_array_equal(of["strength 0"], BENCHMARK.tokens)
-  assert np.all(np.any(of["strength 1"] != BENCHMARK.tokens, axis=1))
-  changed = [np.mean(of[f"strength {x:g}"] != BENCHMARK.tokens) for x in CONFIG.strengths]
+  assert np.all(np.sum(TOKENS == questions.ANSWER_MARK, axis=-1) == 1)
+  np.testing.assert_array_equal(TOKENS[0], BENCHMARK.tokens)
+  assert np.all(np.any(TOKENS[-1] != BENCHMARK.tokens, axis=1))
+  changed = [np.mean(tokens != BENCHMARK.tokens) for tokens in TOKENS]
   assert changed == sorted(changed)
-  # Fillers alone leave all words where they were, among others.
-  row = [x for x in of["fillers alone"][0] if x in BENCHMARK.tokens[0] and x]
-  assert row == [x for x in BENCHMARK.tokens[0] if x]
-  assert np.mean(of["fillers alone"][:, -1] == 0) > 0.4 and np.any(of["fillers alone"][:, 14:])
+  assert len(arms.names_of_sets(CONFIG)) == len(CONFIG.strengths) + 5
+
+
+def test_parts_of_the_grammar():
+  whole, words = questions.grammar(CONFIG), questions.grammar(CONFIG, ("synonyms",))
+  orders, fillers = (questions.grammar(CONFIG, (part,)) for part in ("templates", "fillers"))
+  assert words.synonyms == whole.synonyms and orders.templates == whole.templates
+  assert np.max(orders.synonyms) == np.max(fillers.synonyms) == -1
+  assert words.templates == fillers.templates == whole.templates[:1]
+  assert fillers.fillers == whole.fillers and orders.extra_length == words.extra_length == 0
 
 
 def test_training_questions_are_reworded_and_leaked_as_often_as_said():
   @jax.jit
   def tokens(share, leaked):
-    setting = {"share": share, "leaked": leaked}
     key, (table, benchmark) = jax.random.key(1), jax.tree.map(jnp.asarray, (TABLE, BENCHMARK))
-    drawn = questions.draw_training(CONFIG, key, 400, table, benchmark, setting)
-    return drawn, questions.rarest_count(CONFIG, key, table)
+    setting = {"share": share, "leaked": leaked}
+    return questions.draw_training(CONFIG, key, 2000, table, benchmark, setting).tokens
 
   canonical = set(BENCHMARK.tokens.ravel())
-  plain, reworded, leaked = (tokens(*x)[0] for x in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
-  assert set(np.asarray(plain.tokens).ravel()) <= canonical
-  other = ~np.isin(reworded.tokens, list(canonical)).all(1)
+  plain, reworded, leaked = (np.asarray(tokens(*x)) for x in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
+  assert set(plain.ravel()) <= canonical
+  other = ~np.isin(reworded, list(canonical)).all(1)
   assert 0.6 < other.mean() < 0.98  # Strengths are uniform.
   items = {tuple(row) for row in BENCHMARK.tokens}
-  assert all(tuple(row) in items for row in np.asarray(leaked.tokens))
-  assert np.mean([tuple(row) in items for row in np.asarray(plain.tokens)]) < 0.2
-  # A synonym of a relation: a fifth of the questions, half of them reworded, two synonyms.
-  assert 35 < tokens(0.0, 0.0)[1] < 51
+  assert all(tuple(row) in items for row in leaked)
+  assert np.mean([tuple(row) in items for row in plain]) < 0.2
+  grammar = questions.grammar(CONFIG)
+  words = {*np.unique(grammar.synonyms), *grammar.fillers} - {-1}
+  rarest = np.min(np.bincount(reworded.ravel())[sorted(words)])
+  assert 0.6 < rarest / (2000 * questions.RAREST) < 1
 
 
 def test_a_model_of_the_wording_alone_is_flagged():
