@@ -59,7 +59,9 @@ def grammar(config, parts=("synonyms", "templates", "fillers")) -> augment.Parap
     for first, stop, number in kinds:
       for word in range(first, stop, number):
         table[word][: number - 1] = range(word + 1, word + number)
-  templates = TEMPLATES if "templates" in parts else TEMPLATES[:1]
+  # Fillers stand before words of templates; synonyms alone need none.
+  templates = TEMPLATES[: 1 if "fillers" in parts else 0]
+  templates = TEMPLATES if "templates" in parts else templates
   fillers = range(_FIRST_FILLER, FIRST_ENTITY) if "fillers" in parts else ()
   return augment.ParaphraseGrammar(tuple(map(tuple, table)), templates, tuple(fillers))
 

@@ -171,7 +171,7 @@ def ask(config, params, facts: Facts, key) -> Asked:
   held_out = _mean(~correct[0], known & (facts.parts == VALIDATION))
   chosen = jnp.argmin(jnp.abs(held_out - 0.5))
   category, again = (metrics.knowledge_category(sampled, right(good), x[chosen]) for x in correct)
-  tested = jnp.bincount(category, facts.parts == TEST, length=4)[: IGNORANT + 1]
+  tested = jnp.bincount(jnp.where(facts.parts == TEST, category, 3), length=4)[: IGNORANT + 1]
   scores = {
     "known": jnp.sum(known),
     "not known": jnp.sum(category == IGNORANT),
