@@ -1,0 +1,1 @@
+"""Calibrated language models state falsehoods as often as facts occurred but once in training."""

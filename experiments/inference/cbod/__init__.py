@@ -1,0 +1,1 @@
+"""Whether a model leans on the wording of a benchmark."""
