@@ -25,8 +25,8 @@ LABELS, WITH_EDITS = "labels from few", "labels from few and edits"
 _ALL = {"treatment": 1.0, "match": 1.0, "confounder": 1.0, "mismatch": 1.0}
 SPACES = {CAUSAL: _ALL, NO_CONFOUNDER: _ALL | {"confounder": 0.0}, NO_MATCH: _ALL | {"match": 0.0}}
 _BY_EMBEDDING = (EMBEDDING, UNTRAINED, *SPACES)
-_BY_SCORE = (RANDOM, LABELS, WITH_EDITS, PROPENSITY, TRUE)
-MATCHERS = _BY_EMBEDDING + _BY_SCORE
+BY_SCORE = (RANDOM, LABELS, WITH_EDITS, PROPENSITY, TRUE)
+MATCHERS = _BY_EMBEDDING + BY_SCORE
 METHODS = (ZERO, CONSTANT, *MATCHERS, GENERATION, PERFECT)
 DISTANCES = "l2", "cosine", "norm_difference"
 OF_METHOD, OF_PROBLEM = ("confounders agree", "order"), ("finds the counterfactual", "covered")
@@ -66,7 +66,7 @@ def label_scores(key, labels, test, candidates, treatment: chex.Numeric) -> jax.
     PROPENSITY: 1e-4 * noise - apart,
     TRUE: agreement(test, candidates),
   }
-  return jnp.stack([scores[name] for name in _BY_SCORE])
+  return jnp.stack([scores[name] for name in BY_SCORE])
 
 
 def score(config, key, explained, spaces) -> dict[str, jax.Array]:
@@ -130,7 +130,7 @@ def _explain(
   count = config.top_k
   top_k = functools.partial(metrics.top_k_matches, valid=treated, top_k=count)
   near = jax.vmap(top_k)(queries, places)
-  valid = jnp.stack([truly if name == TRUE else treated for name in _BY_SCORE])
+  valid = jnp.stack([truly if name == TRUE else treated for name in BY_SCORE])
   like = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), count)
   similarity = jnp.concatenate([near.similarity, like[0]])
   indices = jnp.concatenate([near.indices, like[1]])

@@ -63,7 +63,7 @@ def test_labels_that_agree_come_first():
   }
   test, candidates = (RNG.integers(0, 3, (40, 4)) for _ in range(2))
   scores = jax.jit(explainers.label_scores)(jax.random.key(0), labels, test, candidates, 2)
-  scores = dict(zip(explainers._BY_SCORE, scores))
+  scores = dict(zip(explainers.BY_SCORE, scores))
   agreements = {
     explainers.TRUE: (test, candidates),
     explainers.LABELS: (labels["few"]["test"], labels["few"]["candidates"]),

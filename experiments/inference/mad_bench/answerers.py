@@ -1,0 +1,207 @@
+"""Trains models that answer questions about pictures, and judges their answers."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.inference.mad_bench import questions
+from experiments.inference.mad_bench.questions import KINDS, NEUTRAL, PLAIN, VERIFY, WARNING
+from experiments.kit.train import Trained, adamw_cosine, train
+from jaxlab import data, losses, metrics, models, samplers, training
+from jaxlab.data import PromptBatch
+from jaxlab.metrics.false_premises import (
+  ANSWER_END_TOKEN,
+  CHECK_TOKEN,
+  FAILS_TOKEN,
+  HOLDS_TOKEN,
+  NO_SUCH_TOKEN,
+)
+
+BIASES = np.linspace(0.0, 20.0, 81)  # Added to the logit of `no such`, to choose from.
+_POOL = 8  # Pictures drawn for each that is kept; a quarter or more admit a question.
+_FORCED = len(KINDS)  # The plain prompt, whose answer begins with `no such`.
+
+
+def network(config) -> models.SceneQuestionAnswerer:
+  """The model."""
+  sizes = dict(zip(("dim", "num_layers"), config.decoder))
+  return models.SceneQuestionAnswerer(len(data.PROMPT_WORDS), num_heads=config.num_heads, **sizes)
+
+
+def answer_loss(model: models.SceneQuestionAnswerer):
+  """The engine's loss on `Rows`."""
+
+  def loss(params, model_state, batch, key):
+    del model_state, key
+    logits = model.apply({"params": params}, batch.images, batch.tokens)
+    return training.LossOutput(-losses.causal_token_log_probs(logits, batch.tokens), batch.mask)
+
+  return loss
+
+
+def initial(config, key) -> chex.ArrayTree:
+  """Parameters before training."""
+  shapes = (1, 24, 24, 3), (1, questions.WIDTH)
+  examples = (jnp.zeros(shape, kind) for shape, kind in zip(shapes, (jnp.float32, jnp.int32)))
+  return network(config).init(key, *examples)["params"]
+
+
+def fit(config, key, start, draw, num_steps: int) -> Trained:
+  """Trains on fresh rows `draw(key, batch_size)`."""
+  optimizer = adamw_cosine(config.learning_rate, num_steps, weight_decay=0.01)
+  model, sizes = network(config), {"num_steps": num_steps, "batch_size": config.num_questions}
+  return train(key, model, answer_loss(model), optimizer, draw, start=Trained(start, {}), **sizes)
+
+
+def fit_base(config, key) -> chex.ArrayTree:
+  """Trains the base model of a seed; gives its parameters."""
+  init_key, train_key = jax.random.split(key)
+  return fit(
+    config, train_key, initial(config, init_key), questions.draw_base, config.base_steps
+  ).params
+
+
+def fit_answers(config, key, base, setting) -> dict[str, Any]:
+  """Trains on a mix of questions, and measures answers to others."""
+  train_key, validation_key, test_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+  draw = lambda key, size: questions.draw_mix(key, size, setting)  # noqa: E731
+  trained = fit(config, train_key, base, draw, config.num_steps)
+  nums = config.num_validation, config.num_test
+  tests = [draw_test(key, num) for key, num in zip((validation_key, test_key), nums)]
+  every = jax.tree.map(lambda *x: jnp.concatenate(x), *tests)
+  found = measure(config, trained.params, every)
+  validation, test = (
+    {name: x[..., part] for name, x in found.items()}
+    for part in (slice(nums[0]), slice(nums[0], None))
+  )
+  admitted = {"admitted": jnp.mean(every.valid)}
+  return summary(validation, test) | admitted | {"bad_step": trained.bad_step}
+
+
+class Questions(NamedTuple):
+  """Pictures with a question of each category, and its twin with a false premise.
+
+  Attributes:
+    images: `[n, 6, 24, 24, 3]`.
+    tokens: the questions, int32 `[n, 6, 2, 9]`.
+    answers: the right answers, int32 `[n, 6, 2, 3]`.
+    valid: whether the picture admits the question, bool `[n, 6]`.
+  """
+
+  images: chex.Array
+  tokens: chex.Array
+  answers: chex.Array
+  valid: chex.Array
+
+
+def draw_test(key, num: int) -> Questions:
+  """Draws `num` pictures for each category that admit a question, if there are any among many."""
+  scene_key, ask_key = jax.random.split(key)
+  scenes = data.sample_grid_scenes(scene_key, _POOL * num)
+  asked = questions.ask(ask_key, scenes)
+  first = jnp.argsort(~asked.valid, axis=1, stable=True)[:, :num].T  # `[n, 6]`.
+  category = jnp.arange(first.shape[1])[None]
+  tokens, answers = (jnp.moveaxis(x, 2, 1)[category, first] for x in asked[:2])
+  return Questions(scenes.images[first], tokens, answers, asked.valid[category, first])
+
+
+def measure(config, params, test: Questions) -> dict[str, jax.Array]:
+  """Answers all questions, prompted in every way.
+
+  Args:
+    config: of the experiment.
+    params: of the model.
+    test: the questions.
+
+  Returns:
+    Which answers are right token for token, "exact", bool `[6, 2, 6, n]`: to the four kinds of
+    prompts, if the answer to the plain one had begun with `no such`, and of a model that always
+    objects. "verified", which verdicts are right, and "margin", by how much the first token of the
+    plain answer is likelier than `no such`, `[6, 2, n]`.
+  """
+  model, num = network(config), len(test.images)
+  num_new = questions.WIDTH - questions.PROMPT_WIDTH
+
+  def one(inputs):
+    images, tokens, answers, objection, holds = inputs
+    asked = jnp.pad(questions.prompts(tokens), ((0, 0), (0, 0), (0, 1)))
+    columns = jnp.arange(asked.shape[-1])[None]
+    begun = columns == questions.prompt_lengths(asked[PLAIN])[:, None]
+    asked = jnp.concatenate([asked, jnp.where(begun, NO_SUCH_TOKEN, asked[PLAIN])[None]])
+    rows = asked.reshape(-1, asked.shape[-1])
+    fns = model.decode_fns(params, jnp.tile(images, (len(asked), 1, 1, 1)))
+    found = samplers.generate(
+      jax.random.key(0), fns, rows, questions.prompt_lengths(rows), max_new_tokens=num_new,
+      temperature=0.0, eos_token_id=ANSWER_END_TOKEN, return_logits=True,
+    )  # fmt: skip
+    written = found.tokens.reshape(len(asked), num, -1)
+    forced = jnp.pad(written[_FORCED], ((0, 0), (1, 0)), constant_values=NO_SUCH_TOKEN)
+    always = jnp.pad(objection, ((0, 0), (0, num_new - objection.shape[1])))
+    # As if every premise held: the judge then compares the answers token for token.
+    right = PromptBatch(tokens, answers, jnp.ones(num, bool), None, None)
+    judged = [*written[:_FORCED], forced[:, :num_new], always]
+    verdict = jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)
+    logits = found.logits.reshape(len(asked), num, num_new, -1)[PLAIN, :, 0]
+    is_objection = jnp.arange(logits.shape[-1])[None] == NO_SUCH_TOKEN
+    best = jnp.max(jnp.where(is_objection, -jnp.inf, logits), axis=-1)
+    return {
+      "exact": jnp.stack([metrics.judge_answers(x, right).correct for x in judged]),
+      "verified": (written[VERIFY, :, 0] == CHECK_TOKEN) & (written[VERIFY, :, 1] == verdict),
+      "margin": best - logits[:, NO_SUCH_TOKEN],
+    }
+
+  def flat(x):
+    return jnp.moveaxis(x, 0, 2).reshape(-1, num, *x.shape[3:])
+
+  shape = test.tokens.shape[:3]
+  images = jnp.broadcast_to(test.images[:, :, None], (*shape, *test.images.shape[2:]))
+  holds = jnp.broadcast_to(jnp.arange(2) == 0, shape)
+  objection = jnp.broadcast_to(test.answers[:, :, 1:], test.answers.shape)
+  inputs = (images, test.tokens, test.answers, objection, holds)
+  found = jax.lax.map(one, tuple(map(flat, inputs)))
+  return jax.tree.map(lambda x: x.reshape(*shape[1:], *x.shape[1:]), found)
+
+
+def summary(validation: dict[str, chex.Array], test: dict[str, chex.Array]) -> dict[str, jax.Array]:
+  """Accuracies of all ways to prompt, the bias of `no such` by validation; shares.
+
+  Args:
+    validation: what `measure` gives of other questions.
+    test: what it gives of those that count.
+
+  Returns:
+    "accuracy" `[methods, 6, 2]`, of true and of false premises; "harmonic mean" of both in the
+    held-out categories `[methods]`; "verified" `[6]`; "bias"; and "p value", that the warning
+    changes nothing there.
+  """
+  held_out = jnp.array(questions.HELD_OUT)
+
+  def with_bias(found, bias):
+    exact = found["exact"]
+    return jnp.where(found["margin"] <= bias, exact[:, :, _FORCED], exact[:, :, PLAIN])
+
+  def report(correct):
+    """Of the held-out categories, `[6, 2, n]`."""
+    correct = correct[held_out]
+    category, false, _ = jnp.indices(correct.shape)
+    return metrics.deception_report(
+      correct.ravel(), category.ravel(), false.ravel(), num_categories=len(held_out)
+    )
+
+  biases = jnp.asarray(BIASES)
+  tried = jax.lax.map(lambda bias: report(with_bias(validation, bias)).harmonic_mean, biases)
+  bias = biases[jnp.argmax(tried)]
+  exact = test["exact"]
+  prompted = [exact[:, :, i] for i in (PLAIN, WARNING, NEUTRAL)]
+  every = jnp.stack([*prompted, with_bias(test, bias), exact[:, :, -1]])
+  deceptive = every[:2, held_out, 1].reshape(2, -1)
+  return {
+    "accuracy": jnp.mean(every, axis=-1),
+    "harmonic mean": jnp.stack([report(x).harmonic_mean for x in every]),
+    "verified": jnp.mean(test["verified"], axis=(1, 2)),
+    "bias": bias,
+    "p value": metrics.mcnemar_test(*deceptive).p_value,
+  }

@@ -1,0 +1,176 @@
+"""What the model is asked and what it is to answer: questions of all kinds, and captions."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab import data
+from jaxlab.data import SceneBatch
+from jaxlab.data.grid_scenes import SCENE_COLORS, SCENE_SHAPES
+from jaxlab.metrics.false_premises import (
+  ANSWER_END_TOKEN,
+  BLANK_TOKEN,
+  CHECK_TOKEN,
+  FAILS_TOKEN,
+  HOLDS_TOKEN,
+)
+
+COUNT, EXISTENCE, ATTRIBUTE, BACKGROUND, SPATIAL, CONFUSION = range(len(data.CATEGORIES))
+WARNED = COUNT, EXISTENCE, ATTRIBUTE  # Categories whose questions come with the warning.
+HELD_OUT = BACKGROUND, SPATIAL, CONFUSION
+PLAIN, WARNING, NEUTRAL, VERIFY = KINDS = range(4)
+_ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
+_NEUTRAL = tuple(_ID[word] for word in ("now", "here", "comes", "the", "next"))
+_NUM_WORDS, _NUM_ANSWER = 9, 5
+PROMPT_WIDTH = _NUM_WORDS + len(_NEUTRAL)
+WIDTH = PROMPT_WIDTH + _NUM_ANSWER
+
+
+class Asked(NamedTuple):
+  """Questions of every category about pictures, and their twins with a false premise.
+
+  Attributes:
+    tokens: the questions, int32 `[6, 2, b, 9]`: category, and whether the premise is false.
+    answers: the right answers, int32 `[6, 2, b, 3]`.
+    valid: whether the picture admits the question, bool `[6, b]`.
+  """
+
+  tokens: chex.Array
+  answers: chex.Array
+  valid: chex.Array
+
+
+class Rows(NamedTuple):
+  """What an update sees: pictures, texts, and a mask of the tokens to learn, `[b, 19]`."""
+
+  images: chex.Array
+  tokens: chex.Array
+  mask: chex.Array
+
+
+def ask(key, scenes: SceneBatch) -> Asked:
+  """Asks every kind of question about each picture, with a true and with a false premise."""
+
+  def of(category, deceptive):
+    return data.make_prompts(key, scenes, category=category, deceptive=deceptive)
+
+  pairs = [[of(i, false) for false in (False, True)] for i in range(len(data.CATEGORIES))]
+  tokens, answers = (
+    jnp.stack([jnp.stack([getattr(x, name) for x in pair]) for pair in pairs])
+    for name in ("tokens", "answer_tokens")
+  )
+  return Asked(tokens, answers, jnp.stack([pair[0].valid for pair in pairs]))
+
+
+def prompts(tokens: chex.Array) -> jax.Array:
+  """Questions `[b, 9]` as every kind of prompt, `[4, b, 14]`."""
+
+  def before(*words):
+    words = jnp.broadcast_to(jnp.array(words, jnp.int32), (len(tokens), len(words)))
+    together = jnp.concatenate([words, tokens], axis=1)
+    return jnp.pad(together, ((0, 0), (0, PROMPT_WIDTH - together.shape[1])))
+
+  warned = data.add_think_twice(tokens)
+  return jnp.stack([before(), warned, before(*_NEUTRAL), before(_ID["verify"])])
+
+
+def replies(answers: chex.Array, holds: chex.Array) -> jax.Array:
+  """What is to be answered to every kind of prompt, `[4, b, 5]`."""
+
+  def wide(*parts):
+    words = jnp.concatenate(parts, axis=1)
+    return jnp.pad(words, ((0, 0), (0, _NUM_ANSWER - words.shape[1])))
+
+  check = jnp.full_like(answers[:, :1], CHECK_TOKEN)
+  verdict = jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)[:, None]
+  end = jnp.full_like(check, ANSWER_END_TOKEN)
+  plain = wide(answers)
+  return jnp.stack([plain, wide(check, verdict, answers), plain, wide(check, verdict, end)])
+
+
+def packed(prompt: chex.Array, reply: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """Texts of prompts with their replies right behind, and masks of the replies, `[b, 19]`."""
+  place = jnp.arange(WIDTH)[None] - prompt_lengths(prompt)[:, None]
+  prompt = jnp.pad(prompt, ((0, 0), (0, _NUM_ANSWER)))
+  shifted = jnp.take_along_axis(reply, jnp.clip(place, 0, _NUM_ANSWER - 1), axis=1)
+  inside = (place >= 0) & (place < _NUM_ANSWER) & (shifted != BLANK_TOKEN)
+  return jnp.where(inside, shifted, prompt), inside
+
+
+def prompt_lengths(prompt: chex.Array) -> jax.Array:
+  """Words of each prompt, `[b]`."""
+  return jnp.sum(prompt != BLANK_TOKEN, axis=1)
+
+
+def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
+  """Texts that tell cell by cell what there is, and their masks.
+
+  An object is its color and shape, a poster the shape first, an empty cell "? ?".
+  """
+  shape, color = (
+    _ID[SCENE_SHAPES[0]] + scenes.shapes,
+    _ID[SCENE_COLORS[0]] + scenes.colors,
+  )
+  words = jnp.where(
+    scenes.framed[..., None], jnp.stack([shape, color], -1), jnp.stack([color, shape], -1)
+  )
+  words = jnp.where((scenes.shapes < 0)[..., None], _ID["?"], words).reshape(len(shape), -1)
+  tokens = jnp.pad(words, ((0, 0), (1, 0)), constant_values=_ID["here"])
+  tokens = jnp.pad(tokens, ((0, 0), (0, WIDTH - tokens.shape[1])))
+  learned = (jnp.arange(WIDTH) > 0) & (jnp.arange(WIDTH) <= words.shape[1])
+  return tokens.astype(jnp.int32), jnp.broadcast_to(learned[None], tokens.shape)
+
+
+def draw_base(key, batch_size: int) -> Rows:
+  """Draws what the base model learns: captions, and plain questions with true premises."""
+  scene_key, ask_key, choice_key, kind_key = jax.random.split(key, 4)
+  scenes = data.sample_grid_scenes(scene_key, batch_size)
+  asked = ask(ask_key, scenes)
+  category, admitted = choose(choice_key, asked.valid.T)
+  tokens, answers = (x[category, 0, jnp.arange(batch_size)] for x in asked[:2])
+  holds = jnp.ones(batch_size, bool)
+  questions = packed(prompts(tokens)[PLAIN], replies(answers, holds)[PLAIN])
+  is_caption = jax.random.bernoulli(kind_key, 0.5, (batch_size, 1)) | ~admitted[:, None]
+  together = (jnp.where(is_caption, x, y) for x, y in zip(captions(scenes), questions))
+  return Rows(scenes.images, *together)
+
+
+def draw_mix(key, batch_size: int, setting) -> Rows:
+  """Draws what a model learns of questions.
+
+  Args:
+    key: random key.
+    batch_size: rows b.
+    setting: numbers that may be traced: shares of `verify` questions, of questions with a
+      `warning` and with a `neutral` prefix; the share of plain questions after things that are not
+      there; and whether a warning stands before questions of all categories, `everywhere`.
+
+  Returns:
+    The `Rows`; the mask of a picture that admits no question is empty.
+  """
+  scene_key, ask_key, choice_key, kind_key, false_key = jax.random.split(key, 5)
+  scenes = data.sample_grid_scenes(scene_key, batch_size)
+  asked = ask(ask_key, scenes)
+  place = jax.random.uniform(kind_key, (batch_size,))
+  ends = setting["verify"], setting["verify"] + setting["warning"], 1 - setting["neutral"]
+  kind = jnp.where(place < ends[1], WARNING, jnp.where(place < ends[2], PLAIN, NEUTRAL))
+  kind = jnp.where(place < ends[0], VERIFY, kind)
+  warned = np.isin(np.arange(len(data.CATEGORIES)), WARNED)
+  allowed = warned[None] | (setting["everywhere"] > 0) | (kind != WARNING)[:, None]
+  category, admitted = choose(choice_key, asked.valid.T & allowed)
+  about_nothing = jnp.where(category == EXISTENCE, setting["deceptive"], 0.0)
+  share = jnp.where((kind == VERIFY) | (kind == WARNING), 0.5, about_nothing)
+  false = (jax.random.uniform(false_key, (batch_size,)) < share).astype(jnp.int32)
+  rows = jnp.arange(batch_size)
+  tokens, answers = (x[category, false, rows] for x in asked[:2])
+  text, mask = packed(prompts(tokens)[kind, rows], replies(answers, false == 0)[kind, rows])
+  return Rows(scenes.images, text, mask & admitted[:, None])
+
+
+def choose(key, allowed: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """A uniform choice among what is allowed in each row `[b, n]`, and whether anything is."""
+  draws = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
+  return jnp.argmax(draws, axis=1), jnp.any(allowed, axis=1)
