@@ -1,6 +1,6 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from experiments.inference.mad_bench import answerers, questions
 from experiments.inference.mad_bench.__main__ import PRESETS
@@ -10,7 +10,11 @@ from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPE
 CONFIG = PRESETS["smoke"]
 ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
 MIX = {"verify": 0.25, "warning": 0.25, "neutral": 0.05, "deceptive": 0.1, "everywhere": 0.0}
-draw_mix = jax.jit(questions.draw_mix, static_argnums=1)
+_draw_mix = jax.jit(questions.draw_mix, static_argnums=1)
+
+
+def draw_mix(seed, num, setting):
+  return jax.device_get(_draw_mix(jax.random.key(seed), num, setting))
 
 
 def words(row):
@@ -27,12 +31,8 @@ def test_replies_stand_right_behind_their_prompts():
     prompts, replies = questions.prompts(tokens), questions.replies(answers, holds)
     return [questions.packed(*x) for x in zip(prompts, replies)]
 
-  before = (
-    [],
-    words(data.add_think_twice(tokens)[0, :5]),
-    ["now", "here", "comes", "the", "next"],
-    ["verify"],
-  )
+  warning = ["beware:", "this", "may", "be", "false"]
+  before = [], warning, ["now", "here", "comes", "the", "next"], ["verify"]
   asked = [words(row) for row in tokens]
   right = [words(row) for row in answers]
   checks = [["check", "holds"], ["check", "does not"]]
@@ -42,15 +42,19 @@ def test_replies_stand_right_behind_their_prompts():
     right,
     [[*check, "end"] for check in checks],
   )
-  for kind, (text, mask) in enumerate(texts(tokens, answers, holds)):
+  for kind, (text, mask) in enumerate(jax.device_get(texts(tokens, answers, holds))):
     for i in range(2):
       assert words(text[i]) == [*before[kind], *asked[i], *expected[kind][i]]
       assert words(np.where(mask[i], text[i], 0)) == expected[kind][i]
 
 
 def test_captions_tell_what_there_is():
-  scenes = data.sample_grid_scenes(jax.random.key(0), 6)
-  tokens, mask = jax.jit(questions.captions)(scenes)
+  @jax.jit
+  def draw():
+    scenes = data.sample_grid_scenes(jax.random.key(0), 6)
+    return scenes, *questions.captions(scenes)
+
+  scenes, tokens, mask = jax.device_get(draw())
   for i in range(6):
     expected = []
     for shape, color, framed in zip(scenes.shapes[i], scenes.colors[i], scenes.framed[i]):
@@ -64,7 +68,7 @@ def test_warnings_stand_before_three_categories_unless_all_are_meant():
   held_out = {*SCENE_BACKGROUNDS, "left of", "right of", "above", "below", "real"}
   for everywhere in (0.0, 1.0):
     setting = MIX | {"verify": 0.0, "warning": 1.0, "neutral": 0.0, "everywhere": everywhere}
-    rows = draw_mix(jax.random.key(1), 60, setting)
+    rows = draw_mix(1, 60, setting)
     used = rows.tokens[np.any(rows.mask, axis=1)]
     assert len(used) > 50 and np.all(used[:, 0] == ID["beware:"])
     found = held_out & {word for row in used for word in words(row)}
@@ -75,7 +79,7 @@ def test_warnings_stand_before_three_categories_unless_all_are_meant():
 
 def test_plain_questions_are_deceptive_in_one_category_alone():
   setting = MIX | {"verify": 0.0, "warning": 0.0, "neutral": 0.3, "deceptive": 1.0}
-  rows = draw_mix(jax.random.key(2), 60, setting)
+  rows = draw_mix(2, 60, setting)
   first = {"now": 0, "row": 0, "color": 0, "place": 0}
   for row, mask in zip(rows.tokens, rows.mask):
     asked, reply = words(np.where(mask, 0, row)), words(np.where(mask, row, 0))
@@ -90,16 +94,15 @@ def test_plain_questions_are_deceptive_in_one_category_alone():
 
 
 def test_a_model_that_always_objects_is_right_on_false_premises_alone():
-  test = jax.jit(answerers.draw_test, static_argnums=1)(jax.random.key(3), 4)
-  assert np.all(test.valid)
-
   @jax.jit
-  def answer(test):
+  def answer():
+    test = answerers.draw_test(jax.random.key(3), 4)
     params = answerers.initial(CONFIG, jax.random.key(4))
     found = answerers.measure(CONFIG, params, test)
-    return found, answerers.summary(found, found)
+    return test, found, answerers.summary(found, found)
 
-  found, summary = answer(test)
+  test, found, summary = jax.device_get(answer())
+  assert np.all(test.valid)
   assert found["exact"].shape == (6, 2, 6, 4) and found["margin"].shape == (6, 2, 4)
   np.testing.assert_array_equal(summary["accuracy"][-1], [[0, 1]] * 6)
   assert summary["harmonic mean"][-1] == 0
@@ -119,7 +122,7 @@ def test_the_bias_is_chosen_on_validation():
   found["exact"][:, 0, questions.PLAIN] = found["exact"][:, 1, 4] = True
   found["exact"][:, 1, questions.WARNING] = rng.random((6, num)) < 0.5
   found["margin"][:, 0] += 3
-  summary = jax.jit(answerers.summary)(found, found)
+  summary = jax.device_get(jax.jit(answerers.summary)(found, found))
   assert 1.5 < summary["bias"] <= 3
   held_out = list(questions.HELD_OUT)
   accuracy = np.asarray(summary["accuracy"])[:, held_out]
@@ -127,6 +130,6 @@ def test_the_bias_is_chosen_on_validation():
   assert summary["harmonic mean"][0] == 0 and summary["harmonic mean"][3] > 0.98
   gained = found["exact"][held_out, 1, questions.WARNING].sum()
   # McNemar with no pair lost.
-  expected = jax.scipy.special.erfc(jnp.sqrt(gained / 2.0))
+  expected = special.erfc(np.sqrt(gained / 2))
   np.testing.assert_allclose(summary["p value"], expected, rtol=1e-4)
   assert np.all(summary["verified"] == 1)
