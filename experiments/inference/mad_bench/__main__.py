@@ -16,7 +16,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.inference.mad_bench import answerers, questions
 from experiments.kit import plots, sizes
-from experiments.kit.sweep import each_seed, grid
+from experiments.kit.sweep import grid
 from experiments.kit.train import adamw_cosine
 from jaxlab import data, training
 from jaxlab._checks import check_range
@@ -29,13 +29,9 @@ BIASED, ALWAYS = "plain, tuned bias", "always object"
 METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS
 VERIFY = "verification"
 DECEPTIVE, CONTROL = "deceptive accuracy", "control accuracy"
-FULL = "three categories warned"
-MIXES = {
-  FULL: {},
-  "no deceptive questions": {"deceptive": 0.0},
-  "no verification": {"verify": 0.0},
-  "all categories warned": {"everywhere": 1.0},
-}
+BASE, FULL = "captions and true premises", "three categories warned"
+UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"
+EVERYWHERE = "all categories warned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,47 +40,62 @@ class Config:
 
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Its attention heads.
-  base_steps: int = 1200  # Updates of the base model: captions and plain questions, all true.
-  num_steps: int = 800  # Updates with a mix of questions, from there on.
-  num_questions: int = 64  # Fresh ones per update.
+  num_steps: int = 900  # Updates of the base model, and with every mix of questions from there on.
+  num_questions: int = 64  # Fresh texts per update.
   learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
   verify: float = 0.25  # Share of questions for a verdict alone, in all categories.
-  warning: float = 0.25  # Share of questions behind the warning.
+  warning: float = 0.25  # Share of questions behind the warning; all of them in three categories.
   neutral: float = 0.05  # Share of questions behind neutral words.
   deceptive: float = 0.1  # Of plain questions after objects, share of those that are not there.
-  num_validation: int = 200  # Questions of each category, to choose the bias.
-  num_test: int = 200  # And others to test on, each with its twin.
+  captions: float = 0.5  # Share of texts of the base model that tell what there is.
+  num_questions_each: int = 200  # Of a category, to choose the bias, and others to test on.
 
 
 PRESETS = {
   "smoke": Config(
-    decoder=(8, 1), num_heads=2, base_steps=2, num_steps=2, num_questions=4, num_validation=2,
-    num_test=3,
+    decoder=(8, 1), num_heads=2, num_steps=2, num_questions=4, num_questions_each=2,
   ),
   "laptop": Config(),
   "paper": Config(
-    decoder=(256, 4), num_heads=8, base_steps=20_000, num_steps=20_000, num_questions=256,
-    learning_rate=5e-4, num_validation=1000, num_test=1000,
+    decoder=(256, 4), num_heads=8, num_steps=20_000, num_questions=256, learning_rate=5e-4,
+    num_questions_each=1000,
   ),
 }  # fmt: skip
 
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("verify", "warning", "neutral", "deceptive"))
+  shares = "verify", "warning", "neutral", "deceptive", "captions"
+  sizes.check_sizes(config, shares=shares)
   sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
-  check_range("the sum of shares", config.verify + config.warning + config.neutral, "[0, 1]")
+  check_range("the sum of shares", config.verify + 2 * config.warning + config.neutral, "[0, 1]")
+
+
+def mixes(config: Config) -> dict[str, dict[str, float]]:
+  """What models learn, each from the base model on, as `questions.draw_mix` takes it."""
+  shares = {name: getattr(config, name) for name in ("verify", "neutral", "deceptive")}
+  # Three of six categories have twice the share.
+  warned = {"warned": 2 * config.warning, "elsewhere": 0.0}
+  full = shares | warned | {"captions": 0.0, "fresh": 0.0}
+  return {
+    FULL: full,
+    UNTOLD: full | {"deceptive": 0.0},
+    UNVERIFIED: full | {"verify": 0.0},
+    EVERYWHERE: full | {"warned": config.warning, "elsewhere": config.warning},
+  }
 
 
 def run(config: Config, context: Context) -> Results:
   """Trains a base model, goes on with four mixes of questions, and asks in every way."""
-  results = Results()
-  base = each_seed(context, "base model", functools.partial(answerers.fit_base, config))
-  names = "verify", "warning", "neutral", "deceptive"
-  usual = {name: getattr(config, name) for name in names} | {"everywhere": 0.0}
-  fit = functools.partial(answerers.fit_answers, config)
-  found = grid(context, "answers", fit, base, [usual | mix for mix in MIXES.values()])
-  for i, mix in enumerate(MIXES):
+  results, others = Results(), mixes(config)
+  fit = functools.partial(answerers.fit, config)
+  shape = jax.eval_shape(lambda: answerers.initial(config, jax.random.key(0)))
+  start = np.zeros((context.seeds, training.num_params(shape)), np.float32)
+  base = dict.fromkeys(others[FULL], 0.0) | {"captions": config.captions, "fresh": 1.0}
+  found = grid(context, "base model", fit, start, [base])
+  add(results, {name: x[:, 0] for name, x in found.items()}, BASE)
+  found = grid(context, "answers", fit, found["params"][:, 0], [*others.values()])
+  for i, mix in enumerate(others):
     add(results, {name: x[:, i] for name, x in found.items()}, mix)
   return results
 

@@ -6,10 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import flatten_util
 
 from experiments.inference.mad_bench import questions
 from experiments.inference.mad_bench.questions import KINDS, NEUTRAL, PLAIN, VERIFY, WARNING
-from experiments.kit.train import Trained, adamw_cosine, train
+from experiments.kit.train import Trained, adamw_cosine, nan_unless, train
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data import PromptBatch
 from jaxlab.metrics.false_premises import (
@@ -21,7 +22,7 @@ from jaxlab.metrics.false_premises import (
 )
 
 BIASES = np.linspace(0.0, 20.0, 81)  # Added to the logit of `no such`, to choose from.
-_POOL = 8  # Pictures drawn for each that is kept; a quarter or more admit a question.
+_POOL = 24  # Pictures drawn for each that is kept of a category.
 _FORCED = len(KINDS)  # The plain prompt, whose answer begins with `no such`.
 
 
@@ -49,36 +50,42 @@ def initial(config, key) -> chex.ArrayTree:
   return network(config).init(key, *examples)["params"]
 
 
-def fit(config, key, start, draw, num_steps: int) -> Trained:
-  """Trains on fresh rows `draw(key, batch_size)`."""
-  optimizer = adamw_cosine(config.learning_rate, num_steps, weight_decay=0.01)
-  model, sizes = network(config), {"num_steps": num_steps, "batch_size": config.num_questions}
-  return train(key, model, answer_loss(model), optimizer, draw, start=Trained(start, {}), **sizes)
+def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
+  """Trains on a mix of texts, and measures answers to other questions.
 
+  Args:
+    config: of the experiment.
+    key: of texts and test questions.
+    start: parameters to begin with, as a vector.
+    setting: as of `questions.draw_mix`, and whether training begins anew, `fresh`.
 
-def fit_base(config, key) -> chex.ArrayTree:
-  """Trains the base model of a seed; gives its parameters."""
-  init_key, train_key = jax.random.split(key)
-  return fit(
-    config, train_key, initial(config, init_key), questions.draw_base, config.base_steps
-  ).params
-
-
-def fit_answers(config, key, base, setting) -> dict[str, Any]:
-  """Trains on a mix of questions, and measures answers to others."""
-  train_key, validation_key, test_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+  Returns:
+    What `summary` gives, the parameters as a vector, and the share of test questions that the
+    pictures admit.
+  """
+  init_key, train_key, test_key = jax.random.split(key, 3)
+  # All mixes of a seed share the texts up to their shares; the base model has others.
+  train_key = jax.random.fold_in(train_key, setting["fresh"].astype(jnp.int32))
+  first, unravel = flatten_util.ravel_pytree(initial(config, init_key))
+  start = Trained(unravel(jnp.where(setting["fresh"] > 0, first, start)), {})
+  optimizer = adamw_cosine(config.learning_rate, config.num_steps, weight_decay=0.01)
+  model, sizes = network(config), {"num_steps": config.num_steps}
   draw = lambda key, size: questions.draw_mix(key, size, setting)  # noqa: E731
-  trained = fit(config, train_key, base, draw, config.num_steps)
-  nums = config.num_validation, config.num_test
-  tests = [draw_test(key, num) for key, num in zip((validation_key, test_key), nums)]
-  every = jax.tree.map(lambda *x: jnp.concatenate(x), *tests)
-  found = measure(config, trained.params, every)
-  validation, test = (
-    {name: x[..., part] for name, x in found.items()}
-    for part in (slice(nums[0]), slice(nums[0], None))
-  )
-  admitted = {"admitted": jnp.mean(every.valid)}
-  return summary(validation, test) | admitted | {"bad_step": trained.bad_step}
+  trained = train(
+    train_key, model, answer_loss(model), optimizer, draw,
+    batch_size=config.num_questions, start=start, **sizes,
+  )  # fmt: skip
+  num = config.num_questions_each
+  # Pictures of validation, and others of the test.
+  tests = jax.lax.map(lambda key: draw_test(key, num), jax.random.split(test_key))
+  found = jax.lax.map(lambda x: measure(config, trained.params, x), tests)
+  parts = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(2))
+  return {
+    **nan_unless(trained.bad_step < 0, summary(*parts)),
+    "admitted": jnp.mean(tests.valid),
+    "params": flatten_util.ravel_pytree(trained.params)[0],
+    "bad_step": trained.bad_step,
+  }
 
 
 class Questions(NamedTuple):
@@ -98,14 +105,15 @@ class Questions(NamedTuple):
 
 
 def draw_test(key, num: int) -> Questions:
-  """Draws `num` pictures for each category that admit a question, if there are any among many."""
+  """Draws `num` pictures with a question of each category, if there are as many among many."""
   scene_key, ask_key = jax.random.split(key)
   scenes = data.sample_grid_scenes(scene_key, _POOL * num)
   asked = questions.ask(ask_key, scenes)
-  first = jnp.argsort(~asked.valid, axis=1, stable=True)[:, :num].T  # `[n, 6]`.
-  category = jnp.arange(first.shape[1])[None]
-  tokens, answers = (jnp.moveaxis(x, 2, 1)[category, first] for x in asked[:2])
-  return Questions(scenes.images[first], tokens, answers, asked.valid[category, first])
+  kinds = jnp.arange(len(data.CATEGORIES))[:, None]
+  admits = asked.valid[None] & (asked.category[None] == kinds)
+  first = jnp.argsort(~admits, axis=1, stable=True)[:, :num].T  # `[n, 6]`.
+  tokens, answers = (jnp.moveaxis(x[:, first], 0, 2) for x in asked[:2])
+  return Questions(scenes.images[first], tokens, answers, admits[kinds[:, 0][None], first])
 
 
 def measure(config, params, test: Questions) -> dict[str, jax.Array]:

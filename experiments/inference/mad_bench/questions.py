@@ -5,7 +5,6 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlab import data
 from jaxlab.data import SceneBatch
@@ -30,16 +29,18 @@ WIDTH = PROMPT_WIDTH + _NUM_ANSWER
 
 
 class Asked(NamedTuple):
-  """Questions of every category about pictures, and their twins with a false premise.
+  """One question about each picture, and its twin with a false premise.
 
   Attributes:
-    tokens: the questions, int32 `[6, 2, b, 9]`: category, and whether the premise is false.
-    answers: the right answers, int32 `[6, 2, b, 3]`.
-    valid: whether the picture admits the question, bool `[6, b]`.
+    tokens: the questions, int32 `[2, b, 9]`: with a true and with a false premise.
+    answers: the right answers, int32 `[2, b, 3]`.
+    category: int32 `[b]`, even among those that the picture admits.
+    valid: whether it admits any, bool `[b]`.
   """
 
   tokens: chex.Array
   answers: chex.Array
+  category: chex.Array
   valid: chex.Array
 
 
@@ -52,17 +53,12 @@ class Rows(NamedTuple):
 
 
 def ask(key, scenes: SceneBatch) -> Asked:
-  """Asks every kind of question about each picture, with a true and with a false premise."""
-
-  def of(category, deceptive):
-    return data.make_prompts(key, scenes, category=category, deceptive=deceptive)
-
-  pairs = [[of(i, false) for false in (False, True)] for i in range(len(data.CATEGORIES))]
+  """Asks a question about each picture, with a true and with a false premise."""
+  twins = [data.make_prompts(key, scenes, category=None, deceptive=x) for x in (False, True)]
   tokens, answers = (
-    jnp.stack([jnp.stack([getattr(x, name) for x in pair]) for pair in pairs])
-    for name in ("tokens", "answer_tokens")
+    jnp.stack([getattr(x, name) for x in twins]) for name in ("tokens", "answer_tokens")
   )
-  return Asked(tokens, answers, jnp.stack([pair[0].valid for pair in pairs]))
+  return Asked(tokens, answers, twins[0].category, twins[0].valid)
 
 
 def prompts(tokens: chex.Array) -> jax.Array:
@@ -124,53 +120,34 @@ def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
   return tokens.astype(jnp.int32), jnp.broadcast_to(learned[None], tokens.shape)
 
 
-def draw_base(key, batch_size: int) -> Rows:
-  """Draws what the base model learns: captions, and plain questions with true premises."""
-  scene_key, ask_key, choice_key, kind_key = jax.random.split(key, 4)
-  scenes = data.sample_grid_scenes(scene_key, batch_size)
-  asked = ask(ask_key, scenes)
-  category, admitted = choose(choice_key, asked.valid.T)
-  tokens, answers = (x[category, 0, jnp.arange(batch_size)] for x in asked[:2])
-  holds = jnp.ones(batch_size, bool)
-  questions = packed(prompts(tokens)[PLAIN], replies(answers, holds)[PLAIN])
-  is_caption = jax.random.bernoulli(kind_key, 0.5, (batch_size, 1)) | ~admitted[:, None]
-  together = (jnp.where(is_caption, x, y) for x, y in zip(captions(scenes), questions))
-  return Rows(scenes.images, *together)
-
-
 def draw_mix(key, batch_size: int, setting) -> Rows:
-  """Draws what a model learns of questions.
+  """Draws what a model learns.
 
   Args:
     key: random key.
     batch_size: rows b.
-    setting: numbers that may be traced: shares of `verify` questions, of questions with a
-      `warning` and with a `neutral` prefix; the share of plain questions after things that are not
-      there; and whether a warning stands before questions of all categories, `everywhere`.
+    setting: shares that may be traced: of `captions`; of questions to `verify`, and of those behind
+      `neutral` words; of those behind the warning in the categories that are `warned` and
+      `elsewhere`; and of plain questions after things that are not there, `deceptive`.
 
   Returns:
-    The `Rows`; the mask of a picture that admits no question is empty.
+    The `Rows`.
   """
-  scene_key, ask_key, choice_key, kind_key, false_key = jax.random.split(key, 5)
+  scene_key, ask_key, caption_key, kind_key, false_key = jax.random.split(key, 5)
   scenes = data.sample_grid_scenes(scene_key, batch_size)
   asked = ask(ask_key, scenes)
-  place = jax.random.uniform(kind_key, (batch_size,))
-  ends = setting["verify"], setting["verify"] + setting["warning"], 1 - setting["neutral"]
-  kind = jnp.where(place < ends[1], WARNING, jnp.where(place < ends[2], PLAIN, NEUTRAL))
-  kind = jnp.where(place < ends[0], VERIFY, kind)
-  warned = np.isin(np.arange(len(data.CATEGORIES)), WARNED)
-  allowed = warned[None] | (setting["everywhere"] > 0) | (kind != WARNING)[:, None]
-  category, admitted = choose(choice_key, asked.valid.T & allowed)
-  about_nothing = jnp.where(category == EXISTENCE, setting["deceptive"], 0.0)
+  is_warned = jnp.any(asked.category[:, None] == jnp.array(WARNED)[None], axis=1)
+  warning = jnp.where(is_warned, setting["warned"], setting["elsewhere"])
+  place = jax.random.uniform(kind_key, (batch_size,)) - setting["verify"]
+  kind = jnp.where(place < warning + setting["neutral"], NEUTRAL, PLAIN)
+  kind = jnp.where(place < 0, VERIFY, jnp.where(place < warning, WARNING, kind))
+  about_nothing = jnp.where(asked.category == EXISTENCE, setting["deceptive"], 0.0)
   share = jnp.where((kind == VERIFY) | (kind == WARNING), 0.5, about_nothing)
   false = (jax.random.uniform(false_key, (batch_size,)) < share).astype(jnp.int32)
   rows = jnp.arange(batch_size)
-  tokens, answers = (x[category, false, rows] for x in asked[:2])
-  text, mask = packed(prompts(tokens)[kind, rows], replies(answers, false == 0)[kind, rows])
-  return Rows(scenes.images, text, mask & admitted[:, None])
-
-
-def choose(key, allowed: chex.Array) -> tuple[jax.Array, jax.Array]:
-  """A uniform choice among what is allowed in each row `[b, n]`, and whether anything is."""
-  draws = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
-  return jnp.argmax(draws, axis=1), jnp.any(allowed, axis=1)
+  tokens, answers = (x[false, rows] for x in asked[:2])
+  questions = packed(prompts(tokens)[kind, rows], replies(answers, false == 0)[kind, rows])
+  is_caption = jax.random.bernoulli(caption_key, setting["captions"], (batch_size,))
+  is_caption = (is_caption | ~asked.valid)[:, None]
+  together = (jnp.where(is_caption, x, y) for x, y in zip(captions(scenes), questions))
+  return Rows(scenes.images, *together)

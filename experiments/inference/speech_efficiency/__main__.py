@@ -24,7 +24,7 @@ from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "speech_efficiency"
 SEEDS = {"laptop": 5}
-RANDOM, BUCKETS = "random batches", "buckets"
+RANDOM, BUCKETS, SHIFTED = "random batches", "buckets", "buckets, layers in the encoder"
 LOSS, ERROR = "validation loss", "token error rate"
 POSITIONS, NEEDED = "computed positions", "positions for the loss"
 COMPILER = "search by the compiler's memory"
@@ -54,7 +54,7 @@ class Config:
   warmup: int = 100  # Updates until the rate falls with the root of the step.
   num_steps: int = 1500  # Updates.
   eval_every: int = 75  # Updates between losses of validation; divides num_steps.
-  num_searched: int = 2  # Buckets whose batch the compiler's memory sizes: longest, shortest, next.
+  num_searched: int = 2  # Of the shortest buckets, whose batch the compiler's memory sizes too.
   search_gap: float = 0.1  # At which that search ends.
 
 
@@ -62,12 +62,12 @@ PRESETS = {
   "smoke": Config(
     num_corpora=1, num_utterances=60, random_batch=4, pool=20, num_buckets=3, sub_buckets=(2,),
     max_digits=2, num_train=24, num_test=4, buckets=(2, 1), random_rows=2, dim=8, num_heads=2,
-    balanced=(1, 1), shifted=(2, 1), learning_rates=(1e-3,), warmup=2, num_steps=2, eval_every=1,
+    balanced=(1, 1), shifted=(1, 1), learning_rates=(1e-3,), warmup=2, num_steps=2, eval_every=1,
     num_searched=1, search_gap=0.9,
   ),
   "laptop": Config(),
   "paper": Config(
-    num_utterances=200_000, max_digits=24, num_train=200_000, num_test=2000, buckets=(30, 2),
+    num_utterances=200_000, max_digits=24, num_train=50_000, num_test=2000, buckets=(30, 2),
     random_rows=64, dim=256, balanced=(4, 4), shifted=(7, 1), learning_rates=(3e-4, 1e-3, 3e-3),
     num_steps=20_000, eval_every=500,
   ),
@@ -92,7 +92,7 @@ def run(config: Config, context: Context) -> Results:
   found = jax.tree.map(lambda *x: np.array(x), *map(cached, context.seed_numbers))
   for outliers, of_samplers in found.items():
     results.add(of_samplers, outliers=outliers)
-  shapes = (*recognizers.bucket_shapes(config), recognizers.worst_shape(config))
+  shapes = recognizers.bucket_shapes(config)
   train(config, context, shapes, results)
   search(config, context, shapes, results)
   return results
@@ -114,13 +114,15 @@ def train(config: Config, context: Context, shapes, results: Results) -> None:
     inputs = other, plan(0, of_other, random=sampler == RANDOM)
     losses = [tune(config, context, shapes, sampler, x, *inputs) for x in config.learning_rates]
     rates[sampler] = config.learning_rates[int(np.nanargmin(losses))]
-  for name, (sampler, layers) in trainings(config).items():
-    plans = [plan(*x, random=sampler == RANDOM) for x in zip(context.seed_numbers, lengths)]
+  rates[SHIFTED] = rates[BUCKETS]
+  for name, rate in rates.items():
+    layers = config.shifted if name == SHIFTED else config.balanced
+    plans = [plan(*x, random=name == RANDOM) for x in zip(context.seed_numbers, lengths)]
     plans = jax.tree.map(lambda *x: np.stack(x), *plans)
-    data, rate = np.stack([*map(jax.random.key_data, keys)]), np.float32(rates[sampler])
-    arguments = data, plans, np.full(len(keys), rate)
+    data = np.stack([*map(jax.random.key_data, keys)])
+    arguments = data, plans, np.full(len(keys), rate, np.float32)
     found = context.over_seeds(name, _program(config, layers, shapes), arguments=arguments)
-    chosen = {"learning rate": rates[sampler], ERROR: 100 * found["error"]}
+    chosen = {"learning rate": rate, ERROR: 100 * found["error"]}
     results.add({name: describe(config, layers, plans, lengths) | chosen})
     every, losses = config.eval_every, found[LOSS]
     positions = np.cumsum(plans.positions, axis=1)[:, every - 1 :: every]
@@ -129,12 +131,6 @@ def train(config: Config, context: Context, shapes, results: Results) -> None:
     last.setdefault(RANDOM, losses[:, -1])  # Random batches come first.
     needed = [positions_for(*x) for x in zip(positions, losses, last[RANDOM])]
     results.add({name: {NEEDED: needed}})
-
-
-def trainings(config: Config) -> dict[str, tuple[str, tuple[int, int]]]:
-  """Name -> sampler and layers of what is trained."""
-  known = (RANDOM, config.balanced), (BUCKETS, config.balanced), (BUCKETS, config.shifted)
-  return {f"{sampler}, {x[0]} + {x[1]} layers": (sampler, x) for sampler, x in known}
 
 
 def tune(config: Config, context: Context, shapes, sampler, rate, key, plan) -> float:
@@ -169,17 +165,15 @@ def positions_for(positions: np.ndarray, losses: np.ndarray, loss: float) -> flo
 def search(config: Config, context: Context, shapes, results: Results) -> None:
   """Batch sizes by the compiler's plan of memory, for as much as a random batch takes."""
   memory = functools.partial(recognizers.gradient_bytes, config, config.balanced)
-  *buckets, worst = shapes
-  budget = context.cached("memory of a random batch", memory, worst)
-  for i in [len(buckets) - 1, *range(len(buckets) - 1)][: config.num_searched]:
+  budget = context.cached("memory of a random batch", memory, shapes[-1])
+  for i, shape in enumerate(shapes[: config.num_searched]):
 
-    def largest(shape=buckets[i], budget=budget):
+    def largest(shape=shape):
       fits = lambda rows: memory(shape._replace(rows=rows)) <= budget  # noqa: E731
       options = {"start_batch_size": shape.rows, "relative_gap": config.search_gap}
       return samplers.search_batch_size(fits, **options)._asdict()
 
-    found, shape = context.cached(f"memory/{i}", largest), buckets[i]
-    found |= {"by positions": shape.rows}
+    found = context.cached(f"memory/{i}", largest) | {"by positions": shape.rows}
     results.add({COMPILER: found}, frames=shape.frames, tokens=shape.tokens)
 
 
@@ -192,9 +186,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
     return results.select(quantity, method=name, outliers=KEPT)
 
   correlation, once = (of(corpora.ORACLE, x) for x in ("correlation", corpora.ONCE))
-  random, buckets, shifted = trainings(config)
-  errors = [results.select(ERROR, method=name) for name in (shifted, buckets)]
-  needed = [results.select(NEEDED, method=name) for name in (buckets, random)]
+  errors = [results.select(ERROR, method=name) for name in (SHIFTED, BUCKETS)]
+  needed = [results.select(NEEDED, method=name) for name in (BUCKETS, RANDOM)]
   separate = (
     precondition("durations and tokens correlate at .9 or less", correlation, at_most=0.9),
     precondition("all samplers see every utterance once", once, at_least=1),

@@ -64,7 +64,10 @@ def worst_shape(config) -> Shape:
 
 
 def bucket_shapes(config) -> tuple[Shape, ...]:
-  """Shapes of buckets by duration and tokens; each holds as many positions as a random batch."""
+  """Shapes of buckets by duration and tokens; each holds as many positions as a random batch.
+
+  The last one is that of random batches.
+  """
   (lengths,), worst = lengths_of(config, [jax.random.key(_CALIBRATION)]), worst_shape(config)
   frames, tokens = np.ceil(lengths / [_SUBSAMPLED, 1]).T * [[_SUBSAMPLED], [1]]
   options = dict(zip(("num_buckets", "num_sub_buckets"), config.buckets))
@@ -82,15 +85,15 @@ def bucket_shapes(config) -> tuple[Shape, ...]:
 def plan(config, shapes: Sequence[Shape], seed: int, lengths: np.ndarray, *, random: bool) -> Plan:
   """The batches of a training, epoch after epoch, for lengths `[n, 2]`.
 
-  The last shape is that of random batches.
+  Random batches have the last shape.
   """
   num, size, rng = len(lengths), shapes[-1].rows, np.random.default_rng(seed)
-  bounds, sizes = np.array([x[:2] for x in shapes[:-1]], float), [x.rows for x in shapes[:-1]]
+  bounds, sizes = np.array([x[:2] for x in shapes], float), [x.rows for x in shapes]
   bucket, kept = samplers.assign_buckets(lengths, bounds), []
   while len(kept) < config.num_steps:
     if random:
       order = rng.permutation(num)
-      kept += [(len(bounds), order[i : i + size]) for i in range(0, num, size)]
+      kept += [(len(bounds) - 1, order[i : i + size]) for i in range(0, num, size)]
     else:
       order_seed = int(rng.integers(2**31))
       batches = samplers.bucket_batches(order_seed, lengths, bounds, batch_sizes=sizes)

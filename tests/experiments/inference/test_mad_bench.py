@@ -9,7 +9,8 @@ from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPE
 
 CONFIG = PRESETS["smoke"]
 ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
-MIX = {"verify": 0.25, "warning": 0.25, "neutral": 0.05, "deceptive": 0.1, "everywhere": 0.0}
+NAMES = "captions", "verify", "neutral", "warned", "elsewhere", "deceptive"
+MIX = dict.fromkeys(NAMES, 0.0)
 _draw_mix = jax.jit(questions.draw_mix, static_argnums=1)
 
 
@@ -66,24 +67,22 @@ def test_captions_tell_what_there_is():
 
 def test_warnings_stand_before_three_categories_unless_all_are_meant():
   held_out = {*SCENE_BACKGROUNDS, "left of", "right of", "above", "below", "real"}
-  for everywhere in (0.0, 1.0):
-    setting = MIX | {"verify": 0.0, "warning": 1.0, "neutral": 0.0, "everywhere": everywhere}
-    rows = draw_mix(1, 60, setting)
-    used = rows.tokens[np.any(rows.mask, axis=1)]
-    assert len(used) > 50 and np.all(used[:, 0] == ID["beware:"])
-    found = held_out & {word for row in used for word in words(row)}
-    assert bool(found) == bool(everywhere)
-    share = np.mean([ID["does not"] in row for row in used.tolist()])
+  for elsewhere in (0.0, 1.0):
+    rows = draw_mix(1, 60, MIX | {"warned": 1.0, "elsewhere": elsewhere})
+    warned = rows.tokens[rows.tokens[:, 0] == ID["beware:"]]
+    assert len(warned) > 50 if elsewhere else 20 < len(warned) < 50
+    found = held_out & {word for row in warned for word in words(row)}
+    assert bool(found) == bool(elsewhere)
+    share = np.mean([ID["does not"] in row for row in warned.tolist()])
     assert 0.25 < share < 0.75
 
 
 def test_plain_questions_are_deceptive_in_one_category_alone():
-  setting = MIX | {"verify": 0.0, "warning": 0.0, "neutral": 0.3, "deceptive": 1.0}
-  rows = draw_mix(2, 60, setting)
+  rows = draw_mix(2, 60, MIX | {"neutral": 0.3, "deceptive": 1.0})
   first = {"now": 0, "row": 0, "color": 0, "place": 0}
   for row, mask in zip(rows.tokens, rows.mask):
     asked, reply = words(np.where(mask, 0, row)), words(np.where(mask, row, 0))
-    if not reply:
+    if asked[0] == "here":  # A caption, where the picture admits no question.
       continue
     first[asked[0]] += 1
     question = asked[5:] if asked[0] == "now" else asked
