@@ -113,7 +113,7 @@ def train(config: Config, context: Context, shapes, results: Results) -> None:
   for sampler in (RANDOM, BUCKETS):
     inputs = other, plan(0, of_other, random=sampler == RANDOM)
     losses = [tune(config, context, shapes, sampler, x, *inputs) for x in config.learning_rates]
-    rates[sampler] = config.learning_rates[int(np.nanargmin(losses))]
+    rates[sampler] = config.learning_rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
   rates[SHIFTED] = rates[BUCKETS]
   for name, rate in rates.items():
     layers = config.shifted if name == SHIFTED else config.balanced
