@@ -40,10 +40,11 @@ def cell_of(labels: chex.Array, treatment: chex.Numeric) -> jax.Array:
 
 
 def propensities(labels: chex.Array, treatment: chex.Numeric) -> jax.Array:
-  """Frequencies of the treatment's values by the cell, `[81, 3]`, each once for free."""
+  """Frequencies of the treatment's values by the cell, in tenths, `[81, 3]`; each once for free."""
+  # Not rounded, no two cells would match.
   cells = jax.nn.one_hot(cell_of(labels, treatment), NUM_VALUES**NUM_CONCEPTS)
   counts = cells.T @ jax.nn.one_hot(jnp.take(labels, treatment, axis=1), NUM_VALUES) + 1
-  return counts / jnp.sum(counts, axis=1, keepdims=True)
+  return jnp.round(10 * counts / jnp.sum(counts, axis=1, keepdims=True)) / 10
 
 
 def label_scores(key, labels, test, candidates, treatment: chex.Numeric) -> jax.Array:

@@ -84,7 +84,7 @@ def test_labels_that_agree_come_first():
   def propensity(row):
     same = (few["train"][:, others] == row[others]).all(1)
     counts = np.bincount(few["train"][same, 2], minlength=3) + 1
-    return counts / counts.sum()
+    return np.round(10 * counts.astype(np.float32) / counts.sum()) / 10
 
   first, second = ([propensity(row) for row in few[name]] for name in ("test", "candidates"))
   apart = np.abs(np.array(first)[:, None] - np.array(second)[None]).sum(-1)
