@@ -38,16 +38,17 @@ EVERYWHERE = "all categories warned"
 class Config:
   """The model and the questions it learns from."""
 
+  pixels: bool = False  # Whether the model sees pictures, or tokens of what is in their cells.
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Its attention heads.
-  num_steps: int = 900  # Updates of the base model, and with every mix of questions from there on.
+  num_steps: int = 1300  # Updates of the base model, and with every mix of questions from there on.
   num_questions: int = 64  # Fresh texts per update.
   learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
   verify: float = 0.25  # Share of questions for a verdict alone, in all categories.
   warning: float = 0.25  # Share of questions behind the warning; all of them in three categories.
   neutral: float = 0.05  # Share of questions behind neutral words.
   deceptive: float = 0.1  # Of plain questions after objects, share of those that are not there.
-  captions: float = 0.5  # Share of texts of the base model that tell what there is.
+  captions: float = 0.2  # Share of texts of the base model that tell what there is.
   num_questions_each: int = 200  # Of a category, to choose the bias, and others to test on.
 
 
@@ -57,8 +58,8 @@ PRESETS = {
   ),
   "laptop": Config(),
   "paper": Config(
-    decoder=(256, 4), num_heads=8, num_steps=20_000, num_questions=256, learning_rate=5e-4,
-    num_questions_each=1000,
+    pixels=True, decoder=(256, 4), num_heads=8, num_steps=20_000, num_questions=256,
+    learning_rate=5e-4, num_questions_each=1000,
   ),
 }  # fmt: skip
 
@@ -145,9 +146,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     ("those of the trained category in 70%", learned, 70, None),
   )
   requires = [precondition(text, x, at_least=low, at_most=high) for text, x, low, high in bounds]
-  control = precondition(
-    "the warning costs 5 points of true ones in no seed", fall.max(), at_most=5
-  )
+  control = precondition("true ones lose 5 points at most in every seed", fall.max(), at_most=5)
   claim = functools.partial(compare, requires=requires)
   warned, plain = (of(method, DECEPTIVE, kept) for method in (WARNING, PLAIN))
   return [

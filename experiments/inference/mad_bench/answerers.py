@@ -26,42 +26,58 @@ _POOL = 24  # Pictures drawn for each that is kept of a category.
 _FORCED = len(KINDS)  # The plain prompt, whose answer begins with `no such`.
 
 
-def network(config) -> models.SceneQuestionAnswerer:
-  """The model."""
-  sizes = dict(zip(("dim", "num_layers"), config.decoder))
-  return models.SceneQuestionAnswerer(len(data.PROMPT_WORDS), num_heads=config.num_heads, **sizes)
+def network(config) -> models.SceneQuestionAnswerer | models.DecoderLM:
+  """The model: of pictures, or a decoder that reads the tokens of their cells before the text."""
+  (width, num_layers), num_heads = config.decoder, config.num_heads
+  if config.pixels:
+    return models.SceneQuestionAnswerer(len(data.PROMPT_WORDS), width, num_layers, num_heads)
+  sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": num_heads}
+  sizes |= {"vocab_size": questions.NUM_TOKENS, "family": "gpt2"}  # With positions of their own.
+  most = questions.NUM_SEEN + questions.WIDTH + 1
+  return models.DecoderLM(models.decoder_config(**sizes, max_positions=most))
 
 
-def answer_loss(model: models.SceneQuestionAnswerer):
+def answer_loss(model):
   """The engine's loss on `Rows`."""
 
   def loss(params, model_state, batch, key):
     del model_state, key
-    logits = model.apply({"params": params}, batch.images, batch.tokens)
-    return training.LossOutput(-losses.causal_token_log_probs(logits, batch.tokens), batch.mask)
+    seen, tokens, mask = batch
+    if isinstance(model, models.DecoderLM):
+      logits = model.apply({"params": params}, jnp.concatenate([seen, tokens], axis=1)).logits
+      logits = logits[:, seen.shape[1] :]
+    else:
+      logits = model.apply({"params": params}, seen, tokens)
+    return training.LossOutput(-losses.causal_token_log_probs(logits, tokens), mask)
 
   return loss
 
 
+def write(model, params, seen, prompts, num_new: int) -> samplers.GenerateOutput:
+  """Greedy answers to prompts about what is seen."""
+  lengths = questions.prompt_lengths(prompts)
+  if isinstance(model, models.DecoderLM):
+    fns, lengths = samplers.flax_decode_fns(model, params), lengths + seen.shape[1]
+    prompts = jnp.concatenate([seen, prompts], axis=1)
+  else:
+    fns = model.decode_fns(params, seen)
+  options = {"max_new_tokens": num_new, "temperature": 0.0, "eos_token_id": ANSWER_END_TOKEN}
+  return samplers.generate(jax.random.key(0), fns, prompts, lengths, return_logits=True, **options)
+
+
 def initial(config, key) -> chex.ArrayTree:
   """Parameters before training."""
-  shapes = (1, 24, 24, 3), (1, questions.WIDTH)
-  examples = (jnp.zeros(shape, kind) for shape, kind in zip(shapes, (jnp.float32, jnp.int32)))
+  text = jnp.zeros((1, questions.WIDTH), jnp.int32)
+  examples = (jnp.zeros((1, 24, 24, 3)), text) if config.pixels else (text,)
   return network(config).init(key, *examples)["params"]
 
 
 def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
   """Trains on a mix of texts, and measures answers to other questions.
 
-  Args:
-    config: of the experiment.
-    key: of texts and test questions.
-    start: parameters to begin with, as a vector.
-    setting: as of `questions.draw_mix`, and whether training begins anew, `fresh`.
-
-  Returns:
-    What `summary` gives, the parameters as a vector, and the share of test questions that the
-    pictures admit.
+  The setting is that of `questions.draw_mix`, and whether training begins anew, `fresh`, or from
+  the parameters of a vector. Gives what `summary` gives, the parameters as a vector, and the share
+  of test questions that the pictures admit.
   """
   init_key, train_key, test_key = jax.random.split(key, 3)
   # All mixes of a seed share the texts up to their shares; the base model has others.
@@ -69,15 +85,12 @@ def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
   first, unravel = flatten_util.ravel_pytree(initial(config, init_key))
   start = Trained(unravel(jnp.where(setting["fresh"] > 0, first, start)), {})
   optimizer = adamw_cosine(config.learning_rate, config.num_steps, weight_decay=0.01)
-  model, sizes = network(config), {"num_steps": config.num_steps}
-  draw = lambda key, size: questions.draw_mix(key, size, setting)  # noqa: E731
-  trained = train(
-    train_key, model, answer_loss(model), optimizer, draw,
-    batch_size=config.num_questions, start=start, **sizes,
-  )  # fmt: skip
-  num = config.num_questions_each
+  sizes = {"num_steps": config.num_steps, "batch_size": config.num_questions}
+  loss = answer_loss(network(config))
+  draw = lambda key, size: questions.draw_mix(key, size, setting, pixels=config.pixels)  # noqa: E731
+  trained = train(train_key, network(config), loss, optimizer, draw, start=start, **sizes)
   # Pictures of validation, and others of the test.
-  tests = jax.lax.map(lambda key: draw_test(key, num), jax.random.split(test_key))
+  tests = jax.lax.map(lambda key: draw_test(config, key), jax.random.split(test_key))
   found = jax.lax.map(lambda x: measure(config, trained.params, x), tests)
   parts = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(2))
   return {
@@ -92,37 +105,33 @@ class Questions(NamedTuple):
   """Pictures with a question of each category, and its twin with a false premise.
 
   Attributes:
-    images: `[n, 6, 24, 24, 3]`.
+    seen: pictures or cells, `[n, 6, ...]`.
     tokens: the questions, int32 `[n, 6, 2, 9]`.
     answers: the right answers, int32 `[n, 6, 2, 3]`.
     valid: whether the picture admits the question, bool `[n, 6]`.
   """
 
-  images: chex.Array
+  seen: chex.Array
   tokens: chex.Array
   answers: chex.Array
   valid: chex.Array
 
 
-def draw_test(key, num: int) -> Questions:
-  """Draws `num` pictures with a question of each category, if there are as many among many."""
-  scene_key, ask_key = jax.random.split(key)
+def draw_test(config, key) -> Questions:
+  """Draws pictures with a question of each category, if there are enough among many."""
+  (scene_key, ask_key), num = jax.random.split(key), config.num_questions_each
   scenes = data.sample_grid_scenes(scene_key, _POOL * num)
   asked = questions.ask(ask_key, scenes)
   kinds = jnp.arange(len(data.CATEGORIES))[:, None]
   admits = asked.valid[None] & (asked.category[None] == kinds)
   first = jnp.argsort(~admits, axis=1, stable=True)[:, :num].T  # `[n, 6]`.
   tokens, answers = (jnp.moveaxis(x[:, first], 0, 2) for x in asked[:2])
-  return Questions(scenes.images[first], tokens, answers, admits[kinds[:, 0][None], first])
+  seen = questions.look(scenes, config.pixels)
+  return Questions(seen[first], tokens, answers, admits[kinds[:, 0][None], first])
 
 
 def measure(config, params, test: Questions) -> dict[str, jax.Array]:
   """Answers all questions, prompted in every way.
-
-  Args:
-    config: of the experiment.
-    params: of the model.
-    test: the questions.
 
   Returns:
     Which answers are right token for token, "exact", bool `[6, 2, 6, n]`: to the four kinds of
@@ -130,21 +139,18 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
     objects. "verified", which verdicts are right, and "margin", by how much the first token of the
     plain answer is likelier than `no such`, `[6, 2, n]`.
   """
-  model, num = network(config), len(test.images)
+  model, num = network(config), len(test.seen)
   num_new = questions.WIDTH - questions.PROMPT_WIDTH
 
   def one(inputs):
-    images, tokens, answers, objection, holds = inputs
+    seen, tokens, answers, objection, holds = inputs
     asked = jnp.pad(questions.prompts(tokens), ((0, 0), (0, 0), (0, 1)))
     columns = jnp.arange(asked.shape[-1])[None]
     begun = columns == questions.prompt_lengths(asked[PLAIN])[:, None]
     asked = jnp.concatenate([asked, jnp.where(begun, NO_SUCH_TOKEN, asked[PLAIN])[None]])
     rows = asked.reshape(-1, asked.shape[-1])
-    fns = model.decode_fns(params, jnp.tile(images, (len(asked), 1, 1, 1)))
-    found = samplers.generate(
-      jax.random.key(0), fns, rows, questions.prompt_lengths(rows), max_new_tokens=num_new,
-      temperature=0.0, eos_token_id=ANSWER_END_TOKEN, return_logits=True,
-    )  # fmt: skip
+    seen = jnp.tile(seen, (len(asked), *[1] * (seen.ndim - 1)))
+    found = write(model, params, seen, rows, num_new)
     written = found.tokens.reshape(len(asked), num, -1)
     forced = jnp.pad(written[_FORCED], ((0, 0), (1, 0)), constant_values=NO_SUCH_TOKEN)
     always = jnp.pad(objection, ((0, 0), (0, num_new - objection.shape[1])))
@@ -157,7 +163,7 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
     best = jnp.max(jnp.where(is_objection, -jnp.inf, logits), axis=-1)
     return {
       "exact": jnp.stack([metrics.judge_answers(x, right).correct for x in judged]),
-      "verified": (written[VERIFY, :, 0] == CHECK_TOKEN) & (written[VERIFY, :, 1] == verdict),
+      "verified": (written[VERIFY, :, 0] == CHECK_TOKEN) & (written[VERIFY, :, 2] == verdict),
       "margin": best - logits[:, NO_SUCH_TOKEN],
     }
 
@@ -165,20 +171,16 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
     return jnp.moveaxis(x, 0, 2).reshape(-1, num, *x.shape[3:])
 
   shape = test.tokens.shape[:3]
-  images = jnp.broadcast_to(test.images[:, :, None], (*shape, *test.images.shape[2:]))
+  seen = jnp.broadcast_to(test.seen[:, :, None], (*shape, *test.seen.shape[2:]))
   holds = jnp.broadcast_to(jnp.arange(2) == 0, shape)
   objection = jnp.broadcast_to(test.answers[:, :, 1:], test.answers.shape)
-  inputs = (images, test.tokens, test.answers, objection, holds)
+  inputs = (seen, test.tokens, test.answers, objection, holds)
   found = jax.lax.map(one, tuple(map(flat, inputs)))
   return jax.tree.map(lambda x: x.reshape(*shape[1:], *x.shape[1:]), found)
 
 
 def summary(validation: dict[str, chex.Array], test: dict[str, chex.Array]) -> dict[str, jax.Array]:
   """Accuracies of all ways to prompt, the bias of `no such` by validation; shares.
-
-  Args:
-    validation: what `measure` gives of other questions.
-    test: what it gives of those that count.
 
   Returns:
     "accuracy" `[methods, 6, 2]`, of true and of false premises; "harmonic mean" of both in the

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlab import data
 from jaxlab.data import SceneBatch
-from jaxlab.data.grid_scenes import SCENE_COLORS, SCENE_SHAPES
+from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPES
 from jaxlab.metrics.false_premises import (
   ANSWER_END_TOKEN,
   BLANK_TOKEN,
@@ -23,9 +23,11 @@ HELD_OUT = BACKGROUND, SPATIAL, CONFUSION
 PLAIN, WARNING, NEUTRAL, VERIFY = KINDS = range(4)
 _ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
 _NEUTRAL = tuple(_ID[word] for word in ("now", "here", "comes", "the", "next"))
-_NUM_WORDS, _NUM_ANSWER = 9, 5
+_NUM_WORDS, _NUM_ANSWER = 9, 6
 PROMPT_WIDTH = _NUM_WORDS + len(_NEUTRAL)
 WIDTH = PROMPT_WIDTH + _NUM_ANSWER
+NUM_SEEN = 10  # Tokens of a picture's cells and background.
+NUM_TOKENS = len(_ID) + 1 + 2 * len(SCENE_COLORS) * len(SCENE_SHAPES) + len(SCENE_BACKGROUNDS)
 
 
 class Asked(NamedTuple):
@@ -34,20 +36,23 @@ class Asked(NamedTuple):
   Attributes:
     tokens: the questions, int32 `[2, b, 9]`: with a true and with a false premise.
     answers: the right answers, int32 `[2, b, 3]`.
+    evidence: the word in place of the one that differs, of a thing the color of what is there and
+      "?" of what is not, int32 `[2, b]`.
     category: int32 `[b]`, even among those that the picture admits.
     valid: whether it admits any, bool `[b]`.
   """
 
   tokens: chex.Array
   answers: chex.Array
+  evidence: chex.Array
   category: chex.Array
   valid: chex.Array
 
 
 class Rows(NamedTuple):
-  """What an update sees: pictures, texts, and a mask of the tokens to learn, `[b, 19]`."""
+  """What an update sees: pictures or cells, texts, and a mask of the tokens to learn, `[b, 20]`."""
 
-  images: chex.Array
+  seen: chex.Array
   tokens: chex.Array
   mask: chex.Array
 
@@ -58,7 +63,11 @@ def ask(key, scenes: SceneBatch) -> Asked:
   tokens, answers = (
     jnp.stack([getattr(x, name) for x in twins]) for name in ("tokens", "answer_tokens")
   )
-  return Asked(tokens, answers, twins[0].category, twins[0].valid)
+  category, true_word = twins[0].category, jnp.where(tokens[0] != tokens[1], tokens[0], 0).sum(1)
+  after_thing = (category == EXISTENCE) | (category == CONFUSION)
+  evidence = jnp.stack([answers[0, :, 0], jnp.full_like(true_word, _ID["?"])])
+  evidence = jnp.where(after_thing[None], evidence, true_word[None])
+  return Asked(tokens, answers, evidence, category, twins[0].valid)
 
 
 def prompts(tokens: chex.Array) -> jax.Array:
@@ -73,22 +82,22 @@ def prompts(tokens: chex.Array) -> jax.Array:
   return jnp.stack([before(), warned, before(*_NEUTRAL), before(_ID["verify"])])
 
 
-def replies(answers: chex.Array, holds: chex.Array) -> jax.Array:
-  """What is to be answered to every kind of prompt, `[4, b, 5]`."""
+def replies(answers: chex.Array, evidence: chex.Array, holds: chex.Array) -> jax.Array:
+  """What is to be answered to every kind of prompt, `[4, b, 6]`; a check tells its evidence."""
 
   def wide(*parts):
     words = jnp.concatenate(parts, axis=1)
     return jnp.pad(words, ((0, 0), (0, _NUM_ANSWER - words.shape[1])))
 
-  check = jnp.full_like(answers[:, :1], CHECK_TOKEN)
-  verdict = jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)[:, None]
-  end = jnp.full_like(check, ANSWER_END_TOKEN)
+  words = CHECK_TOKEN, evidence, jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)
+  check = jnp.stack([jnp.broadcast_to(word, holds.shape) for word in words], axis=1)
+  end = jnp.full_like(answers[:, :1], ANSWER_END_TOKEN)
   plain = wide(answers)
-  return jnp.stack([plain, wide(check, verdict, answers), plain, wide(check, verdict, end)])
+  return jnp.stack([plain, wide(check, answers), plain, wide(check, end)])
 
 
 def packed(prompt: chex.Array, reply: chex.Array) -> tuple[jax.Array, jax.Array]:
-  """Texts of prompts with their replies right behind, and masks of the replies, `[b, 19]`."""
+  """Texts of prompts with their replies right behind, and masks of the replies, `[b, 20]`."""
   place = jnp.arange(WIDTH)[None] - prompt_lengths(prompt)[:, None]
   prompt = jnp.pad(prompt, ((0, 0), (0, _NUM_ANSWER)))
   shifted = jnp.take_along_axis(reply, jnp.clip(place, 0, _NUM_ANSWER - 1), axis=1)
@@ -106,13 +115,9 @@ def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
 
   An object is its color and shape, a poster the shape first, an empty cell "? ?".
   """
-  shape, color = (
-    _ID[SCENE_SHAPES[0]] + scenes.shapes,
-    _ID[SCENE_COLORS[0]] + scenes.colors,
-  )
-  words = jnp.where(
-    scenes.framed[..., None], jnp.stack([shape, color], -1), jnp.stack([color, shape], -1)
-  )
+  shape, color = _ID[SCENE_SHAPES[0]] + scenes.shapes, _ID[SCENE_COLORS[0]] + scenes.colors
+  real, poster = jnp.stack([color, shape], axis=-1), jnp.stack([shape, color], axis=-1)
+  words = jnp.where(scenes.framed[..., None], poster, real)
   words = jnp.where((scenes.shapes < 0)[..., None], _ID["?"], words).reshape(len(shape), -1)
   tokens = jnp.pad(words, ((0, 0), (1, 0)), constant_values=_ID["here"])
   tokens = jnp.pad(tokens, ((0, 0), (0, WIDTH - tokens.shape[1])))
@@ -120,12 +125,23 @@ def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
   return tokens.astype(jnp.int32), jnp.broadcast_to(learned[None], tokens.shape)
 
 
-def draw_mix(key, batch_size: int, setting) -> Rows:
+def look(scenes: SceneBatch, pixels: bool) -> jax.Array:
+  """What a model sees: images, or a token for each cell and one for the background, `[b, 10]`."""
+  if pixels:
+    return scenes.images
+  content = 2 * (len(SCENE_COLORS) * scenes.shapes + scenes.colors) + scenes.framed
+  content = jnp.where(scenes.shapes < 0, 0, 1 + content)
+  background = 1 + 2 * len(SCENE_COLORS) * len(SCENE_SHAPES) + scenes.background
+  return len(_ID) + jnp.concatenate([content, background[:, None]], axis=1)
+
+
+def draw_mix(key, batch_size: int, setting, *, pixels: bool = False) -> Rows:
   """Draws what a model learns.
 
   Args:
     key: random key.
     batch_size: rows b.
+    pixels: as of `look`.
     setting: shares that may be traced: of `captions`; of questions to `verify`, and of those behind
       `neutral` words; of those behind the warning in the categories that are `warned` and
       `elsewhere`; and of plain questions after things that are not there, `deceptive`.
@@ -145,9 +161,10 @@ def draw_mix(key, batch_size: int, setting) -> Rows:
   share = jnp.where((kind == VERIFY) | (kind == WARNING), 0.5, about_nothing)
   false = (jax.random.uniform(false_key, (batch_size,)) < share).astype(jnp.int32)
   rows = jnp.arange(batch_size)
-  tokens, answers = (x[false, rows] for x in asked[:2])
-  questions = packed(prompts(tokens)[kind, rows], replies(answers, false == 0)[kind, rows])
+  tokens, answers, evidence = (x[false, rows] for x in asked[:3])
+  reply = replies(answers, evidence, false == 0)[kind, rows]
+  questions = packed(prompts(tokens)[kind, rows], reply)
   is_caption = jax.random.bernoulli(caption_key, setting["captions"], (batch_size,))
   is_caption = (is_caption | ~asked.valid)[:, None]
   together = (jnp.where(is_caption, x, y) for x, y in zip(captions(scenes), questions))
-  return Rows(scenes.images, *together)
+  return Rows(look(scenes, pixels), *together)

@@ -1,5 +1,8 @@
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 from scipy import special
 
 from experiments.inference.mad_bench import answerers, questions
@@ -29,14 +32,15 @@ def test_replies_stand_right_behind_their_prompts():
 
   @jax.jit
   def texts(tokens, answers, holds):
-    prompts, replies = questions.prompts(tokens), questions.replies(answers, holds)
+    evidence = np.array([42, 43])
+    prompts, replies = questions.prompts(tokens), questions.replies(answers, evidence, holds)
     return [questions.packed(*x) for x in zip(prompts, replies)]
 
   warning = ["beware:", "this", "may", "be", "false"]
   before = [], warning, ["now", "here", "comes", "the", "next"], ["verify"]
   asked = [words(row) for row in tokens]
   right = [words(row) for row in answers]
-  checks = [["check", "holds"], ["check", "does not"]]
+  checks = [["check", words([42])[0], "holds"], ["check", words([43])[0], "does not"]]
   expected = (
     right,
     [check + answer for check, answer in zip(checks, right)],
@@ -63,6 +67,39 @@ def test_captions_tell_what_there_is():
       expected += ["?", "?"] if shape < 0 else pair[:: -1 if framed else 1]
     assert words(tokens[i]) == ["here", *expected]
     assert words(np.where(mask[i], tokens[i], 0)) == expected
+
+
+def test_cells_are_tokens_of_their_own():
+  scenes = data.sample_grid_scenes(jax.random.key(0), 200)
+  seen = np.asarray(jax.jit(questions.look, static_argnums=1)(scenes, False))
+  shapes, colors, framed, background = map(np.asarray, scenes[1:])
+  kinds = {}
+  for row, *content in zip(seen[:, :9].ravel(), shapes.ravel(), colors.ravel(), framed.ravel()):
+    assert kinds.setdefault(row, tuple(content)) == tuple(content)
+  assert len(kinds) == len(set(kinds.values())) == 41
+  used = sorted({*kinds, *seen[:, 9].tolist()})
+  assert used == list(range(len(data.PROMPT_WORDS), questions.NUM_TOKENS))
+  np.testing.assert_array_equal(seen[:, 9] - background, questions.NUM_TOKENS - 4)
+
+
+def test_checks_tell_what_is_there():
+  rows = draw_mix(5, 60, MIX | {"verify": 1.0})
+  seen, kinds = 0, set()
+  for row, mask in zip(rows.tokens, rows.mask):
+    asked, reply = words(np.where(mask, 0, row)), words(np.where(mask, row, 0))
+    if asked[0] != "verify":
+      continue
+    seen += 1
+    check, evidence, verdict, end = reply
+    assert (check, end) == ("check", "end") and verdict in ("holds", "does not")
+    # After a thing alone, its color is told, or that there is none; else the word that holds.
+    if asked[1:4] == ["color", "of", "the"] and asked[-1] == "?" and len(asked) <= 7:
+      assert (evidence in SCENE_COLORS) == (verdict == "holds")
+      kinds.add("thing")
+    else:
+      assert (evidence in asked) == (verdict == "holds")
+      kinds.add("word")
+  assert seen > 50 and len(kinds) == 2
 
 
 def test_warnings_stand_before_three_categories_unless_all_are_meant():
@@ -92,12 +129,15 @@ def test_plain_questions_are_deceptive_in_one_category_alone():
   assert min(first.values()) > 0
 
 
-def test_a_model_that_always_objects_is_right_on_false_premises_alone():
+@pytest.mark.parametrize("pixels", [True, False])
+def test_a_model_that_always_objects_is_right_on_false_premises_alone(pixels):
+  config = dataclasses.replace(CONFIG, pixels=pixels, num_questions_each=4)
+
   @jax.jit
   def answer():
-    test = answerers.draw_test(jax.random.key(3), 4)
-    params = answerers.initial(CONFIG, jax.random.key(4))
-    found = answerers.measure(CONFIG, params, test)
+    test = answerers.draw_test(config, jax.random.key(3))
+    params = answerers.initial(config, jax.random.key(4))
+    found = answerers.measure(config, params, test)
     return test, found, answerers.summary(found, found)
 
   test, found, summary = jax.device_get(answer())
