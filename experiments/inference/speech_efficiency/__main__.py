@@ -52,8 +52,8 @@ class Config:
   shifted: tuple[int, int] = (5, 1)  # As many, most of them in the encoder.
   learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # AdamW; chosen on another seed.
   warmup: int = 100  # Updates until the rate falls with the root of the step.
-  num_steps: int = 1500  # Updates.
-  eval_every: int = 75  # Updates between losses of validation; divides num_steps.
+  num_steps: int = 750  # Updates.
+  eval_every: int = 50  # Updates between losses of validation; divides num_steps.
   num_searched: int = 2  # Of the shortest buckets, whose batch the compiler's memory sizes too.
   search_gap: float = 0.1  # At which that search ends.
 
