@@ -1,0 +1,1 @@
+"""Questions with false premises about pictures, and a warning before them."""

@@ -1,0 +1,208 @@
+"""MAD-Bench: does a warning make a model see that a question assumes something false?
+
+A model answers questions about pictures, and learns as a skill of its own to verify what they
+assume. It has seen questions behind a warning, with check and answer, in three categories alone.
+In three others the parts are known and their combination is not: what the warning does there is
+compared with neutral words in its place, and with a bias towards objections.
+"""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import numpy as np
+
+from experiments import catalogue
+from experiments.inference.mad_bench import answerers, questions
+from experiments.kit import plots, sizes
+from experiments.kit.sweep import grid
+from experiments.kit.train import adamw_cosine
+from jaxlab import data, training
+from jaxlab._checks import check_range
+from jaxlab.experiment import Claim, Context, Results, compare, precondition
+
+PAPER = "mad_bench"
+SEEDS = {"laptop": 5}
+PLAIN, WARNING, NEUTRAL = "plain", "warning", "neutral prefix"
+BIASED, ALWAYS = "plain, tuned bias", "always object"
+METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS
+VERIFY = "verification"
+DECEPTIVE, CONTROL = "deceptive accuracy", "control accuracy"
+BASE, FULL = "captions and true premises", "three categories warned"
+UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"
+EVERYWHERE = "all categories warned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The model and the questions it learns from."""
+
+  pixels: bool = False  # Whether the model sees pictures, or tokens of what is in their cells.
+  decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
+  num_heads: int = 4  # Its attention heads.
+  num_steps: int = 1300  # Updates of the base model, and with every mix of questions from there on.
+  num_questions: int = 64  # Fresh texts per update.
+  learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
+  verify: float = 0.25  # Share of questions for a verdict alone, in all categories.
+  warning: float = 0.25  # Share of questions behind the warning; all of them in three categories.
+  neutral: float = 0.05  # Share of questions behind neutral words.
+  deceptive: float = 0.1  # Of plain questions after objects, share of those that are not there.
+  captions: float = 0.2  # Share of texts of the base model that tell what there is.
+  num_questions_each: int = 200  # Of a category, to choose the bias, and others to test on.
+
+
+PRESETS = {
+  "smoke": Config(
+    decoder=(8, 1), num_heads=2, num_steps=2, num_questions=4, num_questions_each=2,
+  ),
+  "laptop": Config(),
+  "paper": Config(
+    pixels=True, decoder=(256, 4), num_heads=8, num_steps=20_000, num_questions=256,
+    learning_rate=5e-4, num_questions_each=1000,
+  ),
+}  # fmt: skip
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError where sizes are impossible or do not fit together."""
+  shares = "verify", "warning", "neutral", "deceptive", "captions"
+  sizes.check_sizes(config, shares=shares)
+  sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
+  check_range("the sum of shares", config.verify + 2 * config.warning + config.neutral, "[0, 1]")
+
+
+def mixes(config: Config) -> dict[str, dict[str, float]]:
+  """What models learn, each from the base model on, as `questions.draw_mix` takes it."""
+  shares = {name: getattr(config, name) for name in ("verify", "neutral", "deceptive")}
+  # Three of six categories have twice the share.
+  warned = {"warned": 2 * config.warning, "elsewhere": 0.0}
+  full = shares | warned | {"captions": 0.0, "fresh": 0.0}
+  return {
+    FULL: full,
+    UNTOLD: full | {"deceptive": 0.0},
+    UNVERIFIED: full | {"verify": 0.0},
+    EVERYWHERE: full | {"warned": config.warning, "elsewhere": config.warning},
+  }
+
+
+def run(config: Config, context: Context) -> Results:
+  """Trains a base model, goes on with four mixes of questions, and asks in every way."""
+  results, others = Results(), mixes(config)
+  fit = functools.partial(answerers.fit, config)
+  shape = jax.eval_shape(lambda: answerers.initial(config, jax.random.key(0)))
+  start = np.zeros((context.seeds, training.num_params(shape)), np.float32)
+  base = dict.fromkeys(others[FULL], 0.0) | {"captions": config.captions, "fresh": 1.0}
+  found = grid(context, "base model", fit, start, [base])
+  add(results, {name: x[:, 0] for name, x in found.items()}, BASE)
+  found = grid(context, "answers", fit, found["params"][:, 0], [*others.values()])
+  for i, mix in enumerate(others):
+    add(results, {name: x[:, i] for name, x in found.items()}, mix)
+  return results
+
+
+def add(results: Results, found: dict[str, np.ndarray], mix: str) -> None:
+  """Adds what was measured of a model."""
+  for i, category in enumerate(data.CATEGORIES):
+    where = {"training": mix, "category": category}
+    results.add({VERIFY: {"accuracy": 100 * found["verified"][:, i]}}, **where)
+    for j, method in enumerate(METHODS):
+      shares = dict(zip((CONTROL, DECEPTIVE), 100 * found["accuracy"][:, j, i].T))
+      results.add({method: shares}, **where)
+  for j, method in enumerate(METHODS):
+    values = {"harmonic mean": 100 * found["harmonic mean"][:, j]}
+    results.add({method: values}, training=mix)
+  results.add({BIASED: {"bias": found["bias"]}}, training=mix)
+  results.add({WARNING: {"McNemar's p": found["p value"]}}, training=mix)
+  results.add({VERIFY: {"questions admitted": 100 * found["admitted"]}}, training=mix)
+
+
+def claims(config: Config, results: Results) -> list[Claim]:
+  """The paper's statements, of categories whose plain true questions are answered."""
+  names = data.CATEGORIES
+
+  def of(method, quantity, categories):
+    where = {"method": method, "training": FULL}
+    values = [results.select(quantity, category=names[i], **where) for i in categories]
+    return np.mean(values, axis=0)
+
+  able = [i for i in range(len(names)) if of(PLAIN, CONTROL, [i]).mean() >= 80]
+  # Where too few are left there is no test, and all are shown.
+  kept = [i for i in questions.HELD_OUT if i in able] or questions.HELD_OUT
+  others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT
+
+  def harmonic(method):
+    control, deceptive = (of(method, x, kept) for x in (CONTROL, DECEPTIVE))
+    return 2 * control * deceptive / np.maximum(control + deceptive, 1e-9)
+
+  fall = of(PLAIN, CONTROL, kept) - of(WARNING, CONTROL, kept)
+  learned = of(PLAIN, DECEPTIVE, [questions.EXISTENCE])
+  in_kept = len([i for i in kept if i in able])
+  bounds = (
+    ("plain true questions of 4 categories are answered in 80%", float(len(able)), 4, None),
+    ("2 of these are held out", float(in_kept), 2, None),
+    ("premises of these are verified in 85%", of(VERIFY, "accuracy", kept), 85, None),
+    ("plain false premises are noticed in at most 35%", of(PLAIN, DECEPTIVE, others), None, 35),
+    ("those of the trained category in 70%", learned, 70, None),
+  )
+  requires = [precondition(text, x, at_least=low, at_most=high) for text, x, low, high in bounds]
+  control = precondition("true ones lose 5 points at most in every seed", fall.max(), at_most=5)
+  claim = functools.partial(compare, requires=requires)
+  warned, plain = (of(method, DECEPTIVE, kept) for method in (WARNING, PLAIN))
+  return [
+    claim("in categories never warned of, the warning resists 10 points more of false premises",
+          warned, plain, margin=10.0, headline=True, requires=[*requires, control],
+          paper="doubles accuracy at best"),
+    claim("plain true questions are answered 40 points more often than false ones are noticed",
+          of(PLAIN, CONTROL, others), of(PLAIN, DECEPTIVE, others), margin=40.0,
+          paper="accuracy of 5 to 35% but for GPT-4V"),
+    claim("it resists 10 points more than neutral words in its place", warned,
+          of(NEUTRAL, DECEPTIVE, kept), margin=10.0),
+    claim("its harmonic mean is 5 points above that of a tuned bias towards objections",
+          harmonic(WARNING), harmonic(BIASED), margin=5.0),
+  ]  # fmt: skip
+
+
+def figure(results: Results):
+  """Deceptive accuracy by category as bars, control accuracy as dots; held-out ones shaded."""
+  figure, (ax,) = plots.panels(1, width=9.0, height=4.0)
+  shown = PLAIN, NEUTRAL, BIASED, WARNING
+  for i, method in enumerate(shown):
+    places = np.arange(len(data.CATEGORIES)) + 0.2 * (i - 1.5)
+    bars, dots = (
+      [
+        results.select(quantity, method=method, training=FULL, category=category).mean()
+        for category in data.CATEGORIES
+      ]
+      for quantity in (DECEPTIVE, CONTROL)
+    )
+    ax.bar(places, bars, width=0.18, label=method)
+    ax.plot(places, dots, "k.", label="true premises" if i == 0 else None)
+  for i in questions.HELD_OUT:
+    ax.axvspan(i - 0.5, i + 0.5, color="gray", alpha=0.15, linewidth=0)
+  ax.set_xticks(range(len(data.CATEGORIES)), data.CATEGORIES)
+  ax.set(ylabel="right answers (%)", ylim=(0, 100))
+  ax.legend(fontsize=7)
+  return figure
+
+
+def abstract(config: Config, mesh):
+  """An update of the model, for a dry run."""
+  model, rows = answerers.network(config), config.num_questions
+  optimizer = adamw_cosine(config.learning_rate, config.num_steps)
+  shapes = (
+    ((rows, 24, 24, 3), "f4"),
+    ((rows, questions.WIDTH), "i4"),
+    ((rows, questions.WIDTH), "?"),
+  )
+  batch = questions.Rows(*(jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes))
+
+  def init(key):
+    return training.init_state(key, answerers.initial(config, key), optimizer)
+
+  state = jax.eval_shape(init, jax.random.key(0))
+  return training.build_update(answerers.answer_loss(model), optimizer, mesh=mesh), state, batch
+
+
+if __name__ == "__main__":
+  catalogue.run(sys.modules[__name__])

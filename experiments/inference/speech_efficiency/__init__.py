@@ -1,0 +1,1 @@
+"""Batches of utterances by duration and tokens, and decoders with fewer layers."""
