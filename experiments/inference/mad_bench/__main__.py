@@ -1,9 +1,9 @@
 """MAD-Bench: does a warning make a model see that a question assumes something false?
 
 A model answers questions about pictures, and learns as a skill of its own to verify what they
-assume. It has seen questions behind a warning, with check and answer, in three categories alone.
-In three others the parts are known and their combination is not: what the warning does there is
-compared with neutral words in its place, and with a bias towards objections.
+assume. It has seen questions behind a warning, with check and answer, in all categories but one. In
+this one the parts are known and their combination is not: what the warning does there is compared
+with neutral words in its place, and with a bias towards objections. Three take turns to be the one.
 """
 
 import dataclasses
@@ -29,9 +29,10 @@ BIASED, ALWAYS = "plain, tuned bias", "always object"
 METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS
 VERIFY = "verification"
 DECEPTIVE, CONTROL = "deceptive accuracy", "control accuracy"
-BASE, FULL = "captions and true premises", "three categories warned"
+BASE, EVERYWHERE = "captions and true premises", "all categories warned"
+ALL_BUT = {i: f"all but {data.CATEGORIES[i]} warned" for i in questions.HELD_OUT}
+# Where the warning never came with places.
 UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"
-EVERYWHERE = "all categories warned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config:
   num_questions: int = 64  # Fresh texts per update.
   learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
   verify: float = 0.25  # Share of questions for a verdict alone, in all categories.
-  warning: float = 0.25  # Share of questions behind the warning; all of them in three categories.
+  warning: float = 0.25  # Share of questions behind the warning.
   neutral: float = 0.05  # Share of questions behind neutral words.
   deceptive: float = 0.1  # Of plain questions after objects, share of those that are not there.
   captions: float = 0.2  # Share of texts of the base model that tell what there is.
@@ -69,30 +70,32 @@ def validate(config: Config) -> None:
   shares = "verify", "warning", "neutral", "deceptive", "captions"
   sizes.check_sizes(config, shares=shares)
   sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
-  check_range("the sum of shares", config.verify + 2 * config.warning + config.neutral, "[0, 1]")
+  check_range("the sum of shares", config.verify + 1.2 * config.warning + config.neutral, "[0, 1]")
 
 
 def mixes(config: Config) -> dict[str, dict[str, float]]:
   """What models learn, each from the base model on, as `questions.draw_mix` takes it."""
   shares = {name: getattr(config, name) for name in ("verify", "neutral", "deceptive")}
-  # Three of six categories have twice the share.
-  warned = {"warned": 2 * config.warning, "elsewhere": 0.0}
-  full = shares | warned | {"captions": 0.0, "fresh": 0.0}
+  every = shares | {"warned": config.warning, "captions": 0.0, "fresh": 0.0}
+  every["held_out"] = float(questions.NONE)
+  # Five of six categories have the whole share.
+  but = {i: every | {"warned": 1.2 * config.warning, "held_out": float(i)} for i in ALL_BUT}
   return {
-    FULL: full,
-    UNTOLD: full | {"deceptive": 0.0},
-    UNVERIFIED: full | {"verify": 0.0},
-    EVERYWHERE: full | {"warned": config.warning, "elsewhere": config.warning},
+    **{name: but[i] for i, name in ALL_BUT.items()},
+    UNTOLD: but[questions.SPATIAL] | {"deceptive": 0.0},
+    UNVERIFIED: but[questions.SPATIAL] | {"verify": 0.0},
+    EVERYWHERE: every,
   }
 
 
 def run(config: Config, context: Context) -> Results:
-  """Trains a base model, goes on with four mixes of questions, and asks in every way."""
+  """Trains a base model, goes on with every mix of questions, and asks in every way."""
   results, others = Results(), mixes(config)
   fit = functools.partial(answerers.fit, config)
   shape = jax.eval_shape(lambda: answerers.initial(config, jax.random.key(0)))
   start = np.zeros((context.seeds, training.num_params(shape)), np.float32)
-  base = dict.fromkeys(others[FULL], 0.0) | {"captions": config.captions, "fresh": 1.0}
+  base = others[EVERYWHERE] | dict.fromkeys(("verify", "neutral", "deceptive", "warned"), 0.0)
+  base |= {"captions": config.captions, "fresh": 1.0}
   found = grid(context, "base model", fit, start, [base])
   add(results, {name: x[:, 0] for name, x in found.items()}, BASE)
   found = grid(context, "answers", fit, found["params"][:, 0], [*others.values()])
@@ -110,8 +113,7 @@ def add(results: Results, found: dict[str, np.ndarray], mix: str) -> None:
       shares = dict(zip((CONTROL, DECEPTIVE), 100 * found["accuracy"][:, j, i].T))
       results.add({method: shares}, **where)
   for j, method in enumerate(METHODS):
-    values = {"harmonic mean": 100 * found["harmonic mean"][:, j]}
-    results.add({method: values}, training=mix)
+    results.add({method: {"harmonic mean": 100 * found["harmonic mean"][:, j]}}, training=mix)
   results.add({BIASED: {"bias": found["bias"]}}, training=mix)
   results.add({WARNING: {"McNemar's p": found["p value"]}}, training=mix)
   results.add({VERIFY: {"questions admitted": 100 * found["admitted"]}}, training=mix)
@@ -122,8 +124,12 @@ def claims(config: Config, results: Results) -> list[Claim]:
   names = data.CATEGORIES
 
   def of(method, quantity, categories):
-    where = {"method": method, "training": FULL}
-    values = [results.select(quantity, category=names[i], **where) for i in categories]
+    """Means, of a category that may be held out where it is, and of others over all trainings."""
+    values = [
+      results.select(quantity, method=method, training=training, category=names[i])
+      for i in categories
+      for training in ([ALL_BUT[i]] if i in ALL_BUT else ALL_BUT.values())
+    ]
     return np.mean(values, axis=0)
 
   able = [i for i in range(len(names)) if of(PLAIN, CONTROL, [i]).mean() >= 80]
@@ -140,7 +146,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   in_kept = len([i for i in kept if i in able])
   bounds = (
     ("plain true questions of 4 categories are answered in 80%", float(len(able)), 4, None),
-    ("2 of these are held out", float(in_kept), 2, None),
+    ("2 of these are held out in turn", float(in_kept), 2, None),
     ("premises of these are verified in 85%", of(VERIFY, "accuracy", kept), 85, None),
     ("plain false premises are noticed in at most 35%", of(PLAIN, DECEPTIVE, others), None, 35),
     ("those of the trained category in 70%", learned, 70, None),
@@ -150,7 +156,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   claim = functools.partial(compare, requires=requires)
   warned, plain = (of(method, DECEPTIVE, kept) for method in (WARNING, PLAIN))
   return [
-    claim("in categories never warned of, the warning resists 10 points more of false premises",
+    claim("in a category never warned of, the warning resists 10 points more of false premises",
           warned, plain, margin=10.0, headline=True, requires=[*requires, control],
           paper="doubles accuracy at best"),
     claim("plain true questions are answered 40 points more often than false ones are noticed",
@@ -164,20 +170,21 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 
 def figure(results: Results):
-  """Deceptive accuracy by category as bars, control accuracy as dots; held-out ones shaded."""
+  """Deceptive accuracy by category as bars, control accuracy as dots; held out where shaded."""
   figure, (ax,) = plots.panels(1, width=9.0, height=4.0)
   shown = PLAIN, NEUTRAL, BIASED, WARNING
-  for i, method in enumerate(shown):
-    places = np.arange(len(data.CATEGORIES)) + 0.2 * (i - 1.5)
+  training = lambda i: ALL_BUT.get(i, ALL_BUT[questions.SPATIAL])  # noqa: E731
+  for j, method in enumerate(shown):
+    places = np.arange(len(data.CATEGORIES)) + 0.2 * (j - 1.5)
     bars, dots = (
       [
-        results.select(quantity, method=method, training=FULL, category=category).mean()
-        for category in data.CATEGORIES
+        results.select(quantity, method=method, training=training(i), category=category).mean()
+        for i, category in enumerate(data.CATEGORIES)
       ]
       for quantity in (DECEPTIVE, CONTROL)
     )
     ax.bar(places, bars, width=0.18, label=method)
-    ax.plot(places, dots, "k.", label="true premises" if i == 0 else None)
+    ax.plot(places, dots, "k.", label="true premises" if j == 0 else None)
   for i in questions.HELD_OUT:
     ax.axvspan(i - 0.5, i + 0.5, color="gray", alpha=0.15, linewidth=0)
   ax.set_xticks(range(len(data.CATEGORIES)), data.CATEGORIES)
@@ -190,11 +197,8 @@ def abstract(config: Config, mesh):
   """An update of the model, for a dry run."""
   model, rows = answerers.network(config), config.num_questions
   optimizer = adamw_cosine(config.learning_rate, config.num_steps)
-  shapes = (
-    ((rows, 24, 24, 3), "f4"),
-    ((rows, questions.WIDTH), "i4"),
-    ((rows, questions.WIDTH), "?"),
-  )
+  text = rows, questions.WIDTH
+  shapes = ((rows, 24, 24, 3), "f4"), (text, "i4"), (text, "?")
   batch = questions.Rows(*(jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes))
 
   def init(key):

@@ -13,13 +13,7 @@ from experiments.inference.mad_bench.questions import KINDS, NEUTRAL, PLAIN, VER
 from experiments.kit.train import Trained, adamw_cosine, nan_unless, train
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data import PromptBatch
-from jaxlab.metrics.false_premises import (
-  ANSWER_END_TOKEN,
-  CHECK_TOKEN,
-  FAILS_TOKEN,
-  HOLDS_TOKEN,
-  NO_SUCH_TOKEN,
-)
+from jaxlab.metrics.false_premises import ANSWER_END_TOKEN, CHECK_TOKEN, NO_SUCH_TOKEN
 
 BIASES = np.linspace(0.0, 20.0, 81)  # Added to the logit of `no such`, to choose from.
 _POOL = 24  # Pictures drawn for each that is kept of a category.
@@ -93,8 +87,9 @@ def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
   tests = jax.lax.map(lambda key: draw_test(config, key), jax.random.split(test_key))
   found = jax.lax.map(lambda x: measure(config, trained.params, x), tests)
   parts = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(2))
+  scores = summary(*parts, setting["held_out"])
   return {
-    **nan_unless(trained.bad_step < 0, summary(*parts)),
+    **nan_unless(trained.bad_step < 0, scores),
     "admitted": jnp.mean(tests.valid),
     "params": flatten_util.ravel_pytree(trained.params)[0],
     "bad_step": trained.bad_step,
@@ -157,7 +152,7 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
     # As if every premise held: the judge then compares the answers token for token.
     right = PromptBatch(tokens, answers, jnp.ones(num, bool), None, None)
     judged = [*written[:_FORCED], forced[:, :num_new], always]
-    verdict = jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)
+    verdict = questions.verdicts(holds)
     logits = found.logits.reshape(len(asked), num, num_new, -1)[PLAIN, :, 0]
     is_objection = jnp.arange(logits.shape[-1])[None] == NO_SUCH_TOKEN
     best = jnp.max(jnp.where(is_objection, -jnp.inf, logits), axis=-1)
@@ -179,26 +174,32 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
   return jax.tree.map(lambda x: x.reshape(*shape[1:], *x.shape[1:]), found)
 
 
-def summary(validation: dict[str, chex.Array], test: dict[str, chex.Array]) -> dict[str, jax.Array]:
+def summary(
+  validation: dict[str, chex.Array], test: dict[str, chex.Array], held_out: chex.Numeric
+) -> dict[str, jax.Array]:
   """Accuracies of all ways to prompt, the bias of `no such` by validation; shares.
 
+  The category that is `held_out`, or all that ever are if it is none, chooses the bias.
+
   Returns:
-    "accuracy" `[methods, 6, 2]`, of true and of false premises; "harmonic mean" of both in the
-    held-out categories `[methods]`; "verified" `[6]`; "bias"; and "p value", that the warning
+    "accuracy" `[methods, 6, 2]`, of true and of false premises; "harmonic mean" of both in
+    the held-out category `[methods]`; "verified" `[6]`; "bias"; and "p value", that the warning
     changes nothing there.
   """
-  held_out = jnp.array(questions.HELD_OUT)
+  ever = jnp.array(questions.HELD_OUT)
+  is_held_out = (ever == held_out) | (held_out == questions.NONE)
 
   def with_bias(found, bias):
     exact = found["exact"]
     return jnp.where(found["margin"] <= bias, exact[:, :, _FORCED], exact[:, :, PLAIN])
 
   def report(correct):
-    """Of the held-out categories, `[6, 2, n]`."""
-    correct = correct[held_out]
+    """Of what is held out, `[6, 2, n]`."""
+    # Where one category is held out, it stands in the place of the others.
+    correct = correct[jnp.where(is_held_out, ever, held_out.astype(int))]
     category, false, _ = jnp.indices(correct.shape)
     return metrics.deception_report(
-      correct.ravel(), category.ravel(), false.ravel(), num_categories=len(held_out)
+      correct.ravel(), category.ravel(), false.ravel(), num_categories=len(ever)
     )
 
   biases = jnp.asarray(BIASES)
@@ -207,7 +208,8 @@ def summary(validation: dict[str, chex.Array], test: dict[str, chex.Array]) -> d
   exact = test["exact"]
   prompted = [exact[:, :, i] for i in (PLAIN, WARNING, NEUTRAL)]
   every = jnp.stack([*prompted, with_bias(test, bias), exact[:, :, -1]])
-  deceptive = every[:2, held_out, 1].reshape(2, -1)
+  # Equal answers to other categories do not count.
+  deceptive = (every[:2, ever, 1] & is_held_out[None, :, None]).reshape(2, -1)
   return {
     "accuracy": jnp.mean(every, axis=-1),
     "harmonic mean": jnp.stack([report(x).harmonic_mean for x in every]),

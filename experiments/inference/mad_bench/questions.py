@@ -9,17 +9,11 @@ import jax.numpy as jnp
 from jaxlab import data
 from jaxlab.data import SceneBatch
 from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPES
-from jaxlab.metrics.false_premises import (
-  ANSWER_END_TOKEN,
-  BLANK_TOKEN,
-  CHECK_TOKEN,
-  FAILS_TOKEN,
-  HOLDS_TOKEN,
-)
+from jaxlab.metrics import false_premises
 
 COUNT, EXISTENCE, ATTRIBUTE, BACKGROUND, SPATIAL, CONFUSION = range(len(data.CATEGORIES))
-WARNED = COUNT, EXISTENCE, ATTRIBUTE  # Categories whose questions come with the warning.
-HELD_OUT = BACKGROUND, SPATIAL, CONFUSION
+HELD_OUT = BACKGROUND, SPATIAL, CONFUSION  # Categories of which one is never warned of.
+NONE = -1
 PLAIN, WARNING, NEUTRAL, VERIFY = KINDS = range(4)
 _ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
 _NEUTRAL = tuple(_ID[word] for word in ("now", "here", "comes", "the", "next"))
@@ -82,6 +76,11 @@ def prompts(tokens: chex.Array) -> jax.Array:
   return jnp.stack([before(), warned, before(*_NEUTRAL), before(_ID["verify"])])
 
 
+def verdicts(holds: chex.Array) -> jax.Array:
+  """Words for premises that hold or do not."""
+  return jnp.where(holds, false_premises.HOLDS_TOKEN, false_premises.FAILS_TOKEN)
+
+
 def replies(answers: chex.Array, evidence: chex.Array, holds: chex.Array) -> jax.Array:
   """What is to be answered to every kind of prompt, `[4, b, 6]`; a check tells its evidence."""
 
@@ -89,9 +88,9 @@ def replies(answers: chex.Array, evidence: chex.Array, holds: chex.Array) -> jax
     words = jnp.concatenate(parts, axis=1)
     return jnp.pad(words, ((0, 0), (0, _NUM_ANSWER - words.shape[1])))
 
-  words = CHECK_TOKEN, evidence, jnp.where(holds, HOLDS_TOKEN, FAILS_TOKEN)
+  words = false_premises.CHECK_TOKEN, evidence, verdicts(holds)
   check = jnp.stack([jnp.broadcast_to(word, holds.shape) for word in words], axis=1)
-  end = jnp.full_like(answers[:, :1], ANSWER_END_TOKEN)
+  end = jnp.full_like(answers[:, :1], false_premises.ANSWER_END_TOKEN)
   plain = wide(answers)
   return jnp.stack([plain, wide(check, answers), plain, wide(check, end)])
 
@@ -101,13 +100,13 @@ def packed(prompt: chex.Array, reply: chex.Array) -> tuple[jax.Array, jax.Array]
   place = jnp.arange(WIDTH)[None] - prompt_lengths(prompt)[:, None]
   prompt = jnp.pad(prompt, ((0, 0), (0, _NUM_ANSWER)))
   shifted = jnp.take_along_axis(reply, jnp.clip(place, 0, _NUM_ANSWER - 1), axis=1)
-  inside = (place >= 0) & (place < _NUM_ANSWER) & (shifted != BLANK_TOKEN)
+  inside = (place >= 0) & (place < _NUM_ANSWER) & (shifted != false_premises.BLANK_TOKEN)
   return jnp.where(inside, shifted, prompt), inside
 
 
 def prompt_lengths(prompt: chex.Array) -> jax.Array:
   """Words of each prompt, `[b]`."""
-  return jnp.sum(prompt != BLANK_TOKEN, axis=1)
+  return jnp.sum(prompt != false_premises.BLANK_TOKEN, axis=1)
 
 
 def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
@@ -143,8 +142,8 @@ def draw_mix(key, batch_size: int, setting, *, pixels: bool = False) -> Rows:
     batch_size: rows b.
     pixels: as of `look`.
     setting: shares that may be traced: of `captions`; of questions to `verify`, and of those behind
-      `neutral` words; of those behind the warning in the categories that are `warned` and
-      `elsewhere`; and of plain questions after things that are not there, `deceptive`.
+      `neutral` words; of those behind the warning, `warned`, but for the category with the number
+      `held_out`; and of plain questions after things that are not there, `deceptive`.
 
   Returns:
     The `Rows`.
@@ -152,8 +151,7 @@ def draw_mix(key, batch_size: int, setting, *, pixels: bool = False) -> Rows:
   scene_key, ask_key, caption_key, kind_key, false_key = jax.random.split(key, 5)
   scenes = data.sample_grid_scenes(scene_key, batch_size)
   asked = ask(ask_key, scenes)
-  is_warned = jnp.any(asked.category[:, None] == jnp.array(WARNED)[None], axis=1)
-  warning = jnp.where(is_warned, setting["warned"], setting["elsewhere"])
+  warning = jnp.where(asked.category == setting["held_out"], 0.0, setting["warned"])
   place = jax.random.uniform(kind_key, (batch_size,)) - setting["verify"]
   kind = jnp.where(place < warning + setting["neutral"], NEUTRAL, PLAIN)
   kind = jnp.where(place < 0, VERIFY, jnp.where(place < warning, WARNING, kind))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from experiments.inference.rain import dialogues as texts
 from experiments.inference.rain.dialogues import REQUEST, Dialogues
 from experiments.kit.language_models import decoder, fit_decoder, respond
+from experiments.kit.verifiers import ErrorRates, flip_verdicts
 from jaxlab import models, samplers
 
 ORDINARY, ATTACKED = "ordinary", "attacked"
@@ -80,12 +81,8 @@ def settle(config, key, search: Search, verdicts, rows) -> jax.Array:
   A judge that learns from true labels hardly errs here, so that some verdicts are turned over.
   """
   truth = jnp.where(texts.is_harmful(config, rows), -1.0, 1.0)
-  verdicts = jnp.where(search.perfect, truth, verdicts)
-  mixed = jnp.zeros(len(rows), jnp.uint32)
-  for column in rows.T.astype(jnp.uint32):
-    mixed = (mixed ^ column) * jnp.uint32(16777619)
-  draws = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(mixed)
-  return jnp.where(draws < search.flips, -verdicts, verdicts)
+  rates = ErrorRates(search.flips, search.flips)
+  return flip_verdicts(key, jnp.where(search.perfect, truth, verdicts), rates, texts=rows)
 
 
 def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:

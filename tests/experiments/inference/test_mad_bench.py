@@ -12,8 +12,8 @@ from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPE
 
 CONFIG = PRESETS["smoke"]
 ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
-NAMES = "captions", "verify", "neutral", "warned", "elsewhere", "deceptive"
-MIX = dict.fromkeys(NAMES, 0.0)
+NAMES = "captions", "verify", "neutral", "warned", "deceptive"
+MIX = dict.fromkeys(NAMES, 0.0) | {"held_out": float(questions.NONE)}
 _draw_mix = jax.jit(questions.draw_mix, static_argnums=1)
 
 
@@ -102,14 +102,19 @@ def test_checks_tell_what_is_there():
   assert seen > 50 and len(kinds) == 2
 
 
-def test_warnings_stand_before_three_categories_unless_all_are_meant():
-  held_out = {*SCENE_BACKGROUNDS, "left of", "right of", "above", "below", "real"}
-  for elsewhere in (0.0, 1.0):
-    rows = draw_mix(1, 60, MIX | {"warned": 1.0, "elsewhere": elsewhere})
+def test_warnings_stand_before_all_categories_but_one_that_is_held_out():
+  of_category = {
+    questions.BACKGROUND: {*SCENE_BACKGROUNDS},
+    questions.SPATIAL: {"left of", "right of", "above", "below"},
+    questions.CONFUSION: {"real"},
+  }
+  for held_out in (questions.NONE, *questions.HELD_OUT):
+    rows = draw_mix(1, 60, MIX | {"warned": 1.0, "held_out": float(held_out)})
     warned = rows.tokens[rows.tokens[:, 0] == ID["beware:"]]
-    assert len(warned) > 50 if elsewhere else 20 < len(warned) < 50
-    found = held_out & {word for row in warned for word in words(row)}
-    assert bool(found) == bool(elsewhere)
+    assert len(warned) > 50 if held_out == questions.NONE else 40 < len(warned) < 58
+    found = {word for row in warned for word in words(row)}
+    for category, its_words in of_category.items():
+      assert bool(its_words & found) == (category != held_out)
     share = np.mean([ID["does not"] in row for row in warned.tolist()])
     assert 0.25 < share < 0.75
 
@@ -138,7 +143,7 @@ def test_a_model_that_always_objects_is_right_on_false_premises_alone(pixels):
     test = answerers.draw_test(config, jax.random.key(3))
     params = answerers.initial(config, jax.random.key(4))
     found = answerers.measure(config, params, test)
-    return test, found, answerers.summary(found, found)
+    return test, found, answerers.summary(found, found, np.float32(questions.NONE))
 
   test, found, summary = jax.device_get(answer())
   assert np.all(test.valid)
@@ -161,7 +166,8 @@ def test_the_bias_is_chosen_on_validation():
   found["exact"][:, 0, questions.PLAIN] = found["exact"][:, 1, 4] = True
   found["exact"][:, 1, questions.WARNING] = rng.random((6, num)) < 0.5
   found["margin"][:, 0] += 3
-  summary = jax.device_get(jax.jit(answerers.summary)(found, found))
+  summarize = jax.jit(answerers.summary)
+  summary = jax.device_get(summarize(found, found, np.float32(questions.NONE)))
   assert 1.5 < summary["bias"] <= 3
   held_out = list(questions.HELD_OUT)
   accuracy = np.asarray(summary["accuracy"])[:, held_out]
@@ -172,3 +178,10 @@ def test_the_bias_is_chosen_on_validation():
   expected = special.erfc(np.sqrt(gained / 2))
   np.testing.assert_allclose(summary["p value"], expected, rtol=1e-4)
   assert np.all(summary["verified"] == 1)
+  # One category alone: what its objections to false premises gain, its bias is chosen for.
+  one = questions.SPATIAL
+  found["margin"][one] += 5
+  summary = jax.device_get(summarize(found, found, np.float32(one)))
+  assert 6.5 < summary["bias"] <= 8
+  expected = special.erfc(np.sqrt(found["exact"][one, 1, questions.WARNING].sum() / 2))
+  np.testing.assert_allclose(summary["p value"], expected, rtol=1e-4)
