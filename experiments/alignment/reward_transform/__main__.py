@@ -50,10 +50,10 @@ class Config(dialogue.DialogueSizes):
   scale_ranges: tuple[float, ...] = (3.0, 10.0)  # Of two properties together, and of one alone.
   stored: int = 100  # Those of them whose rewards transformations know.
   judged: int = 128  # Fresh responses of a policy to a prompt that are judged.
-  pairs: int = 4000  # Comparisons that a reward model learns from.
+  pairs: int = 16_000  # Comparisons that a reward model learns from.
   validation_pairs: int = 500  # Others to choose its update on.
-  reward_updates: int = 1000  # Updates of a reward model.
-  reward_eval: int = 50  # Updates between its evaluations; divides reward_updates.
+  reward_updates: int = 3000  # Updates of a reward model.
+  reward_eval: int = 150  # Updates between its evaluations; divides reward_updates.
   reward_batch: int = 128  # Comparisons per update.
   reward_rate: float = 3e-3  # AdamW with a cosine to 0.
   reward_decay: float = 0.1  # Its weight decay.
