@@ -55,7 +55,7 @@ def by_name(path: pathlib.Path) -> str:
 
 
 def test_there_are_notebooks():
-  assert {"adaptation", "alignment", "compose", "language", "pfn"} <= {
+  assert {"adaptation", "alignment", "compose", "inference_scaling", "language", "pfn"} <= {
     path.stem for path in NOTEBOOKS
   }
 

@@ -56,6 +56,7 @@ def decoder(config) -> models.DecoderLM:
   """The decoder of texts and backspaces."""
   width, num_layers = config.decoder
   sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": config.num_heads}
+  sizes["family"] = "gpt2"  # With learned positions.
   return language_models.decoder(texts.backspace(config) + 1, 1 + config.max_actions, **sizes)
 
 
