@@ -11,8 +11,9 @@ accepts, and rewinds; nudging lets a small aligned model write where the model i
 adaptive lets a small model write where it is certain; speculative draws as the model does, with
 drafts of a small one. `jaxlab score SAMPLES.jsonl` scores the file.
 
-FILE.jsonl has the column prompt, text or messages, and others, which are copied; one of them may be
-answer. A line that cannot be used is named and left out. SAMPLES.jsonl gets an object a line:
+FILE.jsonl has the column prompt, which holds text or messages, and others, which are copied; one of
+them may be answer. A line that cannot be used is named and left out. SAMPLES.jsonl gets an object a
+line:
 
   samples, answers   texts, and what --pattern finds in each: its first group at the last match
   votes, confidence  samples with the same answer; majority: their share, rpc: that in the
