@@ -13,7 +13,7 @@ import sys
 import jax
 
 from experiments import catalogue
-from experiments.alignment.rl_incorrect_data import tasks
+from experiments.alignment.rl_incorrect_data import policy, tasks
 from experiments.alignment.rl_incorrect_data.rows import CRITICAL
 from experiments.alignment.rl_incorrect_data.tasks import FEWER, RFT, SFT, STEPS, UNLEARN
 from experiments.kit import chains as kit
@@ -153,7 +153,7 @@ def figure(results: Results):
 def abstract(config: Config, mesh):
   """An update on weighted steps, for a dry run."""
   chains = data.ModularChainConfig(config.modulus[0], config.num_terms[0], verbose=False)
-  model, rows = kit.network(chains, config.decoder), config.batch_size
+  model, rows = policy.network(config, chains), config.batch_size
   widths = model.config.max_positions, chains.num_terms - 1, chains.num_terms - 1
   shapes = (jax.ShapeDtypeStruct((rows, n), t) for n, t in zip(widths, ("i4", "f4", "f4")))
   batch = kit.Steps(*shapes)

@@ -11,12 +11,17 @@ from experiments.kit import chains as kit
 from experiments.kit.alignment import Pairs, pair_log_probs, pair_loss
 from experiments.kit.language_models import fit_decoder, respond, search_decoder
 from experiments.kit.train import Trained
-from jaxlab import losses
+from jaxlab import losses, models
+
+
+def network(config, chains) -> models.DecoderLM:
+  """The decoder; positions are learned."""
+  return kit.network(chains, config.decoder, family="gpt2")
 
 
 def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
   """Trains a new policy on the corpus; gives its `params` and measurements."""
-  model, corpus = kit.network(chains, config.decoder), problems.corpus
+  model, corpus = network(config, chains), problems.corpus
   every = jnp.ones((len(corpus), chains.num_terms - 1))
   sizes = {"num_steps": len(corpus) // config.base_texts, "batch_size": config.base_texts}
   loss = kit.step_loss(model, chains, beta=config.beta)
@@ -28,23 +33,16 @@ def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
 
 def search(config, chains, key, start, rows, problems: Problems) -> dict[str, Any]:
   """Trains on `Steps`, or on `Pairs` with `start` as reference; rate and update by validation."""
-  model = kit.network(chains, config.decoder)
+  model = network(config, chains)
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
   if isinstance(rows, Pairs):
     loss = pair_loss(model, functools.partial(losses.dpo_loss, beta=config.beta))
     rows = rows, pair_log_probs(model, start, rows)
-  params, chosen = search_decoder(
-    key,
-    model,
-    rows,
-    learning_rates=config.learning_rates,
-    num_steps=config.num_steps,
-    num_evaluations=config.num_evaluations,
-    validate=lambda params: kit.greedy_accuracy(model, params, chains, *problems.validation),
-    batch_size=config.batch_size,
-    loss_fn=loss,
-    start=Trained(start, {}),
-  )
+  names = "learning_rates", "num_steps", "num_evaluations", "batch_size"
+  options = {name: getattr(config, name) for name in names}
+  validate = lambda params: kit.greedy_accuracy(model, params, chains, *problems.validation)  # noqa: E731
+  options |= {"validate": validate, "loss_fn": loss, "start": Trained(start, {})}
+  params, chosen = search_decoder(key, model, rows, **options)
   chosen = {f"chosen/{name}": value for name, value in chosen.items()}
   return {"params": params, **chosen, **measure(model, params, chains, problems)}
 
@@ -65,7 +63,7 @@ def sample(config, chains, key, params, problems: Problems) -> dict[str, jax.Arr
   """Samples solutions; `correct` answers, `right` steps, and those that `met` a misconception."""
   prompts = problems.train.tokens[:, : chains.prompt_length]
   sizes = {"num_samples": config.num_samples, "max_new_tokens": chains.response_length}
-  rollout = respond(key, kit.network(chains, config.decoder), params, prompts, **sizes)
+  rollout = respond(key, network(config, chains), params, prompts, **sizes)
   parsed = kit.parse(chains, rollout.tokens)
   places = kit.entries(chains, rollout.tokens, parsed.steps)
   return {
@@ -79,12 +77,11 @@ def sample(config, chains, key, params, problems: Problems) -> dict[str, jax.Arr
 
 def complete(config, chains, key, params, texts) -> dict[str, jax.Array]:
   """Completions of all prefixes of texts, as `complete_prefixes` gives them."""
-  model, sizes = kit.network(chains, config.decoder), {"num_rollouts": config.num_rollouts}
-  return kit.complete_prefixes(key, model, params, chains, texts, **sizes)
+  sizes = {"num_rollouts": config.num_rollouts}
+  return kit.complete_prefixes(key, network(config, chains), params, chains, texts, **sizes)
 
 
 def replace(config, chains, key, params, texts, step) -> dict[str, jax.Array]:
   """Other steps in the place of one, and completions after them, as of `replace_steps`."""
-  model, sizes = kit.network(chains, config.decoder), {"num_rollouts": config.num_rollouts}
-  sizes["num_candidates"] = config.num_candidates
-  return kit.replace_steps(key, model, params, chains, texts, step, **sizes)
+  sizes = {name: getattr(config, name) for name in ("num_rollouts", "num_candidates")}
+  return kit.replace_steps(key, network(config, chains), params, chains, texts, step, **sizes)
