@@ -154,7 +154,8 @@ def abstract(config: Config, mesh):
   """An update on weighted steps, for a dry run."""
   chains = data.ModularChainConfig(config.modulus[0], config.num_terms[0], verbose=False)
   model, rows = policy.network(config, chains), config.batch_size
-  widths = model.config.max_positions, chains.num_terms - 1, chains.num_terms - 1
+  length = chains.prompt_length + chains.response_length
+  widths = length, chains.num_terms - 1, chains.num_terms - 1
   shapes = (jax.ShapeDtypeStruct((rows, n), t) for n, t in zip(widths, ("i4", "f4", "f4")))
   batch = kit.Steps(*shapes)
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from experiments.alignment.rl_incorrect_data.problems import Problems
 from experiments.kit import chains as kit
 from experiments.kit.alignment import Pairs, pair_log_probs, pair_loss
-from experiments.kit.language_models import fit_decoder, respond, search_decoder
+from experiments.kit.language_models import decoder, fit_decoder, respond, search_decoder
 from experiments.kit.train import Trained
 from jaxlab import losses, models
 
 
 def network(config, chains) -> models.DecoderLM:
-  """The decoder; positions are learned."""
-  return kit.network(chains, config.decoder, family="gpt2")
+  """The decoder; positions are learned, those behind a text for completions of its prefixes."""
+  (width, num_layers), length = config.decoder, chains.prompt_length + 2 * chains.response_length
+  sizes = {"hidden_size": width, "num_layers": num_layers, "family": "gpt2"}
+  return decoder(chains.vocab_size, length, **sizes)
 
 
 def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:

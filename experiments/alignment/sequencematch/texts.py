@@ -13,7 +13,7 @@ from jaxlab.data.reasoning import EOS_TOKEN, EQUALS_TOKEN, PAD_TOKEN
 from jaxlab.samplers import BacktrackingOutput, DecodeFns
 
 NUM_OPERATORS, _FIRST_OPERATOR = 3, EOS_TOKEN + 1
-_FIRST_NUMBER = _FIRST_OPERATOR + NUM_OPERATORS
+FIRST_NUMBER = _FIRST_OPERATOR + NUM_OPERATORS
 START = PAD_TOKEN  # The prompt of all texts.
 SLACK = 2  # Tokens that a text may have beyond a right one's.
 
@@ -54,7 +54,7 @@ def draw_texts(config, key: chex.PRNGKey, num_texts: int) -> Texts:
   pool_key, keep_key = jax.random.split(key)
   pool = int(2 * num_texts / odds.mean()) + 64
   tokens = data.modular_chain_batch(pool_key, chains(config), pool).tokens
-  first = tokens[:, 0] - _FIRST_NUMBER, tokens[:, 1] - _FIRST_OPERATOR
+  first = tokens[:, 0] - FIRST_NUMBER, tokens[:, 1] - _FIRST_OPERATOR
   kept = jax.random.bernoulli(keep_key, jnp.asarray(odds)[first])
   tokens = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=START)[jnp.argsort(~kept)[:num_texts]]
   return Texts(tokens, jnp.broadcast_to((jnp.arange(tokens.shape[1]) > 0) * 1.0, tokens.shape))
@@ -63,8 +63,8 @@ def draw_texts(config, key: chex.PRNGKey, num_texts: int) -> Texts:
 def forms(config) -> np.ndarray:
   """Which tokens may stand at a place by the form of texts, bool `[L + slack, v]`."""
   n, tokens = config.num_terms, np.arange(backspace(config) + 1)
-  numbers = (tokens >= _FIRST_NUMBER) & (tokens < backspace(config))
-  operators = (tokens >= _FIRST_OPERATOR) & (tokens < _FIRST_NUMBER)
+  numbers = (tokens >= FIRST_NUMBER) & (tokens < backspace(config))
+  operators = (tokens >= _FIRST_OPERATOR) & (tokens < FIRST_NUMBER)
   rows = [numbers if place % 2 == 0 else operators for place in range(2 * n - 1)]
   rows += [tokens == EQUALS_TOKEN, *[numbers] * (n - 1), tokens == EOS_TOKEN]
   return np.stack(rows + [tokens < 0] * SLACK)
@@ -84,13 +84,13 @@ def allowed(config, text: chex.Array, place: chex.Array) -> jax.Array:
   shown = jnp.where(step == 0, text[0], text[2 * n - 1 + step])
   read = (
     text[2 * step + 1] - _FIRST_OPERATOR,
-    shown - _FIRST_NUMBER,
-    text[2 * step + 2] - _FIRST_NUMBER,
+    shown - FIRST_NUMBER,
+    text[2 * step + 2] - FIRST_NUMBER,
   )
   # What is malformed has no result; negative indices would count from the end.
   read = (jnp.where(index < 0, config.modulus + NUM_OPERATORS, index) for index in read)
   result = jnp.asarray(table).at[tuple(read)].get(mode="fill", fill_value=-1)
-  is_value = (jnp.arange(backspace(config) + 1) == _FIRST_NUMBER + result) & (result >= 0)
+  is_value = (jnp.arange(backspace(config) + 1) == FIRST_NUMBER + result) & (result >= 0)
   return jnp.asarray(forms(config))[place] & (is_value | ~is_result(config, place))
 
 
@@ -147,7 +147,7 @@ def describe(config, samples: BacktrackingOutput) -> dict[str, jax.Array]:
   right = whole & jnp.all(jnp.take_along_axis(right, texts[..., None], axis=2), axis=(1, 2))
   formed = jnp.asarray(forms(config))[places[None], texts]
   law = first_law(config)
-  cells = (texts[:, 0] - _FIRST_NUMBER) * NUM_OPERATORS + texts[:, 1] - _FIRST_OPERATOR
+  cells = (texts[:, 0] - FIRST_NUMBER) * NUM_OPERATORS + texts[:, 1] - _FIRST_OPERATOR
   begun = formed[:, 0] & formed[:, 1]
   shares = jnp.mean((cells[:, None] == jnp.arange(law.size)) & begun[:, None], axis=0)
   found = {
@@ -157,7 +157,7 @@ def describe(config, samples: BacktrackingOutput) -> dict[str, jax.Array]:
     "actions": jnp.mean(samples.num_actions),
     "tokens": jnp.mean(samples.lengths),
   }
-  for name, token in zip(("plus", "minus", "times"), range(_FIRST_OPERATOR, _FIRST_NUMBER)):
+  for name, token in zip(("plus", "minus", "times"), range(_FIRST_OPERATOR, FIRST_NUMBER)):
     here = texts[:, 1] == token
     found[f"valid, first operator {name}"] = jnp.sum(right & here) / jnp.sum(here)
   return found

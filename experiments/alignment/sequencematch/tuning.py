@@ -53,10 +53,9 @@ class Rows(NamedTuple):
 
 
 def decoder(config) -> models.DecoderLM:
-  """The decoder of texts and backspaces."""
-  width, num_layers = config.decoder
-  sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": config.num_heads}
-  sizes["family"] = "gpt2"  # With learned positions.
+  """The decoder of texts and backspaces; positions are learned."""
+  names = "hidden_size", "num_layers", "num_heads", "family"
+  sizes = dict(zip(names, (*config.decoder, config.num_heads, "gpt2")))
   return language_models.decoder(texts.backspace(config) + 1, 1 + config.max_actions, **sizes)
 
 
@@ -74,12 +73,16 @@ def lay_out_samples(config, samples: BacktrackingOutput) -> Rows:
 
 
 def lay_out_texts(config, key: chex.PRNGKey, rows: Texts, arm: Arm) -> Rows:
-  """Texts as `Rows`, with corrections before some of their tokens if the arm has them."""
+  """Texts as `Rows`, with corrections before some of their results if the arm has them."""
   tokens, token, most = rows.tokens[:, 1:], texts.backspace(config), config.max_actions
   insert_key, wrong_key = jax.random.split(key)
-  insert = jax.random.bernoulli(insert_key, config.correction_rate, tokens.shape)
-  # Any other token, but not the start.
-  wrong = 1 + (tokens + jax.random.randint(wrong_key, tokens.shape, 0, token - 2)) % (token - 1)
+  # Before results, where a wrong value can be told; any other number is as right as the next.
+  rate = config.correction_rate * texts.is_result(config, jnp.arange(tokens.shape[1]))
+  insert = jax.random.bernoulli(insert_key, rate, tokens.shape)
+  values = (
+    tokens - texts.FIRST_NUMBER + jax.random.randint(wrong_key, tokens.shape, 1, config.modulus)
+  )
+  wrong = texts.FIRST_NUMBER + values % config.modulus
   sizes, insert = jnp.full(len(tokens), tokens.shape[1]), insert & (arm.corrections > 0)
   corrected = samplers.insert_corrections(tokens, sizes, insert, wrong, backspace_token_id=token)
   actions, weights = (array[:, :most] for array in corrected[:2])
@@ -194,9 +197,9 @@ def fit_likelihood(config, samplings: Sampling, key) -> dict[str, Any]:
   """Texts, parameters of maximum likelihood, and measures of samples drawn in stacked ways."""
   data_key, fit_key, *keys = jax.random.split(key, 4)
   rows = texts.draw_texts(config, data_key, config.num_texts)
-  sizes = {"num_steps": config.num_steps, "batch_size": config.batch_size}
-  rate = config.learning_rate
-  fitted = language_models.fit_decoder(fit_key, decoder(config), rows, learning_rate=rate, **sizes)
+  names = "num_steps", "batch_size", "learning_rate"
+  sizes = {name: getattr(config, name) for name in names}
+  fitted = language_models.fit_decoder(fit_key, decoder(config), rows, **sizes)
   found = {"texts": rows._asdict(), "params": fitted.params}
   nums = {"selecting": config.num_selecting, "judged": config.num_judged}
   for key, (name, num) in zip(keys, nums.items()):

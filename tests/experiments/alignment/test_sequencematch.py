@@ -12,7 +12,7 @@ from experiments.alignment.sequencematch.tuning import Arm
 from jaxlab import data, losses, samplers
 from jaxlab.samplers import BacktrackingOutput
 
-CONFIG = dataclasses.replace(PRESETS["smoke"], num_terms=3, max_actions=14, correction_rate=0.4)
+CONFIG = dataclasses.replace(PRESETS["smoke"], num_terms=3, max_actions=14, correction_rate=0.8)
 CHAINS, SIZE, BACK = texts.chains(CONFIG), texts.length(CONFIG), texts.backspace(CONFIG)
 KEY, N = jax.random.key(0), 300
 PROBLEM = 2 * CONFIG.num_terms
@@ -126,7 +126,7 @@ def test_errors_of_backspaces_match_a_loop():
   assert abs(float(found[tuning.LOWEST]) - (1 - np.mean(tokens))) < 0.2
 
 
-def test_corrections_insert_other_tokens_and_without_penalty_it_is_the_likelihood():
+def test_corrections_insert_other_results_and_without_penalty_it_is_the_likelihood():
   rows = texts.Texts(np.pad(RIGHT, ((0, 0), (1, 0)))[:8], None)
   arm = Arm(corrections=1.0, backspace=1.0)
 
@@ -145,6 +145,10 @@ def test_corrections_insert_other_tokens_and_without_penalty_it_is_the_likelihoo
   np.testing.assert_array_equal(np.asarray(undone.tokens)[ended, :SIZE], RIGHT[:8][ended])
   pairs = wrong[:, :-2] & real[:, 2:]
   assert (actions[:, :-2][pairs] != actions[:, 2:][pairs]).all()
+  # They are values in the place of results, and there alone.
+  assert set(actions[wrong]) <= set(range(texts.FIRST_NUMBER, BACK))
+  places = np.asarray(found.layout.positions)[:, 1:] - 1
+  assert set(places[wrong]) == {PROBLEM, PROBLEM + 1}
 
   @jax.jit
   def both(params):
