@@ -27,21 +27,21 @@ def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
   every = jnp.ones((len(corpus), chains.num_terms - 1))
   sizes = {"num_steps": len(corpus) // config.base_texts, "batch_size": config.base_texts}
   loss = kit.step_loss(model, chains, beta=config.beta)
-  params = fit_decoder(
-    key, model, kit.Steps(corpus, 0 * every, every), loss_fn=loss, **sizes
-  ).params
+  texts = kit.Steps(corpus, 0 * every, every)
+  params = fit_decoder(key, model, texts, loss_fn=loss, **sizes).params
   return {"params": params, **measure(model, params, chains, problems)}
 
 
-def search(config, chains, key, start, rows, problems: Problems) -> dict[str, Any]:
+def search(config, chains, key, start, rows, problems: Problems, *, num_steps) -> dict[str, Any]:
   """Trains on `Steps`, or on `Pairs` with `start` as reference; rate and update by validation."""
   model = network(config, chains)
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
+  options = {"num_steps": num_steps, "learning_rates": config.learning_rates}
+  options |= {name: getattr(config, name) for name in ("num_evaluations", "batch_size")}
   if isinstance(rows, Pairs):
     loss = pair_loss(model, functools.partial(losses.dpo_loss, beta=config.beta))
     rows = rows, pair_log_probs(model, start, rows)
-  names = "learning_rates", "num_steps", "num_evaluations", "batch_size"
-  options = {name: getattr(config, name) for name in names}
+    options["learning_rates"] = config.preference_rates
   validate = lambda params: kit.greedy_accuracy(model, params, chains, *problems.validation)  # noqa: E731
   options |= {"validate": validate, "loss_fn": loss, "start": Trained(start, {})}
   params, chosen = search_decoder(key, model, rows, **options)

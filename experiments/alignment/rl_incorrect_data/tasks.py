@@ -37,6 +37,7 @@ class Task:
     draw = functools.partial(draw_problems, author, counts, other_corpus=name == FEWER)
     self.problems: Problems = stack_seeds(draw, context.seed_numbers)
     self.config, self.name, self._context = config, name, context
+    self.search = functools.partial(policy.search, num_steps=config.num_steps[i])
 
   def stage(self, name: str, function, *arguments):
     """`function(config, chains, key, *arguments of the seed)` for all seeds."""
@@ -101,13 +102,12 @@ def unlearn(task: Task, results: Results) -> None:
   results.add({SFT: percent(start) | checks(task, found)}, task=UNLEARN)
   fits = {}
   for method, of_method in learned.items():
-    fits[method] = stage(method, policy.search, start["params"], of_method, problems)
-    tokens = {COST: cost.get(method, 0.0)}
-    results.add({method: percent(fits[method], **tokens)}, task=UNLEARN)
+    fits[method] = stage(method, task.search, start["params"], of_method, problems)
+    results.add({method: percent(fits[method], **{COST: cost.get(method, 0.0)})}, task=UNLEARN)
   now, drawn, right = fits[RFT], cost[RFT], functools.partial(rows.right_solutions, size)
   for i in range(2, task.config.num_rounds + 1):
     samples = stage(f"samples {i}", policy.sample, now["params"], problems)
-    now = stage(f"RFT {i}", policy.search, now["params"], by_seed(right, samples), problems)
+    now = stage(f"RFT {i}", task.search, now["params"], by_seed(right, samples), problems)
     drawn = drawn + samples[COST]
     results.add({ROUNDS: percent(now, **{COST: drawn})}, task=UNLEARN, round=i)
 
@@ -137,19 +137,18 @@ def need_fewer(task: Task, results: Results) -> None:
   errors, own = [], {}
   for num in config.text_sizes:
     texts = by_seed(every, problems.train.tokens[:, :num])
-    start = task.stage(f"{SFT} {num}", policy.search, base, texts, problems)
+    start = task.stage(f"{SFT} {num}", task.search, base, texts, problems)
     errors.append(1 - start["accuracy"])
     results.add({SFT: percent(start, error=100 * errors[-1])}, task=FEWER, problems=num)
     if num in config.own_sizes:
       few = problems._replace(train=Texts(*(x[:, :num] for x in problems.train)))
       learned, *_ = own_rows(task, str(num), start["params"], few, (CRITICAL,))
       for method in (RFT, STEPS[CRITICAL]):
-        stage = f"{method} {num}"
-        own[method, num] = task.stage(
-          stage, policy.search, start["params"], learned[method], problems
-        )
+        inputs = start["params"], learned[method], problems
+        own[method, num] = task.stage(f"{method} {num}", task.search, *inputs)
   for (method, num), fit in own.items():
     needed, beyond = amount_needed(config.text_sizes, np.stack(errors, 1), 1 - fit["accuracy"])
     more = {"doublings": np.log2(needed / num), "beyond the grid": 100.0 * beyond}
-    more["error"] = 100 * (1 - fit["accuracy"])
-    results.add({method: percent(fit, **more)}, task=FEWER, problems=num)
+    results.add(
+      {method: percent(fit, error=100 * (1 - fit["accuracy"]), **more)}, task=FEWER, problems=num
+    )
