@@ -2,6 +2,7 @@ r"""Scores a file of samples: coverage, votes and verifiers by the number of sam
 
   jaxlab score SAMPLES.jsonl
   jaxlab score SAMPLES.jsonl --ks=1,10,100 --output=DIR/name
+  jaxlab score RPC.jsonl --others=RAIN.jsonl,ADAPTIVE.jsonl
 
 SAMPLES.jsonl is what `jaxlab sample` wrote, or another sampler: an object a line with the columns
 prompt, samples (a list) and correct (a list of true and false). Columns that it may have too:
@@ -11,6 +12,7 @@ prompt, samples (a list) and correct (a list of true and false). Columns that it
   verdict                a list of what a verifier gives: its errors, the best of k samples by it,
                          and the reward of the first that it accepts, by the number of attempts
   chosen                 {"index": i}, or null: accuracy of the choice
+  cost                   {"flops": f} of all samples: with --others, accuracy against cost
 
 Values at k are means over all subsets of k samples (votes: over random ones), and coverage comes
 with a 95% interval over prompts. A line that cannot be used is named and left out. OUTPUT.json gets
@@ -39,6 +41,7 @@ from jaxlab.experiment import UsageError, workdir
 REQUIRED = ("file",)
 POSITIONAL = "file"
 _SECONDS = 10  # Between lines of progress.
+_BLOCK = 64  # Prompts of one call of rpc.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Config:
   file: str = ""  # JSONL file (or .jsonl.gz, .json, .parquet) of samples.
   output: str | None = None  # Beginning of the names of what is written; none: FILE.scores.
   ks: tuple[int, ...] = ()  # Numbers of samples; none: 1, 2, 4, ... and all.
+  others: tuple[str, ...] = ()  # More files, to draw the accuracy of all against their cost.
   num_samples: int | None = None  # Samples of a line that count; none: as many as every line has.
   num_subsets: int = 100  # Random subsets of samples of a prompt that vote; of rpc a tenth.
   accept: float = 0.5  # Least verdict of a sample that the verifier accepts.
@@ -76,7 +80,15 @@ def run(config: Config) -> int:
   Raises:
     UsageError: if the file cannot be scored or the output cannot be written.
   """
-  lines, faults = rows.read_usable(config.file, scored_files.parse_line, flag="FILE")
+  read = functools.partial(rows.read_usable, parse=scored_files.parse_line)
+  lines, faults = read(config.file, flag="FILE")
+  points = {}
+  if config.others:
+    points[config.file] = scored_files.as_point("FILE", lines)
+    for path in config.others:
+      others, left_out = read(path, flag="--others")
+      rows.tell_faults(left_out)
+      points[path] = scored_files.as_point("--others", others)
   lines, short, num_samples = scored_files.choose_size(lines, config.num_samples)
   faults += short
   rows.tell_faults(faults)
@@ -86,6 +98,7 @@ def run(config: Config) -> int:
   scores = {"prompts": len(lines), "left_out": faults, "num_samples": num_samples}
   scores |= {"longer": longer, "missing": pool.missing, "ks": ks}
   scores |= _scores(config, pool, ks)
+  scores["by_cost"] = [{"file": path, **point._asdict()} for path, point in points.items()]
   _print(scores)
   output = pathlib.Path(config.output or config.file.removesuffix(".jsonl") + ".scores")
   picture = output.with_name(f"{output.name}.png")
@@ -174,33 +187,37 @@ def _accuracies(key, answers, correct, scores, *, ks, method, num_subsets) -> ja
 
 
 def _rpc_accuracies(key, pool: Pool, ks: list[int], *, num_subsets: int) -> np.ndarray:
-  """Accuracy of the answer of the most confidence by rpc, prompt by prompt."""
-  columns, told, values = (
-    (pool.answers, pool.correct, pool.scores, pool.texts),
-    time.monotonic(),
-    [],
-  )
-  for i, row in enumerate(zip(*columns)):
-    key_of_prompt = jax.random.fold_in(key, i)
-    values.append(_rpc_accuracy(key_of_prompt, *row, np.array(ks), num_subsets=num_subsets))
+  """Accuracy of the answer of the most confidence by rpc, a block of prompts at a time."""
+  num_prompts, told, values = len(pool.answers), time.monotonic(), []
+  block = min(_BLOCK, num_prompts)
+  for start in range(0, num_prompts, block):
+    # The last block is filled up with prompts from the beginning.
+    index = np.arange(start, start + block) % num_prompts
+    columns = [x[index] for x in (pool.answers, pool.correct, pool.scores, pool.texts)]
+    found = _rpc_accuracy(key, index, *columns, np.array(ks), num_subsets=num_subsets)
+    values.append(np.asarray(found)[: num_prompts - start])
     if time.monotonic() - told > _SECONDS:
-      values[-1].block_until_ready()
       told = time.monotonic()
-      print(f"rpc: {i + 1} of {len(pool.answers)} prompts", flush=True)
-  return np.mean(jax.device_get(values), axis=0)
+      print(f"rpc: {start + len(values[-1])} of {num_prompts} prompts", flush=True)
+  return np.mean(np.concatenate(values), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="num_subsets")
-def _rpc_accuracy(key, answers, correct, scores, texts, ks, *, num_subsets) -> jax.Array:
-  """The same for one prompt, over random subsets of k of its samples, `[len(ks)]`."""
-  places = jnp.tile(jnp.arange(answers.shape[0]), (num_subsets, 1))
-  places = jax.random.permutation(key, places, axis=1, independent=True)
-  counted = (places[:, None] < ks[None, :, None]) & (answers >= 0)[None, None]
-  answers, scores, texts = (jnp.broadcast_to(x, counted.shape) for x in (answers, scores, texts))
-  options = {"path_ids": texts, "mask": counted}
-  confidence = samplers.pruned_consistency_confidence(answers, scores, **options)
-  best = samplers.best_of_n(confidence, mask=counted)
-  return jnp.mean(correct[best] & jnp.any(counted, axis=-1), axis=0)
+def _rpc_accuracy(key, index, answers, correct, scores, texts, ks, *, num_subsets) -> jax.Array:
+  """The same for each prompt, over random subsets of k of its samples, `[prompts, len(ks)]`."""
+
+  def of_prompt(row):
+    i, answers, correct, scores, texts = row
+    places = jnp.tile(jnp.arange(answers.shape[0]), (num_subsets, 1))
+    places = jax.random.permutation(jax.random.fold_in(key, i), places, axis=1, independent=True)
+    counted = (places[:, None] < ks[None, :, None]) & (answers >= 0)[None, None]
+    answers, scores, texts = (jnp.broadcast_to(x, counted.shape) for x in (answers, scores, texts))
+    options = {"path_ids": texts, "mask": counted}
+    confidence = samplers.pruned_consistency_confidence(answers, scores, **options)
+    best = samplers.best_of_n(confidence, mask=counted)
+    return jnp.mean(correct[best] & jnp.any(counted, axis=-1), axis=0)
+
+  return jax.lax.map(of_prompt, (index, answers, correct, scores, texts))
 
 
 def _verifier(config: Config, pool: Pool, ks: list[int]) -> dict[str, Any]:
@@ -262,15 +279,18 @@ def _print(scores: dict[str, Any]) -> None:
   print(f"law of coverage: {law}")
   if "chosen" in scores:
     print(f"accuracy of the choices: {scores['chosen']:.4f}")
+  for point in scores["by_cost"]:
+    told = "{file}: accuracy {accuracy:.4f} at {flops:.4g} FLOPs per prompt, {prompts} prompts"
+    print(told.format(**point))
   for name, value in scores.get("verifier", {}).items():
     if np.ndim(value) == 0:
       print(f"verifier, {name.replace('_', ' ')}: {value:.4g}")
 
 
 def _figure(scores: dict[str, Any]):
-  """Accuracies by the number of samples, and the reward by that of attempts."""
+  """Accuracies by the number of samples, reward by that of attempts, accuracy against cost."""
   ks, law = np.array(scores["ks"]), scores["coverage_law"]
-  num_panels = 2 if "verifier" in scores else 1
+  num_panels = 1 + ("verifier" in scores) + bool(scores["by_cost"])
   figure = import_extra("matplotlib.figure", extra="plots").Figure(
     figsize=(4.8 * num_panels, 3.6), layout="constrained"
   )
@@ -285,12 +305,17 @@ def _figure(scores: dict[str, Any]):
     axes[0].axhline(scores["chosen"], linestyle="--", color="gray", label="choices of the file")
   axes[0].set(xscale="log", ylim=(-0.03, 1.03), xlabel="samples k", ylabel="share of prompts")
   axes[0].legend(fontsize=7)
-  if num_panels == 2:
+  if "verifier" in scores:
     axes[1].plot(ks, scores["verifier"]["reward"], ".-")
     axes[1].set(xscale="log", xlabel="attempts", ylabel="reward of the first accepted sample")
-  for ax in axes:
+  for ax in axes[: 1 + ("verifier" in scores)]:
     ax.set_xticks(ks, [str(k) for k in ks], minor=False)
     ax.minorticks_off()
+  for point in scores["by_cost"]:
+    axes[-1].plot(point["flops"], point["accuracy"], "o", label=pathlib.Path(point["file"]).name)
+  if scores["by_cost"]:
+    axes[-1].set(xscale="log", ylim=(-0.03, 1.03), xlabel="FLOPs per prompt", ylabel="accuracy")
+    axes[-1].legend(fontsize=7)
   return figure
 
 

@@ -23,6 +23,7 @@ class Line(NamedTuple):
     scores: mean log-probability of their tokens, float32 `[n]`; None without the columns.
     verdict: what a verifier gives, float32 `[n]`, NaN where it gives none; None without the column.
     chosen: whether the choice of the line is right; None without the column.
+    flops: floating-point operations of all its samples; None without the column.
   """
 
   place: str
@@ -32,6 +33,7 @@ class Line(NamedTuple):
   scores: np.ndarray | None
   verdict: np.ndarray | None
   chosen: bool | None
+  flops: float | None
 
 
 class Pool(NamedTuple):
@@ -60,8 +62,8 @@ def parse_line(record: FileRecord) -> Line:
   """Reads a line of samples.
 
   Args:
-    record: it has the columns samples and correct; answers, log_probs with num_tokens, verdict and
-      chosen are read if they are there.
+    record: it has the columns samples and correct; answers, log_probs with num_tokens, verdict,
+      chosen and cost are read if they are there.
 
   Returns:
     The `Line`.
@@ -74,7 +76,7 @@ def parse_line(record: FileRecord) -> Line:
   if not isinstance(samples, list) or not samples:
     raise ValueError("column 'samples' must be a list of at least one sample.")
   correct = _column(columns, "correct", len(samples), _flag)
-  answers = verdict = scores = chosen = None
+  answers = verdict = scores = chosen = flops = None
   if has(columns, "answers"):
     answers = _column(columns, "answers", len(samples), _answer)
   if has(columns, "verdict"):
@@ -84,8 +86,10 @@ def parse_line(record: FileRecord) -> Line:
     scores = mean_log_probs(sums, _column(columns, "num_tokens", len(samples), _number))
   if "chosen" in columns:
     chosen = _choice(columns["chosen"], correct)
+  if has(columns, "cost"):
+    flops = _flops(columns["cost"])
   texts = [str(sample) for sample in samples]
-  return Line(record.place, texts, np.array(correct), answers, scores, verdict, chosen)
+  return Line(record.place, texts, np.array(correct), answers, scores, verdict, chosen, flops)
 
 
 def _column(columns: Mapping[str, Any], name: str, size: int, parse) -> list[Any]:
@@ -123,6 +127,51 @@ def _choice(chosen: Any, correct: Sequence[bool]) -> bool:
       f"column 'chosen' must have an index below {len(correct)}, got {chosen!r:.60}."
     )
   return correct[index]
+
+
+def _flops(cost: Any) -> float:
+  flops = cost.get("flops") if isinstance(cost, dict) else None
+  if not isinstance(flops, numbers.Real) or flops <= 0:
+    raise ValueError(f"column 'cost' must have flops above 0, got {cost!r:.60}.")
+  return float(flops)
+
+
+class Point(NamedTuple):
+  """A file on the axes of accuracy and cost.
+
+  Attributes:
+    prompts: how many.
+    flops: mean floating-point operations per prompt: of all samples, or where a line has no choice
+      of one.
+    accuracy: share of right choices, or of right samples.
+  """
+
+  prompts: int
+  flops: float
+  accuracy: float
+
+
+def as_point(flag: str, lines: Sequence[Line]) -> Point:
+  """What the lines of a file cost and reach.
+
+  Args:
+    flag: that names the file, with its path.
+    lines: at least one.
+
+  Returns:
+    The `Point`.
+
+  Raises:
+    UsageError: if a line lacks the column cost; names it.
+  """
+  for line in lines:
+    if line.flops is None:
+      raise UsageError(f"{flag}: {line.place} lacks the column 'cost', which --others compares.")
+  if any(line.chosen is None for line in lines):
+    pairs = [(line.flops / len(line.texts), line.correct.mean()) for line in lines]
+  else:
+    pairs = [(line.flops, line.chosen) for line in lines]
+  return Point(len(lines), *map(float, np.mean(pairs, axis=0)))
 
 
 def as_pool(lines: Sequence[Line], *, num_samples: int) -> Pool:

@@ -6,16 +6,15 @@ from jaxlab.samplers.answer_confidence import (
   pruned_consistency_confidence,
   self_consistency_confidence,
 )
-from jaxlab.samplers.backtracking import (
+from jaxlab.samplers.backspace_texts import (
   AppliedBackspaces,
   BackspaceLayout,
-  BacktrackingOutput,
   CorrectedActions,
   apply_backspaces,
   backspace_layout,
-  generate_with_backspace,
   insert_corrections,
 )
+from jaxlab.samplers.backtracking import BacktrackingOutput, generate_with_backspace
 from jaxlab.samplers.batch_size_search import (
   BatchSizeSearch,
   compiled_memory_bytes,

@@ -87,6 +87,42 @@ def test_a_file_of_another_sampler(tmp_path):
   assert scores["coverage_law"]["b"] < 0
 
 
+def test_accuracy_against_cost_of_several_files(tmp_path):
+  # Choices cost all samples; where nothing is chosen, one sample is what is paid for.
+  chosen = [line(cost={"flops": 600.0}, chosen={"index": i}) for i in range(3)]
+  plainly = [plain([True, False]) | {"cost": {"flops": x}} for x in (100, 300)]
+  for name, rows in (("other.jsonl", [*plainly, "{"]), ("free.jsonl", [plain([True, False])])):
+    texts = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    (tmp_path / name).write_text("\n".join(texts))
+  others = f"--others={tmp_path / 'other.jsonl'}"
+  status, out, err, scores = scored(tmp_path, chosen, others)
+  assert (status, err) == (0, "")
+  first, second = scores["by_cost"]
+  right = np.mean([row["correct"][i] for i, row in enumerate(chosen)])
+  assert (first["prompts"], first["flops"]) == (3, 600) and first["accuracy"] == right
+  assert (second["prompts"], second["flops"], second["accuracy"]) == (2, 100, 0.5)
+  assert "rows left out: 1" in out
+  assert "other.jsonl: accuracy 0.5000 at 100 FLOPs per prompt, 2 prompts" in out
+  status, _, err, _ = scored(tmp_path, chosen, f"--others={tmp_path / 'free.jsonl'}")
+  assert (
+    status == 2 and "free.jsonl, line 1 lacks the column 'cost', which --others compares" in err
+  )
+  status, _, err, _ = scored(tmp_path, chosen, "--others=nothing")
+  assert status == 2 and "--others=nothing cannot be read" in err
+  for cost in ({}, {"flops": 0}, 3):
+    _, _, _, scores = scored(tmp_path, [*chosen, chosen[0] | {"cost": cost}])
+    [fault] = scores["left_out"]
+    assert "line 4: column 'cost' must have flops above 0, got" in fault
+  assert scores["by_cost"] == []
+
+
+def test_rpc_by_blocks_is_that_of_each_prompt(tmp_path, monkeypatch):
+  rows = [line() for _ in range(5)]
+  whole = scored(tmp_path, rows)[-1]["votes"]["rpc"]
+  monkeypatch.setattr(score, "_BLOCK", 2)
+  np.testing.assert_allclose(scored(tmp_path, rows)[-1]["votes"]["rpc"], whole, atol=1e-6)
+
+
 def test_lines_that_cannot_be_used_are_named(tmp_path):
   good = [plain([True, False]) for _ in range(2)]
   rows = [
