@@ -1,1 +1,1 @@
-"""Papers on what can still be done at inference, and on how its results are judged."""
+"""Papers on what can still be done at inference, and on how its results are evaluated."""

@@ -182,8 +182,8 @@ def _beta(ks, q):
   return metrics.beta_coverage(ks, alpha=jnp.exp(q[0]), beta=jnp.exp(q[1]))
 
 
-# Rival laws: coverage at k for parameters without bounds, and where a fit starts.
-RIVALS = {
+# Other laws: coverage at k for parameters without bounds, and where a fit starts.
+OTHER_LAWS = {
   SINGLE: (lambda k, q: -np.expm1(-k * np.log1p(np.exp(q[0]))), (-3.0,)),
   BETA: (_beta, (0.1, 2.0)),
   LINE: (lambda k, q: q[0] + q[1] * np.log(k), (0.1, 0.1)),
@@ -195,7 +195,7 @@ def fit_law(name: str, ks: np.ndarray, coverage: np.ndarray, at: np.ndarray) -> 
   ks, at = np.float32(ks), np.float32(at)
   if name == LAW:
     return np.asarray(_power_law(ks, np.float32(coverage), at))
-  curve, start = RIVALS[name]
+  curve, start = OTHER_LAWS[name]
   errors = lambda q: np.asarray(curve(ks, np.float32(q)), np.float64) - coverage  # noqa: E731
   # Differences of float32, in which the library computes.
   best = optimize.least_squares(errors, start, diff_step=1e-2).x
@@ -205,7 +205,7 @@ def fit_law(name: str, ks: np.ndarray, coverage: np.ndarray, at: np.ndarray) -> 
 def _add_laws(config: Config, results: Results, coverage: np.ndarray) -> None:
   """Adds how far each law is from the curve it was fitted to, and from what lies beyond."""
   ks, inner = config.ks, config.ks <= config.fitted
-  for name in (LAW, *RIVALS):
+  for name in (LAW, *OTHER_LAWS):
     whole = np.stack([fit_law(name, ks, c, ks) for c in coverage])
     begun = np.stack([fit_law(name, ks[inner], c[inner], ks) for c in coverage])
     errors = {

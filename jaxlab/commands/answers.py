@@ -106,7 +106,7 @@ def confidence_in(
   return confidence, samplers.best_of_n(confidence, mask=answers >= 0)
 
 
-def judged_lines(
+def output_lines(
   rows: Sequence[Row],
   sampled: Sequence[Sampled],
   *,
@@ -212,7 +212,7 @@ def totals(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
   """What the lines of a file come to.
 
   Args:
-    lines: of `judged_lines`.
+    lines: of `output_lines`.
 
   Returns:
     Numbers by what they count; shares of right samples and choices are those among prompts that

@@ -193,7 +193,7 @@ def run(config: Config) -> int:
   find = None if config.pattern is None else verifiers.answer_finder(config.pattern)
 
   def sample(key: chex.PRNGKey, batch: list[Entry]) -> list[dict[str, Any]]:
-    return answers.judged_lines(
+    return answers.output_lines(
       [entry.row for entry in batch],
       sampler(key, batch),
       method=config.method,

@@ -19,7 +19,7 @@ def lines(texts=TEXTS, log_probs=LOG_PROBS, *, method="majority", columns=None, 
     texts, [2] * len(texts), log_probs, [True] * len(texts), (10, 20), {"large_share": [0.5]}
   )
   options = {"find": verifiers.answer_finder(r"is (\d+)"), "verifier": None} | changes
-  return answers.judged_lines(
+  return answers.output_lines(
     [Row(3, "line 3", "p", (), True, columns)], [item],
     method=method, num_params=[100, 7], prompt_tokens=[6], **options,
   )  # fmt: skip

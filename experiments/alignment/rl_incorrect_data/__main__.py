@@ -50,8 +50,8 @@ class Config:
   margin: float = 0.1  # The least gap of a pair of steps.
   beta: float = 0.1  # Of DPO, and of the weights exp(advantage / beta).
   max_weight: float = 20.0  # The largest of these.
-  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # Every method's search, but for
-  preference_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)  # those that learn from pairs.
+  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # To choose from, for imitation.
+  preference_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)  # Likewise, for pairs.
   batch_size: int = 32  # Rows per update.
   num_steps: tuple[int, ...] = (300, 1500)  # Updates of a method.
   num_evaluations: int = 3  # Within a training; divides num_steps.

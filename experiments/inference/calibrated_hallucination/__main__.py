@@ -43,7 +43,7 @@ PATHS = TRAINED, HEATED, MIXED = "along training", "along temperatures", "along 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The worlds, the decoder, and what is judged."""
+  """The worlds, the decoder, and what is evaluated."""
 
   num_slots: int = 3  # Values of a statement.
   slot_size: int = 100  # Different values of each slot.
@@ -57,10 +57,10 @@ class Config:
   texts: int = 256  # Items per update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   weight_decay: float = 0.01  # Of AdamW.
-  checkpoints: int = 8  # That are judged; divides num_steps.
+  checkpoints: int = 8  # That are evaluated; divides num_steps.
   num_validation: int = 4000  # Fresh statements, to choose weight and temperature on.
   num_weights: int = 401  # Weights to choose from, 0 to 1.
-  weights: tuple[float, ...] = (0.1, 0.3, 0.6)  # Others that are judged.
+  weights: tuple[float, ...] = (0.1, 0.3, 0.6)  # Others that are evaluated.
   temperatures: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4)  # To choose from.
   num_bins: int = 20  # Of the miscalibration.
 
@@ -95,7 +95,7 @@ def validate(config: Config) -> None:
 
 
 def run(config: Config, context: Context) -> Results:
-  """Trains a decoder in every world, and judges it."""
+  """Trains a decoder in every world, and evaluates it."""
   results, measure = Results(), functools.partial(worlds.measure, config)
   middle = config.exponents[len(config.exponents) // 2]
   settings = [(x, items, 1) for items in config.items for x in config.exponents]

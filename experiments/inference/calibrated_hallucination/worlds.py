@@ -136,7 +136,7 @@ def best_weight(config, log_probs, world: World) -> jax.Array:
   return weights[jnp.argmax(likelihood), 0]
 
 
-def judge(config, log_probs, world: World, weight=0.0) -> dict[str, jax.Array]:
+def evaluate(config, log_probs, world: World, weight=0.0) -> dict[str, jax.Array]:
   """What a model states, perhaps mixed with the uniform distribution; all of it exact."""
   probs = mix(log_probs, weight)
   truth = jnp.zeros_like(probs).at[world.codes].set(world.probs)
@@ -157,7 +157,7 @@ def judge(config, log_probs, world: World, weight=0.0) -> dict[str, jax.Array]:
 
 
 def measure(config, key, setting) -> dict[str, dict]:
-  """Trains a decoder of one world, and judges it along training, temperatures and weights.
+  """Trains a decoder of one world, and evaluates it along training, temperatures and weights.
 
   Args:
     config: of the experiment.
@@ -165,11 +165,11 @@ def measure(config, key, setting) -> dict[str, dict]:
     setting: as for `draw_world`.
 
   Returns:
-    Name -> what `judge` gives of it; stacked over checkpoints, temperatures and weights.
+    Name -> what `evaluate` gives of it; stacked over checkpoints, temperatures and weights.
   """
   world_key, train_key = jax.random.split(key)
   world, draw = draw_world(config, world_key, setting)
-  judged = lambda *args: judge(config, args[0], world, *args[1:])  # noqa: E731
+  evaluated = lambda *args: evaluate(config, args[0], world, *args[1:])  # noqa: E731
   trained = fit_decoder(
     train_key,
     network(config),
@@ -178,7 +178,7 @@ def measure(config, key, setting) -> dict[str, dict]:
     batch_size=config.texts,
     learning_rate=config.learning_rate,
     weight_decay=config.weight_decay,
-    evaluate=lambda now: judged(statement_log_probs(statement_logits(config, now.params))),
+    evaluate=lambda now: evaluated(statement_log_probs(statement_logits(config, now.params))),
     eval_every=config.num_steps // config.checkpoints,
   )
   logits = statement_logits(config, trained.params)
@@ -187,9 +187,9 @@ def measure(config, key, setting) -> dict[str, dict]:
   counts = jnp.zeros(last.size).at[world.codes].set(world.counts)
   frequencies = jnp.log(counts / jnp.sum(counts))
   ideal = best_weight(config, frequencies, world)
-  of_temperature = lambda t: judged(statement_log_probs(logits, t))  # noqa: E731
+  of_temperature = lambda t: evaluated(statement_log_probs(logits, t))  # noqa: E731
   mixtures = jax.lax.map(
-    lambda pair: judged(jnp.where(pair[0], frequencies, last), pair[1]),
+    lambda pair: evaluated(jnp.where(pair[0], frequencies, last), pair[1]),
     (
       jnp.array([False, True, True, *[False] * len(config.weights)]),
       jnp.stack([weight, jnp.zeros(()), ideal, *map(jnp.float32, config.weights)]),

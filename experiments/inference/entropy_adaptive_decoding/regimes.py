@@ -96,10 +96,10 @@ class Validity(NamedTuple):
   values: chex.Array
 
 
-def judge(
+def check_response(
   regimes: Regimes, table: chex.Array, prompts: chex.Array, response: chex.Array
 ) -> Validity:
-  """Judges responses `[n, t]` by what they show: an error is counted once."""
+  """Checks responses `[n, t]` by what they show: an error counts once."""
   blocks = response.reshape(len(response), regimes.num_blocks, -1)
   kinds, start = prompts[:, : regimes.num_blocks], prompts[:, regimes.num_blocks :]
   values = blocks[..., 1:].reshape(len(response), -1)

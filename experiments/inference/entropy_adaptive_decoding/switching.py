@@ -26,7 +26,7 @@ _HANDS_OVER_IN = 3  # Values of a hard block that come before the large model ca
 
 
 class Task(NamedTuple):
-  """What is decoded, and how it is judged.
+  """What is decoded, and how it is evaluated.
 
   Attributes:
     prompts: int32 `[n, P]`; the first `num_validation` choose the threshold.
@@ -104,9 +104,9 @@ def measure_chains(config, key: chex.PRNGKey, params) -> dict[str, Any]:
 
 def score_regimes(own: Regimes, table, prompts, tokens, use_large, entropies) -> dict[str, Any]:
   """Shares of what is valid, and how sure the model that wrote it was of it."""
-  judged = texts.judge(own, table, prompts, tokens)
-  blocks = lambda x: x.reshape(*judged.hard.shape, -1)[..., 1:]  # noqa: E731
-  hard = jnp.broadcast_to(judged.hard[..., None], judged.values.shape)
+  checked = texts.check_response(own, table, prompts, tokens)
+  blocks = lambda x: x.reshape(*checked.hard.shape, -1)[..., 1:]  # noqa: E731
+  hard = jnp.broadcast_to(checked.hard[..., None], checked.values.shape)
   early = jnp.arange(own.block_length) < _HANDS_OVER_IN - 1
   late = jnp.arange(own.block_length) >= _HANDS_OVER_IN
 
@@ -114,12 +114,12 @@ def score_regimes(own: Regimes, table, prompts, tokens, use_large, entropies) ->
     return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
 
   return {
-    "valid": mean(judged.values, hard),
-    "easy valid": mean(judged.values, ~hard),
-    "markers": jnp.mean(judged.markers),
-    "whole blocks": mean(judged.values.all(-1), judged.hard),
-    "late": mean(judged.values, hard & late),
-    "early": mean(judged.values, hard & early),
+    "valid": mean(checked.values, hard),
+    "easy valid": mean(checked.values, ~hard),
+    "markers": jnp.mean(checked.markers),
+    "whole blocks": mean(checked.values.all(-1), checked.hard),
+    "late": mean(checked.values, hard & late),
+    "early": mean(checked.values, hard & early),
     "share on hard": mean(blocks(use_large), hard),
     "entropy on hard": mean(blocks(entropies), hard),
     "entropy on easy": mean(blocks(entropies), ~hard),
@@ -139,7 +139,7 @@ def measure(config, key, task: Task, pair, params, window: int, min_dwell: int) 
   Args:
     config: of the experiment.
     key: of what is random.
-    task: prompts, and how responses are judged.
+    task: prompts, and how responses are checked.
     pair: the models by name.
     params: their parameters.
     window: of entropy switching.

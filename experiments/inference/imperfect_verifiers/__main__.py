@@ -130,7 +130,7 @@ def run(config: Config, context: Context) -> Results:
 
 
 def rates(config: Config, log_probs: np.ndarray) -> dict[str, np.ndarray]:
-  """What is exact of a model by its log-probabilities `[seeds, n, S]`; one number a seed."""
+  """What is exact of a model by its log-probabilities `[seeds, n, S]`; one number per seed."""
   log_probs = log_probs.astype(np.float64)
   accepted, right = np.exp(log_probs[..., config.num_checked - 1]), np.exp(log_probs[..., -1])
   ceiling, single, gap = (x.mean(1) for x in (right / accepted, right, accepted - right))
@@ -157,7 +157,7 @@ def add_curves(config: Config, results: Results, name: str, log_probs: np.ndarra
   for cost in config.costs:
     halves = [resampling(log_probs[:, i::2], config.num_checked, every, cost) for i in (0, 1)]
     best = np.array([int(_best(np.float32(rewards), every)) for rewards in halves[0]])
-    # Chosen on one half of the tasks, judged on the other; no attempt at all is worth 0.
+    # Chosen on one half of the tasks, evaluated on the other; no attempt at all is worth 0.
     there = np.insert(halves[1], 0, 0.0, axis=1)[np.arange(len(best)), best]
     results.add({name: {BEST: best, AT_BEST: there, AT_MOST: halves[1][:, -1]}}, cost=cost)
     rewards = resampling(log_probs, config.num_checked, shown, cost)

@@ -1,4 +1,4 @@
-"""Trains models that answer questions about pictures, and judges their answers."""
+"""Trains models that answer questions about pictures, and evaluates their answers."""
 
 from typing import Any, NamedTuple
 

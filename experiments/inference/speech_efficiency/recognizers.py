@@ -16,7 +16,7 @@ from jaxlab.data import Utterances
 _SUBSAMPLED = 4  # Frames of a position of the encoder.
 _MOST_FRAMES, _LEAST_FRAMES = 20, 4  # Of a digit.
 _START, _END = 1, 2
-_CALIBRATION = 2**20  # The seed of the corpus that shapes are estimated on; nobody else's.
+_CALIBRATION = 2**20  # The seed of the corpus that shapes are estimated on, and nothing else uses.
 _ROWS = 64  # Utterances that are evaluated at a time.
 
 

@@ -85,7 +85,7 @@ def validate(config: Config) -> None:
 
 
 def run(config: Config, context: Context) -> Results:
-  """Trains two models a seed, asks them about all facts, and fits probes."""
+  """Trains two models per seed, asks them about all facts, and fits probes."""
   results, seeds = Results(), np.asarray(context.seed_numbers, np.int32)
   fit = functools.partial(people.fit_model, config)
   options = {"num_seeds": 2 * context.seeds, "arguments": np.repeat(seeds, 2)}

@@ -80,7 +80,7 @@ def test_the_bound_holds_for_a_memorizer_and_its_mixture():
     setting = {"exponent": 0.3, "items": 40, "copies": 1}
     world, _ = worlds.draw_world(SMOKE, jax.random.key(3), setting)
     counts = jnp.zeros(6**3).at[world.codes].set(world.counts)
-    return worlds.judge(SMOKE, jnp.log(counts / jnp.sum(counts)), world, weight)
+    return worlds.evaluate(SMOKE, jnp.log(counts / jnp.sum(counts)), world, weight)
 
   memorizer, mixed, uniform = evaluate(0.0), evaluate(0.3), evaluate(1.0)
   assert memorizer[worlds.RATE] == 0 and memorizer[worlds.BOUND] >= 0

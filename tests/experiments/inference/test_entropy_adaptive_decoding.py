@@ -24,7 +24,9 @@ def programs(key):
 
 
 TABLE, TEXTS, NOISY, PLACES = jax.device_get(programs(jax.random.key(0)))
-judge = jax.jit(lambda tokens: texts.judge(OWN, jnp.array(TABLE), tokens[:, :P], tokens[:, P:]))
+check = jax.jit(
+  lambda tokens: texts.check_response(OWN, jnp.array(TABLE), tokens[:, :P], tokens[:, P:])
+)
 
 
 def slow_validity(row):
@@ -58,23 +60,23 @@ def test_texts_follow_the_table_and_are_valid():
 
 
 def test_noise_changes_hard_values_alone():
-  judged = jax.device_get(judge(NOISY.tokens))
-  assert judged.markers.all() and judged.values[~judged.hard].all()
-  share = judged.values[judged.hard].mean()
+  checked = jax.device_get(check(NOISY.tokens))
+  assert checked.markers.all() and checked.values[~checked.hard].all()
+  share = checked.values[checked.hard].mean()
   expected = 1 - 0.4 * (1 - 1 / OWN.modulus)
   assert abs(share - expected) < 0.06
 
 
-def test_errors_are_judged_by_what_is_shown():
+def test_errors_are_counted_by_what_is_shown():
   tokens = TEXTS.tokens.copy()
   response = tokens[:, P:]
   others = RNG.integers(0, OWN.vocab_size, response.shape)
   response[...] = np.where(RNG.random(response.shape) < 0.2, others, response)
-  judged = jax.device_get(judge(tokens))
+  checked = jax.device_get(check(tokens))
   for i, row in enumerate(tokens):
     markers, values = slow_validity(row)
-    np.testing.assert_array_equal(judged.markers[i], markers)
-    np.testing.assert_array_equal(judged.values[i].ravel(), values)
+    np.testing.assert_array_equal(checked.markers[i], markers)
+    np.testing.assert_array_equal(checked.values[i].ravel(), values)
 
 
 def test_the_smallest_threshold_with_few_tokens_by_the_large_model_is_chosen():
