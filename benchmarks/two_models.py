@@ -77,7 +77,7 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
       # Both take the likeliest tokens; sums in another order may leave near ties.
       checks = {"the large model's text, up to near ties": alike > 0.9} if row.goal else {}
       notes = {"parameters, large to small": 1 / ratio}
-      notes |= {f"FLOPs relative to the large model, {name}": x for name, x in counted[row.ours]}
+      notes |= counted[row.ours]
       yield measure.result(row, times, checks=checks, notes=notes)
 
 
@@ -105,7 +105,7 @@ def _train(model: models.DecoderLM, chains: data.ModularChainConfig, num_steps: 
 
 
 def _flops(out, num_params, prompt: int, new: int, ratio: float):
-  """What each way costs, as papers count it and as it was done here."""
+  """FLOPs of each way, as papers count them and as they are spent here."""
   tokens = {"prompt_tokens": prompt, "generated_tokens": new, "num_samples": 1}
   whole = functools.partial(metrics.inference_flops, **tokens)
   large, small = (float(whole(num_params=num_params[name])) for name in ("large", "small"))
@@ -113,16 +113,17 @@ def _flops(out, num_params, prompt: int, new: int, ratio: float):
   share = float(np.mean(np.asarray(turns.use_large)))
   calls = float(np.mean(np.asarray(out[_SPECULATIVE].num_target_calls)))
   drafted = calls * (_DRAFTS + 1)
+  relative = "FLOPs relative to the large model"
   return {
-    _ADAPTIVE: (
-      ("counted as one model per token", share + (1 - share) * ratio),
-      ("both read every token", (large + small) / large),
-    ),
-    _SPECULATIVE: (
-      ("calls of the large model per token", calls / new),
-      ("all tokens that are read", drafted / new * (1 + ratio)),
-    ),
-    _SMALL: (("", small / large),),
+    _ADAPTIVE: {
+      f"{relative}, one model per token": share + (1 - share) * ratio,
+      f"{relative}, both read every token": (large + small) / large,
+    },
+    _SPECULATIVE: {
+      "calls of the large model per token": calls / new,
+      f"{relative}, all tokens that are read": drafted / new * (1 + ratio),
+    },
+    _SMALL: {relative: small / large},
   }
 
 

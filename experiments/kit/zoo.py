@@ -193,8 +193,8 @@ LADDER = (24, 1, 2, (700, 900, 1200)), (48, 1, 4, (400, 700, 1200))
 FAMILY = "gpt2"
 
 BASE_MODELS = {
-  "chains-weak": BaseModel(hidden_size=32, num_steps=1000),  # Right on .22 of fresh problems.
-  "chains": BaseModel(),  # On .63, what an imitator of these texts can reach.
+  "chains-weak": BaseModel(hidden_size=32, num_steps=1000),
+  "chains": BaseModel(),
   "chains-strong": BaseModel(hidden_size=64, num_steps=3000),
   **ladder(data.ModularChainConfig(), LADDER, family=FAMILY),
 }

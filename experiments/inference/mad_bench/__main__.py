@@ -31,6 +31,7 @@ VERIFY = "verification"
 DECEPTIVE, CONTROL = "deceptive accuracy", "control accuracy"
 BASE, EVERYWHERE = "captions and true premises", "all categories warned"
 ALL_BUT = {i: f"all but {data.CATEGORIES[i]} warned" for i in questions.HELD_OUT}
+_SPREAD = len(data.CATEGORIES) / (len(data.CATEGORIES) - 1)  # All but one have the whole share.
 # Where the warning never came with places.
 UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"
 
@@ -70,7 +71,7 @@ def validate(config: Config) -> None:
   shares = "verify", "warning", "neutral", "deceptive", "captions"
   sizes.check_sizes(config, shares=shares)
   sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
-  check_range("the sum of shares", config.verify + 1.2 * config.warning + config.neutral, "[0, 1]")
+  check_range("the sum of shares", config.verify + _SPREAD * config.warning + config.neutral, "[0, 1]")
 
 
 def mixes(config: Config) -> dict[str, dict[str, float]]:
@@ -78,8 +79,7 @@ def mixes(config: Config) -> dict[str, dict[str, float]]:
   shares = {name: getattr(config, name) for name in ("verify", "neutral", "deceptive")}
   every = shares | {"warned": config.warning, "captions": 0.0, "fresh": 0.0}
   every["held_out"] = float(questions.NONE)
-  # Five of six categories have the whole share.
-  but = {i: every | {"warned": 1.2 * config.warning, "held_out": float(i)} for i in ALL_BUT}
+  but = {i: every | {"warned": _SPREAD * config.warning, "held_out": float(i)} for i in ALL_BUT}
   return {
     **{name: but[i] for i, name in ALL_BUT.items()},
     UNTOLD: but[questions.SPATIAL] | {"deceptive": 0.0},
