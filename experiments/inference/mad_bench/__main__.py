@@ -68,10 +68,10 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  shares = "verify", "warning", "neutral", "deceptive", "captions"
-  sizes.check_sizes(config, shares=shares)
+  sizes.check_sizes(config, shares=("verify", "warning", "neutral", "deceptive", "captions"))
   sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
-  check_range("the sum of shares", config.verify + _SPREAD * config.warning + config.neutral, "[0, 1]")
+  total = config.verify + _SPREAD * config.warning + config.neutral
+  check_range("the sum of shares", total, "[0, 1]")
 
 
 def mixes(config: Config) -> dict[str, dict[str, float]]:
