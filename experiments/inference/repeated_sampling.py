@@ -29,7 +29,6 @@ from jaxlab._checks import check_at_least
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "repeated_sampling"
-SEEDS = {"laptop": 8}
 
 WEAK, STRONG, GUESSER = "weak model", "strong model", "uniform guesser"
 VOTE, BEST = "majority vote", "best by mean log-probability"

@@ -32,7 +32,6 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "calibrated_hallucination"
-SEEDS = {"laptop": 5}
 DATA = "training set"
 LAST, CALIBRATED = "last checkpoint", "last checkpoint, mixed with uniform"
 EARLY, TEMPERED = "checkpoint of lowest validation loss", "temperature of lowest validation loss"

@@ -33,7 +33,6 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "entropy_adaptive_decoding"
-SEEDS = {"laptop": 8}
 REGIMES, CHAINS = "regimes", "chains"
 _EXAMPLE = "entropies", "use_large", "hard"
 

@@ -27,7 +27,6 @@ from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "imperfect_verifiers"
-SEEDS = {"laptop": 8}
 
 SHARED, PLAIN = "shared difficulty", "independent difficulty"
 VISIBLE, FULL = "visible test", "full test"

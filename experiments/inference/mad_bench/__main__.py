@@ -23,7 +23,6 @@ from jaxlab._checks import check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "mad_bench"
-SEEDS = {"laptop": 5}
 PLAIN, WARNING, NEUTRAL = "plain", "warning", "neutral prefix"
 BIASED, ALWAYS = "plain, tuned bias", "always object"
 METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS

@@ -33,7 +33,6 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "nudging"
-SEEDS = {"laptop": 8}
 
 
 @dataclasses.dataclass(frozen=True)

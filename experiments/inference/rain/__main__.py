@@ -35,7 +35,6 @@ from experiments.kit.train import adamw_cosine
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "rain"
-SEEDS = {"laptop": 5}
 RIGHT = "judge is right"
 
 

@@ -23,7 +23,6 @@ from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "speech_efficiency"
-SEEDS = {"laptop": 5}
 RANDOM, BUCKETS, SHIFTED = "random batches", "buckets", "buckets, layers in the encoder"
 LOSS, ERROR = "validation loss", "token error rate"
 POSITIONS, NEEDED = "computed positions", "positions for the loss"

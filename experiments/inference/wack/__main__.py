@@ -23,7 +23,6 @@ from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "wack"
-SEEDS = {"laptop": 5}
 MODELS = "models"
 OVERLAP, BY_LAYER = "Jaccard index", "accuracy by layer"
 MATCHED = "best layer, people of equal frequency"
