@@ -57,7 +57,7 @@ class Config(Regimes):
   chain_modulus: int = 11  # Of the verbose chains.
   chain_terms: int = 5  # Numbers in a chain.
   chain_small: tuple[int, ...] = (24, 1, 2, 700)  # Width, blocks, heads, and updates.
-  chain_large: tuple[int, ...] = (64, 2, 4, 900)  # Likewise of the large model of chains.
+  chain_large: tuple[int, ...] = (48, 1, 4, 1200)  # Likewise of the large model of chains.
   chain_window: int = 2  # Window and fewest tokens of a model on chains.
 
 

@@ -13,7 +13,7 @@ from experiments.inference.entropy_adaptive_decoding.regimes import Regimes
 from experiments.kit import chains as kit
 from experiments.kit.language_models import decoder, fit_decoder
 from experiments.kit.several_models import decode_by_plan
-from experiments.kit.zoo import BaseModel
+from experiments.kit.zoo import FAMILY, BaseModel
 from jaxlab import data, models, samplers
 from jaxlab.data.reasoning import EOS_TOKEN
 
@@ -58,7 +58,7 @@ def chain_models(config) -> dict[str, BaseModel]:
   """The small and the large model of verbose chains, of seed 0; other experiments share them."""
   chains = data.ModularChainConfig(config.chain_modulus, config.chain_terms)
   shapes = zip(_SIZES, (config.chain_small, config.chain_large))
-  return {name: BaseModel(chains, *shape) for name, shape in shapes}
+  return {name: BaseModel(chains, *shape, family=FAMILY) for name, shape in shapes}
 
 
 def train(config, key: chex.PRNGKey) -> dict[str, Any]:
