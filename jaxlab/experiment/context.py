@@ -31,8 +31,8 @@ from jaxlab.training.signals import StopSignals
 from jaxlab.training.state import TrainState
 from jaxlab.training.writers import ConsoleWriter, Writer, read_jsonl
 
-# Seconds between lines of a stage that goes on.
-_SAY_EVERY = 20
+# Seconds between lines of a stage that goes on, and most between looks at a signal.
+_SAY_EVERY, _LOOK_EVERY = 20, 0.1
 _NAME = re.compile(r"[\w=+,-][\w=+,. -]*(/[\w=+,-][\w=+,. -]*)*")
 
 
@@ -53,7 +53,8 @@ class Context:
     mesh: the devices; by default all of them, on the axis `data`.
     made_by: what a stored stage must have been made by to be gone on with, as JSON holds it: the
       configuration, a `jaxlab.training.fingerprint` of data. None asks for nothing.
-    signals: what notes a signal to stop; stages look at it at their ends. None looks at nothing.
+    signals: what notes a signal to stop. Stages look at it before and after, and while a program
+      runs: one that is abandoned is repeated. None looks at nothing.
   """
 
   workdir: pathlib.Path
@@ -212,8 +213,9 @@ class Context:
   ) -> Any:
     """`jaxlab.training.over_seeds` as a stage that is cut into calls.
 
-    A call runs as many seeds as there are devices. What it gives is stored, and a signal ends the
-    run between two calls: a run that is started again repeats one call at most.
+    A call runs as many seeds as there are devices, and what it gives is stored. A signal ends the
+    run at once, with several processes between two calls: a run that is started again repeats one
+    call at most.
 
     Args:
       name: the stage; words between slashes, once a run.
@@ -255,8 +257,10 @@ class Context:
     path = self.workdir / "stages" / f"{name}.npz"
     if agreed(path.exists()):
       return load_tree(path, made_by=self.made_by), False
+    result = fn(*args, **kwargs)
+    self._wait_for(result)
     buffer = io.BytesIO()
-    save_tree(buffer, fn(*args, **kwargs), made_by=self.made_by)
+    save_tree(buffer, result, made_by=self.made_by)
     if jax.process_index() == 0:
       write_atomic(path, lambda file: file.write(buffer.getbuffer()))
     buffer.seek(0)
@@ -270,6 +274,18 @@ class Context:
   def _stop_if_asked(self) -> None:
     if self.signals is not None and self.signals.requested(agree=True):
       raise Stopped(self.signals.signum)
+
+  def _wait_for(self, result: Any) -> None:
+    """Waits until arrays are there; a signal ends it, unless other processes wait for them too."""
+    arrays = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)]
+    pause = 0.001
+    while self.signals is not None and jax.process_count() == 1:
+      if all(array.is_ready() for array in arrays):
+        return
+      if self.signals.requested(agree=False):
+        raise Stopped(self.signals.signum, abandons=True)
+      time.sleep(pause)
+      pause = min(2 * pause, _LOOK_EVERY)
 
   def _take(self, kind: str, name: str) -> None:
     """Two stages of one name, or one inside the other, would read each other's files."""

@@ -26,11 +26,13 @@ class Stopped(BaseException):
 
   Attributes:
     signum: the signal's number.
+    abandons: whether a program still runs on the devices, whose results nobody waits for.
   """
 
-  def __init__(self, signum: int):
+  def __init__(self, signum: int, *, abandons: bool = False):
     super().__init__(signum)
     self.signum = signum
+    self.abandons = abandons
 
   def __str__(self) -> str:
     return f"stopped by {signal.Signals(self.signum).name}"
@@ -84,8 +86,8 @@ def guard(
         traceback.print_exc()
       print(line, file=sys.stderr, flush=True)
     _give_up_output()
-    if _lost_a_process(error):
-      os._exit(status)  # To leave in order is to wait for the one that is gone.
+    if _lost_a_process(error) or (isinstance(error, Stopped) and error.abandons):
+      os._exit(status)  # To leave in order is to wait for what is gone, or no longer wanted.
     return status
 
 

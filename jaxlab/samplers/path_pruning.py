@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_filled, check_range
-from jaxlab._programs import varying_carry
+from jaxlab._minimize import minimize
 from jaxlab.samplers.selection import as_mask
 
 _LOWEST_SCORE = 1e-6
@@ -19,8 +19,6 @@ _LOWEST_SHAPE = 0.01  # And scale.
 _FEWEST_PATHS = 4
 # Where the fit starts: a weight, two shapes, two scales.
 _START = 0.5, 1.0, 1.0, 1.5, 2.0
-# The search ends at gradients and steps that are as small as rounding errors.
-_SMALLEST_GRADIENT, _SMALLEST_STEP = 1e-5, 1e-5
 
 
 class WeibullMixture(NamedTuple):
@@ -234,69 +232,15 @@ def _mixture(params: jax.Array) -> WeibullMixture:
   return WeibullMixture(weight, positive[..., :2], positive[..., 2:])
 
 
-class _Search(NamedTuple):
-  """BFGS in every row; `inverse` approximates the inverse Hessian, and starts as the identity."""
-
-  count: jax.Array
-  params: jax.Array
-  value: jax.Array
-  gradient: jax.Array
-  inverse: jax.Array
-  direction: jax.Array
-  step: jax.Array
-  is_fresh: jax.Array
-  is_active: jax.Array
-
-
 @functools.partial(jax.jit, static_argnames="num_steps")
 def _fit(x: jax.Array, valid: jax.Array, *, num_steps: int) -> jax.Array:
   """Unbounded parameters of every row, `[r, 5]`. Each step evaluates one point of each row."""
   x = jnp.where(valid, jnp.clip(x, _LOWEST_SCORE, 1.0), 1.0)
   count = jnp.maximum(jnp.sum(valid, axis=-1), 1)
 
-  def losses(params):
+  def mean_loss(params):
     density = jnp.logaddexp(*_log_terms(x, _mixture(params)))
-    values = -jnp.sum(jnp.where(valid, density, 0.0), axis=-1) / count
-    return jnp.sum(values), values
-
-  def evaluate(params):
-    (_, values), gradients = jax.value_and_grad(losses, has_aux=True)(params)
-    return values, gradients
-
-  def proceed(search):
-    return (search.count < num_steps) & jnp.any(search.is_active)
-
-  def advance(search):
-    moved = search.step[:, None] * search.direction
-    params = search.params + moved
-    value, gradient = evaluate(params)
-    slope = _dot(search.gradient, moved)
-    better = value <= search.value + 1e-4 * slope
-    inverse = _updated_inverse(search, moved, gradient - search.gradient)
-    downhill = _product(inverse, -gradient)
-    # A step that does not help is shortened; in the end the search starts afresh, or stops.
-    stuck = ~better & (jnp.max(jnp.abs(moved), axis=-1) < _SMALLEST_STEP)
-    restart = (better & (_dot(downhill, gradient) >= 0)) | (stuck & ~search.is_fresh)
-    params = jnp.where(better[:, None], params, search.params)
-    gradient = jnp.where(better[:, None], gradient, search.gradient)
-    direction = jnp.where(better[:, None], downhill, search.direction)
-    inverse = jnp.where(better[:, None, None], inverse, search.inverse)
-    changed = _Search(
-      count=search.count + 1,
-      params=params,
-      value=jnp.where(better, value, search.value),
-      gradient=gradient,
-      inverse=jnp.where(restart[:, None, None], jnp.eye(len(_START))[None], inverse),
-      direction=_limited(jnp.where(restart[:, None], -gradient, direction), params),
-      step=jnp.where(better | restart, 1.0, 0.3 * search.step),
-      is_fresh=jnp.where(better, False, search.is_fresh) | restart,
-      is_active=(jnp.max(jnp.abs(gradient), axis=-1) > _SMALLEST_GRADIENT) & (~stuck | restart),
-    )
-    return jax.tree.map(
-      lambda new, old: new if new.ndim == 0 else jnp.where(_rows(search.is_active, new), new, old),
-      changed,
-      search,
-    )
+    return -jnp.sum(jnp.where(valid, density, 0.0), axis=-1) / count
 
   weight, *positive = _START
   low, high = _WEIGHTS
@@ -305,50 +249,6 @@ def _fit(x: jax.Array, valid: jax.Array, *, num_steps: int) -> jax.Array:
     *np.log(np.expm1(np.array(positive) - _LOWEST_SHAPE)),
   ]
   params = jnp.broadcast_to(jnp.array(start, x.dtype), (x.shape[0], len(start)))
-  value, gradient = evaluate(params)
-  search = _Search(
-    count=jnp.zeros((), jnp.int32),
-    params=params,
-    value=value,
-    gradient=gradient,
-    inverse=jnp.broadcast_to(jnp.eye(len(start), dtype=x.dtype), (x.shape[0], *[len(start)] * 2)),
-    direction=_limited(-gradient, params),
-    step=jnp.ones_like(value),
-    is_fresh=jnp.ones_like(value, bool),
-    is_active=_can_be_fitted(x, valid),
-  )
-  search = jax.lax.while_loop(proceed, advance, varying_carry(advance, search))
-  return jnp.where(jnp.isnan(value)[:, None], jnp.nan, search.params)
-
-
-def _updated_inverse(search: _Search, moved: jax.Array, change: jax.Array) -> jax.Array:
-  """The update of Broyden, Fletcher, Goldfarb and Shanno, where the curvature is positive."""
-  curvature = _dot(moved, change)
-  is_curved = curvature > 1e-10
-  safe = jnp.where(is_curved, curvature, 1.0)
-  # The first estimate of the scale comes with the first step.
-  scale = jnp.where(search.is_fresh, safe / jnp.maximum(_dot(change, change), 1e-20), 1.0)
-  inverse = scale[:, None, None] * search.inverse
-  bent = _product(inverse, change)
-  outer = bent[:, :, None] * moved[:, None, :]
-  gain = (1.0 + _dot(change, bent) / safe)[:, None, None]
-  update = gain * moved[:, :, None] * moved[:, None, :] - outer - jnp.swapaxes(outer, 1, 2)
-  return jnp.where(is_curved[:, None, None], inverse + update / safe[:, None, None], search.inverse)
-
-
-def _limited(direction: jax.Array, params: jax.Array) -> jax.Array:
-  """A step that changes no parameter much: from far away the likelihood is no quadratic."""
-  excess = jnp.abs(direction) / (1.0 + 0.5 * jnp.abs(params))
-  return direction / jnp.maximum(jnp.max(excess, axis=-1, keepdims=True), 1.0)
-
-
-def _rows(flags: jax.Array, like: jax.Array) -> jax.Array:
-  return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-  return jnp.sum(left * right, axis=-1)
-
-
-def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-  return jnp.sum(matrix * vector[:, None, :], axis=-1)
+  active = _can_be_fitted(x, valid)
+  params = minimize(mean_loss, params, num_steps=num_steps, active=active)
+  return jnp.where(jnp.any(jnp.isnan(x), axis=-1)[:, None], jnp.nan, params)

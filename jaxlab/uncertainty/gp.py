@@ -9,7 +9,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 
@@ -20,11 +19,10 @@ from jaxlab._checks import (
   check_filled,
   check_range,
 )
+from jaxlab._minimize import minimize
 from jaxlab.uncertainty.kernels import kernel_matrix
 
 _MIN_FITTED_NOISE = 1e-4
-# Smaller changes of the log-parameters are rounding of the objective.
-_MIN_LOG_STEP = 1e-6
 # Errors of a factorization in units of the floats' resolution, for one point.
 _ROUNDING = 8.0
 
@@ -254,16 +252,15 @@ def fit_gp(
 ) -> GPHyperparameters:
   """Fits scalar hyper-parameters by their marginal likelihood (MLE-II), or with a prior (MAP-II).
 
-  L-BFGS on the three logarithms. The noise is not fitted below 1e-4. The search ends early once
-  steps are as small as rounding errors, and returns the best finite point of its path. It is local:
-  `vmap` over `start` for restarts. Inside `jax.shard_map` it needs `check_vma=False`, because the
-  line search of optax mixes arrays that vary over devices with some that do not.
+  BFGS on the three logarithms. The noise is not fitted below 1e-4. The search ends early once steps
+  are as small as rounding errors, and returns the best finite point of its path. It is local:
+  `vmap` over `start` for restarts.
 
   Args:
     x: inputs, `[n, f]`.
     y: noisy targets, `[n]`.
     kernel: see `kernel_matrix`.
-    num_steps: maximum number of L-BFGS steps, static.
+    num_steps: most evaluations of the likelihood after the first, static.
     log_prior_fn: maps `GPHyperparameters` to a scalar that is added to the log marginal
       likelihood; pure, static under `jit`. The mode of a density over the logarithms needs its
       Jacobian: add the sum of the logarithms to the log-density of the hyper-parameters.
@@ -302,27 +299,5 @@ def _fit(x, y, mask, start, *, kernel, num_steps, log_prior_fn):
     value = -_log_evidence(_condition(x, y, proposal, kernel, mask))
     return value if log_prior_fn is None else value - log_prior_fn(proposal)
 
-  optimizer = optax.lbfgs()
-  value_and_grad = optax.value_and_grad_from_state(objective)
-
-  def moving(carry):
-    step, change, *_ = carry
-    return (step < num_steps) & (change > _MIN_LOG_STEP)
-
-  def update(carry):
-    step, _, log_params, opt_state, best, best_value = carry
-    value, grad = value_and_grad(log_params, state=opt_state)
-    improved = value < best_value
-    best, best_value = jnp.where(improved, log_params, best), jnp.fmin(value, best_value)
-    updates, opt_state = optimizer.update(
-      grad, opt_state, log_params, value=value, grad=grad, value_fn=objective
-    )
-    change = jnp.max(jnp.abs(updates))
-    log_params = optax.apply_updates(log_params, updates)
-    return step + 1, change, log_params, opt_state, best, best_value
-
-  first = jnp.log(start)
-  infinity = jnp.full((), jnp.inf, first.dtype)
-  carry = (0, infinity, first, optimizer.init(first), first, infinity)
-  _, _, last, _, best, best_value = jax.lax.while_loop(moving, update, carry)
-  return hyperparameters(jnp.where(objective(last) < best_value, last, best))
+  found = minimize(lambda rows: objective(rows[0])[None], jnp.log(start)[None], num_steps=num_steps)
+  return hyperparameters(found[0])

@@ -66,8 +66,7 @@ class _AskedAt:
     self.looks_left = look
 
   def requested(self, *, agree):
-    assert agree
-    self.looks_left -= 1
+    self.looks_left -= agree
     return self.looks_left < 0
 
 
@@ -101,6 +100,27 @@ def test_seeds_run_in_calls_between_which_a_signal_stops(tmp_path):
   started.clear()
   jax.tree.map(np.testing.assert_array_equal, go(tmp_path / "cut"), whole)
   assert not started
+
+
+class _Late:
+  """Signals that come while a program runs."""
+
+  signum = 15
+
+  def requested(self, *, agree):
+    return not agree
+
+
+def test_a_signal_ends_the_wait_for_a_program(tmp_path):
+  @jax.jit
+  def slow(x):
+    return jax.lax.fori_loop(0, 5000, lambda _, x: jnp.cos(x @ x), x)
+
+  context = experiment.Context(tmp_path, jax.random.key(0), signals=_Late())
+  with pytest.raises(experiment.Stopped) as stopped:
+    context.cached("stage", lambda: {"x": slow(jnp.ones((200, 200)))})
+  assert stopped.value.abandons and not list(tmp_path.rglob("*.npz"))
+  assert context.cached("other", lambda: {"x": 1.0, "y": np.ones(2)})["x"] == 1.0
 
 
 def test_cached_refuses_what_it_cannot_store(tmp_path):

@@ -59,6 +59,16 @@ def test_every_ending_is_a_line_and_a_status(capsys, error, status, line):
   assert err.startswith("Traceback") and line in err
 
 
+def test_a_program_that_still_runs_is_left_at_once(capsys, monkeypatch):
+  def leave(status):
+    raise SystemExit(status)
+
+  monkeypatch.setattr("os._exit", leave)
+  with pytest.raises(SystemExit, match="143"):
+    guard(raising(Stopped(signal.SIGTERM, abandons=True)), resume="once more.")
+  assert capsys.readouterr().err == "stopped by SIGTERM; once more.\n"
+
+
 @pytest.mark.parametrize(
   "error", [ValueError("x"), TypeError("x"), jax.errors.JaxRuntimeError("INTERNAL: x")]
 )
