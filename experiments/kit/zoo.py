@@ -15,7 +15,7 @@ import functools
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import chex
@@ -123,12 +123,15 @@ class BaseModel:
     for first in range(0, len(members), per_call):
       some = [i % len(members) for i in range(first, first + per_call)]
       # As a stage it can be stopped and says how long it took; what it made is in the files.
-      context.cached(f"{stage}/{first}", _make, members, some, context.mesh)
+      context.cached(f"{stage}/{first}", _make, members, some, context.mesh, context.device_get)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(each.load() for each in members))
 
 
 def _make(
-  members: tuple[BaseModel, ...], some: Sequence[int], mesh: jax.sharding.Mesh | None = None
+  members: tuple[BaseModel, ...],
+  some: Sequence[int],
+  mesh: jax.sharding.Mesh | None = None,
+  device_get: Callable[[chex.ArrayTree], chex.ArrayTree] = jax.device_get,
 ) -> int:
   """Trains those of some members, which differ in seeds, that have no file; gives how many."""
   with contextlib.ExitStack() as stack:
@@ -143,7 +146,7 @@ def _make(
       seeds = np.array([member.seeds for member in members], np.int32)
       options = {"num_seeds": len(members), "arguments": seeds, "mesh": mesh, "only": some}
       program = _training(members[0].with_seeds(0, 0))
-      made = jax.device_get(training.over_seeds(jax.random.key(0), program, **options))
+      made = device_get(training.over_seeds(jax.random.key(0), program, **options))
       for member, place in missing.items():
         _store(member, *jax.tree.map(lambda x, place=place: x[place], made))
     return len(missing)

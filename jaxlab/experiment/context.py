@@ -174,6 +174,23 @@ class Context:
           writer.close()
     return FitResult(result.state, before + result.history)
 
+  def device_get(self, arrays: chex.ArrayTree) -> Any:
+    """`jax.device_get`, whose wait a signal ends.
+
+    Several processes wait to the end, since others may wait for them.
+
+    Args:
+      arrays: pytree of arrays.
+
+    Returns:
+      The same as NumPy arrays.
+
+    Raises:
+      Stopped: after a signal; the program that computes the arrays is abandoned.
+    """
+    self._wait_for(arrays)
+    return jax.device_get(arrays)
+
   def cached(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Computes `fn(*args, **kwargs)` once in the life of the run.
 
@@ -275,12 +292,12 @@ class Context:
     if self.signals is not None and self.signals.requested(agree=True):
       raise Stopped(self.signals.signum)
 
-  def _wait_for(self, result: Any) -> None:
-    """Waits until arrays are there; a signal ends it, unless other processes wait for them too."""
-    arrays = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)]
+  def _wait_for(self, arrays: chex.ArrayTree) -> None:
+    waiting = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     pause = 0.001
     while self.signals is not None and jax.process_count() == 1:
-      if all(array.is_ready() for array in arrays):
+      waiting = [array for array in waiting if not array.is_ready()]
+      if not waiting:
         return
       if self.signals.requested(agree=False):
         raise Stopped(self.signals.signum, abandons=True)
