@@ -44,9 +44,10 @@ class Config:
   num_terms: int = 7  # Numbers in a problem.
   misconception_prob: float = 0.85  # How often texts show a misconception where there is one.
   weak: tuple[int, ...] = (24, 1, 2)  # Width, blocks and attention heads of the weak decoder.
+  weak_noise: float = 0.15  # Share of arbitrary steps in its texts, which make it weak.
   weak_steps: int = 1500  # Its updates.
   strong: tuple[int, ...] = (48, 1, 4)  # Likewise of the strong decoder.
-  strong_steps: int = 1200  # Likewise.
+  strong_steps: int = 1800  # Likewise.
   texts_per_step: int = 128  # Fresh texts of an update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_problems: int = 2000  # To test on, with exact probabilities.
@@ -86,7 +87,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("misconception_prob",))
+  sizes.check_sizes(config, shares=("misconception_prob", "weak_noise"))
   check_at_least(2, modulus=config.modulus, num_terms=config.num_terms, fitted=config.fitted)
   for name in ("weak", "strong"):
     width, *others = getattr(config, name)
@@ -103,8 +104,9 @@ def base_models(config: Config) -> dict[str, BaseModel]:
   """The two models, of seed 0."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
   options["family"] = FAMILY
+  noisy = dataclasses.replace(config.chains, noise=config.weak_noise)
   return {
-    WEAK: BaseModel(config.chains, *config.weak, config.weak_steps, **options),
+    WEAK: BaseModel(noisy, *config.weak, config.weak_steps, **options),
     STRONG: BaseModel(config.chains, *config.strong, config.strong_steps, **options),
   }
 

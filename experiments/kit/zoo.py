@@ -171,27 +171,33 @@ def _store(member: BaseModel, params: chex.ArrayTree, bad_step: np.ndarray) -> N
 
 
 def ladder(
-  task: Any, rungs: Sequence[tuple[int, int, int, Sequence[int]]], **options: Any
+  task: data.ModularChainConfig,
+  rungs: Sequence[tuple[int, int, int, Sequence[float]]],
+  **options: Any,
 ) -> dict[str, BaseModel]:
-  """Decoders of growing strength.
+  """Decoders of growing strength, which is set by the errors of the texts that they learn.
+
+  What a decoder has learned after too few updates differs between seeds far more.
 
   Args:
-    task: the texts.
-    rungs: width, blocks, attention heads, and the numbers of updates.
+    task: the texts, but for their noise.
+    rungs: width, blocks, attention heads, and the shares of noise.
     **options: other fields of every `BaseModel`.
 
   Returns:
-    The models by names such as `d24x1-250`: width, blocks, updates.
+    The models by names such as `d24x1-noise0.2`: width, blocks, noise.
   """
   return {
-    f"d{width}x{blocks}-{steps}": BaseModel(task, width, blocks, heads, steps, **options)
-    for width, blocks, heads, all_steps in rungs
-    for steps in all_steps
+    f"d{width}x{blocks}-noise{noise:g}": BaseModel(
+      dataclasses.replace(task, noise=noise), width, blocks, heads, **options
+    )
+    for width, blocks, heads, noises in rungs
+    for noise in noises
   }
 
 
-# The zoo: width, blocks, attention heads, and the numbers of updates.
-LADDER = (24, 1, 2, (700, 900, 1200)), (48, 1, 4, (400, 700, 1200))
+# The zoo: width, blocks, attention heads, and the shares of noise in texts.
+LADDER = (24, 1, 2, (0.25, 0.2, 0.15)), (48, 1, 4, (0.1, 0.05, 0.0))
 # What a step restates stands at fixed places: one block with learned positions finds it.
 FAMILY = "gpt2"
 

@@ -20,25 +20,27 @@ CEILING, FALSE_RATE = "accuracy of unlimited resampling", "false positive rate"
 def base_models(config) -> dict[str, BaseModel]:
   """The ladder, of seed 0, and then the models that are weak in another way."""
   options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
-  options["family"] = FAMILY
-  chains = config.chains
-  noisy = dataclasses.replace(chains, noise=config.other_noise)
-  misled = dataclasses.replace(chains, misconception_rate=config.other_rate)
-  rungs = (*config.small, config.small_steps), (*config.large, config.large_steps)
-  bases = ladder(chains, rungs, **options)
-  others = (config.small, noisy, "noise"), (config.large, noisy, "noise")
-  others += ((config.large, misled, "misconceptions"),)
-  for (size, task, what), steps in zip(others, config.other_steps):
-    bases |= {
-      f"{name}, {what}": base for name, base in ladder(task, [(*size, [steps])], **options).items()
-    }
-  return bases
+  options |= {"family": FAMILY, "num_steps": config.num_steps}
+  bases = ladder(config.chains, _rungs(config), **options)
+  strong = bases[weak_and_strong(config)[1]]
+  small = dict(zip(("hidden_size", "num_layers", "num_heads"), config.small))
+  early = dataclasses.replace(strong, num_steps=config.other_steps)
+  misled = dataclasses.replace(strong.task, misconception_rate=config.other_rate)
+  return bases | {
+    "small, stopped early": dataclasses.replace(early, **small),
+    "large, stopped early": early,
+    "large, misled": dataclasses.replace(strong, task=misled),
+  }
 
 
 def weak_and_strong(config) -> tuple[str, str]:
   """Names of the two models that are compared."""
-  names, num_small = list(base_models(config)), len(config.small_steps)
-  return names[num_small // 2], names[num_small + len(config.large_steps) - 1]
+  names = list(ladder(config.chains, _rungs(config)))
+  return names[len(config.small_noise) // 2], names[-1]
+
+
+def _rungs(config):
+  return (*config.small, config.small_noise), (*config.large, config.large_noise)
 
 
 def draw(config, key: chex.PRNGKey, seed: chex.Array) -> dict[str, jax.Array]:

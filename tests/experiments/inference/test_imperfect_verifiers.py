@@ -84,16 +84,19 @@ def test_hard_tasks_meet_misconceptions_in_both_halves():
 def test_the_ladder_of_the_laptop_is_the_zoo():
   bases = tasks.base_models(experiment.PRESETS["laptop"])
   assert len(bases) == 9
-  names = [name for name in bases if "," not in name]
+  names = [name for name in bases if "noise" in name]
   assert [bases[name] for name in names] == [zoo.BASE_MODELS[name] for name in names]
-  assert tasks.weak_and_strong(experiment.PRESETS["laptop"]) == ("d24x1-900", "d48x1-1200")
-  noisy = [base.task for name, base in bases.items() if "noise" in name]
-  assert [task.noise for task in noisy] == [0.15, 0.15]
+  weak, strong = tasks.weak_and_strong(experiment.PRESETS["laptop"])
+  assert (weak, strong) == ("d24x1-noise0.2", "d48x1-noise0")
+  others = [base for name, base in bases.items() if name not in names]
+  assert [base.num_steps for base in others] == [600, 600, 1500]
+  assert [base.task.misconception_rate for base in others] == [0.12, 0.12, 0.3]
+  assert {base.task.noise for base in others} == {0.0}
 
 
 def test_what_does_not_fit_together_is_refused():
   with pytest.raises(ValueError, match="costs must hold 1.0"):
     dataclasses.replace(CONFIG, costs=(0.0, 2.0))
-  for name, value in (("num_checked", 4), ("large", (8, 1, 2)), ("other_steps", (2, 2, 2, 2))):
+  for name, value in (("num_checked", 4), ("large", (8, 1, 2)), ("small_noise", (1.5,))):
     with pytest.raises(ValueError, match=name):
       experiment.validate(dataclasses.replace(CONFIG, **{name: value}))

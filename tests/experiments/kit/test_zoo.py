@@ -89,11 +89,11 @@ def test_a_training_that_breaks_down_stores_nothing():
 
 
 def test_a_ladder_names_its_models():
-  models_by_name = zoo.ladder(TASK, ((16, 1, 2, (5, 10)), (32, 2, 4, (20,))), batch_size=8)
-  assert list(models_by_name) == ["d16x1-5", "d16x1-10", "d32x2-20"]
-  last = models_by_name["d32x2-20"]
-  assert (last.hidden_size, last.num_layers, last.num_heads, last.num_steps) == (32, 2, 4, 20)
-  assert last.task == TASK and last.batch_size == 8
+  models_by_name = zoo.ladder(TASK, ((16, 1, 2, (0.1, 0.05)), (32, 2, 4, (0.0,))), batch_size=8)
+  assert list(models_by_name) == ["d16x1-noise0.1", "d16x1-noise0.05", "d32x2-noise0"]
+  last = models_by_name["d32x2-noise0"]
+  assert (last.hidden_size, last.num_layers, last.num_heads, last.batch_size) == (32, 2, 4, 8)
+  assert [model.task.noise for model in models_by_name.values()] == [0.1, 0.05, 0.0]
 
 
 def test_a_name_that_there_is_not_is_refused(capsys):
