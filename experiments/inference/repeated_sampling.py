@@ -102,8 +102,8 @@ def validate(config: Config) -> None:
 
 def base_models(config: Config) -> dict[str, BaseModel]:
   """The two models, of seed 0."""
-  options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
-  options["family"] = FAMILY
+  sizes = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
+  options = {**sizes, "family": FAMILY}
   noisy = dataclasses.replace(config.chains, noise=config.weak_noise)
   return {
     WEAK: BaseModel(noisy, *config.weak, config.weak_steps, **options),

@@ -135,6 +135,43 @@ def search_decoder(
 _MOST_ROWS = 1024
 
 
+def fit_until(
+  key: chex.PRNGKey,
+  model: nn.Module,
+  batch: Any,
+  *,
+  enough: float,
+  num_steps: int,
+  num_evaluations: int,
+  validate: Callable[[chex.ArrayTree], chex.Array],
+  **options: Any,
+) -> tuple[chex.ArrayTree, dict[str, jax.Array]]:
+  """Trains until a score is reached: seeds differ in when they learn by more than in what.
+
+  Args:
+    key: as for `fit_decoder`.
+    model: likewise.
+    batch: likewise.
+    enough: the score at which training ends.
+    num_steps: updates at most, over which the rate falls.
+    num_evaluations: how often it is scored; divides `num_steps`.
+    validate: `params -> score`.
+    **options: other options of `fit_decoder`.
+
+  Returns:
+    The parameters of the first evaluation whose score is enough, else of the last; and its
+    `validation` score and number of the `update`.
+  """
+  every = num_steps // num_evaluations
+  evaluate = lambda now: (validate(now.params), now.params)  # noqa: E731
+  sizes = {"num_steps": num_steps, "eval_every": every, "evaluate": evaluate}
+  scores, params = fit_decoder(key, model, batch, **sizes, **options).scores
+  passed = scores >= enough
+  stop = jnp.where(jnp.any(passed), jnp.argmax(passed), num_evaluations - 1)
+  found = {"validation": scores[stop], "update": (stop + 1) * every}
+  return jax.tree.map(lambda x: x[stop], params), found
+
+
 def token_log_probs(
   model: models.DecoderLM, params: chex.ArrayTree, tokens: chex.Array
 ) -> jax.Array:

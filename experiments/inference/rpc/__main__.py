@@ -8,6 +8,7 @@ style, so that texts hardly repeat and their likelihood is noisy; one pool of pa
 import dataclasses
 import functools
 import sys
+from typing import Any
 
 import chex
 import jax
@@ -16,26 +17,37 @@ import numpy as np
 
 from experiments import catalogue
 from experiments.inference.rpc.styles import StyledChains
+from experiments.inference.rpc.votes import (
+  ACCURACY,
+  ALL,
+  CONSISTENCY,
+  ERROR,
+  PERPLEXITY,
+  RPC,
+  SHUFFLED,
+  VOTES,
+  named,
+  vote,
+)
 from experiments.kit import plots, sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.language_models import respond, text_loss
+from experiments.kit.language_models import (
+  decoder,
+  fit_until,
+  respond,
+  text_loss,
+  token_log_probs,
+)
 from experiments.kit.sweep import each_seed
 from experiments.kit.train import adamw_cosine
-from experiments.kit.zoo import FAMILY, BaseModel
-from jaxlab import losses, metrics, samplers
+from experiments.kit.zoo import FAMILY
+from jaxlab import losses, models
 from jaxlab._checks import check_at_least
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "rpc"
-SEEDS = {"laptop": 8}
 
-VOTES, PERPLEXITY, CONSISTENCY = "self-consistency", "perplexity", "perplexity consistency"
-RPC, RPC_SUM, SHUFFLED = "RPC", "RPC, sum of log-probabilities", "RPC, shuffled weights"
-ABOVE, MEAN = "votes above the mean", "perplexity consistency above the mean"
 ONE = "one path"
-ALL, DISTINCT = "all", "distinct"  # Which paths count: each text once, or as often as it is drawn.
-ACCURACY, ERROR = "accuracy", "calibration error"
-_BINS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +61,10 @@ class Config:
   noise: float = 0.05  # Share of steps that show an arbitrary value.
   style_probs: tuple[float, ...] = (0.6, 0.25, 0.1, 0.05)  # Of the words of style.
   decoder: tuple[int, ...] = (32, 1, 2)  # Width, blocks and attention heads.
-  num_steps: int = 1000  # Updates.
+  num_steps: int = 2000  # Updates, at most.
+  num_evaluations: int = 40  # Within a training; divides num_steps.
+  enough: float = 0.4  # Share of validation problems that one path proves, at which it ends.
+  num_validation: int = 200  # Problems of these evaluations.
   texts_per_step: int = 128  # Fresh texts of an update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
   num_problems: int = 300  # To test on.
@@ -68,7 +83,8 @@ class Config:
 PRESETS = {
   "smoke": Config(
     modulus=3, num_terms=2, style_probs=(0.6, 0.4), decoder=(8, 1, 2), num_steps=2,
-    texts_per_step=4, num_problems=4, paths=(4, 8), few=4, num_orders=2, fit_steps=2,
+    num_evaluations=2, num_validation=4, texts_per_step=4, num_problems=4, paths=(4, 8), few=4,
+    num_orders=2, fit_steps=2,
   ),
   "laptop": Config(),
   "paper": Config(
@@ -80,11 +96,12 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  shares = "misconception_rate", "misconception_prob", "noise", "style_probs"
+  shares = "misconception_rate", "misconception_prob", "noise", "style_probs", "enough"
   sizes.check_sizes(config, shares=shares)
   check_at_least(2, modulus=config.modulus, num_terms=config.num_terms)
   sizes.check_lengths(decoder=config.decoder, **{"(width, blocks, heads)": range(3)})
   sizes.check_divides(config.decoder[2], decoder=config.decoder[0])
+  sizes.check_divides(config.num_evaluations, num_steps=config.num_steps)
   for name, num in (("few", config.few), ("few", 2 * config.few)):
     sizes.check_known([*map(str, config.paths)], **{name: [str(num)]})
   if sorted(set(config.paths)) != list(config.paths):
@@ -92,18 +109,20 @@ def validate(config: Config) -> None:
   _ = config.chains  # Checks the probabilities of styles.
 
 
-def base_model(config: Config) -> BaseModel:
-  """The decoder, of seed 0."""
-  options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
-  options["family"] = FAMILY
-  return BaseModel(config.chains, *config.decoder, config.num_steps, **options)
+def network(config: Config) -> models.DecoderLM:
+  """The decoder; its positions are learned."""
+  chains, (width, blocks, heads) = config.chains, config.decoder
+  length = chains.prompt_length + chains.response_length
+  sizes = {"hidden_size": width, "num_layers": blocks, "num_heads": heads}
+  return decoder(chains.vocab_size, length, family=FAMILY, **sizes)
 
 
 def run(config: Config, context: Context) -> Results:
-  """Trains the decoder where it is not stored; samples the pool, and votes."""
-  results, most = Results(), config.paths[-1]
-  params = base_model(config).load_seeds(context, "decoder")
-  pool = each_seed(context, "pool", functools.partial(sample, config), params)
+  """Trains the decoder, samples the pool, and votes."""
+  results, most, seeds = Results(), config.paths[-1], np.array(context.seed_numbers)
+  trained = each_seed(context, "decoder", functools.partial(train, config), seeds)
+  results.add({ONE: {name: trained[name] for name in ("validation", "update")}})
+  pool = each_seed(context, "pool", functools.partial(sample, config), trained["params"])
   right = pool["answers"] == pool["targets"][..., None]
   results.add(
     {ONE: {ACCURACY: right.mean((1, 2)), "malformed": (pool["answers"] < 0).mean((1, 2))}}
@@ -113,7 +132,7 @@ def run(config: Config, context: Context) -> Results:
   for n in config.paths:
     scores = each_seed(context, f"votes/{n}", functools.partial(vote, config, n), pool)
     reliability = scores.pop("reliability")
-    for (method, counted), values in _named(scores).items():
+    for (method, counted), values in named(scores).items():
       results.add({method: values}, paths=n, counted=counted)
     if n == config.few:
       # Over all seeds: share of items, their confidence and accuracy, by bins.
@@ -121,14 +140,34 @@ def run(config: Config, context: Context) -> Results:
   return results
 
 
+def train(config: Config, key: chex.PRNGKey, seed: chex.Array) -> dict[str, Any]:
+  """Trains on texts of the seed's table until one path proves enough problems."""
+  chains, model = dataclasses.replace(config.chains, table_seed=seed), network(config)
+  fit_key, problem_key = jax.random.split(key)
+  rows = chains.draw(problem_key, config.num_validation, clean=True)
+  # Any word of style is as good as another.
+  counted = rows.loss_mask * (rows.tokens < chains.plain.vocab_size)
+
+  def validate(params):
+    log_probs = token_log_probs(model, params, rows.tokens) * counted
+    return jnp.mean(jnp.exp(jnp.sum(log_probs, axis=-1)))
+
+  names = "enough", "num_steps", "num_evaluations", "learning_rate"
+  options = {name: getattr(config, name) for name in names} | {"validate": validate}
+  params, found = fit_until(
+    fit_key, model, chains.draw, batch_size=config.texts_per_step, **options
+  )
+  return found | {"params": params}
+
+
 def sample(config: Config, key: chex.PRNGKey, params) -> dict[str, jax.Array]:
   """Draws the pool: `answers`, scores `mean` and `sum`, text `ids`, `[P, n]`; `targets` `[P]`."""
-  base, chains = base_model(config), config.chains
+  chains = config.chains
   problem_key, path_key = jax.random.split(key)
   rows = chains.draw(problem_key, config.num_problems, clean=True)
   numbers = {"num_samples": config.paths[-1], "max_new_tokens": chains.response_length}
   prompts = rows.tokens[:, : chains.prompt_length]
-  drawn = respond(path_key, base.model, params, prompts, **numbers)
+  drawn = respond(path_key, network(config), params, prompts, **numbers)
   score = functools.partial(losses.sequence_log_prob, drawn.log_probs, drawn.mask)
   # The first path of the same text.
   same = lambda texts: jnp.argmax(jnp.all(texts[:, None] == texts[None], -1), axis=1)  # noqa: E731
@@ -139,79 +178,6 @@ def sample(config: Config, key: chex.PRNGKey, params) -> dict[str, jax.Array]:
     "ids": jax.lax.map(same, drawn.tokens).astype(jnp.int32),
     "targets": rows.answers,
   }
-
-
-def vote(config: Config, num_paths: int, key: chex.PRNGKey, pool) -> dict[str, jax.Array]:
-  """Accuracy and calibration of every method with the first paths of several orders of the pool."""
-  order_key, weight_key = jax.random.split(key)
-  # All orders of the whole pool are the same.
-  num_orders = 1 if num_paths == config.paths[-1] else config.num_orders
-  shape = num_orders, *pool["answers"].shape
-  places = jnp.broadcast_to(jnp.arange(shape[-1]), shape)
-  places = jax.random.permutation(order_key, places, axis=-1, independent=True)[..., :num_paths]
-  pick = lambda name: jnp.take_along_axis(pool[name][None], places, axis=-1)  # noqa: E731
-  answers, mean, total, ids = map(pick, ("answers", "mean", "sum", "ids"))
-  targets = jnp.broadcast_to(pool["targets"], shape[:-1])
-  found = {}
-  for (method, counted), confidence in confidences(
-    weight_key, answers, mean, total, ids, num_steps=config.fit_steps
-  ).items():
-    correct = metrics.vote_accuracy(confidence, answers, targets)
-    error = metrics.vote_calibration_error(confidence, answers, targets, num_bins=_BINS)
-    found[f"{method}: {counted}"] = {ACCURACY: jnp.mean(correct), ERROR: error}
-    if (method, counted) in ((VOTES, ALL), (RPC, ALL)):
-      best = jnp.max(jnp.where(answers >= 0, confidence, 0.0), axis=-1).ravel()
-      bins = jnp.clip(jnp.ceil(best * _BINS).astype(int) - 1, 0, _BINS - 1)
-      rows = jnp.stack([jnp.ones_like(best), best, correct.ravel()])
-      sums = jax.vmap(lambda x: jax.ops.segment_sum(x, bins, _BINS))(rows)  # noqa: B023
-      found.setdefault("reliability", []).append(sums)
-  found["reliability"] = jnp.stack(found["reliability"])
-  return found
-
-
-def confidences(
-  key: chex.PRNGKey, answers, mean, total, ids, *, num_steps: int
-) -> dict[tuple[str, str], jax.Array]:
-  """The confidence of each path's own answer `[..., n]`, by method and by which paths count.
-
-  Args:
-    key: of the shuffled weights.
-    answers: of the paths `[..., n]`.
-    mean: mean log-probability of their tokens.
-    total: its sum.
-    ids: of their texts.
-    num_steps: the most of a fit.
-  """
-  own = jnp.broadcast_to(jnp.arange(answers.shape[-1], dtype=jnp.int32), answers.shape)
-  earlier = (ids[..., :, None] == ids[..., None, :]) & (own[..., :, None] > own[..., None, :])
-  first = ~jnp.any(earlier, axis=-1)
-  probs = jnp.exp(mean)
-  above = probs >= jnp.mean(probs, axis=-1, keepdims=True)
-  found = {}
-  for counted, mask, texts in ((ALL, None, None), (DISTINCT, first, ids)):
-    found[VOTES, counted] = samplers.self_consistency_confidence(answers, mask=mask)
-    found[CONSISTENCY, counted] = samplers.perplexity_consistency_confidence(
-      answers, mean, path_ids=texts
-    )
-  found[PERPLEXITY, ALL] = probs
-  found[ABOVE, ALL] = samplers.self_consistency_confidence(answers, mask=above)
-  found[MEAN, ALL] = samplers.perplexity_consistency_confidence(answers, mean, mask=above)
-  # A common factor changes nothing but where the fit starts; sums would be below what it looks at.
-  total = total - jnp.max(total, axis=-1, keepdims=True)
-  shuffled = jax.random.permutation(key, mean, axis=-1, independent=True)
-  variants = {
-    (RPC, ALL): (mean, own), (RPC, DISTINCT): (mean, ids), (RPC_SUM, ALL): (total, own),
-    (SHUFFLED, ALL): (shuffled, own),
-  }  # fmt: skip
-  scores, texts = map(jnp.stack, zip(*variants.values()))
-  repeated = jnp.broadcast_to(answers, scores.shape)
-  options = {"path_ids": texts, "num_steps": num_steps}
-  pruned = samplers.pruned_consistency_confidence(repeated, scores, **options)
-  return found | dict(zip(variants, pruned))
-
-
-def _named(scores) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-  return {tuple(name.split(": ")): values for name, values in scores.items()}
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
@@ -273,10 +239,12 @@ def figure(results: Results):
 
 def abstract(config: Config, mesh):
   """An update of the decoder, for a dry run."""
-  base = base_model(config)
-  batch = jax.eval_shape(lambda key: base.draw(key, config.texts_per_step), jax.random.key(0))
+  model = network(config)
+  batch = jax.eval_shape(
+    lambda key: config.chains.draw(key, config.texts_per_step), jax.random.key(0)
+  )
   optimizer = adamw_cosine(config.learning_rate, config.num_steps)
-  return abstract_step(base.model, text_loss(base.model), optimizer, batch, mesh)
+  return abstract_step(model, text_loss(model), optimizer, batch, mesh)
 
 
 if __name__ == "__main__":

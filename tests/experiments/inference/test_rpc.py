@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.inference.rpc import __main__ as experiment
-from experiments.inference.rpc.__main__ import (
+from experiments.inference.rpc import votes
+from experiments.inference.rpc.styles import StyledChains
+from experiments.inference.rpc.votes import (
   ABOVE,
   ALL,
   CONSISTENCY,
@@ -17,11 +19,10 @@ from experiments.inference.rpc.__main__ import (
   SHUFFLED,
   VOTES,
 )
-from experiments.inference.rpc.styles import StyledChains
 from jaxlab import data, metrics
 
 STYLED = StyledChains(5, 4, True, 0.3, 0.6, 0.1, table_seed=2, style_probs=(0.7, 0.3))
-CONFIDENCES = jax.jit(experiment.confidences, static_argnames="num_steps")
+CONFIDENCES = jax.jit(votes.confidences, static_argnames="num_steps")
 
 
 @pytest.fixture(scope="module")

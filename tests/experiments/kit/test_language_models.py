@@ -45,6 +45,31 @@ def test_training_on_fresh_texts_learns_them(trained):
   np.testing.assert_allclose(texts.log_probs.sum(-1), again, atol=1e-4)
 
 
+def test_training_ends_once_a_score_is_enough():
+  rows = draw(jax.random.key(9), 32)
+
+  def validate(params):
+    return jnp.mean(jnp.exp(kit.token_log_probs(MODEL, params, rows.tokens))[:, PROMPT:])
+
+  @jax.jit
+  def fit(enough):
+    options = {"num_steps": 40, "num_evaluations": 4, "batch_size": 32, "validate": validate}
+    params, found = kit.fit_until(jax.random.key(0), MODEL, draw, enough=enough, **options)
+    return found, validate(params)
+
+  first, score = jax.device_get(fit(0.0))
+  assert first["update"] == 10
+  np.testing.assert_allclose(score, first["validation"], rtol=1e-6)
+  last, _ = jax.device_get(fit(1.0))
+  assert last["update"] == 40 and last["validation"] > first["validation"]
+  middle, score = jax.device_get(fit((first["validation"] + last["validation"]) / 2))
+  assert (
+    10 < middle["update"] <= 40
+    and middle["validation"] >= (first["validation"] + last["validation"]) / 2
+  )
+  np.testing.assert_allclose(score, middle["validation"], rtol=1e-6)
+
+
 def test_the_loss_is_the_mean_over_tokens_of_responses(trained):
   params, rows = trained
   shown = lambda key, batch: jnp.asarray(batch.tokens).at[:, PROMPT].set(0)  # noqa: E731
