@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, as_classes, check_arrays
+from jaxlab._checks import as_accumulator, as_classes, check_arrays, check_at_least
 
 
 class SparseLabelMap(NamedTuple):
@@ -70,8 +70,10 @@ def sparsify_label_map(label_maps: chex.Array, *, num_labels: int = 5) -> Sparse
   label_maps = as_accumulator(label_maps)
   if not 1 <= num_labels <= label_maps.shape[-1]:
     raise ValueError(f"num_labels must lie in [1, {label_maps.shape[-1]}], got {num_labels}.")
-  scores, indices = jax.lax.top_k(label_maps, num_labels)
-  return SparseLabelMap(scores, indices.astype(jnp.int32))
+  # In the order of `top_k`, 0 comes before -0.
+  ordered = jax.lax.stop_gradient(jnp.where(label_maps == 0, 0.0, label_maps))
+  indices = jax.lax.top_k(ordered, num_labels)[1].astype(jnp.int32)
+  return SparseLabelMap(jnp.take_along_axis(label_maps, indices, axis=-1), indices)
 
 
 def dense_label_map(scores: chex.Array, indices: chex.Array, *, num_classes: int) -> jax.Array:
@@ -87,10 +89,11 @@ def dense_label_map(scores: chex.Array, indices: chex.Array, *, num_classes: int
     [0, m).
 
   Raises:
-    ValueError: if a known class lies outside [0, m).
+    ValueError: if `num_classes` < 1 or a known class lies outside [0, m).
 
   Reference: Yun et al., CVPR 2021, and the authors' code, https://arxiv.org/abs/2101.05022.
   """
+  check_at_least(1, num_classes=num_classes)
   check_arrays(scores=(scores, "[n, h, w, k]"), indices=(indices, "int [n, h, w, k]"))
   scores = as_accumulator(scores)
   indices = as_classes("indices", indices, num_classes)

@@ -94,10 +94,10 @@ def fused_distillation_loss(
     labels=(labels, "int [...]"),
     ratio=(ratio if np.ndim(ratio) else None, "[...]"),
   )
+  classes = as_classes("labels", labels, np.shape(logits)[-1])
   from_teacher = distillation_loss(logits, teacher_logits, temperature=temperature)
   logits, ratio = as_accumulator(logits, ratio)
-  labels = as_classes("labels", labels, logits.shape[-1])
-  from_labels = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  from_labels = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
   return weighted(ratio, from_teacher) + weighted(1 - ratio, from_labels)
 
 

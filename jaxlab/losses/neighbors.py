@@ -251,7 +251,8 @@ def _knn_losses(
     if leave_one_out:
       allowed &= jnp.arange(len(key_labels)) != index
     similarity = jnp.where(allowed, similarities(query), -jnp.inf)
-    votes, voters = jax.lax.top_k(similarity, num_neighbors)
+    voters = _nearest(similarity, num_neighbors)
+    votes = similarity[voters]
     right = (key_labels[voters] == label) & (votes > -jnp.inf)
     if add_positive:
       nearest = jnp.max(jnp.where(key_labels == label, similarity, -jnp.inf))
@@ -275,7 +276,8 @@ def _knn_votes(queries, keys, key_labels, *, num_neighbors, temperature, num_cla
 
   def of_row(query):
     similarity = jnp.where(usable, similarities(query), -jnp.inf)
-    votes, voters = jax.lax.top_k(similarity, num_neighbors)
+    voters = _nearest(similarity, num_neighbors)
+    votes = similarity[voters]
     classes, is_empty = key_labels[voters], jnp.all(votes == -jnp.inf)
     weights = jax.nn.softmax(jnp.where(is_empty, 0.0, votes))
     unknown = jnp.any(jnp.isnan(weights)) | jnp.any((classes >= num_classes) & (weights > 0))
@@ -311,6 +313,13 @@ def _similarity_to(keys, usable, temperature) -> Callable[[jax.Array], jax.Array
   """The function of a unit vector that gives its similarities to the keys, `[d] -> [m]`."""
   units = unit_vectors(jnp.where(usable[:, None], keys, 0.0), _MIN_NORM)
   return lambda query: jnp.dot(units, query, precision="highest") / temperature
+
+
+def _nearest(similarity: jax.Array, num: int) -> jax.Array:
+  """Indices of the largest similarities, the first ones on ties."""
+  similarity = jax.lax.stop_gradient(similarity)
+  # In the order of `top_k`, 0 comes before -0.
+  return jax.lax.top_k(jnp.where(similarity == 0, 0.0, similarity), num)[1]
 
 
 def _over_rows(of_row: Callable, rows: chex.ArrayTree, num_keys: int) -> jax.Array:

@@ -115,10 +115,10 @@ def test_crops_and_boxes_fit_together():
   """The mean of a cropped map of coordinates is what its box is pooled to."""
   maps = ramps()
   crop = evaluated(
-    lambda key: augment.random_resized_crop(key, maps, size=6, scale=(0.3, 0.4), ratio=(0.9, 1.1))
+    lambda key: augment.random_resized_crop(key, maps, size=6, scale=(0.1, 0.15), ratio=(0.9, 1.1))
   )(jax.random.key(0))
   inner = np.all((crop.boxes[:, :2] > 0.13) & (crop.boxes[:, 2:] < 0.87), axis=1)
-  assert inner.sum() >= 2
+  assert inner.any()
   means = np.mean(crop.images, axis=(1, 2))
   np.testing.assert_allclose(roi_align(maps, crop.boxes)[inner], means[inner], rtol=1e-3, atol=1e-4)
 

@@ -64,7 +64,7 @@ def test_gradient_of_distillation():
 
 
 def cross_entropy(logits, labels):
-  return -np.log(softmax(logits))[np.arange(len(labels)), labels]
+  return -np.log(softmax(logits)[np.arange(len(labels)), labels])
 
 
 def test_fused_loss_goes_from_labels_to_the_teacher():
