@@ -11,7 +11,7 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -246,6 +246,26 @@ def check_range(name: str, value: chex.Numeric, interval: str) -> None:
   below = array <= high if interval[-1] == "]" else array < high
   if not np.all(above & below):
     raise ValueError(f"{name} must lie in {interval}, got {value}.")
+
+
+def check_pair(name: str, values: Sequence[chex.Numeric], interval: str) -> None:
+  """Raises if the ends of a range are known and not two numbers in order.
+
+  Args:
+    name: the caller's name for the two.
+    values: the lower and the upper end, which may be equal.
+    interval: where both must lie, as for `check_range`.
+
+  Raises:
+    ValueError: naming the argument and the values.
+  """
+  if len(values) != 2:
+    raise ValueError(f"{name} must be two numbers, got {values}.")
+  for value in values:
+    check_range(name, value, interval)
+  low, high = values
+  if is_known(low) and is_known(high) and not low <= high:
+    raise ValueError(f"{name} must be two numbers in order, got {values}.")
 
 
 def check_at_least(minimum: int, **counts: int | None) -> None:

@@ -17,6 +17,7 @@ from jaxlab._checks import (
   check_choice,
   check_filled,
   check_increasing,
+  check_pair,
   check_range,
   check_types,
   is_known,
@@ -87,6 +88,19 @@ def test_check_range_accepts_only_values_in_the_interval(value, interval, allowe
     with pytest.raises(ValueError, match=r"alpha must lie in") as error:
       check_range("alpha", value, interval)
     assert interval in str(error.value) and str(value) in str(error.value)
+
+
+def test_check_pair_wants_two_numbers_in_order():
+  check_pair("scale", (0.5, 0.5), "(0, inf)")
+  jax.jit(lambda high: check_pair("scale", (0.5, high), "(0, inf)") or high)(0.1)
+  for values, words in (
+    ((0.5, 0.1), "in order"),
+    ((0.5,), "two numbers"),
+    ((0.0, 0.5), r"\(0, inf\)"),
+    ((0.5, np.nan), r"\(0, inf\)"),
+  ):
+    with pytest.raises(ValueError, match=f"scale must .*{words}"):
+      check_pair("scale", values, "(0, inf)")
 
 
 def test_check_range_does_not_check_traced_values():

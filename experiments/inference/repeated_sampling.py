@@ -29,7 +29,6 @@ from jaxlab._checks import check_at_least
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "repeated_sampling"
-
 WEAK, STRONG, GUESSER = "weak model", "strong model", "uniform guesser"
 VOTE, BEST = "majority vote", "best by mean log-probability"
 LAW, SINGLE, BETA, LINE = "power law", "single rate", "beta rates", "log-linear line"
@@ -102,8 +101,8 @@ def validate(config: Config) -> None:
 
 def base_models(config: Config) -> dict[str, BaseModel]:
   """The two models, of seed 0."""
-  sizes = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
-  options = {**sizes, "family": FAMILY}
+  options = {"batch_size": config.texts_per_step, "learning_rate": config.learning_rate}
+  options["family"] = FAMILY
   noisy = dataclasses.replace(config.chains, noise=config.weak_noise)
   return {
     WEAK: BaseModel(noisy, *config.weak, config.weak_steps, **options),

@@ -1,5 +1,13 @@
 """Methods with a state: `init`/`update` pairs built from the other rooms."""
 
+from jaxlab.algorithms.bilevel_optimization import (
+  Bilevel,
+  BilevelGradient,
+  BilevelInfo,
+  BilevelState,
+  bilevel,
+  virtual_step_gradient,
+)
 from jaxlab.algorithms.early_exit import alternate_phases
 from jaxlab.algorithms.early_stopping import (
   EarlyStoppingRun,
@@ -19,6 +27,7 @@ from jaxlab.algorithms.mean_teachers import (
   mean_teacher_warm_up,
   robust_mean_teacher,
 )
+from jaxlab.algorithms.memory_bank import BankState, FeatureBank, feature_bank
 from jaxlab.algorithms.normalization_adaptation import (
   entropy_minimization,
   filtered_entropy_minimization,
@@ -96,13 +105,21 @@ __all__ = [
   "AdaptInfo",
   "AdaptLoss",
   "alternate_phases",
+  "BankState",
   "best_of_n_objective",
+  "bilevel",
+  "Bilevel",
+  "BilevelGradient",
+  "BilevelInfo",
+  "BilevelState",
   "centroid_pseudo_labels",
   "continual_mean_teacher",
   "ContinualMeanTeacherState",
   "cosine_logits",
   "EarlyStoppingRun",
   "entropy_minimization",
+  "feature_bank",
+  "FeatureBank",
   "filtered_entropy_minimization",
   "FilteredState",
   "fine_tune",
@@ -154,6 +171,7 @@ __all__ = [
   "scaled_learning_rate",
   "SequentialResult",
   "transformer_peak_learning_rate",
+  "virtual_step_gradient",
   "warmup_cosine",
 ]
 

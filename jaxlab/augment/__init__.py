@@ -11,7 +11,13 @@ from jaxlab.augment.corruptions import (
   corrupt_signals,
   corruption_stream,
 )
-from jaxlab.augment.crops import jitter_images, random_crop, random_flip
+from jaxlab.augment.crops import (
+  CropOutput,
+  jitter_images,
+  random_crop,
+  random_flip,
+  random_resized_crop,
+)
 from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
 from jaxlab.augment.interpolation import (
   MultiMixed,
@@ -20,6 +26,15 @@ from jaxlab.augment.interpolation import (
   interpolate_pairs,
   mix_regression_pairs,
   multi_mixup,
+)
+from jaxlab.augment.label_maps import (
+  SparseLabelMap,
+  classifier_label_map,
+  dense_label_map,
+  pool_label_map,
+  pool_label_map_single,
+  roi_align_mean,
+  sparsify_label_map,
 )
 from jaxlab.augment.mixing import (
   MixDraw,
@@ -48,11 +63,14 @@ __all__ = [
   "box_mix",
   "BoxMix",
   "center_surround_saliency",
+  "classifier_label_map",
   "corrupt_images",
   "corrupt_signals",
   "corruption_stream",
   "CorruptionStream",
+  "CropOutput",
   "cutmix",
+  "dense_label_map",
   "draw_mix",
   "embedding_noise",
   "extract_choice",
@@ -72,14 +90,20 @@ __all__ = [
   "MultiMixed",
   "paraphrase",
   "ParaphraseGrammar",
+  "pool_label_map",
+  "pool_label_map_single",
   "random_crop",
   "random_flip",
+  "random_resized_crop",
   "RegressionMix",
   "replace_tokens",
+  "roi_align_mean",
   "saliency_box_mix",
   "segment_masks",
   "segment_mix",
   "SIGNAL_CORRUPTIONS",
+  "SparseLabelMap",
+  "sparsify_label_map",
 ]
 
 

@@ -1,10 +1,25 @@
 """Random crops, mirror images and jitter of image batches."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_arrays, check_at_least
+from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_pair
+
+
+class CropOutput(NamedTuple):
+  """Crops, and where they come from.
+
+  Attributes:
+    images: the crops, `[b, size, size, channels]`.
+    boxes: top, left, bottom and right as shares of the image's height and width, float32 `[b, 4]`.
+  """
+
+  images: chex.Array
+  boxes: chex.Array
 
 
 def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> chex.Array:
@@ -30,6 +45,66 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> c
   padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   crop = jax.vmap(lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:]))
   return crop(padded, starts)
+
+
+def random_resized_crop(
+  key: chex.PRNGKey,
+  images: chex.Array,
+  *,
+  size: int,
+  scale: Sequence[chex.Numeric] = (0.08, 1.0),
+  ratio: Sequence[chex.Numeric] = (0.75, 1.3333),
+) -> CropOutput:
+  """Cuts a box of random area, shape and position out of every image, and resizes it to a square.
+
+  The usual augmentation of ImageNet training. Boxes begin and end between pixels, too.
+
+  Args:
+    key: random key.
+    images: `[b, height, width, channels]`; integers give float32.
+    size: side of the crops, in pixels.
+    scale: smallest and largest area, as shares of the image's; drawn uniformly. The sides are cut
+      to those of the image.
+    ratio: smallest and largest width over height, in pixels; its logarithm is drawn uniformly.
+
+  Returns:
+    A `CropOutput`; the images in the dtype of `images`, resized bilinearly.
+
+  Raises:
+    ValueError: if `size` < 1, or `scale` or `ratio` is not two positive numbers of which the second
+      is at least the first.
+
+  Reference: Szegedy et al., Going Deeper with Convolutions, CVPR 2015, section 6,
+  https://arxiv.org/abs/1409.4842; Yun et al., Re-labeling ImageNet, CVPR 2021,
+  https://arxiv.org/abs/2101.05022.
+  """
+  check_at_least(1, size=size)
+  for name, ends in (("scale", scale), ("ratio", ratio)):
+    check_pair(name, ends, "(0, inf)")
+  check_arrays(images=(images, "[b, height, width, channels]"))
+  images = jnp.asarray(images)
+  dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
+  rows, height, width, channels = images.shape
+  area_key, ratio_key, place_key = jax.random.split(key, 3)
+  area = jax.random.uniform(area_key, (rows,), minval=scale[0], maxval=scale[1])
+  log_ratio = jax.random.uniform(
+    ratio_key, (rows,), minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])
+  )
+  # In shares of the image, whose own shape counts.
+  aspect = jnp.exp(log_ratio) * (height / max(width, 1))
+  sides = jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)], axis=-1)
+  sides = jnp.minimum(sides, 1.0)
+  starts = jax.random.uniform(place_key, (rows, 2)) * (1 - sides)
+  pixels = jnp.array([[height, width]], jnp.float32)
+
+  def crop(image, start, side):
+    zoom = size / side
+    return jax.image.scale_and_translate(
+      image, (size, size, channels), (0, 1), zoom, -start * zoom, method="linear"
+    )
+
+  crops = jax.vmap(crop)(as_accumulator(images), starts * pixels, sides * pixels)
+  return CropOutput(crops.astype(dtype), jnp.concatenate([starts, starts + sides], axis=-1))
 
 
 def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:

@@ -10,6 +10,7 @@ from jaxlab.data.annotated_preferences import (
   ratings_to_strength,
 )
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.canvas import CanvasBatch, sample_canvas
 from jaxlab.data.causal_reviews import (
   REVIEW_CONCEPTS,
   REVIEW_VOCAB_SIZE,
@@ -137,6 +138,7 @@ __all__ = [
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
+  "CanvasBatch",
   "CATEGORIES",
   "ChainBatch",
   "check_steps",
@@ -232,6 +234,7 @@ __all__ = [
   "RotatedDigits",
   "RuleTasks",
   "sample_accepted_curves",
+  "sample_canvas",
   "sample_curve_params",
   "sample_fact_world",
   "sample_factoids",

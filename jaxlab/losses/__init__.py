@@ -29,6 +29,12 @@ from jaxlab.losses.coverage import (
   log_tree_coverage,
   stepwise_coverage_loss,
 )
+from jaxlab.losses.distillation import (
+  class_mean_probs,
+  distillation_loss,
+  fused_distillation_loss,
+  trilateral_features,
+)
 from jaxlab.losses.early_exit import (
   conditional_exit_probabilities,
   exit_distribution,
@@ -45,6 +51,12 @@ from jaxlab.losses.mixup import (
   mixup_cross_entropy,
   multi_mixup_cross_entropy,
   rescale_mix_ratio,
+)
+from jaxlab.losses.neighbors import (
+  knn_classification_loss,
+  knn_probabilities,
+  leave_one_out_knn_loss,
+  supervised_contrastive_loss,
 )
 from jaxlab.losses.occupancy_matching import occupancy_matching_loss, soft_rewards, soft_values
 from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
@@ -111,6 +123,7 @@ __all__ = [
   "causal_ranking_loss",
   "causal_token_log_probs",
   "chunked_token_log_probs",
+  "class_mean_probs",
   "class_prototypes",
   "clipped_policy_loss",
   "combine_rewards",
@@ -125,6 +138,7 @@ __all__ = [
   "coverage_weighted_nll",
   "decoupled_mixup_binary_loss",
   "decoupled_mixup_loss",
+  "distillation_loss",
   "dpo_loss",
   "estimated_coverage_nll",
   "exit_distribution",
@@ -133,6 +147,7 @@ __all__ = [
   "exponential_reward",
   "fixmatch_loss",
   "foreground_cross_entropy",
+  "fused_distillation_loss",
   "gate_loss",
   "gate_pos_weights",
   "group_advantages",
@@ -144,10 +159,13 @@ __all__ = [
   "ipo_loss",
   "kl_penalized_rewards",
   "kl_per_token",
+  "knn_classification_loss",
+  "knn_probabilities",
   "kto_kl_estimate",
   "kto_loss",
   "label_smoothed_cross_entropy",
   "leave_one_out_advantages",
+  "leave_one_out_knn_loss",
   "log1mexp",
   "log_odds_ratio",
   "log_reward",
@@ -185,9 +203,11 @@ __all__ = [
   "soft_values",
   "softmax_entropy",
   "stepwise_coverage_loss",
+  "supervised_contrastive_loss",
   "symmetric_cross_entropy",
   "tilted_weights",
   "token_log_probs",
+  "trilateral_features",
   "weighted_reward",
 ]
 

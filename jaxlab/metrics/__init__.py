@@ -90,6 +90,7 @@ from jaxlab.metrics.inference_scaling import (
   pass_at_k,
   selection_accuracy_curve,
 )
+from jaxlab.metrics.multilabel import multilabel_top1
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.overfit_detection import (
   McNemarResult,
@@ -118,6 +119,7 @@ from jaxlab.metrics.regression import (
   root_mean_squared_error,
   worst_group_rmse,
 )
+from jaxlab.metrics.representations import intra_class_spread
 from jaxlab.metrics.resampling import (
   ResamplingValue,
   VerifierStatistics,
@@ -220,6 +222,7 @@ __all__ = [
   "interpolator_temperature_scaled_nll",
   "intersection_and_union",
   "IntersectionAndUnion",
+  "intra_class_spread",
   "joint_success",
   "judge_answers",
   "Judgement",
@@ -243,6 +246,7 @@ __all__ = [
   "miscalibration",
   "missing_mass",
   "monofact_rate",
+  "multilabel_top1",
   "negative_log_likelihood",
   "normalized_edit_distance",
   "open_set_classification_rate",

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxlab.models.classifiers import MLP, ConvNet, ModelOutput
+from jaxlab.models.classifiers import MLP, ConvEncoder, ConvNet, ConvOutput, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.decoder import (
   DECODER_SHARDING_RULES,
@@ -22,6 +22,7 @@ from jaxlab.models.early_exit import (
   gate_features,
   stage_costs,
 )
+from jaxlab.models.fusion_ratio import FusionRatioNet
 from jaxlab.models.norm import (
   GhostBatchNorm,
   GroupNorm,
@@ -64,7 +65,9 @@ __all__ = [
   "config_to_hf",
   "context_query_mask",
   "Conv",
+  "ConvEncoder",
   "ConvNet",
+  "ConvOutput",
   "decoder_config",
   "DECODER_SHARDING_RULES",
   "DecoderConfig",
@@ -74,6 +77,7 @@ __all__ = [
   "EarlyExitOutput",
   "EncodedSpeech",
   "flops_per_token",
+  "FusionRatioNet",
   "gate_features",
   "ghost_batch_norm",
   "GhostBatchNorm",

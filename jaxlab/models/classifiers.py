@@ -1,4 +1,4 @@
-"""Small classifiers of vectors, signals and images that also return the features of the head."""
+"""Small networks of vectors, signals and images, which return features beside their scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import check_arrays
+from jaxlab._checks import check_arrays, check_at_least
 from jaxlab.models.convolution import Conv
 from jaxlab.models.norm import GhostBatchNorm
 
@@ -26,6 +26,20 @@ class ModelOutput(NamedTuple):
 
   features: chex.Array
   logits: chex.Array
+
+
+class ConvOutput(NamedTuple):
+  """The output of a `ConvEncoder`.
+
+  Attributes:
+    logits: scores of the classes, `[b, k]`; None for an encoder without classes.
+    features: inputs of the linear head and of the projection, at least 0, `[b, d]`.
+    projection: inputs of a contrastive loss, of any length, `[b, p]`; None for an encoder without.
+  """
+
+  logits: chex.Array | None
+  features: chex.Array
+  projection: chex.Array | None
 
 
 class MLP(nn.Module):
@@ -118,6 +132,70 @@ class ConvNet(nn.Module):
       hidden = _mixed(mix, i + 1, hidden)
     features = jnp.mean(hidden, axis=tuple(range(1, rank + 1)))
     return ModelOutput(features, nn.Dense(self.num_classes, name="head")(features))
+
+
+class ConvEncoder(nn.Module):
+  """Convolution, ReLU and pooling in turn, a dense layer of features, a head and a projection.
+
+  Nothing is normalized by a batch, so a row's output does not depend on the others, as contrastive
+  and semi-supervised training of mixed batches needs. A kernel spans 5 positions of a signal or 3 x
+  3 of an image, and each max-pooling halves them; what is left over at the end is dropped.
+
+  Attributes:
+    features: channels of each block.
+    dense: size d of the features.
+    num_classes: number k of classes of the linear head; None for no head.
+    projection: size p of the projection, which a hidden layer of 2 p units with ReLU makes from the
+      features; None for no projection.
+  """
+
+  features: Sequence[int] = (16, 32)
+  dense: int = 64
+  num_classes: int | None = None
+  projection: int | None = None
+
+  @nn.compact
+  def __call__(self, inputs: chex.Array) -> ConvOutput:
+    """Encodes.
+
+    Args:
+      inputs: signals `[b, t, c]` or images `[b, h, w, c]`.
+
+    Returns:
+      A `ConvOutput`.
+
+    Raises:
+      ValueError: if `inputs` has another shape, or a side too short for so many poolings.
+    """
+    rank = len(inputs.shape) - 2
+    check_arrays(inputs=(inputs, "[b, t, c]" if rank == 1 else "[b, h, w, c]"))
+    check_at_least(2 ** len(self.features), **{"the sides of inputs": min(inputs.shape[1:-1])})
+    hidden = inputs
+    for i, width in enumerate(self.features):
+      hidden = Conv(width, (5,) if rank == 1 else (3, 3), name=f"conv_{i}")(hidden)
+      hidden = _max_pool(nn.relu(hidden))
+    hidden = hidden.reshape(hidden.shape[0], math.prod(hidden.shape[1:]))
+    features = nn.relu(nn.Dense(self.dense, name="embed")(hidden))
+    logits = projection = None
+    if self.num_classes is not None:
+      logits = nn.Dense(self.num_classes, name="head")(features)
+    if self.projection is not None:
+      hidden = nn.relu(nn.Dense(2 * self.projection, name="projection_0")(features))
+      projection = nn.Dense(self.projection, name="projection_1")(hidden)
+    return ConvOutput(logits, features, projection)
+
+
+def _max_pool(hidden: jax.Array) -> jax.Array:
+  """Maxima of two neighbors along each spatial axis.
+
+  The gradient of XLA's own pooling is a scatter; this one's is elementwise.
+  """
+  for axis in range(1, hidden.ndim - 1):
+    size = hidden.shape[axis] // 2
+    pairs = jax.lax.slice_in_dim(hidden, 0, 2 * size, axis=axis)
+    pairs = pairs.reshape(*hidden.shape[:axis], size, 2, *hidden.shape[axis + 1 :])
+    hidden = jnp.max(pairs, axis=axis + 1)
+  return hidden
 
 
 def _mixed(mix: Mix | None, layer: int, hidden: jax.Array) -> jax.Array:

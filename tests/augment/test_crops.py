@@ -90,3 +90,64 @@ def test_jitter_of_images_keeps_shape_dtype_and_gradient():
   assert out.shape == half.shape and out.dtype == jnp.bfloat16
   grad = jax.jit(jax.grad(lambda x: augment.jitter_images(KEY, x).sum()))(half)
   assert np.isfinite(np.asarray(grad, np.float32)).all()
+
+
+def slow_resize(image, box, size):
+  """Bilinear reading of the box at the centers of the pixels of the crop; only to magnify."""
+  height, width = image.shape[:2]
+  (top, left), (bottom, right) = box[:2] * (height, width), box[2:] * (height, width)
+  out = np.zeros((size, size, image.shape[2]))
+  for i, j in np.ndindex(size, size):
+    y = top + (i + 0.5) * (bottom - top) / size - 0.5
+    x = left + (j + 0.5) * (right - left) / size - 0.5
+    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+    row, column = min(int(y), height - 2), min(int(x), width - 2)
+    corner = image[row : row + 2, column : column + 2]
+    down, across = [1 - y + row, y - row], [1 - x + column, x - column]
+    out[i, j] = np.einsum("a,b,abc->c", down, across, corner)
+  return out
+
+
+def test_resized_crops_read_their_boxes():
+  crop = jax.jit(functools.partial(augment.random_resized_crop, size=6))
+  crops, boxes = jax.device_get(crop(KEY, IMAGES))
+  sides = boxes[:, 2:] - boxes[:, :2]
+  assert np.all(boxes >= 0) and np.all(boxes <= 1 + 1e-6) and np.all(sides > 0)
+  for image, view, box in zip(IMAGES[:20], crops, np.float64(boxes)):
+    np.testing.assert_allclose(view, slow_resize(image, box, 6), rtol=1e-4)
+
+
+def test_area_and_shape_of_crops():
+  crop = jax.jit(functools.partial(augment.random_resized_crop, size=1, scale=(0.1, 0.4)))
+  boxes = np.asarray(crop(KEY, IMAGES).boxes)
+  sides = (boxes[:, 2:] - boxes[:, :2]) * (4, 5)
+  area, ratio = sides.prod(1) / 20, sides[:, 1] / sides[:, 0]
+  assert 0.1 < area.min() < 0.13 and 0.37 < area.max() < 0.4
+  assert 0.75 < ratio.min() < 0.79 and 1.27 < ratio.max() < 1.3333
+  middle = boxes.reshape(-1, 2, 2).mean(1)
+  assert np.all(np.abs(middle.mean(0) - 0.5) < 0.06)
+
+
+def test_a_crop_of_the_whole_image_is_the_image():
+  whole = functools.partial(augment.random_resized_crop, scale=(1, 1), ratio=(1.0, 1.0))
+  square = IMAGES[..., :4, :]
+  crops, boxes = jax.device_get(jax.jit(functools.partial(whole, size=4))(KEY, square))
+  np.testing.assert_allclose(crops, square, rtol=1e-5)
+  np.testing.assert_allclose(boxes, np.broadcast_to([0, 0, 1, 1], (60, 4)), atol=1e-6)
+  small = jax.eval_shape(functools.partial(whole, size=3), KEY, square.astype(np.uint8))
+  assert small.images.shape == (60, 3, 3, 2) and small.images.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ({"size": 0}, "size must be at least 1, got 0"),
+    ({"scale": (0.5, 0.2)}, r"scale must be two numbers in order, got \(0.5, 0.2\)"),
+    ({"scale": (0.0, 0.2)}, r"scale must lie in \(0, inf\), got 0.0"),
+    ({"ratio": (0.5, 0.2)}, "ratio must be two numbers in order"),
+    ({"ratio": (0.5,)}, r"ratio must be two numbers, got \(0.5,\)"),
+  ],
+)
+def test_bad_crops_are_refused(arguments, words):
+  with pytest.raises(ValueError, match=words):
+    augment.random_resized_crop(KEY, IMAGES, **{"size": 4} | arguments)

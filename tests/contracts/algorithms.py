@@ -49,6 +49,27 @@ def _jitter(key, inputs):
   return inputs[:, ::-1]
 
 
+def _weighted_square(params, weights, inputs=0.0):
+  return jnp.mean(weights * jnp.square(params - inputs))
+
+
+def _square(params, inputs=0.0):
+  return jnp.mean(jnp.square(params - inputs))
+
+
+def _solve_bilevel(function, inner, outer, batch, held_out, **kwargs):
+  def loss(params, weights, inputs):
+    return _weighted_square(params, weights, jnp.mean(inputs, axis=0))
+
+  solver = function(loss, lambda x, y: _square(x, jnp.mean(y, axis=0)), _SGD, _SGD, **kwargs)
+  return solver.update(solver.init(inner, outer), batch, held_out)
+
+
+def _fill_bank(function, features, labels):
+  bank = function(capacity=4, dim=4)
+  return bank.update(bank.init(), features, labels)
+
+
 def _project(params, features):
   return features @ params["w"]
 
@@ -158,12 +179,19 @@ TABLE = {
   "adapt_stream": call(KEY, _PARAMS, f(2, 5, 4)).but(use=_stream, keeps=True, skip=_STEP),
   "alternate_phases": call(c(B)),
   "best_of_n_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
+  "bilevel": call(f(4), f(4), f(5, 4), f(5, 4), inner_learning_rate=0.1).but(
+    use=_solve_bilevel, keeps=True, skip=_STEP
+  ),
+  "bilevel:every": call(f(4), f(4), f(5, 4), f(5, 4), inner_learning_rate=0.1, outer_every=2).but(
+    use=_solve_bilevel, keeps=True, skip=_STEP
+  ),
   "centroid_pseudo_labels": call(f(5, 2), p(5, 4)),
   "continual_mean_teacher": call(KEY, _PARAMS, f(5, 4), num_augmentations=2).but(
     use=_teacher, keeps=True, skip=_STEP
   ),
   "cosine_logits": call(f(B, 1, 4, 4, 2), f(B, 2)),
   "entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(use=_adapter, keeps=True, skip=_STEP),
+  "feature_bank": call(f(5, 4), c(5)).but(use=_fill_bank, skip={"gradients": "steps"}),
   "filtered_entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(
     use=_adapter, keeps=True, skip=_STEP
   ),
@@ -233,6 +261,9 @@ TABLE = {
   "run_with_early_stopping": call(u(4, 5), _exceedance),
   "sample_rollout": call(KEY, f(4, 4), c(B, 2)).but(
     use=lambda function, *args: _roll_out(*args), skip={"gradients": "loop"}
+  ),
+  "virtual_step_gradient": call(_weighted_square, _square, f(4), f(4), inner_learning_rate=0.1).but(
+    keeps=True
   ),
   "warmup_cosine": call(1e-3, np.array(2, np.int32)).but(
     use=lambda function, peak, step: function(peak, 10)(step)

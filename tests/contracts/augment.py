@@ -17,11 +17,13 @@ TABLE = {
   ),
   "box_mix": call(u(B, 4, 4, 1), u(B, 4, 4, 1), b(B, 4, 4)).but(keeps=True),
   "center_surround_saliency": call(u(B, 8, 8, 1)),
+  "classifier_label_map": call(f(B, 4, 4, 2), f(2, 4), f(4)),
   "corruption_stream": call(
     KEY, f(5, 8, 2), c(5), kinds=("gaussian_noise",), severities=(1,), batch_size=2
   ).but(keeps=True),
   "cutmix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
   "cutmix:rows": call(KEY, u(4, 8, 8, 1), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
+  "dense_label_map": call(f(B, 4, 4, 2), c(B, 4, 4, 2), num_classes=4),
   "draw_mix": call(KEY, batch_size=4),
   "embedding_noise": call(KEY, f(B, 5, 2), c(B)).but(keeps=True, quiet="embeddings"),
   "interpolate_pairs": call(f(5, 2), c(5), 0.3).but(keeps=True),
@@ -40,12 +42,19 @@ TABLE = {
   "mixup:rows": call(KEY, f(4, 2), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
   "multi_mixup": call(KEY, f(4, 2), c(4)).but(keeps=True),
   "paraphrase": call(KEY, c(B, 5), _GRAMMAR, strength=0.5),
+  "pool_label_map": call(f(B, 4, 4, 2), u(B, 4)),
+  "pool_label_map_single": call(f(B, 4, 4, 2), u(B, 4)).but(skip={"gradients": "steps"}),
   "random_crop": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "random_flip": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
+  "random_resized_crop": call(KEY, u(B, 8, 8, 1), size=4, scale=(0.5, 0.8), ratio=(0.9, 1.1)).but(
+    keeps=True
+  ),
   "replace_tokens": call(c(B, 5), b(B, 5), c(B, 5)),
+  "roi_align_mean": call(f(B, 4, 4, 2), u(B, 4)),
   "saliency_box_mix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
   "segment_masks": call(c(B), u(B), length=5).but(quiet="ratio", skip={"gradients": "steps"}),
   "segment_mix": call(KEY, f(4, 8, 2), c(4)).but(keeps=True, skip=_DRAWN),
+  "sparsify_label_map": call(f(B, 4, 4, 4), num_labels=2),
   **{
     f"corrupt_images:{kind}": call(KEY, u(B, 8, 8, 1), kind=kind, severity=_SEVERITY).but(
       keeps=True

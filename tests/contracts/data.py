@@ -63,6 +63,7 @@ TABLE = {
   "response_class": call(_PARAPHRASES, c(B, 4), c(B)),
   "rotated_digits": call(KEY, u(2, 8, 8)).but(static="spurious_prob max_degrees"),
   "sample_accepted_curves": call(KEY, batch_size=2, length=4),
+  "sample_canvas": call(KEY, u(5, 8, 8), c(5), batch_size=2, num_objects=2, scale=(1.0, 1.5)),
   "sample_curve_params": call(KEY, batch_size=2),
   "sample_grid_scenes": call(KEY, 2),
   "sample_fact_world": call(KEY, num_slots=2, slot_size=5, num_facts=4),

@@ -28,6 +28,7 @@ TABLE = {
   "causal_ranking_loss": _MATCHING,
   "causal_token_log_probs": call(f(B, 5, 4), c(B, 5)),
   "chunked_token_log_probs": call(f(B, 5, 2), f(2, 4), c(B, 5), chunk_size=2),
+  "class_mean_probs": call(p(5, 4), c(5), num_classes=4),
   "class_prototypes": call(f(5, 2), c(5), num_classes=4),
   "clipped_policy_loss": call(
     n(B, 5), n(B, 5), f(B), b(B, 5), reference_log_probs=n(B, 5), kl_coefficient=0.1
@@ -52,6 +53,7 @@ TABLE = {
   "decoupled_mixup_binary_loss": call(f(B, 4), c(B), c(B), u(B)),
   "decoupled_mixup_loss": call(f(B, 4), c(B), c(B), u(B)),
   "decoupled_mixup_loss:less": call(f(B, 4), c(B), c(B), 0.3, eta_mode="less"),
+  "distillation_loss": call(f(B, 4), f(B, 4)),
   "dpo_loss": call(*_PAIRS),
   "estimated_coverage_nll": call(n(B, 5), b(B, 5), u(B), num_samples=8.0, success_threshold=0.95),
   "exit_distribution": call(u(B, 4)),
@@ -60,6 +62,7 @@ TABLE = {
   "exponential_reward": call(u(B), tilt=-10.0),
   "fixmatch_loss": call(f(B, 4), f(B, 4)),
   "foreground_cross_entropy": call(u(B, 1, 4, 4), c(B, 1, 4, 4)),
+  "fused_distillation_loss": call(f(B, 4), f(B, 4), c(B), u(B)),
   "gate_loss": call(f(B, 4), c(B), u(4)),
   "gate_pos_weights": call(c(5), num_gates=4),
   "group_advantages": call(f(B, 4)).but(quiet="rewards"),
@@ -72,10 +75,16 @@ TABLE = {
   "kl_penalized_rewards": call(f(B), n(B, 5), n(B, 5), b(B, 5)).but(skip=_STEPS),
   "kl_per_token": call(n(B), n(B)),
   "kl_per_token:k1": call(n(B), n(B), estimator="k1"),
+  "knn_classification_loss": call(f(B, 4), c(B), f(5, 4), c(5), num_neighbors=2, mask=b(B, 5)),
+  "knn_classification_loss:skip": call(
+    f(B, 4), c(B), f(5, 4), c(5), num_neighbors=2, missing="skip"
+  ),
+  "knn_probabilities": call(f(B, 4), f(5, 4), c(5), num_neighbors=2, num_classes=4),
   "kto_kl_estimate": call(n(5), n(5)).but(skip=_STEPS),
   "kto_loss": call(n(B), n(B), b(B), 0.1),
   "label_smoothed_cross_entropy": call(f(B, 4), c(B)),
   "leave_one_out_advantages": call(f(B, 4)).but(quiet="rewards"),
+  "leave_one_out_knn_loss": call(f(5, 4), c(5), num_neighbors=2),
   "log1mexp": call(n(B)),
   "log_odds_ratio": call(n(B), n(B)),
   "log_reward": call(u(B)),
@@ -120,8 +129,10 @@ TABLE = {
   "soft_values": call(f(B, 4)),
   "softmax_entropy": call(f(B, 4)),
   "stepwise_coverage_loss": call(n(B, 5), c(B, 5), num_samples=8.0, num_steps=4),
+  "supervised_contrastive_loss": call(f(5, 4), c(5)),
   "symmetric_cross_entropy": call(f(B, 4), f(B, 4)),
   "tilted_weights": call(f(B, 4), beta=0.5, mask=b(B, 4)),
   "token_log_probs": call(f(B, 5, 4), c(B, 5)),
+  "trilateral_features": call(p(B, 4), p(B, 4), c(B), p(4, 4)).but(skip=_STEPS),
   "weighted_reward": call(f(B, 4), f(4)),
 }

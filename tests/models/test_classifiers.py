@@ -1,11 +1,12 @@
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.models.classifiers import MLP, ConvNet
+from jaxlab.models.classifiers import MLP, ConvEncoder, ConvNet
 from jaxlab.models.norm import GhostBatchNorm, GroupNorm
 from jaxlab.models.vit import ViT
 
@@ -75,3 +76,42 @@ def test_errors():
     jax.eval_shape(module.init, jax.random.key(0), IMAGES)
   with pytest.raises(ValueError, match=r"inputs must have shape \[b, t, c\]"):
     jax.eval_shape(ConvNet(2).init, jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize("inputs", [SIGNALS, IMAGES], ids=["signals", "images"])
+def test_an_encoder_by_hand(inputs):
+  """With flax's convolution and pooling; the odd position at the end is dropped."""
+  inputs = inputs[:, :7]
+  module = ConvEncoder((4, 6), dense=5, num_classes=3, projection=2)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), inputs)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)["params"]
+  rank, size = inputs.ndim - 2, (5,) if inputs.ndim == 3 else (3, 3)
+
+  @jax.jit
+  def expected(params):
+    hidden = inputs
+    for i, width in enumerate((4, 6)):
+      hidden = nn.Conv(width, size).apply({"params": params[f"conv_{i}"]}, hidden)
+      hidden = nn.max_pool(nn.relu(hidden), (2,) * rank, (2,) * rank)
+    return hidden.reshape(4, -1)
+
+  def dense(name, x):
+    return x @ params[name]["kernel"] + params[name]["bias"]
+
+  output = jax.jit(module.apply)({"params": params}, inputs)
+  features = np.maximum(dense("embed", np.asarray(expected(params))), 0)
+  np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(output.logits, dense("head", features), rtol=1e-4, atol=1e-5)
+  hidden = np.maximum(dense("projection_0", features), 0)
+  np.testing.assert_allclose(output.projection, dense("projection_1", hidden), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_without_head_and_projection():
+  output = jax.eval_shape(ConvEncoder().init_with_output, jax.random.key(0), IMAGES)[0]
+  assert output.logits is None and output.projection is None
+  assert output.features.shape == (4, 64)
+  with pytest.raises(ValueError, match="the sides of inputs must be at least 16, got 8"):
+    jax.eval_shape(ConvEncoder((4,) * 4).init, jax.random.key(0), IMAGES)
+  with pytest.raises(ValueError, match="inputs must have shape"):
+    jax.eval_shape(ConvEncoder().init, jax.random.key(0), IMAGES[0, 0])
