@@ -72,6 +72,7 @@ from jaxlab.algorithms.prior_fitted import (
   transformer_peak_learning_rate,
   warmup_cosine,
 )
+from jaxlab.algorithms.pseudo_labels import AgreementReport, agreement_mask, agreement_report
 from jaxlab.algorithms.sequential_optimization import SequentialResult, optimize_on_grid
 from jaxlab.algorithms.source_free import (
   FineTuned,
@@ -95,6 +96,9 @@ __all__ = [
   "AdapterState",
   "AdaptInfo",
   "AdaptLoss",
+  "agreement_mask",
+  "agreement_report",
+  "AgreementReport",
   "alternate_phases",
   "best_of_n_objective",
   "centroid_pseudo_labels",

@@ -126,6 +126,15 @@ from jaxlab.data.tone_speech import (
   Utterances,
   sample_utterances,
 )
+from jaxlab.data.topic_text import (
+  NoisyExamples,
+  TopicText,
+  TopicTextConfig,
+  frozen_token_encoder,
+  generate_noisy_examples,
+  label_descriptions,
+  sample_topic_text,
+)
 
 __all__ = [
   "AcceptedCurves",
@@ -164,9 +173,12 @@ __all__ = [
   "few_shot_split",
   "FewShotSplit",
   "FileRecord",
+  "frozen_token_encoder",
   "generate_mnist1d",
+  "generate_noisy_examples",
   "ImagePairs",
   "intervene_reviews",
+  "label_descriptions",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
@@ -187,6 +199,7 @@ __all__ = [
   "MultiplicationBatch",
   "MultiplicationData",
   "noisy_review_edit",
+  "NoisyExamples",
   "normalize_curve",
   "orient_pairs",
   "OrientedPairs",
@@ -242,6 +255,7 @@ __all__ = [
   "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
+  "sample_topic_text",
   "sample_utterances",
   "SceneBatch",
   "Scenes",
@@ -253,6 +267,8 @@ __all__ = [
   "stack_batches",
   "Tokenizer",
   "TONE_BANDS",
+  "TopicText",
+  "TopicTextConfig",
   "unique_correct",
   "Utterances",
   "word_vectors",

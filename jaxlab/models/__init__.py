@@ -22,6 +22,7 @@ from jaxlab.models.early_exit import (
   gate_features,
   stage_costs,
 )
+from jaxlab.models.label_attention import LabelCrossAttention, masked_attention, pool_states
 from jaxlab.models.norm import (
   GhostBatchNorm,
   GroupNorm,
@@ -81,12 +82,14 @@ __all__ = [
   "init_cache",
   "init_patch_cnn",
   "KVCache",
+  "LabelCrossAttention",
   "load_adapter",
   "load_pfn",
   "load_pretrained",
   "load_vision_checkpoint",
   "LoadedAdapter",
   "logits_from_hf",
+  "masked_attention",
   "mixed_batch_norm",
   "MLP",
   "ModelOutput",
@@ -99,6 +102,7 @@ __all__ = [
   "PFNClassifier",
   "PFNRegressor",
   "PFNTask",
+  "pool_states",
   "Pretrained",
   "ResNet",
   "resnet18",
