@@ -33,6 +33,14 @@ from jaxlab.augment.mixing import (
 )
 from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
 from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.spans import (
+  apply_span_mask,
+  expand_spans,
+  random_starts,
+  sample_confident_starts,
+  sample_distractors,
+  top_confidence_frames,
+)
 from jaxlab.augment.tokens import (
   MaskedTokens,
   embedding_noise,
@@ -43,6 +51,7 @@ from jaxlab.augment.tokens import (
 
 __all__ = [
   "all_pairs_mix",
+  "apply_span_mask",
   "blur_signals",
   "box_masks",
   "box_mix",
@@ -55,6 +64,7 @@ __all__ = [
   "cutmix",
   "draw_mix",
   "embedding_noise",
+  "expand_spans",
   "extract_choice",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
@@ -74,12 +84,16 @@ __all__ = [
   "ParaphraseGrammar",
   "random_crop",
   "random_flip",
+  "random_starts",
   "RegressionMix",
   "replace_tokens",
   "saliency_box_mix",
+  "sample_confident_starts",
+  "sample_distractors",
   "segment_masks",
   "segment_mix",
   "SIGNAL_CORRUPTIONS",
+  "top_confidence_frames",
 ]
 
 

@@ -123,7 +123,9 @@ from jaxlab.data.tokenizers import (
 from jaxlab.data.tone_speech import (
   SPEECH_VOCAB_SIZE,
   TONE_BANDS,
+  CorruptedSpeech,
   Utterances,
+  corrupt_segments,
   sample_utterances,
 )
 from jaxlab.data.topic_text import (
@@ -151,7 +153,9 @@ __all__ = [
   "check_steps",
   "condition_prompts",
   "ConditionPrompts",
+  "corrupt_segments",
   "CorruptedImages",
+  "CorruptedSpeech",
   "denormalize_curve",
   "deployment_batch",
   "DeploymentBatch",

@@ -94,6 +94,12 @@ from jaxlab.losses.sequence import (
   sequence_nll,
   token_log_probs,
 )
+from jaxlab.losses.speech import (
+  codebook_diversity_loss,
+  masked_contrastive_loss,
+  masked_prediction_loss,
+  utterance_weighted_loss,
+)
 from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
 from jaxlab.losses.weak_supervision import confidence_auxiliary_loss, conflict_loss
 
@@ -113,6 +119,7 @@ __all__ = [
   "chunked_token_log_probs",
   "class_prototypes",
   "clipped_policy_loss",
+  "codebook_diversity_loss",
   "combine_rewards",
   "conditional_exit_probabilities",
   "confidence_auxiliary_loss",
@@ -154,6 +161,8 @@ __all__ = [
   "log_sigmoid_centered",
   "log_tree_coverage",
   "marginal_entropy",
+  "masked_contrastive_loss",
+  "masked_prediction_loss",
   "maximin_reward_objective",
   "mixup_cross_entropy",
   "multi_mixup_cross_entropy",
@@ -188,6 +197,7 @@ __all__ = [
   "symmetric_cross_entropy",
   "tilted_weights",
   "token_log_probs",
+  "utterance_weighted_loss",
   "weighted_reward",
 ]
 

@@ -32,6 +32,7 @@ TABLE = {
   "annotated_pairs": call(KEY, num_pairs=4, num_features=2, num_domains=2),
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
   "condition_prompts": call(_DEPLOYMENT),
+  "corrupt_segments": call(KEY, f(B, 8, 16), c(B)),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
   "dialogue_batch": call(KEY, _DIALOGUES, 2),
   "dialogue_reward": call(_DIALOGUES, c(B), c(B, 4)),
