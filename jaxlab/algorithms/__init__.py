@@ -81,6 +81,7 @@ from jaxlab.algorithms.prior_fitted import (
   transformer_peak_learning_rate,
   warmup_cosine,
 )
+from jaxlab.algorithms.pseudo_labels import AgreementReport, agreement_mask, agreement_report
 from jaxlab.algorithms.sequential_optimization import SequentialResult, optimize_on_grid
 from jaxlab.algorithms.source_free import (
   FineTuned,
@@ -104,6 +105,9 @@ __all__ = [
   "AdapterState",
   "AdaptInfo",
   "AdaptLoss",
+  "agreement_mask",
+  "agreement_report",
+  "AgreementReport",
   "alternate_phases",
   "BankState",
   "best_of_n_objective",

@@ -48,6 +48,14 @@ from jaxlab.augment.mixing import (
 )
 from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
 from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.spans import (
+  apply_span_mask,
+  expand_spans,
+  random_starts,
+  sample_confident_starts,
+  sample_distractors,
+  top_confidence_frames,
+)
 from jaxlab.augment.tokens import (
   MaskedTokens,
   embedding_noise,
@@ -58,6 +66,7 @@ from jaxlab.augment.tokens import (
 
 __all__ = [
   "all_pairs_mix",
+  "apply_span_mask",
   "blur_signals",
   "box_masks",
   "box_mix",
@@ -73,6 +82,7 @@ __all__ = [
   "dense_label_map",
   "draw_mix",
   "embedding_noise",
+  "expand_spans",
   "extract_choice",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
@@ -95,15 +105,19 @@ __all__ = [
   "random_crop",
   "random_flip",
   "random_resized_crop",
+  "random_starts",
   "RegressionMix",
   "replace_tokens",
   "roi_align_mean",
   "saliency_box_mix",
+  "sample_confident_starts",
+  "sample_distractors",
   "segment_masks",
   "segment_mix",
   "SIGNAL_CORRUPTIONS",
   "SparseLabelMap",
   "sparsify_label_map",
+  "top_confidence_frames",
 ]
 
 

@@ -1,5 +1,6 @@
 """Spoken digits as pairs of rising tones, at a different rate in each utterance."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -7,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_at_least, check_range
+from jaxlab._checks import (
+  as_accumulator,
+  check_arrays,
+  check_at_least,
+  check_choice,
+  check_filled,
+  check_range,
+)
 from jaxlab._programs import compiled_once
 
 TONE_BANDS = 16
@@ -22,6 +30,11 @@ _TONES = np.array(
   [(low, high) for high in (8.5, 11.0, 13.5) for low in (0.5, 2.5, 4.5, 6.5)][:_NUM_DIGITS],
   np.float32,
 )
+# Between the bands over which the digits' tones rise.
+_FOREIGN_TONES = np.array(
+  [(low, high) for high in (7.5, 9.75, 12.25) for low in (1.5, 3.5, 5.5)], np.float32
+)
+_CORRUPTIONS = ("noise", "foreign")
 
 
 class Utterances(NamedTuple):
@@ -38,6 +51,18 @@ class Utterances(NamedTuple):
   frame_lengths: chex.Array
   tokens: chex.Array
   token_lengths: chex.Array
+
+
+class CorruptedSpeech(NamedTuple):
+  """Utterances of which parts are replaced.
+
+  Attributes:
+    frames: energies of bands, `[b, T, d]`.
+    is_corrupted: which frames are replaced, bool `[b, T]`.
+  """
+
+  frames: chex.Array
+  is_corrupted: chex.Array
 
 
 @compiled_once
@@ -92,7 +117,7 @@ def sample_utterances(
   noise = _NOISE * jax.random.normal(keys[4], (num_samples, max_digits * _MAX_FRAMES, TONE_BANDS))
   frames = jnp.where(
     (jnp.arange(noise.shape[1])[None] < ends[:, -1:])[..., None],
-    _tones(digits, length, ends, noise.shape[1]) + noise,
+    _tones(_TONES, digits, length, ends, noise.shape[1]) + noise,
     0.0,
   )
   words = jnp.where(place < count[:, None], _FIRST_DIGIT + digits, 0)
@@ -102,15 +127,97 @@ def sample_utterances(
   return Utterances(frames, ends[:, -1], tokens.astype(jnp.int32), count + 2)
 
 
-def _tones(digits, length, ends, num_frames: int) -> jax.Array:
-  """Energies of the bands without noise, `[n, num_frames, bands]`."""
+def _tones(table, digits, length, ends, num_frames: int) -> jax.Array:
+  """Energies of the bands without noise, `[n, num_frames, bands]`, of digits' tones in a table."""
   times = jnp.arange(num_frames)
   # The digit that sounds in each frame.
   current = jnp.sum(ends[:, None] <= times[None, :, None], axis=-1, dtype=jnp.int32)
   current = jnp.minimum(current, digits.shape[1] - 1)
   digit, size, end = (jnp.take_along_axis(x, current, axis=1) for x in (digits, length, ends))
   phase = (times[None] - (end - size) + 0.5) / jnp.maximum(size, 1)
-  centers = jnp.asarray(_TONES)[digit] + _RISE * phase[..., None]
+  centers = jnp.asarray(table)[digit] + _RISE * phase[..., None]
   distance = jnp.arange(TONE_BANDS)[None, None, None] - centers[..., None]
   energy = jnp.sum(jnp.exp(-0.5 * jnp.square(distance / _WIDTH)), axis=2)
   return jnp.sin(jnp.pi * jnp.clip(phase, 0.0, 1.0))[..., None] * energy
+
+
+def corrupt_segments(
+  key: chex.PRNGKey,
+  frames: chex.Array,
+  lengths: chex.Array,
+  *,
+  share: chex.Numeric = 0.5,
+  kinds: Sequence[str] = _CORRUPTIONS,
+) -> CorruptedSpeech:
+  """Replaces two stretches of each utterance by noise or by tones that no digit has.
+
+  Every replaced frame keeps its energy (the norm over the bands), so that loudness tells nothing.
+  The stretches are of equal length up to one frame, at random places, each of a random kind.
+
+  Args:
+    key: random key.
+    frames: utterances, float `[b, T, d]`; d = 16 for foreign tones.
+    lengths: frames of each, int `[b]`, in [0, T].
+    share: share of the frames that are replaced, in [0, 1); `round(share * length)` of them, all of
+      a short utterance if the share is close to 1.
+    kinds: of "noise", which is Gaussian, and "foreign", pairs of rising tones in noise as
+      `sample_utterances` makes them, over bands between those of the digits.
+
+  Returns:
+    `CorruptedSpeech` in float32 or wider.
+
+  Raises:
+    ValueError: if `share` lies outside [0, 1), kinds are unknown or none, or a known length lies
+      outside [0, T].
+
+  Reference: a setting for Baskar et al., Ask2Mask: Guided Data Selection for Masked Speech
+  Modeling, IEEE JSTSP 2022, https://arxiv.org/abs/2202.12719.
+  """
+  check_range("share", share, "[0, 1)")
+  check_filled(kinds=kinds)
+  for kind in kinds:
+    check_choice("kinds", kind, _CORRUPTIONS)
+  bands = TONE_BANDS if "foreign" in kinds else "d"
+  check_arrays(frames=(frames, f"float [b, T, {bands}]"), lengths=(lengths, "int [b]"))
+  check_range("lengths", lengths, f"[0, {jnp.shape(frames)[1]}]")
+  frames, lengths = as_accumulator(frames), jnp.asarray(lengths).astype(jnp.int32)
+  return _corrupted(key, frames, lengths, as_accumulator(share), tuple(kinds))
+
+
+@compiled_once
+def _corrupted(key, frames, lengths, share, kinds) -> CorruptedSpeech:
+  place_key, kind_key, *keys = jax.random.split(key, 2 + len(kinds))
+  pair = (frames.shape[0], 2)
+  lengths = lengths[:, None]
+  count = jnp.round(share * lengths).astype(jnp.int32)
+  sizes = jnp.concatenate([(count + 1) // 2, count // 2], axis=1)
+  # Frames that stay, before the first stretch and before the second.
+  kept = jnp.sort(jax.random.randint(place_key, pair, 0, lengths - count + 1, jnp.int32), axis=1)
+  starts = kept + jnp.pad(sizes[:, :1], ((0, 0), (1, 0)))
+  times = jnp.arange(frames.shape[1])[None, :, None]
+  inside = (times >= starts[:, None]) & (times < (starts + sizes)[:, None])
+  drawn = jax.random.randint(kind_key, pair, 0, len(kinds), jnp.int32)[:, None]
+  # The root has no gradient at silence, and what is replaced needs none.
+  energy = jnp.linalg.norm(jax.lax.stop_gradient(frames), axis=-1, keepdims=True)
+  corrupted = frames
+  for i, (kind, kind_key) in enumerate(zip(kinds, keys)):
+    new = _noise(kind_key, frames) if kind == "noise" else _foreign(kind_key, frames)
+    new = new * (energy / jnp.linalg.norm(new, axis=-1, keepdims=True))
+    here = jnp.any(inside & (drawn == i), axis=-1, keepdims=True)
+    corrupted = jnp.where(here, new, corrupted)
+  return CorruptedSpeech(corrupted, jnp.any(inside, axis=-1))
+
+
+def _noise(key: chex.PRNGKey, frames: jax.Array) -> jax.Array:
+  return jax.random.normal(key, frames.shape, frames.dtype)
+
+
+def _foreign(key: chex.PRNGKey, frames: jax.Array) -> jax.Array:
+  """Foreign digits of the usual rate, one after the other, in noise."""
+  digit_key, noise_key = jax.random.split(key)
+  batch_size, num_frames = frames.shape[:2]
+  shape = (batch_size, -(-num_frames // _FRAMES))
+  digits = jax.random.randint(digit_key, shape, 0, len(_FOREIGN_TONES), jnp.int32)
+  length = jnp.full(shape, _FRAMES)
+  tones = _tones(_FOREIGN_TONES, digits, length, jnp.cumsum(length, axis=1), num_frames)
+  return tones + _NOISE * _noise(noise_key, frames)

@@ -106,6 +106,12 @@ from jaxlab.losses.sequence import (
   sequence_nll,
   token_log_probs,
 )
+from jaxlab.losses.speech import (
+  codebook_diversity_loss,
+  masked_contrastive_loss,
+  masked_prediction_loss,
+  utterance_weighted_loss,
+)
 from jaxlab.losses.unpaired_preference import kto_kl_estimate, kto_loss
 from jaxlab.losses.weak_supervision import confidence_auxiliary_loss, conflict_loss
 
@@ -126,6 +132,7 @@ __all__ = [
   "class_mean_probs",
   "class_prototypes",
   "clipped_policy_loss",
+  "codebook_diversity_loss",
   "combine_rewards",
   "conditional_exit_probabilities",
   "confidence_auxiliary_loss",
@@ -172,6 +179,8 @@ __all__ = [
   "log_sigmoid_centered",
   "log_tree_coverage",
   "marginal_entropy",
+  "masked_contrastive_loss",
+  "masked_prediction_loss",
   "maximin_reward_objective",
   "mixup_cross_entropy",
   "multi_mixup_cross_entropy",
@@ -208,6 +217,7 @@ __all__ = [
   "tilted_weights",
   "token_log_probs",
   "trilateral_features",
+  "utterance_weighted_loss",
   "weighted_reward",
 ]
 

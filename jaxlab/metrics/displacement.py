@@ -181,12 +181,26 @@ def normalized_edit_distance(
   )
   check_range("lengths_a", lengths_a, f"[0, {jnp.shape(tokens_a)[-1]}]")
   check_range("lengths_b", lengths_b, f"[0, {jnp.shape(tokens_b)[-1]}]")
-  arrays = (jnp.asarray(x, jnp.int32) for x in (tokens_a, lengths_a, tokens_b, lengths_b))
-  return _edit_distance(*arrays)
+  longer = jnp.maximum(*(jnp.asarray(x, jnp.int32) for x in (lengths_a, lengths_b)))
+  return edit_distance(tokens_a, lengths_a, tokens_b, lengths_b) / jnp.maximum(longer, 1)
 
 
 @jax.jit
-def _edit_distance(tokens_a, lengths_a, tokens_b, lengths_b):
+def edit_distance(
+  tokens_a: chex.Array, lengths_a: chex.Array, tokens_b: chex.Array, lengths_b: chex.Array
+) -> jax.Array:
+  """Levenshtein distance of token sequences.
+
+  Args:
+    tokens_a, lengths_a, tokens_b, lengths_b: as in `normalized_edit_distance`.
+
+  Returns:
+    Smallest number of insertions, deletions and substitutions, `[...]`, float32; NaN where a length
+    is out of range.
+  """
+  tokens_a, lengths_a, tokens_b, lengths_b = (
+    jnp.asarray(x, jnp.int32) for x in (tokens_a, lengths_a, tokens_b, lengths_b)
+  )
   columns = jax.lax.broadcasted_iota(
     jnp.int32, (*tokens_b.shape[:-1], tokens_b.shape[-1] + 1), tokens_b.ndim - 1
   )
@@ -208,10 +222,9 @@ def _edit_distance(tokens_a, lengths_a, tokens_b, lengths_b):
     start = varying_carry(step, start, rows)
   (distances, _), _ = jax.lax.scan(step, start, rows)
   distance = jnp.take_along_axis(distances, lengths_b[..., None], axis=-1, mode="clip")[..., 0]
-  share = distance / jnp.maximum(jnp.maximum(lengths_a, lengths_b), 1)
   fits = (lengths_a >= 0) & (lengths_a <= tokens_a.shape[-1])
   fits &= (lengths_b >= 0) & (lengths_b <= tokens_b.shape[-1])
-  return jnp.where(fits, share, jnp.nan)
+  return jnp.where(fits, distance.astype(jnp.float32), jnp.nan)
 
 
 def token_alignment(

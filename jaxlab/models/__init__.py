@@ -23,6 +23,7 @@ from jaxlab.models.early_exit import (
   stage_costs,
 )
 from jaxlab.models.fusion_ratio import FusionRatioNet
+from jaxlab.models.label_attention import LabelCrossAttention, masked_attention, pool_states
 from jaxlab.models.norm import (
   GhostBatchNorm,
   GroupNorm,
@@ -85,12 +86,14 @@ __all__ = [
   "init_cache",
   "init_patch_cnn",
   "KVCache",
+  "LabelCrossAttention",
   "load_adapter",
   "load_pfn",
   "load_pretrained",
   "load_vision_checkpoint",
   "LoadedAdapter",
   "logits_from_hf",
+  "masked_attention",
   "mixed_batch_norm",
   "MLP",
   "ModelOutput",
@@ -103,6 +106,7 @@ __all__ = [
   "PFNClassifier",
   "PFNRegressor",
   "PFNTask",
+  "pool_states",
   "Pretrained",
   "ResNet",
   "resnet18",

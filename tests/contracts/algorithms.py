@@ -177,6 +177,8 @@ TABLE = {
     GuardedStep(f(4), f(4), f(), None, b()), f(4), f(4), logits=f(B, 4), selected=u(B)
   ).but(keeps=True),
   "adapt_stream": call(KEY, _PARAMS, f(2, 5, 4)).but(use=_stream, keeps=True, skip=_STEP),
+  "agreement_mask": call(p(B, 4), c(B)),
+  "agreement_report": call(b(5), c(5), c(5)),
   "alternate_phases": call(c(B)),
   "best_of_n_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
   "bilevel": call(f(4), f(4), f(5, 4), f(5, 4), inner_learning_rate=0.1).but(

@@ -11,6 +11,7 @@ _GRAMMAR = ParaphraseGrammar([[-1], [2], [1], [-1]], [[1, -1], [-1, 2, 3]], [3])
 
 TABLE = {
   "all_pairs_mix": call(f(5, 2), ratio=0.3).but(keeps=True),
+  "apply_span_mask": call(f(B, 5, 2), b(B, 5), f(2)).but(keeps=True),
   "blur_signals": call(f(B, 8, 2), u(B)).but(keeps=True),
   "box_masks": call(c(B, 2), u(B), height=4, width=4).but(
     quiet="ratio", skip={"gradients": "steps"}
@@ -26,6 +27,7 @@ TABLE = {
   "dense_label_map": call(f(B, 4, 4, 2), c(B, 4, 4, 2), num_classes=4),
   "draw_mix": call(KEY, batch_size=4),
   "embedding_noise": call(KEY, f(B, 5, 2), c(B)).but(keeps=True, quiet="embeddings"),
+  "expand_spans": call(b(B, 5), c(B)),
   "interpolate_pairs": call(f(5, 2), c(5), 0.3).but(keeps=True),
   "jitter_images": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
   "jitter_signals": call(KEY, f(B, 8, 2)).but(keeps=True),
@@ -49,9 +51,12 @@ TABLE = {
   "random_resized_crop": call(KEY, u(B, 8, 8, 1), size=4, scale=(0.5, 0.8), ratio=(0.9, 1.1)).but(
     keeps=True
   ),
+  "random_starts": call(KEY, c(B), max_length=5),
   "replace_tokens": call(c(B, 5), b(B, 5), c(B, 5)),
   "roi_align_mean": call(f(B, 4, 4, 2), u(B, 4)),
   "saliency_box_mix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
+  "sample_confident_starts": call(KEY, u(B, 5), c(B), num_frames=2),
+  "sample_distractors": call(KEY, b(B, 5), num_distractors=4),
   "segment_masks": call(c(B), u(B), length=5).but(quiet="ratio", skip={"gradients": "steps"}),
   "segment_mix": call(KEY, f(4, 8, 2), c(4)).but(keeps=True, skip=_DRAWN),
   "sparsify_label_map": call(f(B, 4, 4, 4), num_labels=2),
@@ -65,4 +70,6 @@ TABLE = {
     f"corrupt_signals:{kind}": call(KEY, f(B, 16, 2), kind=kind, severity=_SEVERITY).but(keeps=True)
     for kind in SIGNAL_CORRUPTIONS
   },
+  "top_confidence_frames": call(u(B, 5), c(B), num_frames=2),
+  "top_confidence_frames:rows": call(u(B, 5), c(B), num_frames=c(B)),
 }

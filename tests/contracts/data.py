@@ -1,5 +1,7 @@
 """Calls of the synthetic tasks."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxlab.data import (
@@ -10,6 +12,7 @@ from jaxlab.data import (
   ParaphraseConfig,
   ReviewBatch,
   SceneBatch,
+  TopicTextConfig,
 )
 from tests.contracts.calls import KEY, B, b, c, call, f, p, u
 
@@ -17,6 +20,8 @@ _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
 _PARAPHRASES = ParaphraseConfig(num_prompts=2, paraphrases=2)
 _DEPLOYMENT = DeploymentPromptConfig(num_requests=4, planted_gap=0.2)
+_TOPICS = TopicTextConfig(num_classes=4, vocab_size=14, dim=4, length=5, topic_words=2)
+_NEGATED = dataclasses.replace(_TOPICS, negation_rate=0.5)
 
 _REVIEWS = ReviewBatch(c(B, 32), c(B, 4), c(B), c(B))
 _SCENES = SceneBatch(f(B, 24, 24, 3), c(B, 9), c(B, 9), b(B, 9), c(B))
@@ -27,6 +32,7 @@ TABLE = {
   "annotated_pairs": call(KEY, num_pairs=4, num_features=2, num_domains=2),
   "check_steps": call(_CHAINS, c(B, 4), c(B, 1)),
   "condition_prompts": call(_DEPLOYMENT),
+  "corrupt_segments": call(KEY, f(B, 8, 16), c(B)),
   "denormalize_curve": call(u(B)).but(static="lower upper soft_lower soft_upper"),
   "dialogue_batch": call(KEY, _DIALOGUES, 2),
   "dialogue_reward": call(_DIALOGUES, c(B), c(B, 4)),
@@ -35,7 +41,12 @@ TABLE = {
   "deployment_batch": call(KEY, _DEPLOYMENT, 2),
   "document_batch": call(KEY, _DEPLOYMENT, 2),
   "draw_demonstrations": call(KEY, c(5), num_shots=2, exclude=np.array(1, np.int32)),
+  "frozen_token_encoder": call(c(B, 5), b(B, 5)).but(
+    use=lambda function, tokens, mask: function(_TOPICS)(tokens, mask)
+  ),
+  "generate_noisy_examples": call(KEY, _TOPICS, num_per_class=2),
   "intervene_reviews": call(_REVIEWS, concept=1, value=2),
+  "label_descriptions": call(_TOPICS),
   "label_words": call(c(5)),
   "make_prompts": call(KEY, _SCENES, category=None, deceptive=True).but(
     quiet="scenes", skip={"gradients": "integers"}
@@ -79,6 +90,8 @@ TABLE = {
     KEY, num_tasks=2, vocab_size=8, sentence_length=4, num_classes=2, num_examples=4
   ),
   "sample_shape_scenes": call(KEY, num_samples=2, classes=(0, 1), size=8, clutter=1),
+  "sample_topic_text": call(KEY, _TOPICS, c(B)),
+  "sample_topic_text:negated": call(KEY, _NEGATED, c(B)),
   "sample_utterances": call(KEY, num_samples=2, max_digits=2),
   "word_vectors": call(vocab_size=4),
 }

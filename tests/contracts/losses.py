@@ -36,6 +36,7 @@ TABLE = {
   "clipped_policy_loss:sequence": call(
     n(B, 5), n(B, 5), f(B), b(B, 5), level="sequence_mean", clip_high=0.3
   ).but(static="kl_coefficient"),
+  "codebook_diversity_loss": call(p(5, 4, 2, 4), b(5, 4)),
   "combine_rewards": call(f(B, 2), f(B, 2)),
   "combine_rewards:weighted": call(f(B, 2), f(B, 2), method="weighted_sum", weights=u(2)).but(
     quiet="reference_rewards"
@@ -91,6 +92,8 @@ TABLE = {
   "log_sigmoid_centered": call(f(B, 4), f(B, 1)),
   "log_tree_coverage": call(n(B, 5), branching=2.0, mask=b(B, 5)),
   "marginal_entropy": call(f(5, 4), weights=u(5)),
+  "masked_contrastive_loss": call(f(B, 4, 2), f(B, 4, 2), c(B, 4, 5), b(B, 4)),
+  "masked_prediction_loss": call(f(B, 5, 4), c(B, 5), b(B, 5)),
   "maximin_reward_objective": call(
     f(4, 4), n(4, 4), p(4, 4), p(4), c(5, 3), beta=0.1, pessimism=0.1
   ),
@@ -134,5 +137,6 @@ TABLE = {
   "tilted_weights": call(f(B, 4), beta=0.5, mask=b(B, 4)),
   "token_log_probs": call(f(B, 5, 4), c(B, 5)),
   "trilateral_features": call(p(B, 4), p(B, 4), c(B), p(4, 4)).but(skip=_STEPS),
+  "utterance_weighted_loss": call(u(B, 5), b(B, 5), u(B)),
   "weighted_reward": call(f(B, 4), f(4)),
 }

@@ -9,6 +9,7 @@ SIZE, MOST = 2000, 12
 sample = jax.jit(
   data.sample_utterances, static_argnames=("num_samples", "min_digits", "max_digits")
 )
+corrupt = jax.jit(data.corrupt_segments, static_argnames="kinds")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,74 @@ def test_the_tones_tell_the_digit(utterances):
     guess = np.argmax(shapes @ middle - 0.5 * (shapes**2).sum(1))
     right.append(guess == utterances.tokens[row, 1] - 3)
   assert len(right) > 20 and np.mean(right) > 0.9
+
+
+@pytest.fixture(scope="module")
+def speech(utterances):
+  """Utterances of up to 64 frames, and a silent one."""
+  lengths = np.minimum(utterances.frame_lengths[:800], 64)
+  lengths[0] = 0
+  inside = np.arange(64)[None] < lengths[:, None]
+  return utterances.frames[:800, :64] * inside[..., None], lengths
+
+
+@pytest.mark.parametrize(
+  ("share", "kinds"),
+  [(0.5, ("noise",)), (0.999, ("foreign",)), *((x, ("noise", "foreign")) for x in (0, 0.5, 0.999))],
+)
+def test_two_stretches_are_corrupted_at_the_same_energy(speech, share, kinds):
+  frames, lengths = speech
+  new, corrupted = jax.device_get(corrupt(jax.random.key(3), *speech, share=share, kinds=kinds))
+  assert new.dtype == np.float32 and corrupted.dtype == bool
+  np.testing.assert_array_equal(corrupted.sum(1), np.round(np.float32(share) * lengths))
+  assert not corrupted[np.arange(64)[None] >= lengths[:, None]].any()
+  np.testing.assert_array_equal(new[~corrupted], frames[~corrupted])
+  if share == 0.999:
+    np.testing.assert_array_equal(corrupted, np.arange(64)[None] < lengths[:, None])
+  if share:
+    assert np.abs(new - frames)[corrupted].max(-1).min() > 0
+    energy = np.linalg.norm(frames, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(new, axis=-1), energy, rtol=1e-4, atol=1e-6)
+  if share == 0.5:
+    begins = np.diff(np.pad(corrupted, ((0, 0), (1, 0))).astype(int), axis=1) == 1
+    assert set(begins.sum(1)) <= {0, 1, 2} and np.mean(begins.sum(1) == 2) > 0.8
+    # Both ends as often as two uniform places of the frames that stay say.
+    kept = (lengths - corrupted.sum(1))[1:]
+    expected = 1 - np.mean((kept / (kept + 1)) ** 2)
+    for end in (0, lengths[1:] - 1):
+      assert abs(corrupted[np.arange(1, 800), end].mean() - expected) < 4 * 0.5 / np.sqrt(800)
+
+
+def test_foreign_tones_lie_between_those_of_digits(speech):
+  frames, lengths = speech
+  loud = np.linalg.norm(frames, axis=-1) > 2.2
+  spectra = {"clean": frames[loud]}
+  for kind in ("noise", "foreign"):
+    new, corrupted = jax.device_get(corrupt(jax.random.key(4), *speech, share=0.999, kinds=(kind,)))
+    spectra[kind] = new[loud & corrupted]
+  mean = {kind: np.square(rows).mean(0) for kind, rows in spectra.items()}
+  np.testing.assert_allclose(mean["noise"], mean["noise"].mean(), rtol=0.2)
+  alike = lambda a, b: np.corrcoef(mean[a], mean[b])[0, 1]  # noqa: E731
+  assert alike("clean", "foreign") < 0
+  swept = lambda table: np.concatenate(  # noqa: E731
+    [np.arange(x, x + 1, 0.05) + 0.025 for x in np.unique(table)]
+  )
+  gaps = np.abs(swept(tone_speech._TONES)[:, None] - swept(tone_speech._FOREIGN_TONES)[None])
+  assert gaps.min() > 0.04
+
+
+def test_corruption_checks_its_arguments(speech):
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match=r"share must lie in \[0, 1\), got 1.0"):
+    data.corrupt_segments(key, *speech, share=1.0)
+  with pytest.raises(ValueError, match="kinds must be one of 'noise', 'foreign', got 'music'"):
+    data.corrupt_segments(key, *speech, kinds=("noise", "music"))
+  with pytest.raises(ValueError, match="kinds must not be empty"):
+    data.corrupt_segments(key, *speech, kinds=())
+  with pytest.raises(ValueError, match=r"frames must have shape \[b, T, 16\]"):
+    data.corrupt_segments(key, speech[0][..., 1:], speech[1])
+  with pytest.raises(ValueError, match=r"lengths must lie in \[0, 64\]"):
+    data.corrupt_segments(key, speech[0], speech[1] + 64)
 
 
 def test_fixed_counts_and_bad_arguments():
