@@ -1,5 +1,15 @@
 """Methods with a state: `init`/`update` pairs built from the other rooms."""
 
+from jaxlab.algorithms.class_gaussians import (
+  ClassGaussians,
+  GaussianDraws,
+  TailCalibration,
+  calibrate_tail_gaussians,
+  class_log_density,
+  fit_class_gaussians,
+  sample_class_gaussians,
+  tail_classes,
+)
 from jaxlab.algorithms.early_exit import alternate_phases
 from jaxlab.algorithms.early_stopping import (
   EarlyStoppingRun,
@@ -97,7 +107,10 @@ __all__ = [
   "AdaptLoss",
   "alternate_phases",
   "best_of_n_objective",
+  "calibrate_tail_gaussians",
   "centroid_pseudo_labels",
+  "class_log_density",
+  "ClassGaussians",
   "continual_mean_teacher",
   "ContinualMeanTeacherState",
   "cosine_logits",
@@ -107,6 +120,8 @@ __all__ = [
   "FilteredState",
   "fine_tune",
   "FineTuned",
+  "fit_class_gaussians",
+  "GaussianDraws",
   "gradient_noise_weights",
   "grpo_objective",
   "guarded_step",
@@ -149,10 +164,13 @@ __all__ = [
   "robust_mean_teacher",
   "Rollout",
   "run_with_early_stopping",
+  "sample_class_gaussians",
   "sample_rollout",
   "SampleWeights",
   "scaled_learning_rate",
   "SequentialResult",
+  "tail_classes",
+  "TailCalibration",
   "transformer_peak_learning_rate",
   "warmup_cosine",
 ]
