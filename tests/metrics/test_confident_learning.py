@@ -93,6 +93,15 @@ def test_estimates_match_loops(seed):
   assert all(np.isfinite(x).all() for x in noise)
 
 
+def test_names_of_classes_do_not_matter():
+  probs, labels = draw(0)
+  order = np.array([3, 0, 4, 1, 5, 2])
+  thresholds, raw, *_ = jax.tree.map(np.asarray, estimate(probs, labels))
+  other = estimate(probs[:, order], np.argsort(order)[labels].astype(np.int32))
+  np.testing.assert_allclose(other[0], thresholds[order], rtol=1e-6)
+  np.testing.assert_array_equal(other[1], raw[order][:, order])
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_matrices_follow_bayes_rule(seed):
   probs, labels = draw(seed)

@@ -19,7 +19,7 @@ def test_confirmed_errors_match_a_loop(majority):
   rng = np.random.default_rng(majority)
   votes, labels = rng.integers(-1, K, (200, 5)), rng.integers(0, K, 200)
   votes[:60] = np.where(rng.random((60, 5)) < 0.7, rng.integers(-1, K, (60, 1)), votes[:60])
-  result = CONFIRM(votes, labels, num_classes=K, majority=majority)
+  result = jax.tree.map(np.asarray, CONFIRM(votes, labels, num_classes=K, majority=majority))
   for row, label, is_error, corrected in zip(votes, labels, *result):
     assert is_error == (sum(row != label) >= majority)
     counts = collections.Counter(int(v) for v in row if v not in (-1, label))
