@@ -80,7 +80,8 @@ def checked_predictions(probs: chex.Array, labels: chex.Array) -> tuple[jax.Arra
   check_at_least(2, **{"the number of classes in probs": num_classes})
   labels = as_classes("labels", labels, num_classes)
   check_probabilities("probs", probs)
-  return as_accumulator(probs), labels
+  # An array of NumPy goes to the device once.
+  return as_accumulator(jnp.asarray(probs)), labels
 
 
 @jax.jit
