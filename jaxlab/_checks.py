@@ -54,7 +54,8 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
     gives NaN for them as it does for labels that are too large.
 
   Raises:
-    ValueError: naming the argument, the interval, and the smallest and largest label.
+    ValueError: naming the argument, the interval, the smallest and largest label, and where the
+      first of those outside stands.
     TypeError: if the labels are no integers.
   """
   check_arrays(**{name: (labels, "int [...]")})
@@ -62,7 +63,10 @@ def as_classes(name: str, labels: chex.Array, num_classes: int) -> jax.Array:
   if is_known(labels) and np.size(labels):
     low, high = np.min(labels), np.max(labels)
     if low < 0 or high >= num_classes:
-      raise ValueError(f"{name} must lie in [0, {num_classes}), got {low} to {high}.")
+      values = np.asarray(labels)
+      at = np.argwhere((values < 0) | (values >= num_classes))[0].tolist()
+      where = f"; the first outside is {name}{at}" if at else ""
+      raise ValueError(f"{name} must lie in [0, {num_classes}), got {low} to {high}{where}.")
   classes = classes.astype(jnp.promote_types(classes.dtype, jnp.int32))
   return jnp.where(classes < 0, num_classes, classes)
 
@@ -266,6 +270,30 @@ def check_pair(name: str, values: Sequence[chex.Numeric], interval: str) -> None
   low, high = values
   if is_known(low) and is_known(high) and not low <= high:
     raise ValueError(f"{name} must be two numbers in order, got {values}.")
+
+
+def check_probabilities(name: str, probs: chex.Array) -> None:
+  """Raises if known probabilities are negative, or do not sum to 1 along the last axis.
+
+  Args:
+    name: the caller's name for the probabilities.
+    probs: `[n, k]`; sums may miss 1 by 0.01, for half floats and for rounded texts.
+
+  Raises:
+    ValueError: naming the argument, the first such row, and its sum or smallest entry.
+  """
+  if not is_known(probs) or not np.size(probs):
+    return
+  # Sums and minima of a row need no second array of the size of the first.
+  probs = np.asarray(probs)
+  sums = probs.sum(axis=-1, dtype=np.promote_types(probs.dtype, np.float32))
+  wrong = np.flatnonzero(~(np.abs(sums - 1) <= 0.01))
+  if wrong.size:
+    raise ValueError(f"{name} must sum to 1, got {sums[wrong[0]]} in row {wrong[0]}.")
+  least = probs.min(axis=-1)
+  wrong = np.flatnonzero(least < 0)
+  if wrong.size:
+    raise ValueError(f"{name} must not be negative, got {least[wrong[0]]} in row {wrong[0]}.")
 
 
 def check_at_least(minimum: int, **counts: int | None) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _ARRAY = object()
-# Pairs that `sum_over_pairs` has in memory at once: they fit into a cache.
+# Numbers, or pairs of them, that a block has in memory at once: they fit into a cache.
 _PAIRS = 2**18
 
 
@@ -117,13 +117,69 @@ def sum_over_pairs(
   """
   ours = [x[..., None] for x in ours]
   num_pairs, total = max(ours[0].size, 1), theirs[0].shape[-1]
-  # Blocks of one size, and what is left over.
-  size = min(total, max(1, _PAIRS // num_pairs))
 
   def of_block(start, size):
     block = (jax.lax.dynamic_slice_in_dim(x, start, size, -1)[..., None, :] for x in theirs)
     return jax.tree.map(lambda x: jnp.sum(x, axis=-1), fn(*ours, *block))
 
+  return _sum_of_blocks(of_block, total, max(1, _PAIRS // num_pairs))
+
+
+def sum_over_rows(
+  fn: Callable[..., chex.ArrayTree], *arrays: chex.Array, width: int
+) -> chex.ArrayTree:
+  """Sums what a function makes of blocks of rows, so that no array of all rows is made.
+
+  Args:
+    fn: takes a block of every array, `[b, ...]` with any b, and returns a pytree of arrays whose
+      shapes do not depend on b.
+    *arrays: `[n, ...]`, n >= 1.
+    width: numbers that `fn` has in memory for a row.
+
+  Returns:
+    The sums over the blocks.
+  """
+  return _sum_of_blocks(lambda *at: fn(*_rows(arrays, *at)), *_block_sizes(arrays, width))
+
+
+def map_over_rows(
+  fn: Callable[..., chex.ArrayTree], *arrays: chex.Array, width: int
+) -> chex.ArrayTree:
+  """Applies a function of rows block by block, so that only its results exist for all rows.
+
+  Args:
+    fn: takes a block of every array, `[b, ...]` with any b, and returns a pytree of arrays with b
+      rows, each of which depends on its own row.
+    *arrays: `[n, ...]`.
+    width: numbers that `fn` has in memory for a row.
+
+  Returns:
+    The pytree of `fn(*arrays)`.
+  """
+  total, size = _block_sizes(arrays, width)
+  if total <= size:
+    return fn(*arrays)
+  whole, rest = divmod(total, size)
+  parts = jax.lax.map(lambda i: fn(*_rows(arrays, i * size, size)), jnp.arange(whole))
+  parts = jax.tree.map(lambda x: x.reshape(whole * size, *x.shape[2:]), parts)
+  if rest:
+    last = fn(*_rows(arrays, whole * size, rest))
+    parts = jax.tree.map(lambda *x: jnp.concatenate(x), parts, last)
+  return parts
+
+
+def _rows(arrays: Sequence[chex.Array], start: chex.Numeric, size: int) -> list[jax.Array]:
+  return [jax.lax.dynamic_slice_in_dim(x, start, size) for x in arrays]
+
+
+def _block_sizes(arrays: Sequence[chex.Array], width: int) -> tuple[int, int]:
+  """Number of rows, and of those of a block."""
+  return arrays[0].shape[0], max(1, _PAIRS // max(width, 1))
+
+
+def _sum_of_blocks(of_block: Callable[..., chex.ArrayTree], total: int, size: int):
+  """Sums `of_block(start, size)` over blocks of one size, and what is left over."""
+  size = min(total, size)
   whole, rest = divmod(total, size)
   sums = of_block(0, size)
   if whole > 1:

@@ -18,6 +18,7 @@ from jaxlab._checks import (
   check_filled,
   check_increasing,
   check_pair,
+  check_probabilities,
   check_range,
   check_types,
   is_known,
@@ -126,6 +127,27 @@ def test_values_of_device_arrays_are_not_checked():
 def test_known_labels_outside_the_classes_raise(labels):
   with pytest.raises(ValueError, match=rf"labels must lie in \[0, 3\), got {min(labels)} to"):
     as_classes("labels", np.array(labels), 3)
+
+
+def test_the_first_label_outside_is_named():
+  labels = np.zeros((4, 5), int)
+  labels[2, 3], labels[3, 0] = 7, -1
+  with pytest.raises(ValueError, match=r"got -1 to 7; the first outside is labels\[2, 3\]\."):
+    as_classes("labels", labels, 3)
+  with pytest.raises(ValueError, match=r"got 3 to 3\."):
+    as_classes("labels", 3, 3)
+
+
+def test_probabilities_are_refused_by_row():
+  probs = np.full((4, 4), 0.25, np.float16)
+  check_probabilities("probs", probs)
+  check_probabilities("probs", jnp.ones((4, 4)))
+  probs[2] = 0.5
+  with pytest.raises(ValueError, match=r"probs must sum to 1, got 2.0 in row 2\."):
+    check_probabilities("probs", probs)
+  probs[2] = [1.5, -0.5, 0, 0]
+  with pytest.raises(ValueError, match=r"probs must not be negative, got -0.5 in row 2\."):
+    check_probabilities("probs", probs)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32"])

@@ -138,3 +138,19 @@ def test_earlier_equal_entries_are_counted():
     for row, mask in zip(values.tolist(), counted.tolist())
   ]
   np.testing.assert_array_equal(num_earlier_equal(values, counted), expected)
+
+
+@pytest.mark.parametrize("num", [1, 4, 7])
+def test_blocks_of_rows_are_joined_and_summed(num, monkeypatch):
+  monkeypatch.setattr(_programs, "_PAIRS", 6)
+  x = np.random.default_rng(num).normal(size=(num, 3)).astype(np.float32)
+
+  @jax.jit
+  def run(x):
+    doubled = _programs.map_over_rows(lambda x: {"rows": 2 * x, "sums": x.sum(1)}, x, width=3)
+    return doubled, _programs.sum_over_rows(lambda x: x.sum(0), x, width=3)
+
+  doubled, total = run(x)
+  np.testing.assert_allclose(doubled["rows"], 2 * x)
+  np.testing.assert_allclose(doubled["sums"], x.sum(1), rtol=1e-5)
+  np.testing.assert_allclose(total, x.sum(0), rtol=1e-5)

@@ -61,6 +61,14 @@ from jaxlab.data.learning_curves import (
   sample_curve_params,
   sample_learning_curves,
 )
+from jaxlab.data.long_tail import (
+  RegionNoise,
+  apply_noise_matrix,
+  long_tailed_counts,
+  long_tailed_indices,
+  proportional_noise_matrix,
+  region_noise,
+)
 from jaxlab.data.mnist1d import Signals, generate_mnist1d, load_mnist1d
 from jaxlab.data.overlapping_classes import (
   OverlappingGaussians,
@@ -111,7 +119,7 @@ from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.solutions import unique_correct
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
-from jaxlab.data.splits import FewShotSplit, few_shot_split
+from jaxlab.data.splits import FewShotSplit, cross_validated_probabilities, few_shot_split
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
 from jaxlab.data.tokenizers import (
   EncodedChat,
@@ -146,6 +154,7 @@ __all__ = [
   "AggregatedPreferences",
   "annotated_pairs",
   "AnnotatedPairs",
+  "apply_noise_matrix",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
@@ -158,6 +167,7 @@ __all__ = [
   "corrupt_segments",
   "CorruptedImages",
   "CorruptedSpeech",
+  "cross_validated_probabilities",
   "denormalize_curve",
   "deployment_batch",
   "DeploymentBatch",
@@ -198,6 +208,8 @@ __all__ = [
   "load_regression_table",
   "load_source",
   "load_tokenizer",
+  "long_tailed_counts",
+  "long_tailed_indices",
   "make_prompts",
   "modular_chain_batch",
   "ModularChainConfig",
@@ -234,9 +246,12 @@ __all__ = [
   "PROMPT_WORDS",
   "PromptBatch",
   "Prompts",
+  "proportional_noise_matrix",
   "RatedResponse",
   "ratings_to_strength",
   "read_records",
+  "region_noise",
+  "RegionNoise",
   "RegressionTable",
   "reliability_answers",
   "reliability_documents",

@@ -1,12 +1,13 @@
 """Splits of the rows of a labeled set."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import numpy as np
 
-from jaxlab._checks import check_at_least
+from jaxlab._checks import check_arrays, check_at_least
 
 
 class FewShotSplit(NamedTuple):
@@ -67,3 +68,63 @@ def few_shot_split(
   rest = np.ones(len(labels), bool)
   rest[drawn] = False
   return FewShotSplit(drawn[:, :num_shots].ravel(), drawn[:, num_shots:].ravel(), rest)
+
+
+def cross_validated_probabilities(
+  fit_fn: Callable[[np.ndarray, np.ndarray], Any],
+  predict_fn: Callable[[Any, np.ndarray], chex.Array],
+  inputs: chex.Array,
+  labels: chex.Array,
+  *,
+  num_folds: int = 5,
+  seed: int = 0,
+) -> np.ndarray:
+  """Predicts every row by a model that was fitted without it, on the host.
+
+  Folds are stratified: of every class, each has the same number of rows up to one.
+
+  Args:
+    fit_fn: `(inputs, labels) -> model`, from the rows of all folds but one.
+    predict_fn: `(model, inputs) -> probabilities [m, k]` of the rows of the other fold.
+    inputs: `[n, ...]`.
+    labels: classes, int `[n]`.
+    num_folds: number of folds, at least 2.
+    seed: of the folds.
+
+  Returns:
+    Probabilities, f32 `[n, k]`.
+
+  Raises:
+    ValueError: if `num_folds` < 2 or > n, inputs and labels differ in length, or `predict_fn` does
+      not give one row of k probabilities for each row; a model that knows only the classes in its
+      own labels does not if a class has one row.
+
+  Reference: Northcutt et al., Pervasive Label Errors in Test Sets, NeurIPS 2021, section 3,
+  https://arxiv.org/abs/2103.14749.
+  """
+  check_at_least(2, num_folds=num_folds)
+  check_arrays(labels=(labels, "int [n]"))
+  inputs, labels = np.asarray(inputs), np.asarray(labels)
+  if inputs.ndim < 1 or len(inputs) != len(labels):
+    raise ValueError(f"inputs must have {len(labels)} rows, got shape {list(inputs.shape)}.")
+  if num_folds > len(labels):
+    raise ValueError(f"num_folds must be at most {len(labels)}, the rows, got {num_folds}.")
+  order = np.random.default_rng(seed).permutation(len(labels))
+  order = order[np.argsort(labels[order], kind="stable")]
+  folds = np.empty(len(labels), np.int64)
+  folds[order] = np.arange(len(labels)) % num_folds
+  probs = None
+  for fold in range(num_folds):
+    held = folds == fold
+    model = fit_fn(inputs[~held], labels[~held])
+    rows = np.asarray(predict_fn(model, inputs[held]), np.float32)
+    if probs is None and rows.ndim == 2:
+      probs = np.empty((len(labels), rows.shape[1]), np.float32)
+    wanted = [held.sum(), "k" if probs is None else probs.shape[1]]
+    if [*rows.shape] != wanted:
+      raise ValueError(
+        f"predict_fn must give probabilities {wanted[0]} x {wanted[1]} for fold {fold}, got shape "
+        f"{list(rows.shape)}."
+      )
+    probs[held] = rows
+  return probs

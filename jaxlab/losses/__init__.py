@@ -81,6 +81,7 @@ from jaxlab.losses.preference import (
 )
 from jaxlab.losses.ranking import bradley_terry_loss, plackett_luce_loss, rrhf_loss, slic_loss
 from jaxlab.losses.regularized_policies import maximin_reward_objective, optimal_policy_log_probs
+from jaxlab.losses.representations import representation_distance_loss
 from jaxlab.losses.reward_modeling import (
   attribute_regression_loss,
   scaled_bradley_terry_loss,
@@ -197,6 +198,7 @@ __all__ = [
   "pseudo_label_mix_weight",
   "reference_quantile",
   "reinforce_loss",
+  "representation_distance_loss",
   "rescale_mix_ratio",
   "robust_dpo_loss",
   "rpo_loss",

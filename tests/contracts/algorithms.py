@@ -27,6 +27,7 @@ _SGD = optax.sgd(0.1, momentum=0.9)
 _STEP = {"gradients": "step", "compiles_once": "step"}
 _PARAMS = {"norm": {"scale": u(4)}, "head": f(4, 4)}
 _TABLE = {"w": f(1)}
+_COVARIANCES = np.stack([np.eye(4, dtype=np.float32)] * 2)
 _SETS = PriorBatch(f(2, 5, 1), f(2, 5), f(2, 5))
 
 
@@ -187,7 +188,9 @@ TABLE = {
   "bilevel:every": call(f(4), f(4), f(5, 4), f(5, 4), inner_learning_rate=0.1, outer_every=2).but(
     use=_solve_bilevel, keeps=True, skip=_STEP
   ),
+  "calibrate_tail_gaussians": call(f(4, 2), f(4, 2, 2), u(4), b(4)),
   "centroid_pseudo_labels": call(f(5, 2), p(5, 4)),
+  "class_log_density": call(f(B, 4), f(2, 4), _COVARIANCES),
   "continual_mean_teacher": call(KEY, _PARAMS, f(5, 4), num_augmentations=2).but(
     use=_teacher, keeps=True, skip=_STEP
   ),
@@ -200,6 +203,7 @@ TABLE = {
   "fine_tune": call(
     KEY, _logits, _PARAMS, _SGD, _LABELED, _LABELED, trainable=_every, **_TUNED
   ).but(keeps=True, skip=_STEP),
+  "fit_class_gaussians": call(f(5, 2), c(5), u(5), num_classes=4),
   "gradient_noise_weights": call(KEY, batch_size=8, base_batch_size=2),
   "grpo_objective": _SAMPLES.but(use=_objective, quiet="rewards"),
   "guarded_step": call(_PARAMS, f(5, 4)).but(use=_guarded, keeps=True, skip=_STEP),
@@ -261,12 +265,14 @@ TABLE = {
     KEY, _PARAMS, {"w": f(4, 2)}, f(5, 4), _LABELED, prototypes=f(4, 4), source_weight=0.5
   ).but(use=_robust_teacher, keeps=True, skip=_STEP),
   "run_with_early_stopping": call(u(4, 5), _exceedance),
+  "sample_class_gaussians": call(KEY, f(2, 4), _COVARIANCES, num_samples=5),
   "sample_rollout": call(KEY, f(4, 4), c(B, 2)).but(
     use=lambda function, *args: _roll_out(*args), skip={"gradients": "loop"}
   ),
   "virtual_step_gradient": call(_weighted_square, _square, f(4), f(4), inner_learning_rate=0.1).but(
     keeps=True
   ),
+  "tail_classes": call(u(4)),
   "warmup_cosine": call(1e-3, np.array(2, np.int32)).but(
     use=lambda function, peak, step: function(peak, 10)(step)
   ),

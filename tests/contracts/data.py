@@ -14,7 +14,7 @@ from jaxlab.data import (
   SceneBatch,
   TopicTextConfig,
 )
-from tests.contracts.calls import KEY, B, b, c, call, f, p, u
+from tests.contracts.calls import KEY, B, b, c, call, f, p, t, u
 
 _CHAINS = ModularChainConfig(num_terms=2)
 _DIALOGUES = DialogueConfig(num_prompts=4, response_length=4, num_response_tokens=4)
@@ -65,6 +65,7 @@ TABLE = {
   "preference_bandit": call(
     KEY, num_prompts=2, num_responses=4, num_features=2, num_covered=2, num_comparisons=5
   ),
+  "proportional_noise_matrix": call(t(4), noise_rate=0.2),
   "ratings_to_strength": call(f(B), f(B)),
   "reliability_answers": call(num_people=4, num_attributes=2, num_values=5),
   "reliability_documents": call(

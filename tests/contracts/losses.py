@@ -115,6 +115,7 @@ TABLE = {
   "pseudo_label_mix_weight": call(u(B), u(B)).but(skip=_STEPS),
   "reference_quantile": call(f(B, 5), mask=b(B, 5)),
   "reinforce_loss": call(n(B, 5), f(B), b(B, 5)),
+  "representation_distance_loss": call(f(B, 4), f(B, 4)),
   "rescale_mix_ratio": call(u(B)),
   "robust_dpo_loss": call(*_PAIRS),
   "rpo_loss": call(*_PAIRS, baseline_log_probs=n(B)),

@@ -55,3 +55,44 @@ def test_bad_arguments():
       data.few_shot_split(key, labels, **arguments)
   with pytest.raises(ValueError, match="labels"):
     data.few_shot_split(key, labels.astype(float), num_classes=2, num_shots=1)
+
+
+def test_every_row_is_predicted_by_a_model_that_did_not_see_it():
+  labels = np.repeat([0, 1, 2], (23, 11, 4))
+  inputs = np.arange(38.0)[:, None]
+  folds = []
+
+  def fit(inputs, labels):
+    folds.append((set(inputs[:, 0]), np.bincount(labels, minlength=3)))
+    return set(inputs[:, 0])
+
+  def predict(seen, inputs):
+    assert not seen & set(inputs[:, 0]) and len(seen) + len(inputs) == 38
+    return np.stack([inputs[:, 0], np.full(len(inputs), len(folds))], axis=1)
+
+  probs = data.cross_validated_probabilities(fit, predict, inputs, labels, num_folds=4, seed=1)
+  assert probs.dtype == np.float32
+  np.testing.assert_array_equal(probs[:, 0], inputs[:, 0])
+  assert np.ptp(np.bincount(probs[:, 1].astype(int))[1:]) <= 1
+  counts = np.array([counts for _, counts in folds])
+  assert (np.ptp(counts, axis=0) <= 1).all()
+  again = data.cross_validated_probabilities(fit, predict, inputs, labels, num_folds=4, seed=2)
+  assert (again[:, 1] - 4 != probs[:, 1]).any()
+
+
+def test_cross_validation_refuses_what_cannot_be_right():
+  inputs, labels = np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 1])
+
+  def run(predict=lambda model, x: np.ones((len(x), 2)), inputs=inputs, **kwargs):
+    return data.cross_validated_probabilities(lambda *_: None, predict, inputs, labels, **kwargs)
+
+  for num_folds, text in (1, "num_folds must be at least 2, got 1"), (7, "at most 6, .* got 7"):
+    with pytest.raises(ValueError, match=text):
+      run(num_folds=num_folds)
+  with pytest.raises(ValueError, match=r"inputs must have 6 rows, got shape \[5, 2\]"):
+    run(inputs=inputs[:5])
+  with pytest.raises(ValueError, match=r"probabilities 2 x k for fold 0, got shape \[2\]"):
+    run(lambda model, x: np.ones(len(x)), num_folds=3)
+  shapes = iter([2, 1])
+  with pytest.raises(ValueError, match=r"probabilities 3 x 2 for fold 1, got shape \[3, 1\]"):
+    run(lambda model, x: np.ones((len(x), next(shapes))), num_folds=2)
