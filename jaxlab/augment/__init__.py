@@ -4,6 +4,7 @@ Arguments are arrays, numbers or lists of numbers. Of another shape than documen
 ValueError, of another type TypeError, by name.
 """
 
+from jaxlab.augment.adversarial import fgsm
 from jaxlab.augment.boxes import BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks
 from jaxlab.augment.corruptions import (
   SIGNAL_CORRUPTIONS,
@@ -13,6 +14,15 @@ from jaxlab.augment.corruptions import (
 )
 from jaxlab.augment.crops import jitter_images, random_crop, random_flip
 from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
+from jaxlab.augment.images import (
+  adaptive_strong_views,
+  paste_half,
+  rand_augment,
+  random_erase,
+  random_gain,
+  random_rotate_shear,
+  random_shift,
+)
 from jaxlab.augment.interpolation import (
   MultiMixed,
   RegressionMix,
@@ -24,15 +34,26 @@ from jaxlab.augment.interpolation import (
 from jaxlab.augment.mixing import (
   MixDraw,
   Mixed,
+  MixedPair,
   cutmix,
   draw_mix,
   mixing_layer,
   mixup,
+  mixup_pairs,
   saliency_box_mix,
   segment_mix,
 )
 from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
 from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.soft_labels import align_distribution, guess_labels, sharpen
+from jaxlab.augment.spectrograms import (
+  cutout,
+  decibels_below_peak,
+  log_mel_spectrogram,
+  mel_filterbank,
+  occlude,
+  speed_perturb,
+)
 from jaxlab.augment.tokens import (
   MaskedTokens,
   embedding_noise,
@@ -42,6 +63,8 @@ from jaxlab.augment.tokens import (
 )
 
 __all__ = [
+  "adaptive_strong_views",
+  "align_distribution",
   "all_pairs_mix",
   "blur_signals",
   "box_masks",
@@ -53,33 +76,50 @@ __all__ = [
   "corruption_stream",
   "CorruptionStream",
   "cutmix",
+  "cutout",
+  "decibels_below_peak",
   "draw_mix",
   "embedding_noise",
   "extract_choice",
+  "fgsm",
+  "guess_labels",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
   "jitter_images",
   "jitter_signals",
+  "log_mel_spectrogram",
   "mask_rate_schedule",
   "mask_reasoning_tokens",
   "MaskedTokens",
+  "mel_filterbank",
   "mix_regression_pairs",
   "MixDraw",
   "Mixed",
+  "MixedPair",
   "mixing_layer",
   "mixup",
+  "mixup_pairs",
   "multi_mixup",
   "MultiMixed",
+  "occlude",
   "paraphrase",
   "ParaphraseGrammar",
+  "paste_half",
+  "rand_augment",
   "random_crop",
+  "random_erase",
   "random_flip",
+  "random_gain",
+  "random_rotate_shear",
+  "random_shift",
   "RegressionMix",
   "replace_tokens",
   "saliency_box_mix",
   "segment_masks",
   "segment_mix",
+  "sharpen",
   "SIGNAL_CORRUPTIONS",
+  "speed_perturb",
 ]
 
 
