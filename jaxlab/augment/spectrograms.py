@@ -18,6 +18,7 @@ from jaxlab._checks import (
   check_choice,
   check_filled,
   check_range,
+  is_known,
 )
 
 _DECIBELS = 10.0 / math.log(10.0)
@@ -166,7 +167,7 @@ def cutout(
 def _check_interval(name: str, ends: tuple[float, float], interval: str) -> None:
   check_range(name, ends, interval)
   low, high = ends
-  if low > high:
+  if is_known(ends) and low > high:
     raise ValueError(f"{name} must not decrease, got {ends}.")
 
 

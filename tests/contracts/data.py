@@ -78,6 +78,7 @@ TABLE = {
     KEY, num_tasks=2, vocab_size=8, sentence_length=4, num_classes=2, num_examples=4
   ),
   "sample_shape_scenes": call(KEY, num_samples=2, classes=(0, 1), size=8, clutter=1),
+  "sample_sound_events": call(KEY, c(B), sample_rate=4000, seconds=0.01).but(static="seconds"),
   "sample_utterances": call(KEY, num_samples=2, max_digits=2),
   "word_vectors": call(vocab_size=4),
 }
