@@ -108,6 +108,7 @@ def shrinkmatch_method(
   history: int = 32,
   decay: chex.Numeric = 0.999,
   uncertain_fn: Callable[..., chex.Array] = shrunk_class_loss,
+  uncertain_weight: Weight | None = None,
 ) -> SemiSupervisedMethod:
   """ShrinkMatch: certain rows teach their soft guess, the others what they are not.
 
@@ -117,11 +118,12 @@ def shrinkmatch_method(
     auxiliary_fn: `(params, inputs) -> logits` of the auxiliary head; None without one, which is
       FixMatch with soft and aligned guesses.
     num_classes: number k of classes.
-    weight: of the loss of certain rows. That of the others has the running share of certain rows.
+    weight: of the loss of certain rows.
     threshold: from which a row is certain, in (0, 1].
     history: batches whose mean prediction is aligned, at least 1.
     decay: of the running share (`ratio_ema`), in [0, 1).
     uncertain_fn: `(auxiliary logits, probs, *, threshold) -> losses [nu]` of the other rows.
+    uncertain_weight: of their loss; None for the running share of certain rows.
 
   Returns:
     The method; it remembers `ShrinkMemory`. Rows count if they are certain, or have a loss of the
@@ -153,7 +155,8 @@ def shrinkmatch_method(
       others = uncertain_fn(
         auxiliary_fn(step.params, unlabeled.strong[0]), aligned, threshold=threshold
       )
-      loss += share * jnp.mean(others)
+      trust = share if uncertain_weight is None else step.value_of(uncertain_weight)
+      loss += trust * jnp.mean(others)
       used = jnp.maximum(used, (others != 0).astype(used.dtype))
     rows = soft_cross_entropy(logits, aligned)
     supervised = step.supervised_loss()

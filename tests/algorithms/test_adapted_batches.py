@@ -29,7 +29,7 @@ BATCH = algorithms.SemiSupervisedBatch(make_views(4), TARGETS, make_views(6), np
 
 def training(method):
   trainer = algorithms.semi_supervised_training(apply_fn, method, optax.sgd(0.05))
-  return jax.jit(trainer.update), trainer.init(PARAMS)
+  return jax.jit(trainer.update), jax.jit(trainer.init)(PARAMS)
 
 
 def test_without_naive_rows_nothing_changes():

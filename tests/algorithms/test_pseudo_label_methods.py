@@ -43,7 +43,7 @@ def supervised(params):
 
 def training(method):
   trainer = algorithms.semi_supervised_training(apply_fn, method, optax.sgd(0.1))
-  return jax.jit(trainer.update), trainer.init(PARAMS)
+  return jax.jit(trainer.update), jax.jit(trainer.init)(PARAMS)
 
 
 def test_flexmatch_lowers_thresholds_of_classes_that_lag():

@@ -39,7 +39,7 @@ def test_transfer_matches_a_loop():
 
 
 def test_labeled_rows_are_nearest_to_themselves():
-  own = transfer(LABELED[:, :], LABELED, LABELS)
+  own = jax.device_get(transfer(LABELED, LABELED, LABELS))
   np.testing.assert_allclose(own.scores[range(12), LABELS], 1.0, atol=1e-6)
   np.testing.assert_array_equal(own.labels, LABELS)
   assert np.all(np.abs(own.scores) <= 1) and np.all(own.weights >= 0)

@@ -10,13 +10,14 @@ STEPS = np.arange(12.0, dtype=np.float32)
 
 
 def test_rampups_and_decays():
-  linear, exponential, decay = jax.jit(
+  ramps = jax.jit(
     lambda step: (
       algorithms.linear_rampup(step, 8),
       algorithms.exponential_rampup(step, 8),
       algorithms.warm_ema_decay(step, decay=0.9),
     )
   )(STEPS)
+  linear, exponential, decay = jax.device_get(ramps)
   ramp = np.minimum(STEPS / 8, 1)
   np.testing.assert_allclose(linear, ramp, rtol=1e-6)
   np.testing.assert_allclose(exponential, np.exp(-5 * (1 - ramp) ** 2), rtol=1e-5)

@@ -127,7 +127,7 @@ def test_an_update_is_a_step_on_the_objective(name):
   method, objective, num_networks = CASES[name]
   params = PARAMS if num_networks == 1 else (PARAMS, OTHERS)
   trainer = algorithms.semi_supervised_training(apply_fn, method, optax.sgd(1.0))
-  state, info = jax.jit(trainer.update)(KEY, trainer.init(params), BATCH)
+  state, info = jax.jit(trainer.update)(KEY, jax.jit(trainer.init)(params), BATCH)
   (loss, parts), slope = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
   np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
   expected = jax.tree.map(np.subtract, params, slope)

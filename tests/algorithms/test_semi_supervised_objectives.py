@@ -8,7 +8,7 @@ from jaxlab import algorithms, augment
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-PARAMS = RNG.normal(size=(3, 4)).astype(np.float32)
+PARAMS = (1.5 * RNG.normal(size=(3, 4))).astype(np.float32)
 LABELED, WEAK, STRONG, OTHER = RNG.normal(size=(4, 5, 3)).astype(np.float32)
 TARGETS = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
 VIEWS = np.stack([WEAK, OTHER])

@@ -116,8 +116,8 @@ LOGITS = _RNG.normal(size=PROBS.shape).astype(np.float32)
 
 @pytest.mark.parametrize("threshold", [0.95, 0.7, 0.4])
 def test_shrinking_matches_a_loop(threshold):
-  space = shrink_class_space(PROBS, threshold=threshold)
-  values = shrunk_class_loss(LOGITS, PROBS, threshold=threshold)
+  space = jax.device_get(shrink_class_space(PROBS, threshold=threshold))
+  values = np.asarray(shrunk_class_loss(LOGITS, PROBS, threshold=threshold))
   for i, (row, logits) in enumerate(zip(PROBS.astype(np.float64), LOGITS.astype(np.float64))):
     removed, left, share = slow_shrink(row, threshold)
     assert space.num_removed[i] == removed and set(np.flatnonzero(space.keep[i])) == left
@@ -139,18 +139,18 @@ def test_shrinking_is_monotone_and_follows_the_classes():
   assert np.all(np.diff(np.stack(counts), axis=0) >= 0)
   order = np.random.default_rng(1).permutation(10)
   distinct = slice(0, 40)  # Ties go to the first class.
-  keep = shrink_class_space(PROBS, threshold=0.7).keep
-  permuted = shrink_class_space(PROBS[:, order], threshold=0.7).keep
+  keep = np.asarray(shrink_class_space(PROBS, threshold=0.7).keep)
+  permuted = np.asarray(shrink_class_space(PROBS[:, order], threshold=0.7).keep)
   np.testing.assert_array_equal(permuted[distinct], keep[distinct][:, order])
-  values = shrunk_class_loss(LOGITS, PROBS, threshold=0.7)
-  moved = shrunk_class_loss(LOGITS[:, order], PROBS[:, order], threshold=0.7)
+  values = np.asarray(shrunk_class_loss(LOGITS, PROBS, threshold=0.7))
+  moved = np.asarray(shrunk_class_loss(LOGITS[:, order], PROBS[:, order], threshold=0.7))
   np.testing.assert_allclose(moved[distinct], values[distinct], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_few_classes_leave_little_to_remove(num_classes):
   probs = softmax(np.random.default_rng(2).normal(size=(20, num_classes))).astype(np.float32)
-  space = shrink_class_space(probs, threshold=0.95)
+  space = jax.device_get(shrink_class_space(probs, threshold=0.95))
   assert space.num_removed.max() == num_classes - 2
   if num_classes == 2:
     np.testing.assert_array_equal(space.confidence, probs.max(-1))
@@ -160,7 +160,7 @@ def test_few_classes_leave_little_to_remove(num_classes):
 def test_removed_classes_get_no_gradient_and_neither_do_probabilities():
   slope = jax.jit(jax.grad(lambda z, p: shrunk_class_loss(z, p, threshold=0.7).sum(), (0, 1)))
   of_logits, of_probs = map(np.asarray, slope(LOGITS, PROBS))
-  space = shrink_class_space(PROBS, threshold=0.7)
+  space = jax.device_get(shrink_class_space(PROBS, threshold=0.7))
   assert not np.any(of_probs) and not np.any(of_logits[~np.asarray(space.keep)])
   np.testing.assert_allclose(of_logits.sum(-1), 0.0, atol=1e-6)
   active = np.asarray(space.reached) & (PROBS.max(-1) < 0.7)
@@ -192,7 +192,7 @@ def test_soft_guesses_of_confident_rows():
 
 def test_each_class_has_a_threshold_of_its_own():
   thresholds = np.float32([0.5, 0.6, 0.999])
-  result = class_threshold_loss(STRONG, WEAK, thresholds)
+  result = np.asarray(class_threshold_loss(STRONG, WEAK, thresholds))
   # Confidences 1, .58, .99 and .5 (a tie, so just below .5 in float32 or at it).
   np.testing.assert_allclose(result[:3], [-LOG_PROBS[0, 0], 0.0, 0.0], rtol=1e-6)
   equal = class_threshold_loss(STRONG, WEAK, np.full(3, 0.95, np.float32))
