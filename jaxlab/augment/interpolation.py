@@ -65,7 +65,7 @@ def interpolate_pairs(
   )
   inputs = mixable(inputs)
   ratio = jnp.broadcast_to(as_accumulator(ratio), inputs.shape[:1])
-  return interpolate(inputs, _rows("permutation", inputs, permutation), ratio)
+  return mix_arrays(inputs, _rows("permutation", inputs, permutation), ratio)
 
 
 def mix_regression_pairs(
@@ -114,7 +114,7 @@ def mix_regression_pairs(
     (_rows("indices", array, indices), _rows("partners", array, partners))
     for array in (mixable(inputs), mixable(targets))
   )
-  return RegressionMix(*(interpolate(*pair, ratio) for pair in pairs), ratio)
+  return RegressionMix(*(mix_arrays(*pair, ratio) for pair in pairs), ratio)
 
 
 def multi_mixup(
@@ -203,10 +203,10 @@ def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
   check_range("ratio", ratio, "[0, 1]")
   check_arrays(inputs=(inputs, "[n, ...]"), ratio=(ratio, "[]"))
   inputs = mixable(inputs)
-  return interpolate(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
+  return mix_arrays(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
 
 
-def interpolate(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
+def mix_arrays(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
   """Mixes two arrays in float32 or wider; the ratio's axes are the leading ones."""
   ratio = ratio.reshape(*ratio.shape, *(1,) * (first.ndim - ratio.ndim))
   a, b, ratio = as_accumulator(first, second, ratio)

@@ -26,7 +26,7 @@ from jaxlab.augment.boxes import (
   center_surround_saliency,
   segment_masks,
 )
-from jaxlab.augment.interpolation import batch_labels, interpolate, interpolate_pairs, mixable
+from jaxlab.augment.interpolation import batch_labels, interpolate_pairs, mix_arrays, mixable
 
 
 class Mixed(NamedTuple):
@@ -146,7 +146,7 @@ def mixup_pairs(
   if keep_first:
     ratio = jnp.maximum(ratio, 1.0 - ratio)
   inputs, targets = (
-    interpolate(mixable(a), mixable(b), ratio)
+    mix_arrays(mixable(a), mixable(b), ratio)
     for a, b in ((inputs_a, inputs_b), (targets_a, targets_b))
   )
   return MixedPair(inputs, targets, ratio)

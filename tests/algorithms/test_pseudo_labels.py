@@ -12,7 +12,11 @@ RNG = np.random.default_rng(0)
 LABELED = RNG.normal(size=(12, 6)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
 FEATURES = RNG.normal(size=(20, 6)).astype(np.float32)
-transfer = jax.jit(functools.partial(algorithms.transfer_pseudo_labels, num_classes=4))
+_TRANSFER = jax.jit(functools.partial(algorithms.transfer_pseudo_labels, num_classes=4))
+
+
+def transfer(*arrays, mask=None):
+  return jax.device_get(_TRANSFER(*arrays, mask=mask))
 
 
 def slow_transfer(features, labeled, labels, mask):
@@ -39,7 +43,7 @@ def test_transfer_matches_a_loop():
 
 
 def test_labeled_rows_are_nearest_to_themselves():
-  own = jax.device_get(transfer(LABELED, LABELED, LABELS))
+  own = transfer(LABELED, LABELED, LABELS)
   np.testing.assert_allclose(own.scores[range(12), LABELS], 1.0, atol=1e-6)
   np.testing.assert_array_equal(own.labels, LABELS)
   assert np.all(np.abs(own.scores) <= 1) and np.all(own.weights >= 0)

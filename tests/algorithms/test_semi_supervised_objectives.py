@@ -32,6 +32,7 @@ def sharpen(probs):
 
 
 def check_parts(loss, parts):
+  loss, parts = jax.device_get((loss, parts))
   assert loss.shape == () and set(parts) == {
     *("supervised_loss", "unlabeled_loss", "guesses", "used", "row_losses")
   }
@@ -89,9 +90,14 @@ def test_fixmatch_with_mixup(mix_targets):
   check_parts(loss, parts)
   probs = np.exp(log_probs(WEAK))
   guess = np.eye(4, dtype=np.float32)[probs.argmax(-1)]
-  keys = jax.random.split(KEY)
-  first = augment.mixup_pairs(keys[0], LABELED, STRONG, TARGETS, guess)
-  second = augment.mixup_pairs(keys[1], STRONG, LABELED, guess, TARGETS)
+
+  @jax.jit
+  def pairs(key):
+    keys = jax.random.split(key)
+    first = augment.mixup_pairs(keys[0], LABELED, STRONG, TARGETS, guess)
+    return first, augment.mixup_pairs(keys[1], STRONG, LABELED, guess, TARGETS)
+
+  first, second = jax.device_get(pairs(KEY))
   ours, theirs = (first.targets, second.targets) if mix_targets else (TARGETS, guess)
   used = probs.max(-1) >= 0.6
   np.testing.assert_allclose(
@@ -140,13 +146,12 @@ def test_mixmatch_objective_matches_its_formula():
       has_aux=True,
     )(params)
 
-  (loss, parts), _ = objective(PARAMS, 0.3)
+  (loss, parts), _ = jax.device_get(objective(PARAMS, 0.3))
   check_parts(loss, parts)
   guesses = sharpen(np.mean(np.exp(log_probs(VIEWS)), axis=0))
   np.testing.assert_allclose(parts["guesses"], guesses, rtol=1e-4)
-  batch = jax.jit(algorithms.mixmatch_batch)(
-    KEY, LABELED, TARGETS, VIEWS, guesses.astype(np.float32)
-  )
+  mix = jax.jit(algorithms.mixmatch_batch)
+  batch = jax.device_get(mix(KEY, LABELED, TARGETS, VIEWS, guesses.astype(np.float32)))
   rows = cross_entropy(batch.unlabeled_targets, batch.unlabeled)
   expected = cross_entropy(batch.targets, batch.labeled).mean() + 0.3 * rows.mean()
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -164,9 +169,8 @@ def test_remixmatch_objective_matches_its_formula():
   aligned = np.exp(log_probs(WEAK)) * (means[0] + 1e-6) / (means[1] + 1e-6)
   guesses = sharpen(aligned / aligned.sum(-1, keepdims=True))
   np.testing.assert_allclose(parts["guesses"], guesses, rtol=1e-3)
-  batch = jax.jit(algorithms.mixmatch_batch)(
-    KEY, LABELED, TARGETS, np.stack([WEAK, STRONG, OTHER]), guesses.astype(np.float32)
-  )
+  views, mix = np.stack([WEAK, STRONG, OTHER]), jax.jit(algorithms.mixmatch_batch)
+  batch = jax.device_get(mix(KEY, LABELED, TARGETS, views, guesses.astype(np.float32)))
   rows = cross_entropy(guesses, STRONG)
   mixed = cross_entropy(batch.unlabeled_targets, batch.unlabeled).mean()
   expected = cross_entropy(batch.targets, batch.labeled).mean() + 1.5 * mixed + 0.5 * rows.mean()
