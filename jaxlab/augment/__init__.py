@@ -4,6 +4,7 @@ Arguments are arrays, numbers or lists of numbers. Of another shape than documen
 ValueError, of another type TypeError, by name.
 """
 
+from jaxlab.augment.adversarial import fgsm
 from jaxlab.augment.boxes import BoxMix, box_masks, box_mix, center_surround_saliency, segment_masks
 from jaxlab.augment.corruptions import (
   SIGNAL_CORRUPTIONS,
@@ -19,6 +20,15 @@ from jaxlab.augment.crops import (
   random_resized_crop,
 )
 from jaxlab.augment.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
+from jaxlab.augment.images import (
+  adaptive_strong_views,
+  paste_half,
+  rand_augment,
+  random_erase,
+  random_gain,
+  random_rotate_shear,
+  random_shift,
+)
 from jaxlab.augment.interpolation import (
   MultiMixed,
   RegressionMix,
@@ -39,15 +49,18 @@ from jaxlab.augment.label_maps import (
 from jaxlab.augment.mixing import (
   MixDraw,
   Mixed,
+  MixedPair,
   cutmix,
   draw_mix,
   mixing_layer,
   mixup,
+  mixup_pairs,
   saliency_box_mix,
   segment_mix,
 )
 from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
 from jaxlab.augment.signals import blur_signals, jitter_signals
+from jaxlab.augment.soft_labels import align_distribution, guess_labels, sharpen
 from jaxlab.augment.spans import (
   apply_span_mask,
   expand_spans,
@@ -55,6 +68,14 @@ from jaxlab.augment.spans import (
   sample_confident_starts,
   sample_distractors,
   top_confidence_frames,
+)
+from jaxlab.augment.spectrograms import (
+  cutout,
+  decibels_below_peak,
+  log_mel_spectrogram,
+  mel_filterbank,
+  occlude,
+  speed_perturb,
 )
 from jaxlab.augment.tokens import (
   MaskedTokens,
@@ -65,6 +86,8 @@ from jaxlab.augment.tokens import (
 )
 
 __all__ = [
+  "adaptive_strong_views",
+  "align_distribution",
   "all_pairs_mix",
   "apply_span_mask",
   "blur_signals",
@@ -79,32 +102,47 @@ __all__ = [
   "CorruptionStream",
   "CropOutput",
   "cutmix",
+  "cutout",
+  "decibels_below_peak",
   "dense_label_map",
   "draw_mix",
   "embedding_noise",
   "expand_spans",
   "extract_choice",
+  "fgsm",
+  "guess_labels",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
   "jitter_images",
   "jitter_signals",
+  "log_mel_spectrogram",
   "mask_rate_schedule",
   "mask_reasoning_tokens",
   "MaskedTokens",
+  "mel_filterbank",
   "mix_regression_pairs",
   "MixDraw",
   "Mixed",
+  "MixedPair",
   "mixing_layer",
   "mixup",
+  "mixup_pairs",
   "multi_mixup",
   "MultiMixed",
+  "occlude",
   "paraphrase",
   "ParaphraseGrammar",
+  "paste_half",
   "pool_label_map",
   "pool_label_map_single",
+  "rand_augment",
   "random_crop",
+  "random_erase",
   "random_flip",
+  "random_gain",
   "random_resized_crop",
+  "random_rotate_shear",
+  "random_shift",
   "random_starts",
   "RegressionMix",
   "replace_tokens",
@@ -114,9 +152,11 @@ __all__ = [
   "sample_distractors",
   "segment_masks",
   "segment_mix",
+  "sharpen",
   "SIGNAL_CORRUPTIONS",
   "SparseLabelMap",
   "sparsify_label_map",
+  "speed_perturb",
   "top_confidence_frames",
 ]
 

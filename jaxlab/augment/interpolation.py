@@ -63,9 +63,9 @@ def interpolate_pairs(
     permutation=(permutation, "int [b]"),
     ratio=(ratio if np.ndim(ratio) else None, "[b]"),
   )
-  inputs = _mixable(inputs)
+  inputs = mixable(inputs)
   ratio = jnp.broadcast_to(as_accumulator(ratio), inputs.shape[:1])
-  return _interpolate(inputs, _rows("permutation", inputs, permutation), ratio)
+  return mix_arrays(inputs, _rows("permutation", inputs, permutation), ratio)
 
 
 def mix_regression_pairs(
@@ -112,9 +112,9 @@ def mix_regression_pairs(
   ratio = as_accumulator(ratio)
   pairs = (
     (_rows("indices", array, indices), _rows("partners", array, partners))
-    for array in (_mixable(inputs), _mixable(targets))
+    for array in (mixable(inputs), mixable(targets))
   )
-  return RegressionMix(*(_interpolate(*pair, ratio) for pair in pairs), ratio)
+  return RegressionMix(*(mix_arrays(*pair, ratio) for pair in pairs), ratio)
 
 
 def multi_mixup(
@@ -148,7 +148,7 @@ def multi_mixup(
   check_range("alpha", alpha, "(0, inf)")
   check_at_least(2, num_mixed=num_mixed)
   check_arrays(inputs=(inputs, "[b, ...]"))
-  inputs = _mixable(inputs)
+  inputs = mixable(inputs)
   b = inputs.shape[0]
   labels = batch_labels(labels, b)
   weight_key, order_key = jax.random.split(key)
@@ -202,18 +202,18 @@ def all_pairs_mix(inputs: chex.Array, *, ratio: chex.Numeric) -> jax.Array:
   """
   check_range("ratio", ratio, "[0, 1]")
   check_arrays(inputs=(inputs, "[n, ...]"), ratio=(ratio, "[]"))
-  inputs = _mixable(inputs)
-  return _interpolate(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
+  inputs = mixable(inputs)
+  return mix_arrays(inputs[:, None], inputs[None, :], jnp.asarray(ratio))
 
 
-def _interpolate(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
-  """Mixes in float32 or wider; the ratio's axes are the leading ones."""
+def mix_arrays(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
+  """Mixes two arrays in float32 or wider; the ratio's axes are the leading ones."""
   ratio = ratio.reshape(*ratio.shape, *(1,) * (first.ndim - ratio.ndim))
   a, b, ratio = as_accumulator(first, second, ratio)
   return (ratio * a + (1.0 - ratio) * b).astype(first.dtype)
 
 
-def _mixable(inputs: chex.Array) -> jax.Array:
+def mixable(inputs: chex.Array) -> jax.Array:
   """The inputs in the type of their mixtures."""
   inputs = jnp.asarray(inputs)
   return inputs if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs.astype(jnp.float32)

@@ -26,7 +26,7 @@ from jaxlab.augment.boxes import (
   center_surround_saliency,
   segment_masks,
 )
-from jaxlab.augment.interpolation import batch_labels, interpolate_pairs
+from jaxlab.augment.interpolation import batch_labels, interpolate_pairs, mix_arrays, mixable
 
 
 class Mixed(NamedTuple):
@@ -59,6 +59,20 @@ class MixDraw(NamedTuple):
   permutation: chex.Array
 
 
+class MixedPair(NamedTuple):
+  """Two batches mixed row by row.
+
+  Attributes:
+    inputs: the mixed inputs, `[n, ...]`.
+    targets: the targets mixed in the same ratio, `[n, k]`.
+    ratio: share of the first batch, one for all rows, float32 `[]`.
+  """
+
+  inputs: chex.Array
+  targets: chex.Array
+  ratio: chex.Array
+
+
 def mixup(
   key: chex.PRNGKey,
   inputs: chex.Array,
@@ -89,6 +103,53 @@ def mixup(
   inputs = jnp.asarray(inputs)
   draw = draw_mix(key, batch_size=inputs.shape[0], alpha=alpha, per_example=per_example)
   return _mixed(interpolate_pairs(inputs, draw.permutation, draw.ratio), labels, draw)
+
+
+def mixup_pairs(
+  key: chex.PRNGKey,
+  inputs_a: chex.Array,
+  inputs_b: chex.Array,
+  targets_a: chex.Array,
+  targets_b: chex.Array,
+  *,
+  alpha: chex.Numeric = 0.75,
+  keep_first: bool = True,
+) -> MixedPair:
+  """Convex combinations of two batches, of inputs and targets in the same ratio.
+
+  Args:
+    key: random key.
+    inputs_a: the first batch, `[n, ...]`; integers give float32.
+    inputs_b: the second batch, `[n, ...]`, such as unlabeled examples.
+    targets_a: one-hot or soft labels of the first, `[n, k]`.
+    targets_b: those of the second, such as guesses, `[n, k]`.
+    alpha: one ratio for all rows is drawn from Beta(alpha, alpha), alpha > 0.
+    keep_first: whether the first batch gets the larger share, max(ratio, 1 - ratio).
+
+  Returns:
+    A `MixedPair`.
+
+  Raises:
+    ValueError: if `alpha` is not positive or shapes do not agree.
+
+  Reference: Berthelot et al., MixMatch, NeurIPS 2019, section 3.3,
+  https://arxiv.org/abs/1905.02249.
+  """
+  check_range("alpha", alpha, "(0, inf)")
+  check_arrays(
+    inputs_a=(inputs_a, "[n, ...]"),
+    inputs_b=(inputs_b, "[n, ...]"),
+    targets_a=(targets_a, "[n, k]"),
+    targets_b=(targets_b, "[n, k]"),
+  )
+  ratio = jax.random.beta(key, alpha, alpha, (), jnp.float32)
+  if keep_first:
+    ratio = jnp.maximum(ratio, 1.0 - ratio)
+  inputs, targets = (
+    mix_arrays(mixable(a), mixable(b), ratio)
+    for a, b in ((inputs_a, inputs_b), (targets_a, targets_b))
+  )
+  return MixedPair(inputs, targets, ratio)
 
 
 def cutmix(

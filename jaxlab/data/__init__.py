@@ -118,8 +118,15 @@ from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.solutions import unique_correct
+from jaxlab.data.sound_events import SOUND_EVENTS, sample_sound_events
 from jaxlab.data.sources import Source, as_arrays, load_source, prepare, source_names
-from jaxlab.data.splits import FewShotSplit, cross_validated_probabilities, few_shot_split
+from jaxlab.data.splits import (
+  FewShotSplit,
+  MismatchSplit,
+  cross_validated_probabilities,
+  few_shot_split,
+  mismatch_split,
+)
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
 from jaxlab.data.tokenizers import (
   EncodedChat,
@@ -211,6 +218,8 @@ __all__ = [
   "long_tailed_counts",
   "long_tailed_indices",
   "make_prompts",
+  "mismatch_split",
+  "MismatchSplit",
   "modular_chain_batch",
   "ModularChainConfig",
   "multiplication_dataset",
@@ -277,12 +286,14 @@ __all__ = [
   "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
+  "sample_sound_events",
   "sample_topic_text",
   "sample_utterances",
   "SceneBatch",
   "Scenes",
   "SeededBatches",
   "Signals",
+  "SOUND_EVENTS",
   "Source",
   "source_names",
   "SPEECH_VOCAB_SIZE",

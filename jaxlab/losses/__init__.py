@@ -20,7 +20,12 @@ from jaxlab.losses.adaptation import (
 from jaxlab.losses.bar import HalfNormalScales, bar_index, bar_nll, half_normal_scales
 from jaxlab.losses.calibration import brier_loss, correctness_aware_loss
 from jaxlab.losses.causal_matching import causal_matching_loss, causal_ranking_loss
-from jaxlab.losses.classification import label_smoothed_cross_entropy, sigmoid_cross_entropy
+from jaxlab.losses.classification import (
+  label_smoothed_cross_entropy,
+  sigmoid_cross_entropy,
+  soft_cross_entropy,
+)
+from jaxlab.losses.contrastive import nt_xent_loss
 from jaxlab.losses.coverage import (
   coverage_loss,
   coverage_weight,
@@ -97,7 +102,19 @@ from jaxlab.losses.rewards import (
   tilted_weights,
 )
 from jaxlab.losses.segmentation import foreground_cross_entropy, pixel_entropy, proportion_kl
-from jaxlab.losses.semi_supervised import fixmatch_loss, pseudo_label_mix_weight
+from jaxlab.losses.semi_supervised import (
+  ShrunkSpace,
+  class_threshold_loss,
+  consistency_mse_loss,
+  fixmatch_loss,
+  js_divergence_loss,
+  pseudo_label_mix_weight,
+  shrink_class_space,
+  shrunk_class_loss,
+  soft_pseudo_label_loss,
+  view_difference_loss,
+  weighted_pseudo_label_loss,
+)
 from jaxlab.losses.sequence import (
   causal_token_log_probs,
   chunked_token_log_probs,
@@ -132,6 +149,7 @@ __all__ = [
   "chunked_token_log_probs",
   "class_mean_probs",
   "class_prototypes",
+  "class_threshold_loss",
   "clipped_policy_loss",
   "codebook_diversity_loss",
   "combine_rewards",
@@ -140,6 +158,7 @@ __all__ = [
   "confidence_difference",
   "confidence_difference_mask",
   "conflict_loss",
+  "consistency_mse_loss",
   "correctness_aware_loss",
   "coverage_loss",
   "coverage_weight",
@@ -165,6 +184,7 @@ __all__ = [
   "implicit_reward",
   "information_maximization_loss",
   "ipo_loss",
+  "js_divergence_loss",
   "kl_penalized_rewards",
   "kl_per_token",
   "knn_classification_loss",
@@ -187,6 +207,7 @@ __all__ = [
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
   "nearest_prototypes",
+  "nt_xent_loss",
   "occupancy_matching_loss",
   "open_set_entropy_loss",
   "optimal_exit",
@@ -207,9 +228,14 @@ __all__ = [
   "segment_log_probs",
   "sequence_log_prob",
   "sequence_nll",
+  "shrink_class_space",
+  "shrunk_class_loss",
+  "ShrunkSpace",
   "sigmoid_cross_entropy",
   "simpo_loss",
   "slic_loss",
+  "soft_cross_entropy",
+  "soft_pseudo_label_loss",
   "soft_rewards",
   "soft_values",
   "softmax_entropy",
@@ -220,6 +246,8 @@ __all__ = [
   "token_log_probs",
   "trilateral_features",
   "utterance_weighted_loss",
+  "view_difference_loss",
+  "weighted_pseudo_label_loss",
   "weighted_reward",
 ]
 

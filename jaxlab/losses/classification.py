@@ -1,4 +1,4 @@
-"""Cross-entropy with softened targets, of many classes or of two."""
+"""Cross-entropy with soft targets, of many classes or of two."""
 
 import chex
 import jax
@@ -38,6 +38,26 @@ def label_smoothed_cross_entropy(
   chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   mean = jnp.mean(log_probs, axis=-1)
   return -(1 - label_smoothing) * chosen - weighted(label_smoothing, mean)
+
+
+def soft_cross_entropy(logits: chex.Array, targets: chex.Array) -> jax.Array:
+  """Cross-entropy of a prediction to a distribution over the classes.
+
+  Args:
+    logits: scores of the classes, `[..., k]`.
+    targets: probabilities, `[..., k]`, used as given; gradients flow into them, too. Stop them
+      where a target is the network's own guess.
+
+  Returns:
+    `-sum(targets * log_softmax(logits))` in nats, `[...]`, in float32 or wider. A masked class
+    whose target is 0 costs nothing.
+
+  Reference: Berthelot et al., MixMatch, NeurIPS 2019, equation 3,
+  https://arxiv.org/abs/1905.02249.
+  """
+  check_arrays(logits=(logits, "[..., k]"), targets=(targets, "[..., k]"))
+  logits, targets = as_accumulator(logits, targets)
+  return -jnp.sum(weighted(targets, jax.nn.log_softmax(logits)), axis=-1)
 
 
 def sigmoid_cross_entropy(logits: chex.Array, targets: chex.Array) -> jax.Array:

@@ -176,6 +176,7 @@ from jaxlab.metrics.step_credit import (
   step_advantages,
 )
 from jaxlab.metrics.subgroups import mean_class_accuracy
+from jaxlab.metrics.thresholds import between_class_variance, otsu_threshold
 from jaxlab.metrics.votes import (
   perplexity_error,
   self_consistency_error,
@@ -207,6 +208,7 @@ __all__ = [
   "best_of_n_kl",
   "best_of_n_win_rate",
   "beta_coverage",
+  "between_class_variance",
   "calibrate_confident_joint",
   "calibration_gap",
   "causal_effect_error",
@@ -298,6 +300,7 @@ __all__ = [
   "optimal_transform",
   "OptimalTransform",
   "order_faithfulness",
+  "otsu_threshold",
   "overfit_trend",
   "OverfitResult",
   "OverfitTrend",

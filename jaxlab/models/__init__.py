@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from jaxlab.models.auxiliary_head import AuxiliaryHead
 from jaxlab.models.classifiers import MLP, ConvEncoder, ConvNet, ConvOutput, ModelOutput
 from jaxlab.models.convolution import Conv
 from jaxlab.models.decoder import (
@@ -62,6 +63,7 @@ __all__ = [
   "add_tokens",
   "all_pairs_patch_logits",
   "apply_rotary",
+  "AuxiliaryHead",
   "config_from_hf",
   "config_to_hf",
   "context_query_mask",

@@ -1,66 +1,137 @@
+"""Labels from elsewhere, and which of them can be trusted."""
+
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlab import algorithms
 
-N, C = 200, 4
 RNG = np.random.default_rng(0)
-PROBS = RNG.dirichlet(np.full(C, 0.5), N).astype(np.float32)
-LABELS = RNG.integers(0, C, N).astype(np.int32)
-TRUE = RNG.integers(0, C, N).astype(np.int32)
-THRESHOLDS = (0.0, 0.25, 0.6, 0.9, 1.0)
-keep = jax.jit(
-  lambda probs, labels, threshold: algorithms.agreement_mask(probs, labels, threshold=threshold)
-)
-report = jax.jit(algorithms.agreement_report)
+LABELED = RNG.normal(size=(12, 6)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
+FEATURES = RNG.normal(size=(20, 6)).astype(np.float32)
+_TRANSFER = jax.jit(functools.partial(algorithms.transfer_pseudo_labels, num_classes=4))
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_examples_on_which_the_teacher_agrees_are_kept(threshold):
-  rows = [np.argmax(p) == y and p.max() >= threshold for p, y in zip(PROBS, LABELS)]
-  np.testing.assert_array_equal(keep(PROBS, LABELS, threshold), rows)
+def transfer(*arrays, mask=None):
+  return jax.device_get(_TRANSFER(*arrays, mask=mask))
 
 
-def test_fewer_are_kept_as_the_threshold_rises():
-  kept = [np.asarray(keep(PROBS, LABELS, t)) for t in THRESHOLDS]
-  for low, high in zip(kept, kept[1:]):
-    assert not np.any(high & ~low)
-  assert not kept[0][PROBS.argmax(1) != LABELS].any() and not kept[-1].any()
-  certain = np.eye(C, dtype=np.float32)[TRUE]
-  np.testing.assert_array_equal(keep(certain, LABELS, 1.0), TRUE == LABELS)
+def slow_transfer(features, labeled, labels, mask):
+  """Scores of four classes, pair by pair."""
+  scores = np.full((len(features), 4), -1.0)
+  for i, x in enumerate(features.astype(np.float64)):
+    for y, label, use in zip(labeled.astype(np.float64), labels, mask):
+      if use:
+        cosine = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+        scores[i, label] = max(scores[i, label], cosine)
+  return scores
 
 
-def test_ties_are_of_the_lowest_class():
-  uniform = np.full((N, C), 1 / C, np.float32)
-  np.testing.assert_array_equal(keep(uniform, LABELS, 1 / C), LABELS == 0)
-  assert not np.any(keep(uniform, LABELS, 0.26))
+def test_transfer_matches_a_loop():
+  mask = np.arange(12) != 4
+  for use in (mask, np.ones(12, bool)):
+    result = transfer(FEATURES, LABELED, LABELS, mask=use)
+    scores = slow_transfer(FEATURES, LABELED, LABELS, use)
+    np.testing.assert_allclose(result.scores, scores, atol=1e-5)
+    np.testing.assert_array_equal(result.labels, scores.argmax(-1))
+    ordered = np.sort(scores, axis=-1)
+    np.testing.assert_allclose(result.weights, ordered[:, -1] - ordered[:, -2], atol=1e-5)
+  assert np.all(np.asarray(result.scores)[:, 3] == -1) and result.labels.dtype == np.int32
 
 
-def test_bad_rows_are_not_kept():
-  probs, labels = PROBS.copy(), jnp.asarray(LABELS)
-  probs[:50, 1] = np.nan
-  kept = keep(probs, labels.at[50:100].set(jnp.array([-1, C] * 25)), 0.0)
-  assert not np.any(kept[:100])
-  np.testing.assert_array_equal(kept[100:], keep(PROBS, LABELS, 0.0)[100:])
+def test_labeled_rows_are_nearest_to_themselves():
+  own = transfer(LABELED, LABELED, LABELS)
+  np.testing.assert_allclose(own.scores[range(12), LABELS], 1.0, atol=1e-6)
+  np.testing.assert_array_equal(own.labels, LABELS)
+  assert np.all(np.abs(own.scores) <= 1) and np.all(own.weights >= 0)
 
 
-@pytest.mark.parametrize(("share", "right"), [(0.4, None), (0.0, None), (1.0, True), (0.4, False)])
-def test_report_counts(share, right):
-  kept = RNG.uniform(size=N) < share
-  true = {None: TRUE, True: LABELS, False: LABELS + 1}[right]
-  hit = true == LABELS
-  result = jax.device_get(report(kept, LABELS, true))
-  np.testing.assert_allclose(result.kept_share, kept.mean(), rtol=1e-6)
-  np.testing.assert_allclose(result.precision, hit[kept].mean() if kept.any() else 1, rtol=1e-6)
-  np.testing.assert_allclose(result.recall, kept[hit].mean() if hit.any() else 1, rtol=1e-6)
+def test_rotations_and_repetitions_change_nothing_and_a_row_its_class_alone():
+  base = transfer(FEATURES, LABELED, LABELS)
+  rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0].astype(np.float32)
+  turned = transfer(FEATURES @ rotation, LABELED @ rotation, LABELS)
+  np.testing.assert_allclose(turned.weights, base.weights, atol=1e-5)
+  without = transfer(FEATURES, LABELED, LABELS, mask=np.arange(12) != 4)
+  np.testing.assert_array_equal(without.scores[:, [0, 2, 3]], base.scores[:, [0, 2, 3]])
+  # A second copy of row 3 in the place of row 0, of the same class.
+  repeated = LABELED.copy()
+  repeated[0] = repeated[3]
+  twice = transfer(FEATURES, repeated, LABELS)
+  once = transfer(FEATURES, LABELED, LABELS, mask=np.arange(12) != 0)
+  np.testing.assert_array_equal(twice.weights, once.weights)
 
 
-def test_bad_arguments_are_named():
-  with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got 1.5"):
-    algorithms.agreement_mask(PROBS, LABELS, threshold=1.5)
-  with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\), got 1 to 4"):
-    algorithms.agreement_mask(PROBS[:2], np.array([1, 4]))
-  with pytest.raises(ValueError, match="true_labels must have shape"):
-    algorithms.agreement_report(LABELS == 0, LABELS, TRUE[1:])
+def test_weights_tell_target_rows_from_unknown_ones():
+  """Three orthogonal classes, and unknown rows halfway between two of them."""
+  rng = np.random.default_rng(1)
+  means = np.eye(6)[:3]
+  target = means[np.arange(10) % 3] + 0.1 * rng.normal(size=(10, 6))
+  unknown = (means[np.arange(10) % 3] + means[(np.arange(10) + 1) % 3]) / 2
+  unknown = unknown + 0.1 * rng.normal(size=(10, 6))
+  labeled = means[LABELS] + 0.05 * rng.normal(size=(12, 6))
+  rows = np.concatenate([target, unknown]).astype(np.float32)
+  result = transfer(rows, labeled.astype(np.float32), LABELS)
+  auroc = np.mean(result.weights[:10][:, None] > result.weights[10:][None])
+  is_unknown = np.arange(20) >= 10
+  rates = jax.jit(algorithms.invasion_rates)
+  truth = np.arange(20) % 3
+  assert auroc >= 0.95
+  assert rates(result.weights, result.labels, truth, is_unknown).invasion <= 0.25
+  plain = rates(np.ones(20, np.float32), result.labels, truth, is_unknown)
+  assert plain.invasion == 0.5 and plain.pseudo_label_error == 0
+
+
+def test_invasion_rates():
+  rates = jax.jit(algorithms.invasion_rates)
+  labels, truth = np.array([0, 1, 2, 0]), np.array([0, 2, 7, 1])
+  unknown = np.array([False, False, True, False])
+  result = rates(np.float32([1, 2, 3, 4]), labels, truth, unknown)
+  np.testing.assert_allclose(result, [6 / 10, 3 / 10], rtol=1e-6)
+  assert rates(np.zeros(4, np.float32), labels, truth, unknown) == (0, 0)
+
+
+def test_fewer_rows_move_every_round():
+  rounds = np.arange(1, 8)
+  shares = jax.jit(algorithms.selection_fraction)(rounds)
+  np.testing.assert_allclose(shares, [0.064, 0.036, 0.016, 0.004, 0, 0, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.29, 0.5, 1.0])
+def test_smallest_losses_are_selected(fraction):
+  losses = np.round(np.random.default_rng(2).exponential(size=10), 1).astype(np.float32)
+  losses[4], losses[7] = np.inf, losses[1]
+  select = functools.partial(algorithms.select_reliable, fraction=fraction)
+  mask = np.arange(10) % 2 == 1
+  everything, some = jax.jit(lambda x, m: (select(x), select(x, mask=m)))(losses, mask)
+  order = np.argsort(losses, kind="stable")
+  expected = np.zeros(10, bool)
+  expected[order[: int(fraction * 10)]] = True
+  np.testing.assert_array_equal(everything, expected)
+  allowed = [i for i in order if mask[i]][: int(fraction * 10)]
+  np.testing.assert_array_equal(np.flatnonzero(some), np.sort(allowed))
+
+
+def test_nan_is_never_reliable():
+  losses = np.float32([np.nan, 1.0, np.inf, 2.0])
+  everything = jax.jit(functools.partial(algorithms.select_reliable, fraction=1.0))(losses)
+  np.testing.assert_array_equal(everything, [False, True, True, True])
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
+    algorithms.transfer_pseudo_labels(FEATURES, LABELED, LABELS, num_classes=1)
+  with pytest.raises(ValueError, match="labels must lie in"):
+    algorithms.transfer_pseudo_labels(FEATURES, LABELED, LABELS, num_classes=2)
+  with pytest.raises(ValueError, match=r"labeled_features must have shape \[l, d\] with d = 6"):
+    algorithms.transfer_pseudo_labels(FEATURES, LABELED[:, :3], LABELS, num_classes=3)
+  with pytest.raises(ValueError, match="initial"):
+    algorithms.selection_fraction(1, initial=2.0)
+  with pytest.raises(ValueError, match="num_rounds must be at least 1, got 0"):
+    algorithms.selection_fraction(1, num_rounds=0)
+  with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], got 1.5"):
+    algorithms.select_reliable(np.ones(4), fraction=1.5)
+  with pytest.raises(ValueError, match="weights"):
+    algorithms.invasion_rates(-np.ones(2), np.zeros(2, int), np.zeros(2, int), np.zeros(2, bool))

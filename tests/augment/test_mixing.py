@@ -169,3 +169,29 @@ def test_manifold_mixup_in_one_program():
   np.testing.assert_allclose(network(1), mean(np.square(IMAGES)), rtol=1e-4, atol=1e-6)
   with pytest.raises(ValueError, match="num_layers"):
     augment.mixing_layer(KEY, num_layers=0)
+
+
+def test_pairs_of_batches_are_mixed_in_one_ratio():
+  others, targets = IMAGES[::-1] + 1, np.eye(5, dtype=np.float32)[LABELS]
+  guesses = np.full((B, 5), 0.2, np.float32)
+
+  def pairs(keep_first):
+    def mix(key):
+      return augment.mixup_pairs(key, IMAGES, others, targets, guesses, keep_first=keep_first)
+
+    return jax.device_get(jax.jit(jax.vmap(mix))(jax.random.split(jax.random.key(2), 300)))
+
+  first, free = pairs(True), pairs(False)
+  assert first.ratio.shape == (300,) and first.ratio.min() >= 0.5 and first.ratio.max() <= 1
+  np.testing.assert_allclose(first.ratio, np.maximum(free.ratio, 1 - free.ratio), rtol=1e-6)
+  assert stats.kstest(free.ratio, stats.beta(0.75, 0.75).cdf).pvalue > 0.01
+  for i in range(5):
+    share = first.ratio[i]
+    np.testing.assert_allclose(
+      first.inputs[i], share * IMAGES + (1 - share) * others, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(first.targets[i], share * targets + (1 - share) * guesses, rtol=1e-5)
+  with pytest.raises(ValueError, match=r"alpha must lie in \(0, inf\), got 0"):
+    augment.mixup_pairs(KEY, IMAGES, others, targets, guesses, alpha=0)
+  with pytest.raises(ValueError, match="targets_b must have shape"):
+    augment.mixup_pairs(KEY, IMAGES, others, targets, guesses[:, :2])

@@ -13,14 +13,20 @@ from jaxlab.algorithms import (
   AdaptLoss,
   GuardedStep,
   PolicyBatch,
+  SemiSupervisedBatch,
+  Views,
   continual_mean_teacher,
   entropy_minimization,
+  fixmatch_method,
   rloo_objective,
+  sample_adaptive_augmentation,
   sample_rollout,
+  semi_supervised_training,
+  supervised_method,
 )
 from jaxlab.losses import causal_token_log_probs, softmax_entropy
 from jaxlab.samplers import PriorBatch, ridge_prior, table_decode_fns
-from tests.contracts.calls import KEY, B, b, c, call, f, n, p, u
+from tests.contracts.calls import KEY, B, b, c, call, f, n, p, t, u
 
 _SGD = optax.sgd(0.1, momentum=0.9)
 # Steps are compiled by those who use them, and op by op they take seconds.
@@ -172,6 +178,43 @@ _SAMPLES = call(
 )
 _LABELED = (f(5, 4), c(5))
 _TUNED = {"num_steps": 2, "batch_size": 2, "eval_every": 1}
+_LABELED_SOFT = (f(5, 4), p(5, 4))
+_ROWS = np.array([0, 2], np.int32)
+# Labeled views, targets, unlabeled views; rows are remembered, so no axis is one of B rows.
+_BATCH = ((f(5, 4), f(2, 5, 4), f(2, 5, 4)), p(5, 4), (f(5, 4), f(2, 5, 4), f(2, 5, 4)))
+_DRAWN = {"traced_floats": "part"}
+
+
+def _swap(key, first, second):
+  del key
+  return jnp.concatenate([second[:, :2], first[:, 2:]], axis=1)
+
+
+def _one_mean(function, probs):
+  queue = function(num_classes=4, history=2)
+  return queue.update(queue.init(), probs)
+
+
+def _one_selection(function, indices, losses):
+  adaptive = function(5, refresh_every=1)
+  return adaptive.update(adaptive.init(), indices, losses)
+
+
+def _learn(build, function, key, params, labeled, targets, unlabeled):
+  """One update of the training and the method that are built of the function."""
+  training, method = build(function)
+  trainer = training(_logits, method, _SGD)
+  rows = np.array([0, 1, 2, 3, 7], np.int32)
+  batch = SemiSupervisedBatch(Views(*labeled), targets, Views(*unlabeled), rows, rows % 4)
+  return trainer.update(key, trainer.init(params), batch)
+
+
+def _semi_supervised(*args, pair=False, **kwargs):
+  """The call of a method with these arguments, in a training."""
+  build = lambda function: (semi_supervised_training, function(*args, **kwargs))  # noqa: E731
+  params = (_PARAMS, _PARAMS) if pair else _PARAMS
+  return call(KEY, params, *_BATCH).but(use=partial(_learn, build), keeps=True, skip=_STEP)
+
 
 TABLE = {
   "accept_step": call(
@@ -191,12 +234,19 @@ TABLE = {
   "calibrate_tail_gaussians": call(f(4, 2), f(4, 2, 2), u(4), b(4)),
   "centroid_pseudo_labels": call(f(5, 2), p(5, 4)),
   "class_log_density": call(f(B, 4), f(2, 4), _COVARIANCES),
+  "co_training_method": _semi_supervised(pair=True),
+  "co_training_objective": call(
+    _logits, (_PARAMS, _PARAMS), (f(5, 4), f(5, 4)), (p(5, 4), p(5, 4)), f(2, 4)
+  ),
   "continual_mean_teacher": call(KEY, _PARAMS, f(5, 4), num_augmentations=2).but(
     use=_teacher, keeps=True, skip=_STEP
   ),
   "cosine_logits": call(f(B, 1, 4, 4, 2), f(B, 2)),
+  "distribution_queue": call(p(5, 4)).but(use=_one_mean),
+  "draw_views": call(KEY, f(B, 4), weak_fn=_jitter, strong_fn=_jitter).but(keeps=True),
   "entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(use=_adapter, keeps=True, skip=_STEP),
   "feature_bank": call(f(5, 4), c(5)).but(use=_fill_bank, skip={"gradients": "steps"}),
+  "exponential_rampup": call(t(B), 8.0),
   "filtered_entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(
     use=_adapter, keeps=True, skip=_STEP
   ),
@@ -204,13 +254,24 @@ TABLE = {
     KEY, _logits, _PARAMS, _SGD, _LABELED, _LABELED, trainable=_every, **_TUNED
   ).but(keeps=True, skip=_STEP),
   "fit_class_gaussians": call(f(5, 2), c(5), u(5), num_classes=4),
+  "fixmatch_method": _semi_supervised(),
+  "fixmatch_objective": call(KEY, _logits, _PARAMS, *_LABELED_SOFT, f(2, 4), f(2, 4)),
+  "fixmatch_objective:mixup": call(
+    KEY, _logits, _PARAMS, *_LABELED_SOFT, f(5, 4), f(5, 4), mixup_alpha=0.75
+  ).but(skip=_DRAWN),
+  "flexmatch_method": _semi_supervised(8, num_classes=4),
+  "flexmatch_select": call(c(5), _ROWS, p(2, 4)),
+  "flexmatch_status": call(c(5), num_classes=4),
+  "flexmatch_thresholds": call(u(4)),
   "gradient_noise_weights": call(KEY, batch_size=8, base_batch_size=2),
   "grpo_objective": _SAMPLES.but(use=_objective, quiet="rewards"),
   "guarded_step": call(_PARAMS, f(5, 4)).but(use=_guarded, keeps=True, skip=_STEP),
+  "history_update": call(u(5), _ROWS, u(2)).but(skip={"gradients": "steps"}),
   "information_maximization_adaptation": call(KEY, _PARAMS, f(5, 4), trainable=_every).but(
     use=_adapter, keeps=True, skip=_STEP
   ),
   "init_optimizer": call(_SGD, _PARAMS).but(keeps=True),
+  "invasion_rates": call(u(5), c(5), c(5), b(5)),
   "linear_probe_fine_tune": call(
     KEY,
     _logits,
@@ -223,6 +284,7 @@ TABLE = {
     is_head=_is_head,
     **_TUNED,
   ).but(keeps=True, skip=_STEP),
+  "linear_rampup": call(t(B), 8.0),
   "loss_adapter": call(KEY, _PARAMS, f(5, 4)).but(
     use=lambda function, key, params, inputs: _adapter(
       lambda forward, optimizer: function(forward, _entropy, optimizer, trainable=_every),
@@ -235,7 +297,17 @@ TABLE = {
   ),
   "loss_by_context": call(_predict, _TABLE, _SETS, _error, context_sizes=(1, 2)),
   "masked_prototype": call(f(B, 1, 4, 4, 2), c(B, 1, 4, 4)),
+  "mean_teacher_method": _semi_supervised(),
+  "mean_teacher_objective": call(
+    _logits, _PARAMS, _PARAMS, *_LABELED_SOFT, f(2, 4), f(2, 4), weight=0.5
+  ),
   "mean_teacher_warm_up": call(_PARAMS, f(2, 5, 4)).but(use=_warm_up, keeps=True, skip=_STEP),
+  "mixmatch_batch": call(KEY, *_LABELED_SOFT, f(2, 2, 4), p(2, 4)).but(keeps=True, skip=_DRAWN),
+  "mixmatch_method": _semi_supervised(),
+  "mixmatch_objective": call(KEY, _logits, _PARAMS, *_LABELED_SOFT, f(2, 2, 4), weight=0.5).but(
+    skip=_DRAWN
+  ),
+  "mixup_method": _semi_supervised(fixmatch_method()),
   "norm_adaptation": call(KEY, _PARAMS, f(5, 4)).but(
     use=lambda function, *args: _adapter(lambda forward, _: function(forward), *args),
     keeps=True,
@@ -257,9 +329,15 @@ TABLE = {
     num_steps=2,
     proportion_update_step=2,
   ),
+  "pseudo_label_method": _semi_supervised(np.zeros(8, np.int32), np.ones(8, np.float32)),
   "query_losses": call(_predict, _TABLE, _SETS, _error, num_context=2).but(keeps=True),
   "query_mean_loss": call(f(4, 5), 2),
+  "ratio_ema": call(u(), u()).but(skip={"gradients": "steps"}),
   "rejection_sampling_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
+  "remixmatch_method": _semi_supervised(num_classes=4),
+  "remixmatch_objective": call(
+    KEY, _logits, _PARAMS, *_LABELED_SOFT, f(2, 4), f(1, 2, 4), p(4), p(4)
+  ).but(skip=_DRAWN),
   "rloo_objective": _SAMPLES.but(use=_objective, quiet="rewards reference"),
   "robust_mean_teacher": call(
     KEY, _PARAMS, {"w": f(4, 2)}, f(5, 4), _LABELED, prototypes=f(4, 4), source_weight=0.5
@@ -273,6 +351,24 @@ TABLE = {
     keeps=True
   ),
   "tail_classes": call(u(4)),
+  "sample_adaptive_augmentation": call(_ROWS, u(2)).but(
+    use=_one_selection, skip={"compiles_once": "step"}
+  ),
+  "sample_adaptive_method": _semi_supervised(
+    fixmatch_method(), sample_adaptive_augmentation(8, refresh_every=1), paste_fn=_swap
+  ),
+  "select_naive": call(u(5), b(5)),
+  "select_reliable": call(f(5), fraction=0.5).but(static="fraction"),
+  "selection_fraction": call(t(B)),
+  "semi_supervised_training": call(KEY, _PARAMS, *_BATCH).but(
+    use=partial(_learn, lambda training: (training, supervised_method())), keeps=True, skip=_STEP
+  ),
+  "shrinkmatch_method": _semi_supervised(_logits, num_classes=4),
+  "supervised_method": _semi_supervised(),
+  "transfer_pseudo_labels": call(f(B, 2), f(5, 2), c(5), num_classes=4, mask=b(5)).but(
+    skip={"gradients": "steps"}
+  ),
+  "warm_ema_decay": call(t(B)),
   "warmup_cosine": call(1e-3, np.array(2, np.int32)).but(
     use=lambda function, peak, step: function(peak, 10)(step)
   ),

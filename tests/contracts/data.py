@@ -93,6 +93,7 @@ TABLE = {
   "sample_shape_scenes": call(KEY, num_samples=2, classes=(0, 1), size=8, clutter=1),
   "sample_topic_text": call(KEY, _TOPICS, c(B)),
   "sample_topic_text:negated": call(KEY, _NEGATED, c(B)),
+  "sample_sound_events": call(KEY, c(B), sample_rate=4000, seconds=0.01).but(static="seconds"),
   "sample_utterances": call(KEY, num_samples=2, max_digits=2),
   "word_vectors": call(vocab_size=4),
 }

@@ -30,6 +30,7 @@ TABLE = {
   "chunked_token_log_probs": call(f(B, 5, 2), f(2, 4), c(B, 5), chunk_size=2),
   "class_mean_probs": call(p(5, 4), c(5), num_classes=4),
   "class_prototypes": call(f(5, 2), c(5), num_classes=4),
+  "class_threshold_loss": call(f(B, 4), f(B, 4), u(4)),
   "clipped_policy_loss": call(
     n(B, 5), n(B, 5), f(B), b(B, 5), reference_log_probs=n(B, 5), kl_coefficient=0.1
   ),
@@ -46,6 +47,7 @@ TABLE = {
   "confidence_difference": call(f(B, 4), f(B, 4)),
   "confidence_difference_mask": call(f(5, 4), f(5, 4)).but(skip=_STEPS),
   "conflict_loss": call(f(B), u(B), b(B)),
+  "consistency_mse_loss": call(f(B, 4), f(B, 4)),
   "correctness_aware_loss": call(f(5, 4), c(5)),
   "correctness_aware_loss:plain": call(f(B, 4), c(B), balanced=False),
   "coverage_loss": call(n(B), num_samples=8.0),
@@ -73,6 +75,7 @@ TABLE = {
   "implicit_reward": call(n(B), n(B)),
   "information_maximization_loss": call(f(5, 4)),
   "ipo_loss": call(*_PAIRS, chosen_lengths=c(B), rejected_lengths=c(B)),
+  "js_divergence_loss": call(f(B, 4), f(B, 4)),
   "kl_penalized_rewards": call(f(B), n(B, 5), n(B, 5), b(B, 5)).but(skip=_STEPS),
   "kl_per_token": call(n(B), n(B)),
   "kl_per_token:k1": call(n(B), n(B), estimator="k1"),
@@ -101,6 +104,7 @@ TABLE = {
   "multi_mixup_cross_entropy": call(f(B, 4), c(2, B), p(2)).but(skip={"jit": "split"}),
   "multiview_contrastive_loss": call(f(2, 5, 4)),
   "nearest_prototypes": call(f(B, 2), f(4, 2)).but(skip=_INTEGERS),
+  "nt_xent_loss": call(f(5, 2), f(5, 2)),
   "occupancy_matching_loss": call(f(B, 6, 4), c(B, 5), c(B), b(B), source="data"),
   "occupancy_matching_loss:model": call(
     f(B, 6, 4), c(B, 5), c(B), b(B), source="model", weights=u(B, 5)
@@ -126,9 +130,14 @@ TABLE = {
   "sequence_log_prob": call(n(B, 5), b(B, 5)),
   "sequence_log_prob:mean": call(n(B, 5), b(B, 5), normalize_length=True),
   "sequence_nll": call(f(B, 5, 4), c(B, 5), b(B, 5)),
+  "shrink_class_space": call(p(B, 4)),
+  "shrunk_class_loss": call(f(B, 4), p(B, 4)),
+  "shrunk_class_loss:low": call(f(B, 4), p(B, 4), threshold=0.5),
   "sigmoid_cross_entropy": call(f(B), u(B)),
   "simpo_loss": call(n(B), n(B), c(B), c(B)),
   "slic_loss": call(n(B), n(B), target_log_probs=n(B)),
+  "soft_cross_entropy": call(f(B, 4), p(B, 4)),
+  "soft_pseudo_label_loss": call(f(B, 4), p(B, 4)),
   "soft_rewards": call(f(B, 6, 4), c(B, 5), np.array([2, 5, 1]), discount=0.9),
   "soft_values": call(f(B, 4)),
   "softmax_entropy": call(f(B, 4)),
@@ -139,5 +148,7 @@ TABLE = {
   "token_log_probs": call(f(B, 5, 4), c(B, 5)),
   "trilateral_features": call(p(B, 4), p(B, 4), c(B), p(4, 4)).but(skip=_STEPS),
   "utterance_weighted_loss": call(u(B, 5), b(B, 5), u(B)),
+  "view_difference_loss": call(f(B, 4), f(B, 4)),
+  "weighted_pseudo_label_loss": call(f(B, 4), c(B), u(B)),
   "weighted_reward": call(f(B, 4), f(4)),
 }

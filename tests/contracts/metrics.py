@@ -17,6 +17,7 @@ TABLE = {
   "best_of_n_kl": call(t(B)),
   "best_of_n_win_rate": call(u(5), num_samples=2),
   "beta_coverage": call(t(B), alpha=0.5, beta=2.0),
+  "between_class_variance": call(f(5)),
   "causal_effect_error": call(p(B, 4), p(B, 4), p(B, 2, 4), match_mask=b(B, 2)),
   "causal_effect_error:cosine": call(p(B, 4), p(B, 4), p(B, 2, 4), distance="cosine"),
   "calibrate_confident_joint": call(c(4, 4), c(5)),
@@ -106,6 +107,7 @@ TABLE = {
     num_samples=2, beta=0.5, procedure="worst_of_n", grid_size=4, num_iterations=2
   ),
   "order_faithfulness": call(u(5, 4), u(5, 4)).but(skip={"gradients": "steps"}),
+  "otsu_threshold": call(f(5), mask=b(5)),
   "overfit_trend": call(f(5), u(5)),
   "paired_compliance_gap": call(u(B, 4), u(B, 2)),
   "pairwise_accuracy": call(f(5), f(5), weights=u(5)).but(skip={"gradients": "steps"}),

@@ -50,6 +50,10 @@ EXEMPT = {
     data.encode_chat data.few_shot_split data.generate_mnist1d data.long_tailed_counts
     data.long_tailed_indices data.pad_sequences data.prior_batches data.region_noise
     data.render_chat data.source_names data.stack_batches data.unique_correct
+    augment.extract_choice augment.mel_filterbank
+    data.as_arrays data.draw_key_data data.encode_chat data.few_shot_split data.generate_mnist1d
+    data.mismatch_split data.pad_sequences data.prior_batches data.render_chat data.source_names
+    data.stack_batches data.unique_correct
     metrics.plot_cost_accuracy metrics.plot_reliability metrics.plot_stream_error
     models.logits_from_hf models.params_from_hf models.params_to_hf
     samplers.assign_buckets samplers.bucket_batches samplers.compiled_memory_bytes

@@ -96,3 +96,56 @@ def test_cross_validation_refuses_what_cannot_be_right():
   shapes = iter([2, 1])
   with pytest.raises(ValueError, match=r"probabilities 3 x 2 for fold 1, got shape \[3, 1\]"):
     run(lambda model, x: np.ones((len(x), next(shapes))), num_folds=2)
+
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 40))
+
+
+@pytest.mark.parametrize("mismatch", [0.0, 0.4, 0.8])
+def test_mismatch_is_the_share_of_unknown_classes(mismatch):
+  split = data.mismatch_split(
+    LABELS, target_classes=[4, 1], num_labeled=3, mismatch=mismatch, num_unlabeled_target=20
+  )
+  np.testing.assert_array_equal(LABELS[split.labeled], [4, 4, 4, 1, 1, 1])
+  assert len(split.unlabeled) == {0.0: 20, 0.4: 34, 0.8: 100}[mismatch]
+  np.testing.assert_array_equal(split.is_unknown, ~np.isin(LABELS[split.unlabeled], [1, 4]))
+  assert np.sum(~split.is_unknown) == 20 and len(split.rest) == 54
+  rows = np.concatenate([split.labeled, split.unlabeled, split.rest])
+  assert len(np.unique(rows)) == len(rows) and rows.dtype == np.int64
+  assert np.isin(LABELS[split.rest], [1, 4]).all()
+  plain = data.mismatch_split(
+    LABELS, target_classes=[4, 1], num_labeled=3, mismatch=0.0, num_unlabeled_target=20
+  )
+  target_rows = split.unlabeled[~split.is_unknown]
+  np.testing.assert_array_equal(np.sort(target_rows), np.sort(plain.unlabeled))
+
+
+def test_mismatch_takes_all_rows_and_depends_on_the_seed():
+  def draw(seed):
+    return data.mismatch_split(LABELS, target_classes=[0], num_labeled=2, mismatch=0.5, seed=seed)
+
+  assert len(draw(0).rest) == 0 and np.sum(~draw(0).is_unknown) == 38
+  np.testing.assert_array_equal(draw(1).unlabeled, draw(1).unlabeled)
+  assert np.any(draw(1).labeled != draw(2).labeled)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"mismatch": 1.0}, r"mismatch must lie in \[0, 1\), got 1.0"),
+    ({"mismatch": 0.95}, "mismatch=0.95 needs 380 rows of unknown classes, got 200"),
+    ({"num_labeled": 41}, "class 2 has 40 rows"),
+    ({"num_labeled": 0}, "num_labeled must be at least 1"),
+    ({"num_unlabeled_target": 39}, "num_unlabeled_target must be at most the 38 rows left"),
+    ({"target_classes": [2, 2]}, "target_classes must be distinct"),
+  ],
+)
+def test_impossible_mismatch_splits(changes, message):
+  arguments = {
+    "target_classes": [2],
+    "num_labeled": 2,
+    "mismatch": 0.5,
+    "num_unlabeled_target": 20,
+  }
+  with pytest.raises(ValueError, match=message):
+    data.mismatch_split(LABELS, **(arguments | changes))

@@ -119,3 +119,25 @@ def test_sigmoid_cross_entropy_errors():
     losses.sigmoid_cross_entropy(LOGITS, TARGETS + 0.1)
   with pytest.raises(ValueError, match="targets must have shape"):
     losses.sigmoid_cross_entropy(LOGITS, TARGETS[0])
+
+
+soft_cross_entropy = jax.jit(losses.soft_cross_entropy)
+
+
+def test_soft_targets_match_a_sum_and_one_hot_ones_the_hard_loss(batch):
+  logits, labels = batch
+  hard = loss(logits, labels, label_smoothing=0.0)
+  np.testing.assert_allclose(soft_cross_entropy(logits, np.eye(5)[labels]), hard, rtol=1e-6)
+  targets = np.random.default_rng(1).dirichlet(np.ones(5), (4, 3)).astype(np.float32)
+  log_probs = logits - np.log(np.sum(np.exp(np.float64(logits)), axis=-1, keepdims=True))
+  np.testing.assert_allclose(
+    soft_cross_entropy(logits, targets), -np.sum(targets * log_probs, axis=-1), rtol=1e-5
+  )
+  slope = jax.jit(jax.grad(lambda *x: soft_cross_entropy(*x).sum(), argnums=(0, 1)))
+  of_logits, of_targets = slope(logits, targets)
+  np.testing.assert_allclose(of_logits, np.exp(log_probs) - targets, atol=1e-5)
+  np.testing.assert_allclose(of_targets, -log_probs, rtol=1e-5)
+  masked = np.where(np.arange(5) == 0, -np.inf, logits).astype(np.float32)
+  free = np.where(np.arange(5) == 0, 0, targets).astype(np.float32)
+  assert np.isfinite(soft_cross_entropy(masked, free)).all()
+  assert all(np.isfinite(x).all() for x in slope(1e4 * logits, targets))
