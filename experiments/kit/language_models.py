@@ -166,10 +166,15 @@ def fit_until(
   evaluate = lambda now: (validate(now.params), now.params)  # noqa: E731
   sizes = {"num_steps": num_steps, "eval_every": every, "evaluate": evaluate}
   scores, params = fit_decoder(key, model, batch, **sizes, **options).scores
-  passed = scores >= enough
-  stop = jnp.where(jnp.any(passed), jnp.argmax(passed), num_evaluations - 1)
+  stop = first_reaching(scores, enough)
   found = {"validation": scores[stop], "update": (stop + 1) * every}
   return jax.tree.map(lambda x: x[stop], params), found
+
+
+def first_reaching(scores: chex.Array, enough: chex.Numeric) -> jax.Array:
+  """Number of the first of the scores `[n]` that is enough, `[...]` as `enough`; else the last."""
+  passed = scores >= jnp.asarray(enough)[..., None]
+  return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), len(scores) - 1)
 
 
 def token_log_probs(

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from jaxlab._checks import check_range, check_types
+from jaxlab._checks import check_range
+from jaxlab._json import check_types
 from jaxlab.data.chat_templates import render_chat
 from jaxlab.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlab.experiment import UsageError, stop_signals

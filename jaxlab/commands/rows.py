@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from jaxlab._checks import naming
+from jaxlab._json import naming
 from jaxlab.data.preference_files import group_ratings, has_pair, parse_pair
 from jaxlab.data.records import (
   FileRecord,

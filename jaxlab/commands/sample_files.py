@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab._checks import as_json
+from jaxlab._json import as_json
 from jaxlab.experiment import UsageError
 from jaxlab.experiment.workdir import encode_json, names_file
 

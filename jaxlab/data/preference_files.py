@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab._checks import naming
+from jaxlab._json import naming
 from jaxlab.data.records import (
   FileRecord,
   Text,

@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from jaxlab._checks import as_json, naming
 from jaxlab._extras import import_extra
+from jaxlab._json import as_json, naming
 
 Text = str | list[dict[str, Any]]
 _Item = TypeVar("_Item")

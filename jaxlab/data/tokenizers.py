@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab._checks import as_json, check_at_least, check_types, naming
+from jaxlab._checks import check_at_least
 from jaxlab._extras import import_extra
+from jaxlab._json import as_json, check_types, naming
 from jaxlab.data.chat_templates import render_chat
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlab._checks import check_at_least, naming
+from jaxlab._checks import check_at_least
+from jaxlab._json import naming
 from jaxlab.models.decoder import DECODER_SHARDING_RULES, DecoderLM
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_config import config_from_hf, config_to_hf

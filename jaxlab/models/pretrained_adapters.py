@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab._checks import check_at_least, check_types, naming
+from jaxlab._checks import check_at_least
+from jaxlab._json import check_types, naming
 from jaxlab.models.decoder_architecture import DecoderConfig
 from jaxlab.models.pretrained_files import (
   existing_directory,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlab._checks import check_types
+from jaxlab._json import check_types
 from jaxlab.models.decoder_architecture import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from jaxlab.models.rotary import RotaryConfig
 

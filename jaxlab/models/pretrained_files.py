@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxlab._checks import as_json, check_types, naming
+from jaxlab._json import as_json, check_types, naming
 
 
 def existing_directory(path: str | os.PathLike) -> pathlib.Path:

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxlab._checks import naming
+from jaxlab._json import naming
 from jaxlab.models.pretrained_files import check_weights, save_tensors
 from jaxlab.models.resnet import ResNet, WideResNet
 

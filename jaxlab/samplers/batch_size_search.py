@@ -110,11 +110,11 @@ def compiled_memory_bytes(fn: Callable[..., Any], *args: Any) -> int:
     backend plans them.
 
   Raises:
-    NotImplementedError: if the backend does not say.
+    RuntimeError: if the backend does not say.
   """
   memory = jax.jit(fn).lower(*args).compile().memory_analysis()
   if memory is None:
-    raise NotImplementedError(f"backend {jax.default_backend()} does not analyze memory.")
+    raise RuntimeError(f"backend {jax.default_backend()} does not analyze memory.")
   sizes = (memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes)
   return int(sum(sizes))
 

@@ -58,6 +58,12 @@ def test_memory_of_a_compiled_function_grows_with_its_arguments():
   assert large > 100 * small / 8
 
 
+def test_a_backend_that_does_not_analyze_memory_is_named(monkeypatch):
+  monkeypatch.setattr("jax.stages.Compiled.memory_analysis", lambda compiled: None)
+  with pytest.raises(RuntimeError, match="backend cpu does not analyze memory"):
+    samplers.compiled_memory_bytes(jnp.tanh, jax.ShapeDtypeStruct((4,), jnp.float32))
+
+
 def test_equal_neighbors_are_merged():
   bounds, sizes = samplers.merge_equal_buckets([1.0, 2.0, 3.0, 4.0, 5.0], [8, 8, 4, 4, 8])
   np.testing.assert_array_equal(bounds, [2.0, 4.0, 5.0])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from experiments.inference.cbod import questions as ask
 from experiments.inference.cbod.questions import Questions
-from experiments.kit.language_models import decoder, fit_decoder
+from experiments.kit.language_models import decoder, first_reaching, fit_decoder
 from jaxlab import metrics, models, training
 
 ACCURACY, LOG_PROB = "accuracy", "log-probability of the right choice"
@@ -126,8 +126,7 @@ def measure(config, key, seed, setting) -> dict[str, Any]:
     eval_every=every,
   )
   reached, params = trained.scores
-  passed = reached[None] >= jnp.array(config.enough)[:, None]
-  stops = jnp.where(jnp.any(passed, axis=1), jnp.argmax(passed, axis=1), len(reached) - 1)
+  stops = first_reaching(reached, jnp.array(config.enough))
   sets = test_sets(config, keys[4], table, benchmark)
   right_values = jnp.broadcast_to(benchmark.answers, sets.answers.shape)
   solved = jax.lax.map(lambda x: ask.solve(config, table, x), sets.tokens) == right_values
