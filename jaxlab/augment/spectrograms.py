@@ -17,8 +17,8 @@ from jaxlab._checks import (
   check_at_least,
   check_choice,
   check_filled,
+  check_pair,
   check_range,
-  is_known,
 )
 
 _DECIBELS = 10.0 / math.log(10.0)
@@ -53,7 +53,7 @@ def occlude(
   classification, EURASIP Journal on Audio, Speech, and Music Processing 2022,
   https://arxiv.org/abs/2102.08183.
   """
-  _check_interval("scales", scales, "[0, 1]")
+  check_pair("scales", scales, "[0, 1]")
   check_range("probability", probability, "[0, 1]")
   check_arrays(waveforms=(waveforms, "[n, t]"))
   waveforms = jnp.asarray(waveforms)
@@ -89,7 +89,7 @@ def speed_perturb(
 
   Reference: Cances et al., 2022, https://arxiv.org/abs/2102.08183.
   """
-  _check_interval("rates", rates, "(0, inf)")
+  check_pair("rates", rates, "(0, inf)")
   check_range("probability", probability, "[0, 1]")
   check_arrays(waveforms=(waveforms, "float [n, t]"))
   waveforms = jnp.asarray(waveforms)
@@ -144,8 +144,8 @@ def cutout(
   Reference: DeVries and Taylor, Cutout, 2017, https://arxiv.org/abs/1708.04552; Cances et al.,
   2022, https://arxiv.org/abs/2102.08183.
   """
-  _check_interval("freq_scales", freq_scales, "[0, 1]")
-  _check_interval("time_scales", time_scales, "[0, 1]")
+  check_pair("freq_scales", freq_scales, "[0, 1]")
+  check_pair("time_scales", time_scales, "[0, 1]")
   check_range("probability", probability, "[0, 1]")
   check_arrays(spectrograms=(spectrograms, "[n, t, f]"))
   spectrograms = jnp.asarray(spectrograms)
@@ -162,13 +162,6 @@ def cutout(
   hidden = hidden & spans(uniform[2:4], freq_scales, bands)[:, None]
   hidden = hidden & (uniform[4] < probability)[:, None, None]
   return jnp.where(hidden, jnp.asarray(fill_value, spectrograms.dtype), spectrograms)
-
-
-def _check_interval(name: str, ends: tuple[float, float], interval: str) -> None:
-  check_range(name, ends, interval)
-  low, high = ends
-  if is_known(ends) and low > high:
-    raise ValueError(f"{name} must not decrease, got {ends}.")
 
 
 def _between(shares: jax.Array, ends: tuple[float, float]) -> jax.Array:

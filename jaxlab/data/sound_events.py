@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_classes, check_at_least, check_range
+from jaxlab._checks import as_classes, check_at_least, check_pair, check_range
 from jaxlab._programs import compiled_once
 
 SOUND_EVENTS = (
@@ -62,9 +62,7 @@ def sample_sound_events(
   """
   check_at_least(4000, sample_rate=sample_rate)
   check_range("seconds", seconds, "(0, inf)")
-  low, high = snr_db
-  if low > high:
-    raise ValueError(f"snr_db must not decrease, got {snr_db}.")
+  check_pair("snr_db", snr_db, "(-inf, inf)")
   labels = as_classes("labels", labels, len(SOUND_EVENTS))
   length = round(sample_rate * seconds)
   check_at_least(1, **{"sample_rate * seconds": length})

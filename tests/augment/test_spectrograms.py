@@ -148,7 +148,7 @@ def test_log_mel_matches_a_loop(settings):
 
 
 def test_errors():
-  with pytest.raises(ValueError, match=r"scales must not decrease, got \(0.5, 0.1\)"):
+  with pytest.raises(ValueError, match=r"scales must be two numbers in order, got \(0.5, 0.1\)"):
     augment.occlude(KEY, WAVES, scales=(0.5, 0.1))
   with pytest.raises(ValueError, match="rates must lie in"):
     augment.speed_perturb(KEY, WAVES, rates=(0.0, 1.0))
