@@ -45,7 +45,7 @@ test-shipping: $(READY)  ## with XLA's own flags: the tests that need them, or F
 	.venv-compat/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat]'
 	@touch $@
 
-compat: .venv-compat/.ready  ## the tests against transformers, PEFT and TRL (2 GB in .venv-compat)
+compat: .venv-compat/.ready  ## the tests against transformers, PEFT, TRL, cleanlab and librosa (2 GB in .venv-compat)
 	.venv-compat/bin/python -m pytest tests/compat $(TEST_FLAGS)
 
 .venv-lowest/.ready: pyproject.toml $(READY)

@@ -55,9 +55,8 @@ def by_name(path: pathlib.Path) -> str:
 
 
 def test_there_are_notebooks():
-  assert {"adaptation", "alignment", "compose", "inference_scaling", "language", "pfn"} <= {
-    path.stem for path in NOTEBOOKS
-  }
+  names = {"adaptation", "alignment", "compose", "inference_scaling", "label_errors", "language"}
+  assert {*names, "pfn", "uncertainty"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)

@@ -65,7 +65,7 @@ def sample_adaptive_method(
 
 
 def mixup_method(
-  method: SemiSupervisedMethod, *, alpha: chex.Numeric = 0.75
+  method: SemiSupervisedMethod, *, alpha: chex.Numeric = 0.75, probability: chex.Numeric = 1.0
 ) -> SemiSupervisedMethod:
   """Gives a method mixtures of rows: labeled ones with their labels, unlabeled ones in every view.
 
@@ -76,16 +76,18 @@ def mixup_method(
     method: the method.
     alpha: ratios, one for the labeled rows and one for the others, are drawn from
       Beta(alpha, alpha), alpha > 0; a row keeps the larger share.
+    probability: probability that a batch is mixed; others go to the method as they are.
 
   Returns:
     The method.
 
   Raises:
-    ValueError: if `alpha` <= 0.
+    ValueError: if `alpha` <= 0, or `probability` lies outside [0, 1].
 
   Reference: Cances et al., 2022, https://arxiv.org/abs/2102.08183.
   """
   check_range("alpha", alpha, "(0, inf)")
+  check_range("probability", probability, "[0, 1]")
 
   def loss_fn(key, step):
     labeled_key, unlabeled_key = jax.random.split(jax.random.fold_in(key, 1))
@@ -94,6 +96,8 @@ def mixup_method(
     other = draw_mix(
       unlabeled_key, batch_size=len(batch.unlabeled.clean), alpha=alpha, majority=True
     )
+    mixes = jax.random.uniform(jax.random.fold_in(key, 2)) < probability
+    draw, other = (x._replace(ratio=jnp.where(mixes, x.ratio, 1.0)) for x in (draw, other))
     batch = batch._replace(
       labeled=_mixed_views(batch.labeled, draw),
       targets=interpolate_pairs(batch.targets, draw.permutation, draw.ratio),

@@ -1,5 +1,10 @@
-"""Prior fitting: trains a network to predict the hidden points of data sets drawn from a prior."""
+"""Prior fitting: trains a network to predict the hidden points of data sets drawn from a prior.
 
+One trainer serves every network that learns in context. What it learns is decided by the prior, a
+function of a key, and by which points of a data set a prediction may use.
+"""
+
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,9 +12,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxlab._checks import check_arrays, check_at_least, check_range
+from jaxlab._checks import check_arrays, check_at_least, check_filled, check_range
 from jaxlab._programs import compiled_once
 from jaxlab.samplers import contexts
 from jaxlab.samplers.priors import draw_data_sets
@@ -65,6 +71,8 @@ def prior_fitting(
   max_context: int,
   scheme: str = "weighted",
   stochastic: bool = False,
+  scheduled: bool = False,
+  lengths: Sequence[int] | None = None,
 ) -> PriorFitting:
   """Builds the training of a network on data sets drawn from a prior.
 
@@ -73,9 +81,24 @@ def prior_fitting(
   distribution of the prior, so a trained network does Bayesian inference in one forward pass. No
   gradient flows into the data.
 
+  A causal network predicts every point from those before it and needs no context size: with
+  `max_context=1` the loss is the mean over all points. Two answers to one question are data sets of
+  one point. Examples::
+
+    pfn = lambda params, x, y, num_context: model.apply({"params": params}, x, y, num_context)
+    prior_fitting(pfn, optimizer, partial(gp_prior, ...), bar_loss, max_context=30)
+
+    causal = lambda params, x, y, _: model.apply({"params": params}, interleave_pairs(x, y))[:, ::2]
+    prior_fitting(causal, optimizer, regression_prior, gaussian_loss, max_context=1)
+
+    classify = lambda params, x, y, _: model.apply(
+      {"params": params}, jnp.concatenate([x, previous_label_one_hot(y, num_classes=5)], axis=-1)
+    )
+    prior_fitting(classify, optimizer, partial(sample_task_sequences, ...), loss, max_context=1)
+
   Args:
     apply_fn: `apply_fn(params, x[b, T, f], y[b, T], num_context) -> outputs`, rows first
-      `[b, T, ...]`; `num_context` is a traced int32 scalar.
+      `[b, T, ...]`; `num_context` is a traced int32 scalar, so that one program serves all sizes.
     optimizer: an optax transformation, e.g. `optax.chain(optax.clip_by_global_norm(1.0),
       optax.adam(schedule))`.
     prior_fn: `prior_fn(key)` draws a batch with fields `x[b, T, f]`, `y[b, T]` and
@@ -85,36 +108,57 @@ def prior_fitting(
     scheme: distribution of the context size, "weighted" (every size gets the same training loss
       per query) or "uniform".
     stochastic: also pass `key=` to `apply_fn`, for a network with dropout.
+    scheduled: also pass `step=`, the updates done, to `prior_fn`, for a prior that changes during
+      the training.
+    lengths: numbers of points to which data sets are cut, one drawn uniformly at every update; the
+      context size is then below it, too. One program holds a branch per length, of which an update
+      runs one. None for T alone.
 
   Returns:
     `PriorFitting(init, update)`.
 
   Raises:
-    ValueError: if `max_context` is below 1 or exceeds T, or `scheme` is unknown.
+    ValueError: if `max_context` is below 1 or exceeds T, `scheme` is unknown, or `lengths` is empty
+      or has one outside [1, T].
 
   Reference: Müller et al., Transformers Can Do Bayesian Inference, ICLR 2022, algorithm 1 and
   equation 2, https://arxiv.org/abs/2112.10510.
   """
   contexts.context_size_probs(max_context, scheme=scheme)  # A bad value fails here, not in jit.
+  if lengths is not None:
+    check_filled(lengths=np.array(lengths))
+    check_at_least(1, **{f"lengths[{i}]": length for i, length in enumerate(lengths)})
 
   def init(params):
     return PriorFittingState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
   def update(key, state):
     key_prior, key_context, key_apply = jax.random.split(key, 3)
-    batch = jax.lax.stop_gradient(prior_fn(key_prior))
-    if max_context > batch.x.shape[1]:
-      raise ValueError(
-        f"max_context must be at most the number of points, got {max_context} > {batch.x.shape[1]}"
-      )
-    num_context = contexts.sample_context_size(key_context, max_context, scheme=scheme)
+    when = {"step": state.step} if scheduled else {}
+    batch = jax.lax.stop_gradient(prior_fn(key_prior, **when))
+    x, y, targets = batch.x, batch.y, batch.targets
+    num_points = x.shape[1]
+    for name, size in {"max_context": max_context, "lengths": max(lengths or (1,))}.items():
+      if size > num_points:
+        raise ValueError(f"{name} must be at most the number of points, got {size} > {num_points}")
     extra = {"key": key_apply} if stochastic else {}
 
-    def mean_loss(params):
-      outputs = apply_fn(params, batch.x, batch.y, num_context, **extra)
-      return query_mean_loss(loss_fn(outputs, batch.targets), num_context)
+    def of_length(length, params):
+      most = min(max_context, length)
+      num_context = contexts.sample_context_size(key_context, most, scheme=scheme)
 
-    loss, grads = jax.value_and_grad(mean_loss)(state.params)
+      def mean_loss(params):
+        outputs = apply_fn(params, x[:, :length], y[:, :length], num_context, **extra)
+        return query_mean_loss(loss_fn(outputs, targets[:, :length]), num_context)
+
+      return *jax.value_and_grad(mean_loss)(params), num_context
+
+    if lengths is None:
+      loss, grads, num_context = of_length(num_points, state.params)
+    else:
+      branches = [functools.partial(of_length, length) for length in lengths]
+      chosen = jax.random.randint(jax.random.fold_in(key_context, 1), (), 0, len(branches))
+      loss, grads, num_context = jax.lax.switch(chosen, branches, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     info = PriorFittingInfo(loss, num_context, optax.tree.norm(grads))

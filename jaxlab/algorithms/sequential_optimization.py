@@ -63,6 +63,27 @@ def optimize_on_grid(
   https://arxiv.org/abs/2112.10510; Jones et al., Efficient Global Optimization, 1998,
   https://doi.org/10.1023/A:1008306431147.
   """
+  candidates, values = checked_grid(candidates, values, num_init, num_steps)
+  return _optimize(key, candidates, values, acquisition_fn, num_init, num_steps)
+
+
+def checked_grid(
+  candidates: chex.Array, values: chex.Array, num_init: int, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+  """Candidates and values as arrays, or an error that names what does not fit.
+
+  Args:
+    candidates: `[m, f]`.
+    values: `[m]`.
+    num_init: number of first points.
+    num_steps: number of later points.
+
+  Returns:
+    Candidates and values.
+
+  Raises:
+    ValueError: as `optimize_on_grid`.
+  """
   candidates, values = jnp.asarray(candidates), jnp.asarray(values)
   check_arrays(candidates=(candidates, "[m, f]"), values=(values, "[m]"))
   num_candidates, total = values.shape[0], num_init + num_steps
@@ -71,33 +92,92 @@ def optimize_on_grid(
       "num_init and num_steps must be non-negative with a sum from 1 to the number of candidates, "
       f"got {num_init} and {num_steps} for {num_candidates} candidates"
     )
-  return _optimize(key, candidates, values, acquisition_fn, num_init, num_steps)
+  return candidates, values
 
 
 @compiled_once
 def _optimize(key, candidates, values, acquisition_fn, num_init, num_steps) -> SequentialResult:
   num_candidates, total = values.shape[0], num_init + num_steps
   key_init, key_steps = jax.random.split(key)
-  first = jax.random.permutation(key_init, num_candidates)[:num_init].astype(jnp.int32)
-  slots = jnp.arange(total)
-  indices = jnp.zeros(total, jnp.int32).at[:num_init].set(first)
-  chosen = jnp.zeros(num_candidates, bool).at[first].set(True)
+  start = first_points(key_init, num_candidates, num_init, total)
 
   def choose(step, carry):
     indices, chosen = carry
-    mask = slots < step
-    x = jnp.where(mask[:, None], candidates[indices], 0)
-    y = jnp.where(mask, values[indices], 0)
+    x, y, mask = observations(candidates, values, indices, step)
     merit = acquisition_fn(jax.random.fold_in(key_steps, step), x, y, mask, candidates)
     check_arrays(**{"the result of acquisition_fn": (merit, f"[{num_candidates}]")})
-    merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
-    # A free candidate of merit -inf must win over candidates that were chosen before.
-    merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)
-    index = jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
+    index = best_free(merit, chosen)
     return indices.at[step].set(index), chosen.at[index].set(True)
 
-  carry = varying_carry(lambda carry: choose(num_init, carry), (indices, chosen))
+  carry = varying_carry(lambda carry: choose(num_init, carry), start)
   indices, _ = jax.lax.fori_loop(num_init, total, choose, carry)
-  seen = values[indices]
-  best = jax.lax.associative_scan(jnp.fmax, seen)  # Leaves out NaN.
-  return SequentialResult(indices, jnp.where(jnp.isnan(seen), seen, best))
+  return SequentialResult(indices, best_so_far(values[indices]))
+
+
+def first_points(
+  key: chex.PRNGKey, num_candidates: int, num_init: int, total: int
+) -> tuple[jax.Array, jax.Array]:
+  """Draws the first points uniformly, without replacement.
+
+  Args:
+    key: random key; the same key draws the same points for every method.
+    num_candidates: number m of candidates.
+    num_init: number of first points.
+    total: number of all points that will be evaluated.
+
+  Returns:
+    Candidates in the order of evaluation, int32 `[total]`, 0 in the slots still to be filled, and
+    which candidates were chosen, bool `[m]`.
+  """
+  first = jax.random.permutation(key, num_candidates)[:num_init].astype(jnp.int32)
+  indices = jnp.zeros(total, jnp.int32).at[:num_init].set(first)
+  return indices, jnp.zeros(num_candidates, bool).at[first].set(True)
+
+
+def observations(
+  candidates: jax.Array, values: jax.Array, indices: jax.Array, count: chex.Numeric
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What was seen after some evaluations.
+
+  Args:
+    candidates: `[m, f]`.
+    values: `[m]`.
+    indices: candidates in the order of evaluation, int `[n]`.
+    count: number of evaluations.
+
+  Returns:
+    Inputs `[n, f]` and values `[n]`, zeros in the rows still to be filled, and which are filled,
+    bool `[n]`.
+  """
+  mask = jnp.arange(indices.shape[0]) < count
+  x = jnp.where(mask[:, None], candidates[indices], 0)
+  return x, jnp.where(mask, values[indices], 0), mask
+
+
+def best_free(merit: jax.Array, chosen: jax.Array) -> jax.Array:
+  """The candidate of the highest merit among those that were not chosen before.
+
+  Args:
+    merit: `[m]`; NaN counts as the lowest.
+    chosen: bool `[m]`.
+
+  Returns:
+    Index, int32 scalar; the lowest on ties.
+  """
+  merit = merit.astype(jnp.promote_types(merit.dtype, jnp.float32))
+  # A free candidate of merit -inf must win over candidates that were chosen before.
+  merit = jnp.maximum(jnp.where(jnp.isnan(merit), -jnp.inf, merit), jnp.finfo(merit.dtype).min)
+  return jnp.argmax(jnp.where(chosen, -jnp.inf, merit)).astype(jnp.int32)
+
+
+def best_so_far(seen: jax.Array) -> jax.Array:
+  """The highest value up to and including each.
+
+  Args:
+    seen: values in the order of evaluation, `[n]`.
+
+  Returns:
+    `[n]`; NaN where the value itself is NaN, which later ones leave out.
+  """
+  best = jax.lax.associative_scan(jnp.fmax, seen)
+  return jnp.where(jnp.isnan(seen), seen, best)

@@ -46,6 +46,14 @@ from jaxlab.augment.label_maps import (
   roi_align_mean,
   sparsify_label_map,
 )
+from jaxlab.augment.missing import (
+  ObservationDropout,
+  calibrate_mask_offset,
+  decay_impute,
+  forward_fill,
+  mask_not_at_random,
+  observation_dropout,
+)
 from jaxlab.augment.mixing import (
   MixDraw,
   Mixed,
@@ -59,10 +67,12 @@ from jaxlab.augment.mixing import (
   segment_mix,
 )
 from jaxlab.augment.paraphrasing import ParaphraseGrammar, extract_choice, paraphrase
+from jaxlab.augment.series import ChannelStatistics, channel_statistics, standardize_channels
 from jaxlab.augment.signals import blur_signals, jitter_signals
 from jaxlab.augment.soft_labels import align_distribution, guess_labels, sharpen
 from jaxlab.augment.spans import (
   apply_span_mask,
+  confident_span_mask,
   expand_spans,
   random_starts,
   sample_confident_starts,
@@ -94,8 +104,12 @@ __all__ = [
   "box_masks",
   "box_mix",
   "BoxMix",
+  "calibrate_mask_offset",
   "center_surround_saliency",
+  "channel_statistics",
+  "ChannelStatistics",
   "classifier_label_map",
+  "confident_span_mask",
   "corrupt_images",
   "corrupt_signals",
   "corruption_stream",
@@ -103,6 +117,7 @@ __all__ = [
   "CropOutput",
   "cutmix",
   "cutout",
+  "decay_impute",
   "decibels_below_peak",
   "dense_label_map",
   "draw_mix",
@@ -110,12 +125,14 @@ __all__ = [
   "expand_spans",
   "extract_choice",
   "fgsm",
+  "forward_fill",
   "guess_labels",
   "IMAGE_CORRUPTIONS",
   "interpolate_pairs",
   "jitter_images",
   "jitter_signals",
   "log_mel_spectrogram",
+  "mask_not_at_random",
   "mask_rate_schedule",
   "mask_reasoning_tokens",
   "MaskedTokens",
@@ -129,6 +146,8 @@ __all__ = [
   "mixup_pairs",
   "multi_mixup",
   "MultiMixed",
+  "observation_dropout",
+  "ObservationDropout",
   "occlude",
   "paraphrase",
   "ParaphraseGrammar",
@@ -157,6 +176,7 @@ __all__ = [
   "SparseLabelMap",
   "sparsify_label_map",
   "speed_perturb",
+  "standardize_channels",
   "top_confidence_frames",
 ]
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab._checks import as_accumulator, check_arrays, check_at_least, check_range
+from jaxlab._programs import compiled_once, varying_carry
 
 
 def expand_spans(starts: chex.Array, lengths: chex.Array, *, span_length: int = 10) -> jax.Array:
@@ -164,6 +165,84 @@ def sample_confident_starts(
   candidates = _largest(scores, _inside(lengths, scores.shape[1]), pool * count)
   noisy = sharpness * scores + jax.random.gumbel(key, scores.shape, scores.dtype)
   return _largest(noisy, candidates, count).astype(jnp.int32)
+
+
+def confident_span_mask(
+  key: chex.PRNGKey,
+  confidence: chex.Array,
+  lengths: chex.Array,
+  *,
+  num_masked: chex.Numeric,
+  span_length: int = 10,
+  pool: int = 2,
+  sharpness: chex.Numeric = 10.0,
+) -> jax.Array:
+  """Masks spans from confident frames on, until a given number of frames is masked.
+
+  Confident frames stand side by side, and their spans merge: they mask fewer frames than as many
+  random starts. Here each utterance has as many starts of `sample_confident_starts` as it needs,
+  and the last is drawn with the probability that makes the mean number of masked frames exact.
+
+  Args:
+    key: random key.
+    confidence: confidence in each frame, `[b, T]`; NaN is lower than every number.
+    lengths: frames of each utterance, int `[b]`, in [0, T].
+    num_masked: frames to mask on average, at least 0, for all utterances or for each, `[b]`; all of
+      an utterance that has fewer.
+    span_length: frames of a span, at least 1.
+    pool: as in `sample_confident_starts`.
+    sharpness: likewise.
+
+  Returns:
+    1 for masked frames and 0 for others, int32 `[b, T]`.
+
+  Raises:
+    ValueError: if a number is out of range, or shapes do not agree.
+
+  Reference: Baskar et al., Ask2Mask, IEEE JSTSP 2022, https://arxiv.org/abs/2202.12719.
+  """
+  check_at_least(1, span_length=span_length, pool=pool)
+  check_range("sharpness", sharpness, "[0, inf)")
+  check_range("num_masked", num_masked, "[0, inf)")
+  check_arrays(
+    confidence=(confidence, "[b, T]"),
+    lengths=(lengths, "int [b]"),
+    num_masked=(num_masked, "[b]" if jnp.ndim(num_masked) else "[]"),
+  )
+  scores = as_accumulator(confidence)
+  check_range("lengths", lengths, f"[0, {scores.shape[1]}]")
+  lengths = jnp.asarray(lengths).astype(jnp.int32)
+  wanted = jnp.minimum(as_accumulator(num_masked), lengths)
+  return _span_mask(key, scores, lengths, wanted, span_length, pool, sharpness)
+
+
+@compiled_once
+def _span_mask(key, scores, lengths, wanted, span_length, pool, sharpness) -> jax.Array:
+  start_key, last_key = jax.random.split(key)
+  scores = jax.lax.stop_gradient(scores)
+
+  def masked(count):
+    options = {"num_frames": count, "pool": pool, "sharpness": sharpness}
+    starts = sample_confident_starts(start_key, scores, lengths, **options)
+    return expand_spans(starts, lengths, span_length=span_length)
+
+  def halve(carry):
+    """Fewer starts mask less than what is wanted, or are none; more of them mask enough."""
+    fewer, more = carry
+    middle = (fewer + more) // 2
+    enough = jnp.sum(masked(middle), axis=1) >= wanted
+    return jnp.where(enough, fewer, middle), jnp.where(enough, middle, more)
+
+  # All frames are starts at T.
+  carry = jnp.zeros_like(lengths), jnp.full_like(lengths, scores.shape[1])
+  carry = varying_carry(halve, carry)
+  steps = scores.shape[1].bit_length()
+  carry = jax.lax.fori_loop(0, steps, lambda _, carry: halve(carry), carry)
+  below, above = (masked(count) for count in carry)
+  less, enough = (jnp.sum(mask, axis=1) for mask in (below, above))
+  part = (wanted - less) / jnp.maximum(enough - less, 1)
+  is_last = jax.random.uniform(last_key, part.shape, part.dtype) < part
+  return jnp.where(is_last[:, None], above, below)
 
 
 def sample_distractors(

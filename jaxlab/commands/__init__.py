@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 # Every command is a module of its name. They are imported when called: JAX takes seconds.
 COMMANDS = {
+  "audit": "finds labels of a file or a table that are probably wrong",
   "chat": "talks to a language model in a Hugging Face directory",
   "finetune": "fine-tunes one on responses or on preferences",
   "reinforce": "trains one on its own responses, which a function verifies",

@@ -41,6 +41,7 @@ OPTIONS = {
 }
 _ENTROPY_THRESHOLD = 1.0  # Bits.
 _EMBEDDING = 64
+_AT_ONCE = 64  # Samples of a prompt that are drawn together.
 
 
 class Prompts(NamedTuple):
@@ -81,7 +82,7 @@ def build_program(
   clause_ends: tuple[int, ...] = (),
   evaluate: Evaluate | None = None,
 ) -> Program:
-  """The program of a method.
+  """The program of a method; its memory does not grow beyond that of 64 samples of each prompt.
 
   Args:
     method: its name.
@@ -95,6 +96,18 @@ def build_program(
   Returns:
     The program; `rows` are i32 `[b]`, numbers of the prompts.
   """
+  num_parts = -(-num_samples // _AT_ONCE)
+  if num_parts > 1:
+    program = build_program(
+      method,
+      num_samples=-(-num_samples // num_parts),
+      max_new_tokens=max_new_tokens,
+      end_tokens=end_tokens,
+      options=options,
+      clause_ends=clause_ends,
+      evaluate=evaluate,
+    )
+    return functools.partial(_in_parts, program, num_parts, num_samples)
   sizes = {"max_new_tokens": max_new_tokens, "eos_token_id": end_tokens}
   if method in FREE:
     return functools.partial(_free, num_samples, {**options, **sizes})
@@ -109,6 +122,19 @@ def build_program(
     threshold = options.pop("entropy_threshold", _ENTROPY_THRESHOLD)
     return functools.partial(_adaptive, num_samples, {**options, **sizes, "threshold": threshold})
   return functools.partial(_speculative, num_samples, {**options, **sizes})
+
+
+def _in_parts(program, num_parts, num_samples, key, models, prompts, rows) -> Draws:
+  """Draws equal parts of the samples, one part after another; each reads the prompts anew."""
+  keys = jax.random.split(key, num_parts)
+  parts = jax.lax.map(lambda key: program(key, models, prompts, rows), keys)
+
+  def join(leaf):
+    by_prompt = jnp.moveaxis(leaf, 0, 1)
+    return by_prompt.reshape(leaf.shape[1], -1, *leaf.shape[3:])[:, :num_samples]
+
+  reads = tuple(jnp.sum(count, axis=0) for count in parts.reads)
+  return jax.tree.map(join, parts._replace(reads=()))._replace(reads=reads)
 
 
 def _free(num_samples, options, key, models, prompts, rows) -> Draws:

@@ -48,7 +48,8 @@ _FLAGS = {
 }
 # Fields that name files; shells leave the `~` of --data=~/file alone.
 _PATHS = (
-  "adapter", "checkpoint", "data", "file", "out", "output", "prompts", "small", "workdir",
+  "adapter", "checkpoint", "data", "file", "labels", "out", "output", "probabilities", "prompts",
+  "small", "table", "workdir",
 )  # fmt: skip
 _SHORTEST_BUCKET = 16
 _INTEGERS = "[-2147483648, 4294967295]"  # What 32 bits hold, with a sign or as a seed.

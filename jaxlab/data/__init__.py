@@ -1,5 +1,6 @@
 """Data sources and synthetic tasks."""
 
+from jaxlab.data.ambiguous_digits import AmbiguousBatch, ambiguous_digit_batch
 from jaxlab.data.annotated_preferences import (
   AggregatedPreferences,
   AnnotatedPairs,
@@ -10,6 +11,24 @@ from jaxlab.data.annotated_preferences import (
   ratings_to_strength,
 )
 from jaxlab.data.batches import BatchIterator, batch_iterator, stack_batches
+from jaxlab.data.bayes_net_documents import Documents, local_documents
+from jaxlab.data.bayes_net_graphs import (
+  d_separated,
+  graph_distances,
+  negative_scaffold,
+  reasoning_scaffold,
+  select_held_out_pairs,
+)
+from jaxlab.data.bayes_nets import (
+  BayesNet,
+  conditional_probability,
+  joint_distribution,
+  joint_log_prob,
+  marginal_probabilities,
+  pairwise_mutual_information,
+  random_bayes_net,
+  sample_bayes_net,
+)
 from jaxlab.data.canvas import CanvasBatch, sample_canvas
 from jaxlab.data.causal_reviews import (
   REVIEW_CONCEPTS,
@@ -50,8 +69,19 @@ from jaxlab.data.factoids import (
   sample_factoids,
 )
 from jaxlab.data.feature_noise import PatchData, sample_patches
+from jaxlab.data.gaussian_classes import (
+  GaussianClasses,
+  gaussian_class_means,
+  sample_gaussian_classes,
+)
 from jaxlab.data.grid_scenes import SceneBatch, sample_grid_scenes
 from jaxlab.data.image_pairs import DigitImages, ImagePairs, digit_images, digit_pairs, pool_pixels
+from jaxlab.data.latent_tasks import (
+  FactorTask,
+  MixtureTask,
+  sample_factor_task,
+  sample_mixture_task,
+)
 from jaxlab.data.learning_curves import (
   AcceptedCurves,
   LearningCurveBatch,
@@ -116,6 +146,7 @@ from jaxlab.data.recorded_curves import LearningCurves, load_lcdb
 from jaxlab.data.records import FileRecord, read_records
 from jaxlab.data.regression_tables import RegressionTable, load_regression_table
 from jaxlab.data.seeded import SeededBatches, draw_key_data, prior_batches
+from jaxlab.data.series import SeriesData, load_series
 from jaxlab.data.shape_scenes import Scenes, sample_shape_scenes
 from jaxlab.data.solutions import unique_correct
 from jaxlab.data.sound_events import SOUND_EVENTS, sample_sound_events
@@ -128,6 +159,7 @@ from jaxlab.data.splits import (
   mismatch_split,
 )
 from jaxlab.data.spurious_regression import RotatedDigits, rotated_digits
+from jaxlab.data.test_functions import BOUNDS, ackley, booth, levy_n13, multi_optima, sinusoid
 from jaxlab.data.tokenizers import (
   EncodedChat,
   PaddedSequences,
@@ -139,9 +171,13 @@ from jaxlab.data.tokenizers import (
 from jaxlab.data.tone_speech import (
   SPEECH_VOCAB_SIZE,
   TONE_BANDS,
+  AlignedUtterances,
   CorruptedSpeech,
+  ToneTables,
   Utterances,
   corrupt_segments,
+  sample_aligned_utterances,
+  sample_tone_tables,
   sample_utterances,
 )
 from jaxlab.data.topic_text import (
@@ -153,28 +189,38 @@ from jaxlab.data.topic_text import (
   label_descriptions,
   sample_topic_text,
 )
+from jaxlab.data.wav_folders import load_wav_folders
 
 __all__ = [
   "AcceptedCurves",
+  "ackley",
   "add_think_twice",
   "aggregate_preferences",
   "AggregatedPreferences",
+  "AlignedUtterances",
+  "ambiguous_digit_batch",
+  "AmbiguousBatch",
   "annotated_pairs",
   "AnnotatedPairs",
   "apply_noise_matrix",
   "as_arrays",
   "batch_iterator",
   "BatchIterator",
+  "BayesNet",
+  "booth",
+  "BOUNDS",
   "CanvasBatch",
   "CATEGORIES",
   "ChainBatch",
   "check_steps",
   "condition_prompts",
+  "conditional_probability",
   "ConditionPrompts",
   "corrupt_segments",
   "CorruptedImages",
   "CorruptedSpeech",
   "cross_validated_probabilities",
+  "d_separated",
   "denormalize_curve",
   "deployment_batch",
   "DeploymentBatch",
@@ -187,24 +233,32 @@ __all__ = [
   "digit_pairs",
   "DigitImages",
   "document_batch",
+  "Documents",
   "draw_demonstrations",
   "draw_key_data",
   "encode_chat",
   "EncodedChat",
   "Factoids",
+  "FactorTask",
   "FactWorld",
   "few_shot_split",
   "FewShotSplit",
   "FileRecord",
   "frozen_token_encoder",
+  "gaussian_class_means",
+  "GaussianClasses",
   "generate_mnist1d",
   "generate_noisy_examples",
+  "graph_distances",
   "ImagePairs",
   "intervene_reviews",
+  "joint_distribution",
+  "joint_log_prob",
   "label_descriptions",
   "label_words",
   "LearningCurveBatch",
   "LearningCurves",
+  "levy_n13",
   "load_corrupted_folders",
   "load_corrupted_images",
   "load_epoch_curves",
@@ -213,18 +267,25 @@ __all__ = [
   "load_preferences",
   "load_ratings",
   "load_regression_table",
+  "load_series",
   "load_source",
   "load_tokenizer",
+  "load_wav_folders",
+  "local_documents",
   "long_tailed_counts",
   "long_tailed_indices",
   "make_prompts",
+  "marginal_probabilities",
   "mismatch_split",
   "MismatchSplit",
+  "MixtureTask",
   "modular_chain_batch",
   "ModularChainConfig",
+  "multi_optima",
   "multiplication_dataset",
   "MultiplicationBatch",
   "MultiplicationData",
+  "negative_scaffold",
   "noisy_review_edit",
   "NoisyExamples",
   "normalize_curve",
@@ -235,6 +296,7 @@ __all__ = [
   "PaddedSequences",
   "paired_label_noise",
   "PairedNoise",
+  "pairwise_mutual_information",
   "paraphrase_batch",
   "paraphrase_pairs",
   "ParaphraseBatch",
@@ -256,9 +318,11 @@ __all__ = [
   "PromptBatch",
   "Prompts",
   "proportional_noise_matrix",
+  "random_bayes_net",
   "RatedResponse",
   "ratings_to_strength",
   "read_records",
+  "reasoning_scaffold",
   "region_noise",
   "RegionNoise",
   "RegressionTable",
@@ -275,24 +339,33 @@ __all__ = [
   "RotatedDigits",
   "RuleTasks",
   "sample_accepted_curves",
+  "sample_aligned_utterances",
+  "sample_bayes_net",
   "sample_canvas",
   "sample_curve_params",
   "sample_fact_world",
   "sample_factoids",
+  "sample_factor_task",
+  "sample_gaussian_classes",
   "sample_grid_scenes",
   "sample_learning_curves",
+  "sample_mixture_task",
   "sample_overlapping_gaussians",
   "sample_patches",
   "sample_reviews",
   "sample_rule_tasks",
   "sample_shape_scenes",
   "sample_sound_events",
+  "sample_tone_tables",
   "sample_topic_text",
   "sample_utterances",
   "SceneBatch",
   "Scenes",
   "SeededBatches",
+  "select_held_out_pairs",
+  "SeriesData",
   "Signals",
+  "sinusoid",
   "SOUND_EVENTS",
   "Source",
   "source_names",
@@ -300,6 +373,7 @@ __all__ = [
   "stack_batches",
   "Tokenizer",
   "TONE_BANDS",
+  "ToneTables",
   "TopicText",
   "TopicTextConfig",
   "unique_correct",

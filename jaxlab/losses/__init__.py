@@ -25,7 +25,7 @@ from jaxlab.losses.classification import (
   sigmoid_cross_entropy,
   soft_cross_entropy,
 )
-from jaxlab.losses.contrastive import nt_xent_loss
+from jaxlab.losses.contrastive import nt_xent_loss, pair_logistic_loss
 from jaxlab.losses.coverage import (
   coverage_loss,
   coverage_weight,
@@ -49,6 +49,9 @@ from jaxlab.losses.early_exit import (
   gate_pos_weights,
   optimal_exit,
 )
+from jaxlab.losses.gaussian import gaussian_nll
+from jaxlab.losses.latent import factor_model_nll, isotropic_mixture_nll
+from jaxlab.losses.miwae import importance_log_weights, supervised_not_miwae_loss
 from jaxlab.losses.mixup import (
   all_pairs_mixup_loss,
   decoupled_mixup_binary_loss,
@@ -65,6 +68,7 @@ from jaxlab.losses.neighbors import (
 )
 from jaxlab.losses.occupancy_matching import occupancy_matching_loss, soft_rewards, soft_values
 from jaxlab.losses.odds_ratio import log_odds_ratio, orpo_loss
+from jaxlab.losses.pairs import mixture_pair_log_probs, mixture_pair_nll, pair_log_probs, pair_nll
 from jaxlab.losses.policy_gradient import (
   advantage_weighted_nll,
   advantage_weights,
@@ -172,18 +176,22 @@ __all__ = [
   "exit_warmup_loss",
   "exit_weighted_loss",
   "exponential_reward",
+  "factor_model_nll",
   "fixmatch_loss",
   "foreground_cross_entropy",
   "fused_distillation_loss",
   "gate_loss",
   "gate_pos_weights",
+  "gaussian_nll",
   "group_advantages",
   "half_normal_scales",
   "HalfNormalScales",
   "hinge_loss",
   "implicit_reward",
+  "importance_log_weights",
   "information_maximization_loss",
   "ipo_loss",
+  "isotropic_mixture_nll",
   "js_divergence_loss",
   "kl_penalized_rewards",
   "kl_per_token",
@@ -203,6 +211,8 @@ __all__ = [
   "masked_contrastive_loss",
   "masked_prediction_loss",
   "maximin_reward_objective",
+  "mixture_pair_log_probs",
+  "mixture_pair_nll",
   "mixup_cross_entropy",
   "multi_mixup_cross_entropy",
   "multiview_contrastive_loss",
@@ -213,6 +223,9 @@ __all__ = [
   "optimal_exit",
   "optimal_policy_log_probs",
   "orpo_loss",
+  "pair_log_probs",
+  "pair_logistic_loss",
+  "pair_nll",
   "pixel_entropy",
   "plackett_luce_loss",
   "proportion_kl",
@@ -241,6 +254,7 @@ __all__ = [
   "softmax_entropy",
   "stepwise_coverage_loss",
   "supervised_contrastive_loss",
+  "supervised_not_miwae_loss",
   "symmetric_cross_entropy",
   "tilted_weights",
   "token_log_probs",

@@ -1,10 +1,10 @@
-"""Contrastive losses between two views of a batch."""
+"""Contrastive losses between two views of a batch, and of pairs that may not belong together."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_accumulator, check_arrays, check_range, is_known
+from jaxlab._checks import as_accumulator, as_flags, check_arrays, check_range, is_known
 from jaxlab.losses.adaptation import unit_vectors
 
 _MIN_NORM = 1e-8
@@ -57,3 +57,38 @@ def nt_xent_loss(
   largest = jax.lax.stop_gradient(jnp.max(similarities, axis=1))
   total = jnp.sum(jnp.exp(similarities - largest[:, None]), axis=1) + epsilon * jnp.exp(-largest)
   return -jnp.log(jnp.exp(positive - largest) / total + epsilon)
+
+
+def pair_logistic_loss(
+  features: chex.Array, other_features: chex.Array, is_positive: chex.Array
+) -> jax.Array:
+  """Logistic loss of whether two inputs were drawn together, from the product of their features.
+
+  At the minimum the product is the log-ratio of their joint density to the product of the single
+  ones, which determines features up to a rotation.
+
+  Args:
+    features: of one input of each pair, `[b, r]`.
+    other_features: of the other, `[b, r]`.
+    is_positive: 1 (or True) for a pair that was drawn together, 0 for two independent inputs,
+      `[b]`.
+
+  Returns:
+    Loss per pair in nats, float32 or wider `[b]`; NaN where `is_positive` of a JAX array is neither
+    0 nor 1.
+
+  Raises:
+    ValueError: if a known `is_positive` is neither 0 nor 1, or the shapes do not fit.
+
+  Reference: Ge et al., On the Provable Advantage of Unsupervised Pretraining, ICLR 2024,
+  https://arxiv.org/abs/2303.01566.
+  """
+  check_arrays(
+    features=(features, "[b, r]"),
+    other_features=(other_features, "[b, r]"),
+    is_positive=(is_positive, "[b]"),
+  )
+  positive, labeled = as_flags("is_positive", is_positive)
+  features, other_features = as_accumulator(features, other_features)
+  logits = jnp.sum(features * other_features, axis=1)
+  return jnp.where(labeled, jax.nn.softplus(jnp.where(positive, -logits, logits)), jnp.nan)

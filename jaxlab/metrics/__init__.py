@@ -40,6 +40,7 @@ from jaxlab.metrics.confident_learning import (
   noise_matrices,
   round_preserving_row_sums,
 )
+from jaxlab.metrics.consistency import logistic_h_transform, zero_one_bound
 from jaxlab.metrics.deception import (
   KnowledgeRegions,
   WeakToStrongDeception,
@@ -89,6 +90,25 @@ from jaxlab.metrics.hallucination import (
   sampled_calibration_gap,
   set_overlap,
 )
+from jaxlab.metrics.importance import effective_sample_size
+from jaxlab.metrics.in_context import (
+  accessible_state_size,
+  accuracy_by_position,
+  in_context_regime,
+  learning_improvement,
+  plateau_length,
+)
+from jaxlab.metrics.inductive_bias import (
+  InductiveBias,
+  NoncentralChi2,
+  empirical_surprisal,
+  fit_noncentral_chi2,
+  hypothesis_errors,
+  noncentral_chi2_moments,
+  noncentral_chi2_surprisal,
+  required_inductive_bias,
+  sankaran_tail,
+)
 from jaxlab.metrics.inference_scaling import (
   GreedyCalibration,
   best_of_k_accuracy,
@@ -106,6 +126,12 @@ from jaxlab.metrics.label_corrections import (
   prevalence_accuracy,
 )
 from jaxlab.metrics.label_issues import find_label_issues, label_quality, num_label_issues
+from jaxlab.metrics.locality import (
+  ConditionalErrors,
+  chain_conditional,
+  chain_reasoning_gap,
+  conditional_errors,
+)
 from jaxlab.metrics.multilabel import multilabel_top1
 from jaxlab.metrics.open_set import closed_set_error, open_set_classification_rate
 from jaxlab.metrics.outliers import class_inlier_weights, local_outlier_factor
@@ -118,6 +144,13 @@ from jaxlab.metrics.overfit_detection import (
   mcnemar_test,
   overfit_trend,
 )
+from jaxlab.metrics.pairs import (
+  HallucinationCurve,
+  hallucination_curve,
+  interval_coverage,
+  pair_squared_error,
+  second_order_calibration_error,
+)
 from jaxlab.metrics.plots import plot_cost_accuracy, plot_reliability, plot_stream_error
 from jaxlab.metrics.policies import policy_divergence, unsupported_mass
 from jaxlab.metrics.preference import (
@@ -129,13 +162,14 @@ from jaxlab.metrics.preference import (
   ranking_loss_threshold,
   ranking_transitions,
 )
-from jaxlab.metrics.ranking import auroc
+from jaxlab.metrics.ranking import auroc, average_ranks, spearman_correlation
 from jaxlab.metrics.regression import (
   mean_absolute_percentage_error,
   pearson_correlation,
   root_mean_squared_error,
   worst_group_rmse,
 )
+from jaxlab.metrics.rejection import RejectionCurve, rejection_curve, rejection_ratio
 from jaxlab.metrics.representations import intra_class_spread
 from jaxlab.metrics.resampling import (
   ResamplingValue,
@@ -147,6 +181,7 @@ from jaxlab.metrics.resampling import (
   resampling_value_curve,
   verifier_statistics,
 )
+from jaxlab.metrics.sample_complexity import ScalingExponent, samples_to_reach, scaling_exponent
 from jaxlab.metrics.scaling_laws import (
   ExponentiatedPowerLaw,
   beta_coverage,
@@ -159,6 +194,7 @@ from jaxlab.metrics.segmentation import (
   intersection_and_union,
   mean_iou_by_class,
 )
+from jaxlab.metrics.selection import anova_f, feature_correlation
 from jaxlab.metrics.speech import (
   Collapsed,
   codebook_perplexity,
@@ -199,10 +235,14 @@ from jaxlab.metrics.win_rate import (
 )
 
 __all__ = [
+  "accessible_state_size",
+  "accuracy_by_position",
+  "anova_f",
   "area_under_cost_curve",
   "auroc",
   "average_calibration_error",
   "average_causal_effect",
+  "average_ranks",
   "benchmark_overfit_test",
   "best_of_k_accuracy",
   "best_of_n_kl",
@@ -213,12 +253,16 @@ __all__ = [
   "calibration_gap",
   "causal_effect_error",
   "centered_hidden_similarity",
+  "chain_conditional",
+  "chain_reasoning_gap",
   "class_inlier_weights",
   "closed_set_error",
   "codebook_perplexity",
   "Collapsed",
   "compliance_gap",
   "ComplianceGap",
+  "conditional_errors",
+  "ConditionalErrors",
   "confidence_calibration_error",
   "confident_joint",
   "confident_thresholds",
@@ -235,6 +279,8 @@ __all__ = [
   "DeceptionReport",
   "density_kl",
   "distance_sensitivity",
+  "effective_sample_size",
+  "empirical_surprisal",
   "estimate_joint",
   "exit_levels",
   "exited_values",
@@ -243,25 +289,33 @@ __all__ = [
   "ExponentiatedPowerLaw",
   "false_discovery_by_attempt",
   "feature_alignment",
+  "feature_correlation",
   "find_label_issues",
   "fit_exponentiated_power_law",
   "fit_log_diffusion",
+  "fit_noncentral_chi2",
   "fit_power_diffusion",
   "frame_confidence",
   "Frontier",
   "gap_closed",
   "greedy_calibration",
   "GreedyCalibration",
+  "hallucination_curve",
   "hallucination_lower_bound",
   "hallucination_rate",
+  "HallucinationCurve",
   "holm_adjust",
+  "hypothesis_errors",
   "idealized_log_ratio",
   "idealized_ranking_accuracy",
+  "in_context_regime",
   "individual_causal_effect",
+  "InductiveBias",
   "inference_flops",
   "interpolator_temperature_scaled_nll",
   "intersection_and_union",
   "IntersectionAndUnion",
+  "interval_coverage",
   "intra_class_spread",
   "joint_success",
   "judge_answers",
@@ -272,10 +326,12 @@ __all__ = [
   "kolmogorov_smirnov_error",
   "label_quality",
   "last_hidden_similarity",
+  "learning_improvement",
   "likelihood_displacement",
   "LikelihoodDisplacement",
   "local_outlier_factor",
   "LogDiffusion",
+  "logistic_h_transform",
   "lowest_scores_mask",
   "Matches",
   "maximum_calibration_error",
@@ -292,6 +348,9 @@ __all__ = [
   "negative_log_likelihood",
   "noise_matrices",
   "NoiseMatrices",
+  "noncentral_chi2_moments",
+  "noncentral_chi2_surprisal",
+  "NoncentralChi2",
   "normalized_edit_distance",
   "num_label_issues",
   "open_set_classification_rate",
@@ -304,6 +363,7 @@ __all__ = [
   "overfit_trend",
   "OverfitResult",
   "OverfitTrend",
+  "pair_squared_error",
   "paired_compliance_gap",
   "PairedGap",
   "pairwise_accuracy",
@@ -311,6 +371,7 @@ __all__ = [
   "pass_at_k",
   "pearson_correlation",
   "perplexity_error",
+  "plateau_length",
   "plot_cost_accuracy",
   "plot_reliability",
   "plot_stream_error",
@@ -325,8 +386,12 @@ __all__ = [
   "RankingTransitions",
   "reasoning_rates",
   "ReasoningRates",
+  "rejection_curve",
+  "rejection_ratio",
+  "RejectionCurve",
   "Reliability",
   "reliability_diagram",
+  "required_inductive_bias",
   "resampling_accuracy_ceiling",
   "resampling_reward_curve",
   "resampling_value_curve",
@@ -334,11 +399,17 @@ __all__ = [
   "root_mean_squared_error",
   "round_preserving_row_sums",
   "sampled_calibration_gap",
+  "samples_to_reach",
+  "sankaran_tail",
+  "scaling_exponent",
+  "ScalingExponent",
+  "second_order_calibration_error",
   "select_step_pairs",
   "selection_accuracy_curve",
   "self_consistency_error",
   "set_overlap",
   "sign_flip_test",
+  "spearman_correlation",
   "static_calibration_error",
   "step_advantages",
   "StepPairs",
@@ -360,6 +431,7 @@ __all__ = [
   "win_rate_frontier",
   "worst_group_rmse",
   "worst_of_n_win_rate",
+  "zero_one_bound",
 ]
 
 

@@ -203,7 +203,11 @@ def _calibrate(joint: jax.Array, labels: jax.Array) -> jax.Array:
   totals = _label_counts(labels, joint.shape[0])[:, None]
   sums = jnp.maximum(jnp.sum(joint, axis=1, keepdims=True), 1)
   # joint * totals may exceed 32 bits: whole multiples of the sums need no division.
-  quotients, rests = _multiply_divide(joint, totals % sums, sums)
+  factors = totals % sums
+  fits = jnp.max(joint) <= jnp.iinfo(jnp.int32).max // jnp.maximum(jnp.max(factors), 1)
+  quotients, rests = jax.lax.cond(
+    fits, lambda a, b, m: jnp.divmod(a * b, m), _multiply_divide, joint, factors, sums
+  )
   quotients += joint * (totals // sums)
   up = (2 * rests > sums) | ((2 * rests == sums) & (quotients % 2 == 1))
   rounded = quotients + up

@@ -1,7 +1,5 @@
 """Which labels are probably wrong, and how suspicious each is."""
 
-from collections.abc import Callable
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,8 @@ from jaxlab.metrics.confident_learning import (
   confident_joint,
   confident_thresholds,
 )
+
+_COLUMNS = 16  # Classes that those of a label are compared with at a time.
 
 
 def label_quality(
@@ -98,8 +98,8 @@ def find_label_issues(
   - "predicted_neq_given": those whose most probable class is another one.
 
   Whatever the method, an example whose label is its most probable class (up to 1e-6) is not flagged
-  in the end. Rows are taken in blocks and nothing is sorted: a million examples of a thousand
-  classes need no second array of that size.
+  in the end. Rows are taken in blocks and never sorted: a million examples of a thousand classes
+  need no second array of that size.
 
   Args:
     probs: out-of-sample probabilities, `[n, k]`. Probabilities above 1 are the caller's error.
@@ -174,16 +174,42 @@ def _confident_learning(probs, labels, fraction, minimum) -> jax.Array:
 
 def _prune_by_noise_rate(probs, labels, fraction, minimum) -> jax.Array:
   kept, sizes = _prune_counts(probs, labels, fraction, minimum)
-  left_out = jnp.eye(kept.shape[0], dtype=bool) | (sizes == 0)[:, None]
+  num_classes = kept.shape[0]
+  left_out = jnp.eye(num_classes, dtype=bool) | (sizes == 0)[:, None]
   counts = jnp.where(left_out, 0, kept)
-  rows = (probs, _own(probs, labels))
-  return _flag_largest(lambda probs, own: probs - own[:, None], rows, labels, counts)
+  # A class is mistaken for few others: some columns at a time, those of large counts first, until
+  # only counts of 0 are left.
+  columns = jnp.argsort(-counts, axis=1)
+  counts = jnp.take_along_axis(counts, columns, axis=1)
+  width = min(num_classes, _COLUMNS)
+
+  def goes_on(state):
+    start, _ = state
+    at = jax.lax.dynamic_slice_in_dim(counts, jnp.minimum(start, num_classes - 1), 1, axis=1)
+    return (start < num_classes) & jnp.any(at > 0)
+
+  def flag(state):
+    start, flagged = state
+    # The last columns may come twice, which flags nothing new.
+    own_columns, most = (
+      jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (columns, counts)
+    )
+
+    def ahead(probs, labels):
+      others = jnp.take_along_axis(probs, own_columns[labels], axis=1)
+      return others - _own(probs, labels)[:, None]
+
+    values = map_over_rows(ahead, probs, labels, width=width)
+    return start + width, flagged | _flag_largest(values, labels, most)
+
+  state = jnp.int32(0), jnp.zeros(labels.shape, bool)
+  return jax.lax.while_loop(goes_on, flag, varying_carry(flag, state))[1]
 
 
 def _prune_by_class(probs, labels, fraction, minimum) -> jax.Array:
   kept, sizes = _prune_counts(probs, labels, fraction, minimum)
   counts = jnp.maximum(sizes - jnp.diagonal(kept), 0)
-  return _flag_largest(lambda own: -own[:, None], (_own(probs, labels),), labels, counts[:, None])
+  return _flag_largest(-_own(probs, labels)[:, None], labels, counts[:, None])
 
 
 def _both(*args) -> jax.Array:
@@ -219,12 +245,7 @@ def _prune_counts(probs, labels, fraction, minimum) -> tuple[jax.Array, jax.Arra
   return counts, jnp.where(sizes > minimum, sizes, 0)
 
 
-def _flag_largest(
-  value_fn: Callable[..., jax.Array],
-  rows: tuple[jax.Array, ...],
-  labels: jax.Array,
-  counts: jax.Array,
-) -> jax.Array:
+def _flag_largest(values: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
   """Flags the rows of a class that have the largest values in some column; the first on ties.
 
   A binary search over the bits of the smallest flagged value, of all classes and columns at once:
@@ -232,25 +253,22 @@ def _flag_largest(
   comparison for each value. A second search, over rows, parts equal values.
 
   Args:
-    value_fn: gives the values `[b, m]` of a block of the rows.
-    rows: arrays `[n, ...]`.
+    values: `[n, m]`.
     labels: classes, `[n]`.
     counts: how many rows are flagged for each class and column, `[k, m]`.
 
   Returns:
     bool `[n]`.
   """
-  num, width = labels.shape[0], counts.shape[1]
+  num, width = values.shape
   if not num:
     return jnp.zeros(0, bool)
-  places = jnp.arange(num, dtype=jnp.int32)
-  dtype = jax.eval_shape(value_fn, *rows).dtype
-  kind = jnp.iinfo(jnp.int64 if dtype == jnp.float64 else jnp.int32)
+  kind = jnp.iinfo(jnp.int64 if values.dtype == jnp.float64 else jnp.int32)
+  rows = labels, jnp.arange(num, dtype=jnp.int32), _ordered_bits(values)
 
-  def is_among(bounds, spared, labels, places, *rows):
+  def is_among(bounds, spared, labels, places, keys):
     """Whether values are above the bounds, or equal and not of the last rows."""
-    keys, bounds = _ordered_bits(value_fn(*rows)), bounds[labels]
-    early = places[:, None] < (num - spared)[labels]
+    bounds, early = bounds[labels], places[:, None] < (num - spared)[labels]
     return (keys > bounds) | ((keys == bounds) & early)
 
   def num_among(bounds, spared):
@@ -258,7 +276,7 @@ def _flag_largest(
       among = is_among(bounds, spared, labels, *rest).astype(jnp.int32)
       return jnp.zeros_like(counts).at[labels].add(among)
 
-    return sum_over_rows(of_rows, labels, places, *rows, width=width)
+    return sum_over_rows(of_rows, *rows, width=width)
 
   def search(num_at, low, high, met):
     """The largest number at which there are still enough, or one at which the count is met."""
@@ -290,7 +308,7 @@ def _flag_largest(
   def is_flagged(labels, *rest):
     return jnp.any(is_among(bounds, spared, labels, *rest) & (counts > 0)[labels], axis=1)
 
-  return map_over_rows(is_flagged, labels, places, *rows, width=width)
+  return map_over_rows(is_flagged, *rows, width=width)
 
 
 def _ordered_bits(values: jax.Array) -> jax.Array:

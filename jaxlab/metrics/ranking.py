@@ -1,10 +1,11 @@
-"""How well scores rank positives above negatives."""
+"""Metrics of how scores order examples."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxlab._checks import as_flags, check_arrays
+from jaxlab._checks import as_accumulator, as_flags, check_arrays
+from jaxlab.metrics.regression import pearson_correlation
 
 
 def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
@@ -35,13 +36,10 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
     return jnp.array(jnp.nan, jnp.float32)
   valid = jnp.all(~jnp.isnan(scores) & labeled)
   order = jnp.argsort(scores)
-  ranked, positive = scores[order], positive[order]
+  positive = positive[order]
   # Negatives before each position, as integers: sums of ranks have more digits than float32.
   negatives = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(~positive, dtype=jnp.int32)])
-  steps = jnp.arange(num)
-  new = jnp.concatenate([jnp.ones(1, bool), ranked[1:] != ranked[:-1]])
-  first = jax.lax.cummax(jnp.where(new, steps, 0))
-  last = jax.lax.cummin(jnp.where(jnp.roll(new, -1), steps, num), reverse=True)
+  first, last = _ties(scores[order])
   below, upto = negatives[first], negatives[last + 1]
   num_negative = negatives[-1]
   beaten = (below.astype(jnp.float32) + upto) / (2 * jnp.maximum(num_negative, 1))
@@ -49,3 +47,55 @@ def auroc(scores: chex.Array, labels: chex.Array) -> jax.Array:
   area = jnp.sum(jnp.where(positive, beaten, 0.0)) / jnp.maximum(num_positive, 1)
   defined = (num_positive > 0) & (num_negative > 0) & valid
   return jnp.where(defined, area, jnp.nan)
+
+
+def _ties(ranked: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """First and last place of the entries that are equal to each entry of a sorted array."""
+  num = ranked.shape[0]
+  steps = jnp.arange(num)
+  new = jnp.concatenate([jnp.ones(1, bool), ranked[1:] != ranked[:-1]])
+  first = jax.lax.cummax(jnp.where(new, steps, 0))
+  last = jax.lax.cummin(jnp.where(jnp.roll(new, -1), steps, num), reverse=True)
+  return first, last
+
+
+def average_ranks(x: chex.Array) -> jax.Array:
+  """Ranks of numbers from the smallest, 1, to the largest; equal ones share their mean rank.
+
+  Args:
+    x: `[n]`.
+
+  Returns:
+    Ranks, float32 or wider `[n]`; NaN for NaN, which counts as larger than all others.
+
+  Reference: Spearman, The Proof and Measurement of Association between Two Things, 1904,
+  https://doi.org/10.2307/1412159.
+  """
+  check_arrays(x=(x, "[n]"))
+  x = as_accumulator(x)
+  if x.shape[0] == 0:
+    return x
+  order = jnp.argsort(x)
+  first, last = _ties(x[order])
+  ranks = jnp.zeros_like(x).at[order].set((first + last).astype(x.dtype) / 2 + 1)
+  return jnp.where(jnp.isnan(x), jnp.nan, ranks)
+
+
+def spearman_correlation(a: chex.Array, b: chex.Array) -> jax.Array:
+  """Correlation of the ranks of two lists of numbers: 1 if they are in the same order.
+
+  Args:
+    a: `[n]`, n >= 1.
+    b: `[n]`.
+
+  Returns:
+    Scalar in [-1, 1], float32 or wider; 0 if all numbers of a list are equal, NaN if one is NaN.
+
+  Raises:
+    ValueError: if the lists are empty or of different lengths.
+
+  Reference: Spearman, The Proof and Measurement of Association between Two Things, 1904,
+  https://doi.org/10.2307/1412159.
+  """
+  check_arrays(a=(a, "[n]"), b=(b, "[n]"))
+  return pearson_correlation(average_ranks(a), average_ranks(b))

@@ -28,9 +28,8 @@ def pearson_correlation(predictions: chex.Array, targets: chex.Array) -> jax.Arr
   predictions, targets = _pair(predictions, targets)
   if predictions.ndim == 1:
     predictions, targets = predictions[:, None], targets[:, None]
-  # The standard deviation of equal float32 values need not be exactly 0; their range is.
-  varies, alive = _range(targets) != 0, _range(predictions) != 0
-  products = _unit(predictions, alive) * _unit(targets, varies)
+  (predictions, alive), (targets, varies) = map(unit_columns, (predictions, targets))
+  products = predictions * targets
   correlations = jnp.sum(products, axis=0, keepdims=True)
   counted = jnp.sum(varies)
   kept = (varies & alive) | jnp.isnan(correlations)
@@ -44,20 +43,26 @@ def _pair(predictions: chex.Array, targets: chex.Array) -> tuple[jax.Array, jax.
   return as_accumulator(predictions, targets)
 
 
-def _range(values: jax.Array) -> jax.Array:
+def unit_columns(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Centers columns and scales them to norm 1: products of two then are their correlation.
+
+  Args:
+    values: `[n, d]`, floats.
+
+  Returns:
+    The columns, `[n, d]`; constant ones are zeros and have no gradient. And which are not constant,
+    bool `[1, d]`.
+  """
+  # The standard deviation of equal float32 values need not be exactly 0; their range is.
   highest, lowest = (end(values, axis=0, keepdims=True) for end in (jnp.max, jnp.min))
-  return jax.lax.stop_gradient(highest - lowest)
-
-
-def _unit(values: jax.Array, varies: jax.Array) -> jax.Array:
-  """Centers columns and scales them to norm 1; constant columns give zeros and no gradient."""
+  varies = jax.lax.stop_gradient(highest - lowest) != 0
   centered = values - jnp.mean(values, axis=0, keepdims=True)
   # The first mean is rounded; for values far from 0, a second one removes what it left.
   centered = centered - jnp.mean(centered, axis=0, keepdims=True)
   size = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=0, keepdims=True))
   scaled = jnp.where(varies, centered / jnp.where(size > 0, size, 1.0), 0.0)
   square = jnp.sum(jnp.square(scaled), axis=0, keepdims=True)
-  return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0))
+  return scaled * jax.lax.rsqrt(jnp.where(varies, square, 1.0)), varies
 
 
 def least_squares_line(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -24,6 +24,22 @@ from jaxlab.models.early_exit import (
   stage_costs,
 )
 from jaxlab.models.fusion_ratio import FusionRatioNet
+from jaxlab.models.gp_vae import (
+  MissingnessModel,
+  SeriesClassifier,
+  SeriesDecoder,
+  SeriesEncoder,
+  cauchy_kernel,
+  gp_prior_log_prob,
+  time_encoding,
+)
+from jaxlab.models.in_context import (
+  InContextLSTM,
+  InContextOuterProductLSTM,
+  InContextTransformer,
+  interleave_pairs,
+  mean_and_variance,
+)
 from jaxlab.models.label_attention import LabelCrossAttention, masked_attention, pool_states
 from jaxlab.models.norm import (
   GhostBatchNorm,
@@ -51,6 +67,12 @@ from jaxlab.models.resnet import (
   wide_resnet50_2,
 )
 from jaxlab.models.rotary import RotaryConfig, RotaryFrequencies, apply_rotary, rotary_frequencies
+from jaxlab.models.scattering import (
+  base_kernels,
+  scatter_all_features,
+  scatter_features,
+  scattering_kernels,
+)
 from jaxlab.models.speech import EncodedSpeech, SpeechCache, SpeechEncoderDecoder
 from jaxlab.models.vision_checkpoint import load_vision_checkpoint, save_vision_checkpoint
 from jaxlab.models.vision_language import SceneQuestionAnswerer
@@ -58,12 +80,16 @@ from jaxlab.models.vit import ViT
 
 if TYPE_CHECKING:
   from jaxlab.models.pfn_estimators import PFNClassifier, PFNRegressor
+  from jaxlab.models.series_estimators import LightWaveSClassifier
+  from jaxlab.models.series_imputer import SeriesImputer
 
 __all__ = [
   "add_tokens",
   "all_pairs_patch_logits",
   "apply_rotary",
   "AuxiliaryHead",
+  "base_kernels",
+  "cauchy_kernel",
   "config_from_hf",
   "config_to_hf",
   "context_query_mask",
@@ -84,11 +110,17 @@ __all__ = [
   "gate_features",
   "ghost_batch_norm",
   "GhostBatchNorm",
+  "gp_prior_log_prob",
   "GroupNorm",
+  "InContextLSTM",
+  "InContextOuterProductLSTM",
+  "InContextTransformer",
   "init_cache",
   "init_patch_cnn",
+  "interleave_pairs",
   "KVCache",
   "LabelCrossAttention",
+  "LightWaveSClassifier",
   "load_adapter",
   "load_pfn",
   "load_pretrained",
@@ -96,6 +128,8 @@ __all__ = [
   "LoadedAdapter",
   "logits_from_hf",
   "masked_attention",
+  "mean_and_variance",
+  "MissingnessModel",
   "mixed_batch_norm",
   "MLP",
   "ModelOutput",
@@ -122,10 +156,18 @@ __all__ = [
   "save_pfn",
   "save_pretrained",
   "save_vision_checkpoint",
+  "scatter_all_features",
+  "scatter_features",
+  "scattering_kernels",
   "SceneQuestionAnswerer",
+  "SeriesClassifier",
+  "SeriesDecoder",
+  "SeriesEncoder",
+  "SeriesImputer",
   "SpeechCache",
   "SpeechEncoderDecoder",
   "stage_costs",
+  "time_encoding",
   "TrainedPFN",
   "UncertaintyGate",
   "ViT",
@@ -135,11 +177,15 @@ __all__ = [
 ]
 
 
+_ESTIMATORS = {"LightWaveSClassifier": "series_estimators", "SeriesImputer": "series_imputer"}
+
+
 def __getattr__(name: str):
   """Imports the estimators on first use: scikit-learn takes longer than the rest of the room."""
   if name in __all__:
     importlib.import_module("jaxlab._extras").import_extra("sklearn", extra="sklearn")
-    return getattr(importlib.import_module("jaxlab.models.pfn_estimators"), name)
+    module = _ESTIMATORS.get(name, "pfn_estimators")
+    return getattr(importlib.import_module(f"jaxlab.models.{module}"), name)
   raise AttributeError(f"module 'jaxlab.models' has no attribute {name!r}")
 
 

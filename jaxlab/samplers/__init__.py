@@ -57,6 +57,11 @@ from jaxlab.samplers.guided_decoding import (
   proxy_tuning_log_probs,
 )
 from jaxlab.samplers.guided_text import Completion, NudgedText, TextModel, nudged_generate_text
+from jaxlab.samplers.hypotheses import (
+  kernel_interpolants,
+  kernel_interpolants_from_noise,
+  trained_hypotheses,
+)
 from jaxlab.samplers.mcmc import (
   McmcResult,
   StretchProposal,
@@ -84,6 +89,19 @@ from jaxlab.samplers.path_pruning import (
   weibull_mixture_posterior,
 )
 from jaxlab.samplers.priors import PriorBatch, bnn_prior, draw_data_sets, ridge_prior
+from jaxlab.samplers.reasoning_traces import (
+  FreeEstimate,
+  direct_estimate,
+  free_estimate,
+  scaffolded_estimate,
+)
+from jaxlab.samplers.regression_tasks import (
+  LinearTasks,
+  RegressionSequences,
+  sample_from_pool,
+  sample_linear_regression,
+  sample_linear_tasks,
+)
 from jaxlab.samplers.rewind_nodes import (
   RewindLevel,
   backup_level,
@@ -120,6 +138,15 @@ from jaxlab.samplers.speculative import (
   speculative_verify,
 )
 from jaxlab.samplers.switch_control import switch_schedule, switching_cost, token_entropy
+from jaxlab.samplers.tasks import (
+  ProjectionTask,
+  TaskBatch,
+  apply_projection_task,
+  previous_label_one_hot,
+  projection_task,
+  sample_projection_tasks,
+  sample_task_sequences,
+)
 from jaxlab.samplers.token_filters import (
   apply_repetition_penalty,
   filter_min_p,
@@ -140,6 +167,7 @@ __all__ = [
   "affine_invariant_mcmc",
   "AppliedBackspaces",
   "apply_backspaces",
+  "apply_projection_task",
   "apply_repetition_penalty",
   "assign_buckets",
   "backspace_layout",
@@ -162,6 +190,7 @@ __all__ = [
   "context_size_probs",
   "CorrectedActions",
   "DecodeFns",
+  "direct_estimate",
   "DistinctDraws",
   "draw_data_sets",
   "DurationTokenBins",
@@ -177,6 +206,8 @@ __all__ = [
   "filter_typical_p",
   "fit_weibull_mixture",
   "flax_decode_fns",
+  "free_estimate",
+  "FreeEstimate",
   "generate",
   "generate_n",
   "generate_with_backspace",
@@ -186,8 +217,11 @@ __all__ = [
   "init_rewind_tree",
   "initial_walkers",
   "insert_corrections",
+  "kernel_interpolants",
+  "kernel_interpolants_from_noise",
   "label_similarity_logits",
   "label_similarity_probabilities",
+  "LinearTasks",
   "majority_vote",
   "markov_beam_search",
   "markov_entropy_adaptive_decode",
@@ -206,12 +240,16 @@ __all__ = [
   "perplexity_select",
   "prefill",
   "Prefilled",
+  "previous_label_one_hot",
   "PriorBatch",
   "process_logits",
+  "projection_task",
+  "ProjectionTask",
   "proxy_tuning_log_probs",
   "pruned_consistency_confidence",
   "random_switching_decode",
   "reasoning_prune_mask",
+  "RegressionSequences",
   "resample_until_accepted",
   "ResampleOutput",
   "rewind_generate",
@@ -220,9 +258,15 @@ __all__ = [
   "RewindTree",
   "ridge_prior",
   "sample_context_size",
+  "sample_from_pool",
+  "sample_linear_regression",
+  "sample_linear_tasks",
   "sample_partner_table",
   "sample_partners",
+  "sample_projection_tasks",
+  "sample_task_sequences",
   "sample_without_replacement",
+  "scaffolded_estimate",
   "score_sequences",
   "search_batch_size",
   "search_batch_size_linear",
@@ -244,8 +288,10 @@ __all__ = [
   "SwitchingOutput",
   "table_best_first_search",
   "table_decode_fns",
+  "TaskBatch",
   "TextModel",
   "token_entropy",
+  "trained_hypotheses",
   "TreeSearchResult",
   "VoteResult",
   "weibull_mixture_log_prob",

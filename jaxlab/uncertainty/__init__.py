@@ -1,6 +1,10 @@
 """Predictive distributions and the quantities derived from them."""
 
-from jaxlab.uncertainty.acquisition import expected_improvement_gaussian
+from jaxlab.uncertainty.acquisition import (
+  expected_improvement_gaussian,
+  probability_of_improvement_gaussian,
+  upper_confidence_bound_gaussian,
+)
 from jaxlab.uncertainty.bar import (
   bar_cdf,
   bar_entropy,
@@ -12,6 +16,16 @@ from jaxlab.uncertainty.bar import (
   expected_improvement,
   probability_of_improvement,
   upper_confidence_bound,
+)
+from jaxlab.uncertainty.bayes_linear import (
+  GaussianPredictive,
+  gaussian_predictive,
+  least_squares_predictive,
+  nig_log_predictive,
+  nig_predictive,
+  noise_grid_predictive,
+  prefix_predictives,
+  task_pool_predictive,
 )
 from jaxlab.uncertainty.borders import bar_borders
 from jaxlab.uncertainty.conformal import (
@@ -29,6 +43,7 @@ from jaxlab.uncertainty.correctness import (
   transform_cues,
 )
 from jaxlab.uncertainty.curve_families import ParameterPrior, basis_curve, curve_priors
+from jaxlab.uncertainty.density import gaussian_log_density, kde_log_density, smooth_kde_log_density
 from jaxlab.uncertainty.ensembles import (
   BatchCalibrationState,
   EnsemblePrediction,
@@ -40,6 +55,19 @@ from jaxlab.uncertainty.ensembles import (
   verbalizer_logits,
   vote_probability,
 )
+from jaxlab.uncertainty.epistemic import ErrorEstimate, class_error_estimate, total_error_estimate
+from jaxlab.uncertainty.error_prediction import (
+  classification_error_target,
+  epistemic_from_error,
+  error_features,
+  error_from_target,
+  error_target,
+  min_max_scale,
+  nearest_distance,
+  replicate_variance,
+  seen_indicator,
+)
+from jaxlab.uncertainty.gaussian import gaussian_kl
 from jaxlab.uncertainty.gp import (
   GPHyperparameters,
   GPPosterior,
@@ -56,6 +84,17 @@ from jaxlab.uncertainty.learning_curves import (
   is_learning_curve,
   learning_curve_log_density,
   learning_curve_log_likelihood,
+)
+from jaxlab.uncertainty.miwae import mixture_predictive
+from jaxlab.uncertainty.pairs import (
+  ProbabilityInterval,
+  ensemble_variance,
+  epistemic_covariance,
+  epistemic_variance,
+  pair_confidence,
+  pair_marginal,
+  probability_interval,
+  sequence_confidence,
 )
 from jaxlab.uncertainty.probes import (
   LinearProbe,
@@ -83,12 +122,22 @@ __all__ = [
   "batch_calibration_init",
   "batch_calibration_update",
   "BatchCalibrationState",
+  "class_error_estimate",
+  "classification_error_target",
   "combined_curve",
   "conformal_quantile",
   "curve_exceedance",
   "curve_predictive_log_prob",
   "curve_priors",
+  "ensemble_variance",
   "EnsemblePrediction",
+  "epistemic_covariance",
+  "epistemic_from_error",
+  "epistemic_variance",
+  "error_features",
+  "error_from_target",
+  "error_target",
+  "ErrorEstimate",
   "exit_conformal_thresholds",
   "expected_improvement",
   "expected_improvement_gaussian",
@@ -96,6 +145,10 @@ __all__ = [
   "fit_gp",
   "fit_linear_svm",
   "fit_temperature",
+  "gaussian_kl",
+  "gaussian_log_density",
+  "gaussian_predictive",
+  "GaussianPredictive",
   "gp_log_marginal_likelihood",
   "gp_mixture_log_prob",
   "gp_posterior",
@@ -103,22 +156,43 @@ __all__ = [
   "GPPosterior",
   "init_adaptive_temperature",
   "is_learning_curve",
+  "kde_log_density",
   "kernel_matrix",
   "learning_curve_log_density",
   "learning_curve_log_likelihood",
+  "least_squares_predictive",
   "linear_svm_scores",
   "LinearProbe",
   "max_probability",
   "mean_probability",
+  "min_max_scale",
+  "mixture_predictive",
+  "nearest_distance",
+  "nig_log_predictive",
+  "nig_predictive",
+  "noise_grid_predictive",
   "normalize_features",
+  "pair_confidence",
+  "pair_marginal",
   "ParameterPrior",
   "prediction_sets",
+  "prefix_predictives",
+  "probability_interval",
   "probability_of_improvement",
+  "probability_of_improvement_gaussian",
+  "ProbabilityInterval",
   "probe_accuracy_by_layer",
+  "replicate_variance",
+  "seen_indicator",
+  "sequence_confidence",
   "set_statistics",
   "SetStatistics",
+  "smooth_kde_log_density",
+  "task_pool_predictive",
+  "total_error_estimate",
   "transform_cues",
   "upper_confidence_bound",
+  "upper_confidence_bound_gaussian",
   "verbalizer_logits",
   "vote_probability",
 ]

@@ -94,6 +94,10 @@ def test_mixup_mixes_all_views_of_a_row_alike():
     np.testing.assert_allclose(mixture.sum(0), 1.0, rtol=1e-6)
     np.testing.assert_allclose(mixture.sum(1), 1.0, rtol=1e-6)
   np.testing.assert_allclose(targets, labeled[:, :4] @ TARGETS, rtol=1e-6)
+  update, state = training(algorithms.mixup_method(method, probability=0.0))
+  alone, _, targets = jax.device_get(update(KEY, state, batch)[0].memory)
+  np.testing.assert_array_equal(alone, np.broadcast_to(np.eye(6), alone.shape))
+  np.testing.assert_array_equal(targets, TARGETS)
 
 
 def test_errors():
@@ -108,3 +112,5 @@ def test_errors():
     update(KEY, state, BATCH._replace(indices=None))
   with pytest.raises(ValueError, match=r"alpha must lie in \(0, inf\), got 0.0"):
     algorithms.mixup_method(algorithms.fixmatch_method(), alpha=0.0)
+  with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got 2"):
+    algorithms.mixup_method(algorithms.fixmatch_method(), probability=2)

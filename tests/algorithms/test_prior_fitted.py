@@ -1,3 +1,4 @@
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlab import data, losses, models, samplers
 from jaxlab.algorithms.prior_fitted import (
   loss_by_context,
   prior_bar_borders,
@@ -162,6 +164,137 @@ def test_stochastic_networks_get_a_key():
   assert losses[0] == losses[1] != losses[2]
 
 
+def _causal_mean(params, x, y, num_context):
+  del num_context
+  before = jnp.cumsum(y, axis=1) - y
+  return params * before + x[..., 0]
+
+
+def test_data_sets_are_cut_to_one_of_the_lengths():
+  lengths = (2, _T)
+  fitting = prior_fitting(
+    _causal_mean, optax.sgd(0.1), _fixed_batch, _squared_error, max_context=4, lengths=lengths
+  )
+  update = jax.jit(fitting.update)
+  state = fitting.init(np.float32(0.5))
+  batch = jax.tree.map(np.asarray, _fixed_batch())
+  before = np.cumsum(batch.y, axis=1) - batch.y
+  residual = 0.5 * before + batch.x[..., 0] - batch.targets
+  seen = set()
+  for seed in range(24):
+    new_state, info = update(jax.random.key(seed), state)
+    c = int(info.num_context)
+    means = {t: np.square(residual[:, c:t]).mean() for t in lengths if t > c}
+    (length,) = (t for t, mean in means.items() if np.isclose(mean, info.loss, rtol=1e-5))
+    gradient = 2 * (residual * before)[:, c:length].mean()
+    np.testing.assert_allclose(new_state.params, 0.5 - 0.1 * gradient, rtol=1e-4)
+    seen.add((length, c))
+  assert {length for length, _ in seen} == set(lengths)
+  assert max(c for length, c in seen if length == 2) == 1
+  assert max(c for length, c in seen if length == _T) > 1
+
+
+def test_a_prior_may_change_with_the_steps():
+  def prior_fn(key, *, step):
+    batch = _fixed_batch(key)
+    return batch._replace(targets=batch.y + step)
+
+  fitting = prior_fitting(
+    lambda params, x, y, num_context: y + params,
+    optax.sgd(0.0),
+    prior_fn,
+    _squared_error,
+    max_context=1,
+    scheduled=True,
+  )
+  update = jax.jit(fitting.update)
+  state = fitting.init(np.float32(0))
+  for step in range(3):
+    state, info = update(jax.random.key(0), state)
+    np.testing.assert_allclose(info.loss, step**2, atol=1e-5)
+
+
+def _regression_prior(key):
+  task_key, pair_key = jax.random.split(key)
+  tasks = samplers.sample_linear_tasks(task_key, batch_size=_B, num_features=2)
+  return samplers.sample_linear_regression(pair_key, tasks, num_points=_T)
+
+
+def _regression(module):
+  def apply_fn(params, x, y, num_context):
+    del num_context
+    tokens = models.interleave_pairs(x, y)
+    return models.mean_and_variance(module.apply({"params": params}, tokens)[:, ::2])
+
+  return apply_fn, lambda outputs, targets: losses.gaussian_nll(*outputs, targets)
+
+
+_DIGITS = np.random.default_rng(0).uniform(size=(12, 5)).astype(np.float32)
+_CLASSES = np.arange(12, dtype=np.int32) % 3
+_classification_prior = functools.partial(
+  samplers.sample_task_sequences,
+  inputs=_DIGITS,
+  labels=_CLASSES,
+  batch_size=_B,
+  sequence_length=_T,
+  output_dim=2,
+  num_classes=3,
+)
+
+
+def _classification(module):
+  def apply_fn(params, x, y, num_context):
+    del num_context
+    previous = samplers.previous_label_one_hot(y, num_classes=3)
+    return module.apply({"params": params}, jnp.concatenate([x, previous], axis=-1))
+
+  return apply_fn, optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def _pairs_prior(key):
+  batch = data.ambiguous_digit_batch(key, _DIGITS, _CLASSES, batch_size=_B)
+  labels = jnp.stack([batch.labels_a, batch.labels_b], axis=-1)[:, None]
+  return samplers.PriorBatch(batch.inputs[:, None], labels[..., 0], labels)
+
+
+def _pairs(module):
+  def apply_fn(params, x, y, num_context):
+    del y, num_context
+    return module.apply({"params": params}, x[:, 0]).logits.reshape(len(x), 1, 10, 10)
+
+  return apply_fn, lambda logits, labels: losses.pair_nll(logits, labels[..., 0], labels[..., 1])
+
+
+@pytest.mark.parametrize(
+  ("prior_fn", "kind", "module", "width"),
+  [
+    (_regression_prior, _regression, models.InContextLSTM(2, 4), (2 * _T, 3)),
+    (_classification_prior, _classification, models.InContextLSTM(3, 4), (_T, 5)),
+    (_pairs_prior, _pairs, models.MLP(100, (4,)), (6,)),
+  ],
+)
+def test_one_trainer_for_networks_that_learn_in_context(prior_fn, kind, module, width):
+  apply_fn, loss_fn = kind(module)
+  fitting = prior_fitting(apply_fn, optax.adam(0.01), prior_fn, loss_fn, max_context=1)
+
+  @jax.jit
+  def train(key):
+    def step(state, key):
+      # The same data again and again.
+      state, info = fitting.update(jax.random.key(1), state)
+      return state, info.loss
+
+    params = module.init(key, jnp.zeros((1, *width)))["params"]
+    batch = prior_fn(jax.random.split(jax.random.key(1), 3)[0])
+    first = loss_fn(apply_fn(params, batch.x, batch.y, 0), batch.targets)
+    return first, jax.lax.scan(step, fitting.init(params), jax.random.split(key, 20))[1]
+
+  first, values = train(jax.random.key(0))
+  assert first.shape[0] == _B and first.ndim == 2
+  np.testing.assert_allclose(values[0], np.mean(first), rtol=1e-4)
+  assert np.isfinite(values).all() and values[-1] < values[0]
+
+
 def test_prior_fitting_errors():
   def build(**options):
     return prior_fitting(_linear, optax.sgd(0.1), _fixed_batch, _squared_error, **options)
@@ -173,6 +306,20 @@ def test_prior_fitting_errors():
   fitting = build(max_context=_T + 1)
   with pytest.raises(ValueError, match=f"max_context .* {_T + 1} > {_T}"):
     jax.jit(fitting.update)(jax.random.key(0), fitting.init(_PARAMS))
+
+
+def test_lengths_errors():
+  build = functools.partial(
+    prior_fitting, _linear, optax.sgd(0.1), _fixed_batch, _squared_error, max_context=2
+  )
+  with pytest.raises(ValueError, match="lengths must not be empty"):
+    build(lengths=())
+  with pytest.raises(ValueError, match=r"lengths\[1\] must be at least 1, got 0"):
+    build(lengths=(3, 0))
+  fitting = build(lengths=(3, _T + 1))
+  state = jax.eval_shape(fitting.init, _PARAMS)
+  with pytest.raises(ValueError, match=f"lengths .* {_T + 1} > {_T}"):
+    jax.eval_shape(fitting.update, jax.random.key(0), state)
 
 
 def test_loss_by_context_matches_single_calls():

@@ -104,6 +104,48 @@ def test_a_pool_of_one_is_the_top():
   np.testing.assert_array_equal(draw(COUNTS), top(CONFIDENCE, LENGTHS, COUNTS))
 
 
+def test_spans_are_added_until_enough_frames_are_masked():
+  wanted = np.linspace(0, T, B).astype(np.float32)
+  draw = jax.jit(
+    jax.vmap(
+      lambda key: augment.confident_span_mask(
+        key, CONFIDENCE, LENGTHS, num_masked=wanted, span_length=3, pool=1
+      )
+    )
+  )
+  masks = np.asarray(draw(jax.random.split(KEY, 400)))
+  assert masks.dtype == np.int32
+  for row, length in enumerate(LENGTHS):
+    # With a pool of one, the best frames are the starts.
+    order = sorted(range(length), key=lambda t: (-CONFIDENCE[row, t], t))
+    allowed, best = [np.zeros(T, int)], np.zeros(T, int)
+    target = min(wanted[row], length)
+    for start in order:
+      if best.sum() >= target:
+        break
+      best = best.copy()
+      best[start : min(start + 3, length)] = 1
+      allowed.append(best)
+    if target == 0:
+      assert not masks[:, row].any()
+      continue
+    is_last = (masks[:, row] == allowed[-1]).all(1)
+    assert np.all(is_last | (masks[:, row] == allowed[-2]).all(1))
+    step = allowed[-1].sum() - allowed[-2].sum()
+    assert abs(masks[:, row].sum(1).mean() - target) <= 4 * step * 0.5 / np.sqrt(400) + 1e-5
+
+
+def test_masked_spans_vary_and_have_the_mean_that_is_asked_for():
+  lengths = np.full(4000, T, np.int32)
+  confidence = np.tile(np.linspace(0, 1, T, dtype=np.float32) ** 8, (4000, 1))
+  draw = jax.jit(
+    lambda: augment.confident_span_mask(KEY, confidence, lengths, num_masked=4.5, span_length=3)
+  )
+  masks = np.asarray(draw())
+  assert abs(masks.sum(1).mean() - 4.5) < 4 * 1.5 / np.sqrt(4000)
+  assert len(np.unique(masks, axis=0)) > 5 and masks[:, -3:].mean() > 3 * masks[:, :6].mean()
+
+
 def test_distractors_are_other_masked_frames():
   mask = expand(STARTS, LENGTHS, span_length=3)
   draw = jax.jit(lambda m: augment.sample_distractors(KEY, m, num_distractors=400))
@@ -151,6 +193,10 @@ def test_bad_arguments_are_named():
     augment.top_confidence_frames(CONFIDENCE, LENGTHS, num_frames=2.5)
   with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
     augment.sample_confident_starts(KEY, CONFIDENCE, LENGTHS, num_frames=1, pool=0)
+  with pytest.raises(ValueError, match=r"num_masked must lie in \[0, inf\), got -1"):
+    augment.confident_span_mask(KEY, CONFIDENCE, LENGTHS, num_masked=-1)
+  with pytest.raises(ValueError, match=r"num_masked must have shape \[b\] with b = 40"):
+    augment.confident_span_mask(KEY, CONFIDENCE, LENGTHS, num_masked=np.ones(3))
   with pytest.raises(ValueError, match=r"probability must lie in \(0, 1\], got 0.0"):
     augment.random_starts(KEY, LENGTHS, max_length=T, probability=0.0)
   with pytest.raises(ValueError, match="num_distractors must be at least 1, got 0"):

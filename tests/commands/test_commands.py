@@ -26,7 +26,8 @@ def test_alone_it_lists_the_commands(capsys):
 
 
 @pytest.mark.parametrize(
-  "name, near", [("finetun", "finetune"), ("xyz", "chat, finetune, reinforce, sample, score")]
+  "name, near",
+  [("finetun", "finetune"), ("xyz", "audit, chat, finetune, reinforce, sample, score")],
 )
 def test_an_unknown_command_names_the_near_ones(capsys, name, near):
   message = f"error: there is no command {name!r}; there is {near}.\n"

@@ -47,6 +47,17 @@ def test_samples_of_one_model(method):
   np.testing.assert_array_equal(draws.reads[0], PROMPTS.lengths + draws.lengths.sum(1))
 
 
+def test_many_samples_are_drawn_in_parts(monkeypatch):
+  monkeypatch.setattr(decoders, "_AT_ONCE", 2)
+  draws = run("adaptive", MODELS, num_samples=5)  # Two, two, and one of two.
+  assert draws.tokens.shape == (2, 5, LONGEST) and draws.notes["large_share"].shape == (2, 5)
+  assert len({tuple(tokens) for tokens in draws.tokens[0]}) > 2
+  of_six = draws.reads[0] - 6 * PROMPTS.lengths - draws.lengths.sum(1)
+  assert np.all((of_six > 0) & (of_six <= LONGEST))
+  free = run("sample", MODELS[:1], num_samples=5)
+  check_log_probs(free)
+
+
 @pytest.mark.parametrize("method", decoders.PAIRS)
 def test_two_models(method):
   greedy = {} if method == "nudging" else {"temperature": 0.0}

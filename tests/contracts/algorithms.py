@@ -4,6 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +12,7 @@ import optax
 from jaxlab.algorithms import (
   AdaptBatch,
   AdaptLoss,
+  GaussianNBState,
   GuardedStep,
   PolicyBatch,
   SemiSupervisedBatch,
@@ -75,6 +77,33 @@ def _solve_bilevel(function, inner, outer, batch, held_out, **kwargs):
 def _fill_bank(function, features, labels):
   bank = function(capacity=4, dim=4)
   return bank.update(bank.init(), features, labels)
+
+
+def _keep_errors(function, features, targets):
+  buffer = function(capacity=4, num_features=4)
+  return buffer.update(buffer.init(), features, targets)
+
+
+def _fit_mean(key, x, y, mask, previous):
+  del key, x, previous
+  return jnp.sum(jnp.where(mask, y, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _mean_at(model, x):
+  return jnp.broadcast_to(model, x.shape[:1])
+
+
+def _gaps(model, x, training_x, mask):
+  gaps = jnp.where(mask[:, None], training_x, 0).sum(axis=0)
+  return x - gaps[None] + 0 * model
+
+
+def _fit_error(features, targets, mask):
+  return jnp.sum(jnp.where(mask[:, None], features * targets[:, None], 0), axis=0)
+
+
+def _error_at(model, features):
+  return features @ model
 
 
 def _project(params, features):
@@ -143,9 +172,9 @@ def _guarded(function, params, inputs):
   return function(objective, _SGD, params, _SGD.init(params), inputs=inputs)
 
 
-def _fit_prior(function, key, params):
+def _fit_prior(function, key, params, **options):
   prior = partial(ridge_prior, batch_size=2, num_points=5)
-  fitting = function(_predict, _SGD, prior, _error, max_context=4)
+  fitting = function(_predict, _SGD, prior, _error, max_context=4, **options)
   return fitting.update(key, fitting.init(params))
 
 
@@ -169,6 +198,24 @@ def _post_train(function, key, table, prompts):
   scores = lambda table, tokens: causal_token_log_probs(table[tokens], tokens)  # noqa: E731
   trainer = function(_roll_out, score, scores, rloo_objective(), _SGD, kl_penalty=0.1)
   return trainer.update(key, trainer.init(table), prompts)
+
+
+def _impute(function, key, values, mask, times, labels, table):
+  return function(
+    key,
+    lambda filled, _: (jnp.tanh(filled), jnp.exp(jnp.tanh(filled))),
+    lambda z, _: (z, jnp.exp(jnp.tanh(z))),
+    jnp.tanh,
+    lambda series, *_: jax.nn.log_softmax(jnp.mean(series, axis=-2) @ table),
+    lambda z: -jnp.sum(jnp.square(z), axis=(-2, -1)),
+    values,
+    mask,
+    times,
+    labels,
+    num_latents=2,
+    rate=jnp.ones(2),
+    bias=jnp.ones(2),
+  )
 
 
 # A reward that is not finite cannot be scored; supervised losses read the policy alone.
@@ -224,6 +271,10 @@ TABLE = {
   "agreement_mask": call(p(B, 4), c(B)),
   "agreement_report": call(b(5), c(5), c(5)),
   "alternate_phases": call(c(B)),
+  "anova_select": call(f(5, 4), c(5), num_features=2, num_classes=4),
+  "apply_selection": call(f(B, 4, 8)).but(
+    use=lambda function, features: function(features, np.eye(4, 8, dtype=bool)), keeps=True
+  ),
   "best_of_n_objective": _SAMPLES.but(use=_objective, quiet=_UNREAD),
   "bilevel": call(f(4), f(4), f(5, 4), f(5, 4), inner_learning_rate=0.1).but(
     use=_solve_bilevel, keeps=True, skip=_STEP
@@ -242,9 +293,18 @@ TABLE = {
     use=_teacher, keeps=True, skip=_STEP
   ),
   "cosine_logits": call(f(B, 1, 4, 4, 2), f(B, 2)),
+  "cross_validated_errors": call(KEY, _fit_mean, _mean_at, _gaps, f(5, 2), f(5)),
   "distribution_queue": call(p(5, 4)).but(use=_one_mean),
   "draw_views": call(KEY, f(B, 4), weak_fn=_jitter, strong_fn=_jitter).but(keeps=True),
+  "em_update": call(f(5, 2), f(4, 2)),
   "entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(use=_adapter, keeps=True, skip=_STEP),
+  "error_buffer": call(f(2, 4), f(2)).but(use=_keep_errors, skip={"gradients": "steps"}),
+  "factor_mle": call(f(5, 4), rank=2),
+  "factor_mle_gram": call(f(5, 4), rank=2),
+  "factor_posterior_covariance": call(f(4, 2)),
+  "factor_posterior_mean": call(f(B, 4), f(4, 2)),
+  "factor_regression": call(f(5, 4), f(5), f(4, 2)),
+  "factor_regression:means": call(f(5, 4), f(5), f(4, 2), posterior_loss=False),
   "feature_bank": call(f(5, 4), c(5)).but(use=_fill_bank, skip={"gradients": "steps"}),
   "exponential_rampup": call(t(B), 8.0),
   "filtered_entropy_minimization": call(KEY, _PARAMS, f(5, 4)).but(
@@ -254,6 +314,7 @@ TABLE = {
     KEY, _logits, _PARAMS, _SGD, _LABELED, _LABELED, trainable=_every, **_TUNED
   ).but(keeps=True, skip=_STEP),
   "fit_class_gaussians": call(f(5, 2), c(5), u(5), num_classes=4),
+  "fit_isotropic_mixture": call(KEY, f(5, 2), num_components=2, num_restarts=2, num_steps=2),
   "fixmatch_method": _semi_supervised(),
   "fixmatch_objective": call(KEY, _logits, _PARAMS, *_LABELED_SOFT, f(2, 4), f(2, 4)),
   "fixmatch_objective:mixup": call(
@@ -263,6 +324,13 @@ TABLE = {
   "flexmatch_select": call(c(5), _ROWS, p(2, 4)),
   "flexmatch_status": call(c(5), num_classes=4),
   "flexmatch_thresholds": call(u(4)),
+  "gaussian_nb_fit": call(f(5, 2), c(5), num_classes=4),
+  "gaussian_nb_linear": call(u(4), f(4, 2), u(4, 2)),
+  "gaussian_nb_log_joint": call(u(4), f(4, 2), u(4, 2), f(B, 2)),
+  "gaussian_nb_log_joint:own": call(u(4), f(4, 2), u(4, 2), f(B, 2), shared_variance=False),
+  "gaussian_nb_predict": call(u(4), f(4, 2), u(4, 2), f(B, 2)),
+  "gaussian_nb_predict:own": call(u(4), f(4, 2), u(4, 2), f(B, 2), shared_variance=False),
+  "gaussian_nb_update": call(GaussianNBState(u(4), f(4, 2), u(4, 2)), f(5, 2), c(5)),
   "gradient_noise_weights": call(KEY, batch_size=8, base_batch_size=2),
   "grpo_objective": _SAMPLES.but(use=_objective, quiet="rewards"),
   "guarded_step": call(_PARAMS, f(5, 4)).but(use=_guarded, keeps=True, skip=_STEP),
@@ -308,19 +376,40 @@ TABLE = {
     skip=_DRAWN
   ),
   "mixup_method": _semi_supervised(fixmatch_method()),
+  "mrmr_select": call(f(5, 4), c(5), num_features=2, num_classes=4).but(
+    skip={"gradients": "steps"}
+  ),
   "norm_adaptation": call(KEY, _PARAMS, f(5, 4)).but(
     use=lambda function, *args: _adapter(lambda forward, _: function(forward), *args),
     keeps=True,
     skip=_STEP,
   ),
+  "not_miwae_objective": call(KEY, f(B, 5, 2), b(B, 5, 2), u(B, 5), c(B), f(2, 4)).but(
+    use=_impute, skip={"gradients": "step", "compiles_once": "step"}
+  ),
   "online_dpo_objective": _SAMPLES.but(use=_objective, quiet="rewards old"),
   "optimize_on_grid": call(KEY, f(5, 2), f(5), _distance, num_steps=2).but(keeps=True),
+  "optimize_with_error_prediction": call(
+    KEY,
+    f(7, 2),
+    f(7),
+    fit_fn=_fit_mean,
+    predict_fn=_mean_at,
+    feature_fn=_gaps,
+    fit_error_fn=_fit_error,
+    predict_error_fn=_error_at,
+    num_init=2,
+    num_steps=2,
+  ).but(keeps=True, skip=_STEP),
   "post_training": call(KEY, f(4, 4), c(B, 2)).but(use=_post_train, keeps=True, skip=_STEP),
   "predictive_stop": call(u(B, 4)),
   "prior_bar_borders": call(
     KEY, partial(ridge_prior, batch_size=2, num_points=5), 4, num_values=20
   ),
   "prior_fitting": call(KEY, _TABLE).but(use=_fit_prior, keeps=True, skip=_STEP),
+  "prior_fitting:lengths": call(KEY, _TABLE, lengths=(3, 5)).but(
+    use=_fit_prior, keeps=True, skip=_STEP
+  ),
   "proportion_regularized_inference": call(
     f(B, 1, 4, 4, 2),
     c(B, 1, 4, 4),
@@ -338,6 +427,7 @@ TABLE = {
   "remixmatch_objective": call(
     KEY, _logits, _PARAMS, *_LABELED_SOFT, f(2, 4), f(1, 2, 4), p(4), p(4)
   ).but(skip=_DRAWN),
+  "responsibilities": call(f(B, 2), f(4, 2)),
   "rloo_objective": _SAMPLES.but(use=_objective, quiet="rewards reference"),
   "robust_mean_teacher": call(
     KEY, _PARAMS, {"w": f(4, 2)}, f(5, 4), _LABELED, prototypes=f(4, 4), source_weight=0.5

@@ -5,6 +5,7 @@ import numpy as np
 from jaxlab.augment import (
   IMAGE_CORRUPTIONS,
   SIGNAL_CORRUPTIONS,
+  ChannelStatistics,
   ParaphraseGrammar,
   random_flip,
 )
@@ -29,6 +30,9 @@ TABLE = {
     quiet="ratio", skip={"gradients": "steps"}
   ),
   "box_mix": call(u(B, 4, 4, 1), u(B, 4, 4, 1), b(B, 4, 4)).but(keeps=True),
+  "calibrate_mask_offset": call(f(5, 4, 2), observed_share=0.3).but(skip={"gradients": "steps"}),
+  "channel_statistics": call(f(5, 2, 4)),
+  "channel_statistics:lengths": call(f(5, 2, 4), lengths=c(5)),
   "center_surround_saliency": call(u(B, 8, 8, 1)),
   "classifier_label_map": call(f(B, 4, 4, 2), f(2, 4), f(4)),
   "corruption_stream": call(
@@ -36,15 +40,18 @@ TABLE = {
   ).but(keeps=True),
   "cutmix": call(KEY, u(4, 8, 8, 1), c(4)).but(keeps=True, skip=_DRAWN),
   "cutmix:rows": call(KEY, u(4, 8, 8, 1), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
+  "decay_impute": call(f(B, 5, 2), f(B, 5, 2), b(B, 5, 2), u(B, 5), rate=u(2), bias=u(2)),
   "dense_label_map": call(f(B, 4, 4, 2), c(B, 4, 4, 2), num_classes=4),
   "draw_mix": call(KEY, batch_size=4),
   "embedding_noise": call(KEY, f(B, 5, 2), c(B)).but(keeps=True, quiet="embeddings"),
+  "confident_span_mask": call(KEY, u(B, 5), c(B), num_masked=2.5),
   "expand_spans": call(b(B, 5), c(B)),
   "cutout": call(KEY, f(B, 8, 4)).but(keeps=True),
   "decibels_below_peak": call(f(B, 5)),
   "fgsm": call(_square_error, u(B, 4), u(B), epsilon=0.1).but(
     keeps=True, skip={"gradients": "steps"}
   ),
+  "forward_fill": call(f(B, 5, 2), b(B, 5, 2)).but(keeps=True),
   "guess_labels": call(p(2, B, 4)),
   "interpolate_pairs": call(f(5, 2), c(5), 0.3).but(keeps=True),
   "jitter_images": call(KEY, u(B, 8, 8, 1)).but(keeps=True),
@@ -55,6 +62,7 @@ TABLE = {
   "log_mel_spectrogram:power": call(
     f(B, 64), sample_rate=8000, fft_size=16, hop=8, num_mels=4, scale="htk", power=2, padding="end"
   ).but(static="fmin"),
+  "mask_not_at_random": call(KEY, f(B, 5, 2), offset=f(2)).but(skip={"gradients": "integers"}),
   "mask_rate_schedule": call(t(B), total_steps=8.0),
   "mask_reasoning_tokens": call(KEY, c(B, 5), b(B, 5), rate=0.5, mask_token_id=4).but(
     static="random_fraction"
@@ -68,6 +76,7 @@ TABLE = {
   "mixup:rows": call(KEY, f(4, 2), c(4), per_example=True).but(keeps=True, skip=_DRAWN),
   "mixup_pairs": call(KEY, f(4, 2), f(4, 2), p(4, 4), p(4, 4)).but(keeps=True, skip=_DRAWN),
   "multi_mixup": call(KEY, f(4, 2), c(4)).but(keeps=True),
+  "observation_dropout": call(KEY, b(B, 5, 2), rate=0.4, num_draws=(2,)),
   "occlude": call(KEY, f(B, 16)).but(keeps=True),
   "paraphrase": call(KEY, c(B, 5), _GRAMMAR, strength=0.5),
   "pool_label_map": call(f(B, 4, 4, 2), u(B, 4)),
@@ -92,6 +101,10 @@ TABLE = {
   "sample_distractors": call(KEY, b(B, 5), num_distractors=4),
   "segment_masks": call(c(B), u(B), length=5).but(quiet="ratio", skip={"gradients": "steps"}),
   "segment_mix": call(KEY, f(4, 8, 2), c(4)).but(keeps=True, skip=_DRAWN),
+  "standardize_channels": call(f(5, 2, 4)),
+  "standardize_channels:given": call(
+    f(B, 2, 4), statistics=ChannelStatistics(f(2), u(2)), lengths=c(B)
+  ),
   "sparsify_label_map": call(f(B, 4, 4, 4), num_labels=2),
   "sharpen": call(p(B, 4)),
   "speed_perturb": call(KEY, f(B, 16)).but(keeps=True),

@@ -5,12 +5,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxlab.samplers import expand_leaf, init_rewind_tree, ridge_prior, table_decode_fns
+from jaxlab.samplers import (
+  LinearTasks,
+  expand_leaf,
+  init_rewind_tree,
+  ridge_prior,
+  table_decode_fns,
+)
 from tests.contracts.calls import KEY, B, Built, b, c, call, f, keys, n, p, u
 
 _TABLE = f(4, 4)
 _LENGTHS = np.array([2, 1, 2], np.int32)
+_PROJECTION = {"input_dim": 2, "output_dim": 4, "num_classes": 4}
 _DECODING = {"max_new_tokens": 3, "eos_token_id": 0}
 _LOOP = {"gradients": "loop"}
 _STEPS = {"gradients": "steps"}
@@ -57,6 +65,14 @@ def _move(state, action):
   return state + action, jnp.where(state + action > 3, 1, 0)
 
 
+def _draw_weight(key):
+  return jax.random.normal(key, (2,))
+
+
+def _square(params, rows):
+  return jnp.mean(jnp.square(params[None] - rows[:, None]))
+
+
 def _verdict(tokens, length):
   return jnp.sin(1.0 * jnp.sum(tokens) + length)
 
@@ -79,6 +95,7 @@ TABLE = {
     static="stretch", skip=_LOOP
   ),
   "apply_backspaces": call(c(B, 5), c(B), backspace_token_id=1),
+  "apply_projection_task": call(f(B, 5, 2), c(B, 5), f(B, 4, 2), c(B, 4)),
   "apply_repetition_penalty": call(f(B, 4), b(B, 4), penalty=1.2).but(keeps=True),
   "backspace_layout": call(c(B, 2), c(B, 5), c(B), backspace_token_id=1),
   "backup_level": call(
@@ -96,6 +113,7 @@ TABLE = {
   "candidate_priors": call(0.3, u(5)),
   "commit_move": call(_TREE),
   "context_size_probs": call(4),
+  "direct_estimate": call(f(8, 8), c(B), c(B), c(B), num_variables=4).but(use=_model),
   "draw_data_sets": call(keys(2), partial(ridge_prior, batch_size=2, num_points=4)),
   "draw_data_sets:one": call(
     keys(2), partial(ridge_prior, batch_size=2, num_points=4), one_by_one=True
@@ -110,6 +128,9 @@ TABLE = {
   "filter_top_p": call(f(B, 4), top_p=0.7).but(keeps=True),
   "filter_typical_p": call(f(B, 4), typical_p=0.7).but(keeps=True),
   "fit_weibull_mixture": call(u(B, 5), mask=b(B, 5), num_steps=2),
+  "free_estimate": call(KEY, f(8, 8), c(B), c(B), c(B), num_variables=4, num_samples=2).but(
+    use=_keyed, skip=_LOOP
+  ),
   "generate": call(KEY, _TABLE, c(B, 2), _LENGTHS, temperature=0.7, top_p=0.9, **_DECODING).but(
     use=_keyed, skip=_LOOP
   ),
@@ -127,6 +148,8 @@ TABLE = {
   "init_rewind_tree": call(capacity=4, embedding_dim=2),
   "initial_walkers": call(KEY, f(5, 2), f(5), num_walkers=4).but(keeps=True),
   "insert_corrections": call(c(B, 5), c(B), b(B, 5), c(B, 5), backspace_token_id=1),
+  "kernel_interpolants": call(KEY, f(5, 2), f(5, 4), f(2, 2), num_samples=4),
+  "kernel_interpolants_from_noise": call(f(5, 2), f(5, 4), f(2, 2), f(2, 4, B)),
   "label_similarity_logits": call(f(5, 2), f(B, 2), bandwidth=0.5),
   "label_similarity_probabilities": call(f(5, 2), bandwidth=0.5),
   "majority_vote": call(c(B, 4), weights=u(B, 4), mask=b(B, 4)).but(skip=_STEPS),
@@ -137,7 +160,9 @@ TABLE = {
   "markov_greedy": call(_TABLE, c(B), **_DECODING).but(skip=_LOOP),
   "mix_prior": call(u(5)),
   "prefill": call(_TABLE, c(B, 2), _LENGTHS, max_length=4).but(use=_model),
+  "previous_label_one_hot": call(c(B, 5), num_classes=4),
   "process_logits": call(f(B, 4), temperature=0.7, top_k=3, top_p=0.9, min_p=0.01, typical_p=0.9),
+  "projection_task": call(KEY, input_dim=2, output_dim=4, num_classes=4),
   "rewind_generate": call(
     KEY,
     _TABLE,
@@ -167,9 +192,22 @@ TABLE = {
   "resample_until_accepted": call(KEY, f(B, 4), max_attempts=2).but(use=_resample, skip=_LOOP),
   "ridge_prior": call(KEY, batch_size=2, num_points=4),
   "sample_context_size": call(KEY, 4, min_context=1),
+  "sample_from_pool": call(KEY, LinearTasks(f(5, 2), u(5)), batch_size=2).but(keeps=True),
+  "sample_linear_regression": call(KEY, LinearTasks(f(B, 2), u(B)), num_points=4),
+  "sample_linear_tasks": call(KEY, batch_size=2, num_features=4),
   "sample_partner_table": call(KEY, f(5, 2), num_draws=2, bandwidth=0.5),
   "sample_partners": call(KEY, f(5, 2), c(4), bandwidth=0.5),
+  "sample_projection_tasks": call(KEY, batch_size=2, num_tasks=2, task_key=KEY, **_PROJECTION),
+  "sample_task_sequences": call(
+    KEY, f(5, 2), c(5), batch_size=2, sequence_length=4, output_dim=4, num_classes=4
+  ),
+  "sample_task_sequences:repeated": call(
+    KEY, f(4, 2), c(4), batch_size=2, sequence_length=5, output_dim=4, num_classes=4
+  ),
   "sample_without_replacement": call(KEY, f(B, 4), num_samples=2),
+  "scaffolded_estimate": call(
+    KEY, f(8, 8), c(B), c(B), c(B), c(B, 2), num_variables=4, num_samples=2
+  ).but(use=_keyed),
   "score_sequences": call(_TABLE, c(B, 5), c(B), _LENGTHS).but(use=_model),
   "select_leaf": call(_TREE, max_depth=4),
   "selection_scores": call(u(5), c(5), u(5), parent_visits=4.0, min_value=-1.0, max_value=1.0),
@@ -192,6 +230,19 @@ TABLE = {
     use=lambda function, table, tokens, positions: function(table).apply(tokens, (), positions)
   ),
   "token_entropy": call(f(B, 4)),
+  "trained_hypotheses": call(
+    KEY, _draw_weight, _square, optax.sgd(0.1), num_samples=2, num_steps=2, num_examples=5
+  ),
+  "trained_hypotheses:batches": call(
+    KEY,
+    _draw_weight,
+    _square,
+    optax.adam(0.1),
+    num_samples=2,
+    num_steps=4,
+    num_examples=5,
+    batch_size=2,
+  ),
   "weibull_mixture_log_prob": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
   "weibull_mixture_posterior": call(u(B, 4), weight=u(B), shape=u(B, 2), scale=u(B, 2)),
 }

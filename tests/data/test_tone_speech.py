@@ -10,6 +10,8 @@ sample = jax.jit(
   data.sample_utterances, static_argnames=("num_samples", "min_digits", "max_digits")
 )
 corrupt = jax.jit(data.corrupt_segments, static_argnames="kinds")
+# Two digits of the lowest bands, and one of the highest.
+TONES = np.array([(0.0, 3.0), (1.5, 4.5), (10.0, 13.0)], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,52 @@ def test_the_tones_tell_the_digit(utterances):
   assert len(right) > 20 and np.mean(right) > 0.9
 
 
+def test_alignment_says_which_token_sounds_and_for_how_long():
+  key, limits = jax.random.key(5), {"min_digits": 2, "max_digits": 4, "rate_spread": 0.3}
+  draw = jax.jit(
+    lambda key: data.sample_aligned_utterances(
+      key, num_samples=300, num_frames=32, tones=TONES, **limits
+    )
+  )
+  (frames, lengths, tokens, token_lengths), sounding, phases = jax.device_get(draw(key))
+  assert frames.shape == (300, 32, data.TONE_BANDS) and lengths.max() <= 32
+  assert set(token_lengths) == {4, 5, 6} and sounding.dtype == np.int32
+  bands = np.arange(data.TONE_BANDS)
+  errors = []
+  for row in range(300):
+    t = 0
+    for token in tokens[row, 1 : token_lengths[row] - 1]:
+      end = t + 1
+      # Its phase falls back where the next one begins, which may be the same token.
+      while end < lengths[row] and phases[row, end] > phases[row, end - 1]:
+        end += 1
+      assert 4 <= end - t <= 16
+      np.testing.assert_array_equal(sounding[row, t:end], token)
+      phase = (np.arange(end - t) + 0.5) / (end - t)
+      np.testing.assert_allclose(phases[row, t:end], phase, rtol=1e-5)
+      for i, x in enumerate(phase):
+        centers = TONES[token - 3] + x
+        tone = sum(np.exp(-0.5 * ((bands - center) / 0.6) ** 2) for center in centers)
+        errors.append(frames[row, t + i] - np.sin(np.pi * x) * tone)
+      t = end
+    assert t == lengths[row] and not np.any(frames[row, t:])
+    assert not np.any(sounding[row, t:]) and not np.any(phases[row, t:])
+  # What is left is the noise.
+  np.testing.assert_allclose([np.mean(errors), np.std(errors)], [0, 0.3], atol=0.005)
+
+
+def test_foreign_tones_may_be_given(speech):
+  draw = jax.jit(
+    lambda key: data.corrupt_segments(
+      key, *speech, share=0.999, kinds=("foreign",), foreign_tones=TONES[2:]
+    )
+  )
+  new, corrupted = jax.device_get(draw(jax.random.key(6)))
+  loud = corrupted & (np.linalg.norm(new, axis=-1) > 2.2)
+  power = np.square(new[loud]).mean(0)
+  assert power[[10, 11, 13, 14]].min() > 2 * power[:9].max()
+
+
 @pytest.fixture(scope="module")
 def speech(utterances):
   """Utterances of up to 64 frames, and a silent one."""
@@ -116,11 +164,31 @@ def test_foreign_tones_lie_between_those_of_digits(speech):
   np.testing.assert_allclose(mean["noise"], mean["noise"].mean(), rtol=0.2)
   alike = lambda a, b: np.corrcoef(mean[a], mean[b])[0, 1]  # noqa: E731
   assert alike("clean", "foreign") < 0
+  assert gap(tone_speech._TONES, tone_speech._FOREIGN_TONES) > 0.04
+
+
+def gap(ours, theirs):
+  """Least distance of the bands that rising tones of two tables cross."""
   swept = lambda table: np.concatenate(  # noqa: E731
     [np.arange(x, x + 1, 0.05) + 0.025 for x in np.unique(table)]
   )
-  gaps = np.abs(swept(tone_speech._TONES)[:, None] - swept(tone_speech._FOREIGN_TONES)[None])
-  assert gaps.min() > 0.04
+  return np.abs(swept(ours)[:, None] - swept(theirs)[None]).min()
+
+
+def test_random_tables_differ_and_their_foreign_tones_lie_between():
+  keys = jax.random.split(jax.random.key(0), 40)
+  own, foreign = jax.device_get(jax.jit(jax.vmap(data.sample_tone_tables))(keys))
+  for ours, theirs in zip(own, foreign):
+    for table in (ours, theirs):
+      assert table.shape == (10, 2) and len(np.unique(table, axis=0)) == 10
+      assert table.min() >= 0 and table.max() + 1 < data.TONE_BANDS - 0.9
+      assert np.all(table[:, 1] - table[:, 0] > 1)
+      # Different tones of a table are two bands apart.
+      assert np.diff(np.unique(np.round(table, 3))).min() > 1
+    assert gap(ours, theirs) > 0.04
+  assert len({row.tobytes() for row in own}) == 40
+  lowest = np.round(own.min((1, 2)) - foreign.min((1, 2)))
+  assert set(lowest) == {-1, 1}
 
 
 def test_corruption_checks_its_arguments(speech):
@@ -147,5 +215,9 @@ def test_fixed_counts_and_bad_arguments():
     data.sample_utterances(key, num_samples=2, min_digits=0)
   with pytest.raises(ValueError, match="max_digits must be at least 5, got 4"):
     data.sample_utterances(key, num_samples=2, min_digits=5, max_digits=4)
+  with pytest.raises(ValueError, match="num_frames must be at least 8, got 7"):
+    data.sample_aligned_utterances(key, num_samples=2, min_digits=2, num_frames=7)
+  with pytest.raises(ValueError, match=r"tones must have shape \[k, 2\]"):
+    data.sample_aligned_utterances(key, num_samples=2, tones=TONES[:, :1])
   with pytest.raises(ValueError, match=r"rate_spread must lie in \[0, inf\), got -1"):
     data.sample_utterances(key, num_samples=2, rate_spread=-1)

@@ -57,3 +57,32 @@ def test_gradients_are_finite_and_errors_name_the_argument():
     losses.nt_xent_loss(A, B, temperature=0.0)
   with pytest.raises(ValueError, match="views_b must have shape"):
     losses.nt_xent_loss(A, B[:, :3])
+
+
+pair_loss = jax.jit(losses.pair_logistic_loss)
+TOGETHER = np.array([1, 0, 1, 0, 1])
+
+
+def test_pair_loss_is_that_of_a_logistic_regression():
+  logits = np.sum(A.astype(np.float64) * B, axis=1)
+  expected = np.log1p(np.exp(-(2 * TOGETHER - 1) * logits))
+  np.testing.assert_allclose(pair_loss(A, B, TOGETHER), expected, rtol=1e-5)
+  np.testing.assert_allclose(pair_loss(B, A, TOGETHER), expected, rtol=1e-5)
+  # The probabilities of both labels sum to 1.
+  total = np.exp(-pair_loss(A, B, TOGETHER)) + np.exp(-pair_loss(A, B, 1 - TOGETHER))
+  np.testing.assert_allclose(total, 1, rtol=1e-5)
+  np.testing.assert_allclose(pair_loss(0 * A, B, TOGETHER), np.log(2), rtol=1e-6)
+
+
+def test_pair_loss_at_the_edges():
+  slope = jax.jit(jax.grad(lambda a, b: losses.pair_logistic_loss(a, b, TOGETHER).sum()))
+  assert np.isfinite(pair_loss(1e4 * A, 1e4 * B, TOGETHER)).all()
+  assert np.isfinite(slope(1e4 * A, 1e4 * B)).all()
+  unknown = np.array([1, 0, 2, -1, 1])
+  np.testing.assert_array_equal(
+    np.isnan(pair_loss(A, B, unknown)), [False, False, True, True, False]
+  )
+  with pytest.raises(ValueError, match="is_positive must be 0 or 1, got the values"):
+    losses.pair_logistic_loss(A, B, unknown)
+  with pytest.raises(ValueError, match="other_features must have shape"):
+    losses.pair_logistic_loss(A, B[:, :3], TOGETHER)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab import metrics
+from jaxlab.metrics import label_issues
 
 N, K = 150, 5
 METHODS = (
@@ -147,6 +148,16 @@ def test_a_million_rows_of_a_thousand_classes_are_not_copied(method):
   find = jax.jit(lambda *x: metrics.find_label_issues(*x, method=method))
   memory = find.lower(probs, labels).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 0.05 * memory.argument_size_in_bytes
+
+
+def test_classes_may_be_compared_with_any_number_of_others_at_a_time(monkeypatch):
+  probs, labels = draw(3, grid=8)
+  expected = find(probs, labels)[0][0]
+  for size in (1, 2):
+    monkeypatch.setattr(label_issues, "_COLUMNS", size)
+    flagged = jax.jit(lambda *x: metrics.find_label_issues(*x))(probs, labels)
+    np.testing.assert_array_equal(flagged, expected)
+  assert 0 < np.sum(expected) < N
 
 
 def test_certain_and_right_probabilities_give_no_issue():

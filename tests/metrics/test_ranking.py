@@ -1,9 +1,10 @@
-"""Ranking metrics against scikit-learn."""
+"""Ranking metrics against scikit-learn and SciPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from jaxlab import metrics
@@ -58,7 +59,33 @@ def test_auroc_under_vmap():
   )
 
 
+ranks, spearman = jax.jit(metrics.average_ranks), jax.jit(metrics.spearman_correlation)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10**6])
+def test_ranks_and_their_correlation_match_scipy(levels):
+  rng = np.random.default_rng(levels)
+  a, b = rng.integers(0, levels, (2, 64)).astype(np.float32)
+  b += a
+  np.testing.assert_array_equal(ranks(a), stats.rankdata(a))
+  np.testing.assert_allclose(spearman(a, b), stats.spearmanr(a, b).statistic, atol=1e-5)
+  np.testing.assert_allclose(spearman(a, -b), -spearman(a, b), atol=1e-6)
+  # The logarithm of a positive number keeps the order.
+  np.testing.assert_allclose(spearman(np.log1p(a), b**3), spearman(a, b), atol=1e-5)
+
+
+def test_correlation_of_constants_and_missing_values():
+  a = np.arange(64, dtype=np.float32)
+  assert spearman(a, np.ones(64, np.float32)) == 0 and spearman(np.ones(64, np.float32), a) == 0
+  spoiled = np.where(a == 3, np.nan, a)
+  assert np.isnan(spearman(spoiled, a)) and np.isnan(spearman(a, spoiled))
+  expected = np.where(a == 3, np.nan, np.where(a < 3, a + 1, a))
+  np.testing.assert_array_equal(ranks(spoiled), expected)
+
+
 def test_errors():
+  with pytest.raises(ValueError, match="b must have shape"):
+    metrics.spearman_correlation(np.zeros(3), np.zeros(2))
   with pytest.raises(ValueError, match="labels must be 0 or 1"):
     metrics.auroc(np.zeros(3), np.array([-1, 1, 1]))
   with pytest.raises(ValueError, match="labels must have shape"):
