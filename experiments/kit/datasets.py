@@ -24,6 +24,7 @@ _TFDS_IMAGES = {
   "cifar10": ((32, 32, 3), 10, (50_000, 10_000)),
   "cifar100": ((32, 32, 3), 100, (50_000, 10_000)),
   "fashion_mnist": ((28, 28, 1), 10, (60_000, 10_000)),
+  "mnist": ((28, 28, 1), 10, (60_000, 10_000)),
   "svhn_cropped": ((32, 32, 3), 10, (73_257, 26_032)),
 }
 
@@ -128,6 +129,81 @@ def describe(name: str) -> Dataset:
   if name not in known:
     raise ValueError(f"no data set {name!r}: there is {', '.join(known)}.")
   return Dataset(name, *known[name])
+
+
+def digit_blocks(*sizes: int, seed: int = 0) -> tuple[Split, ...]:
+  """Splits of `digits` that are blocks of consecutive images, which the same writers made.
+
+  Args:
+    *sizes: rows of each split.
+    seed: of where the first block begins, and of the order within blocks.
+
+  Returns:
+    A `Split` for every size, as of `Dataset.splits`.
+  """
+  digits = data.as_arrays(data.load_source("digits", split="all"))
+  images, labels = digits["image"].astype(np.float32) / 16.0, digits["label"].astype(np.int32)
+  rng = np.random.default_rng(seed)
+  start = rng.integers(len(labels))
+  blocks = _cut(Split(np.roll(images, start, axis=0), np.roll(labels, start)), sizes)
+  orders = [rng.permutation(size) for size in sizes]
+  return tuple(Split(*(x[order] for x in block)) for block, order in zip(blocks, orders))
+
+
+class FewLabels(NamedTuple):
+  """What semi-supervised learning is compared on.
+
+  Attributes:
+    labeled: equally many rows of every class, class by class.
+    unlabeled: rows whose labels a method must not see.
+    validation: labeled rows that choose settings.
+    test: test rows.
+  """
+
+  labeled: Split
+  unlabeled: Split
+  validation: Split
+  test: Split
+
+
+def few_labels(
+  dataset: Dataset,
+  seed: int,
+  *,
+  num_shots: int,
+  num_unlabeled: int,
+  num_validation: int,
+  num_test: int,
+  **generator,
+) -> FewLabels:
+  """Draws a few labeled rows of every class, and the other parts, anew for every seed.
+
+  Args:
+    dataset: the set.
+    seed: of the draw.
+    num_shots: labeled rows of a class.
+    num_unlabeled: unlabeled rows.
+    num_validation: validation rows.
+    num_test: test rows.
+    **generator: as of `Dataset.splits`.
+
+  Raises:
+    ValueError: if a class has too few rows.
+  """
+  num_labeled = num_shots * dataset.num_classes
+  pool, test = dataset.splits(
+    num_labeled + num_unlabeled + num_validation, num_test, seed=seed, **generator
+  )
+  drawn = data.few_shot_split(
+    jax.random.key(seed),
+    pool.labels,
+    num_classes=dataset.num_classes,
+    num_shots=num_shots,
+    num_validation_shots=0,
+  )
+  rest = np.flatnonzero(drawn.rest)  # In the order of the pool, which is random.
+  parts = drawn.train, rest[:num_unlabeled], rest[num_unlabeled:]
+  return FewLabels(*(Split(*(array[rows] for array in pool)) for rows in parts), test)
 
 
 def raw_images(name: str, part: str, *, limit: int | None = None) -> Split:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.kit.train import Trained, adamw_cosine, train
+from experiments.kit.train import Trained, adamw_cosine, first_reaching, train
 from jaxlab import algorithms, losses, models, samplers, training
 from jaxlab.algorithms import Rollout
 from jaxlab.data.reasoning import EOS_TOKEN
@@ -169,12 +169,6 @@ def fit_until(
   stop = first_reaching(scores, enough)
   found = {"validation": scores[stop], "update": (stop + 1) * every}
   return jax.tree.map(lambda x: x[stop], params), found
-
-
-def first_reaching(scores: chex.Array, enough: chex.Numeric) -> jax.Array:
-  """Number of the first of the scores `[n]` that is enough, `[...]` as `enough`; else the last."""
-  passed = scores >= jnp.asarray(enough)[..., None]
-  return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), len(scores) - 1)
 
 
 def token_log_probs(

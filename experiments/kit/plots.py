@@ -25,6 +25,20 @@ def panels(num: int, *, width: float = 4.4, height: float = 3.4, columns: int | 
   return figure, axes.flat[:num]
 
 
+def legend_below(figure, ax, *, columns: int) -> None:
+  """One legend for all panels, below them, of what is drawn in one of them."""
+  handles, labels = ax.get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7)
+
+
+def log_axis(ax, label: str) -> None:
+  """Makes the x-axis of drawn lines logarithmic, with ticks where they have points."""
+  values = sorted({x for line in ax.lines for x in line.get_xdata()})
+  ax.set(xscale="log", xlabel=label)
+  ax.set_xticks(values, [f"{value:g}" for value in values])
+  ax.minorticks_off()
+
+
 def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "method", **where):
   """Means with 95% t-intervals over seeds: one group of points per value of `by`.
 
@@ -52,6 +66,47 @@ def intervals(ax, results: Results, quantity: str, *, by: str, color: str = "met
     ax.errorbar(xs, means, errors, fmt="o", capsize=3, color=shade, label=str(label))
   ax.set_xticks(range(len(groups)), [str(group) for group in groups], rotation=20, ha="right")
   ax.set_ylabel(quantity)
+
+
+def differences(results: Results, quantity: str, *, baseline: str, **where) -> Results:
+  """Paired differences of all other methods to one, in every setting that both have.
+
+  Args:
+    results: the records.
+    quantity: what is compared.
+    baseline: the method.
+    **where: what the records must have.
+
+  Returns:
+    Records of a quantity "`quantity` above `baseline`", for `intervals` and `curves`.
+  """
+  chosen, found = results.matching(quantity=quantity, **where), Results()
+  base = {tuple(sorted(r.setting.items())): r.values for r in chosen if r.method == baseline}
+  for record in chosen:
+    key = tuple(sorted(record.setting.items()))
+    if record.method != baseline and key in base:
+      difference = {f"{quantity} above {baseline}": record.values - base[key]}
+      found.add({record.method: difference}, **record.setting)
+  return found
+
+
+def dots(ax, results: Results, quantity: str, *, by: str = "method", **where):
+  """Every seed as a dot and the mean as a bar, one line per value of `by`, from top to bottom.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    quantity: what is drawn, along x.
+    by: "method" or the setting that has a line per value.
+    **where: what the records must have.
+  """
+  labels = results.distinct(by, quantity=quantity, **where)
+  for place, label in enumerate(labels):
+    values = np.atleast_1d(results.select(quantity, **{**where, by: label}))
+    ax.plot(values, np.full(values.shape, place), ".", color="tab:gray", markersize=4)
+    ax.plot(values.mean(), place, "|", color="black", markersize=14, markeredgewidth=2)
+  ax.set_yticks(range(len(labels)), [str(label) for label in labels])
+  ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=quantity)
 
 
 def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method", **where):

@@ -1,8 +1,8 @@
-"""Fits a network to a prior with the engine: a resumable stage per seed."""
+"""Fits networks to priors: with the engine, or as one program where a seed has data of its own."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from experiments.kit import sizes
 from jaxlab import algorithms, data, samplers, training
-from jaxlab.experiment import Context, Results
+from jaxlab.experiment import Context
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +137,68 @@ class PriorTrainer:
     return single.update, state, batch
 
 
+class PriorFit(NamedTuple):
+  """What `fit_prior` gives.
+
+  Attributes:
+    params: the parameters after the last update.
+    losses: of the updates, `[num_steps]`.
+    scores: what `evaluate` gave, stacked over evaluations; None without one.
+    bad_step: updates before the first loss that is not finite; -1 if there was none.
+  """
+
+  params: chex.ArrayTree
+  losses: jax.Array
+  scores: Any
+  bad_step: jax.Array
+
+
+def fit_prior(
+  key: chex.PRNGKey,
+  fitting: algorithms.PriorFitting,
+  params: chex.ArrayTree,
+  *,
+  num_steps: int,
+  evaluate: Callable[[chex.ArrayTree], Any] | None = None,
+  eval_every: int | None = None,
+) -> PriorFit:
+  """Runs `algorithms.prior_fitting`: a traceable function, for `over_seeds` and `jit`.
+
+  `PriorTrainer` compiles its prior into the update. Here the prior may hold traced arrays, the
+  data of a seed, and see the updates done, so that one program serves all seeds.
+
+  Args:
+    key: of the data sets.
+    fitting: init and update.
+    params: where to begin.
+    num_steps: number of updates.
+    evaluate: `params -> pytree`, every `eval_every` updates, which must divide `num_steps`.
+    eval_every: updates between evaluations; None evaluates at the end.
+
+  Returns:
+    A `PriorFit`.
+
+  Raises:
+    ValueError: if `eval_every` does not divide `num_steps`.
+  """
+  eval_every = eval_every or num_steps
+  sizes.check_divides(eval_every, num_steps=num_steps)
+
+  def step(state, key):
+    state, info = fitting.update(key, state)
+    return state, info.loss
+
+  def phase(state, keys):
+    state, losses = jax.lax.scan(step, state, keys)
+    return state, (losses, None if evaluate is None else evaluate(state.params))
+
+  keys = jax.random.split(key, num_steps).reshape(-1, eval_every)
+  state, (losses, scores) = jax.lax.scan(phase, fitting.init(params), keys)
+  bad = ~jnp.isfinite(losses.ravel())
+  bad_step = jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
+  return PriorFit(state.params, losses.ravel(), scores, bad_step)
+
+
 # What is seen of a data set in an evaluation, and what there is of it.
 _CONTEXTS = {"context_sizes": "num_points", "max_context": "num_points", "cutoffs": "length"}
 
@@ -186,24 +248,3 @@ def score_seeds(
     method: {quantity: np.stack([s[method][quantity] for s in scores]) for quantity in row}
     for method, row in scores[0].items()
   }
-
-
-def add_along(
-  results: Results,
-  scores: Mapping[str, Mapping[str, np.ndarray]],
-  name: str,
-  values: Sequence[Any],
-  **setting: Any,
-) -> None:
-  """Adds arrays `[seeds, n]` as records, one per value of a setting.
-
-  Args:
-    results: gets the records.
-    scores: method -> quantity -> `[seeds, n]`.
-    name: the setting along the second axis.
-    values: its n values.
-    **setting: what all these records share.
-  """
-  for i, value in enumerate(values):
-    column = {method: {q: v[:, i] for q, v in row.items()} for method, row in scores.items()}
-    results.add(column, **setting, **{name: value})

@@ -87,6 +87,27 @@ def by_seed(function: Callable[..., Any], *arguments: Any) -> Any:
   return jax.tree.map(lambda *x: np.stack(x), *(function(*part) for part in parts))
 
 
+def add_along(
+  results: experiment.Results,
+  measured: Mapping[str, Mapping[str, np.ndarray]],
+  axes: Mapping[str, Sequence[Any]],
+  **setting: Any,
+) -> None:
+  """Adds records of arrays that have axes of settings.
+
+  Args:
+    results: what they are added to.
+    measured: method -> quantity -> `[seeds, ...]`, whose further axes are the first of `axes`.
+    axes: setting -> its values, in the order of the axes.
+    **setting: of all records.
+  """
+  for method, quantities in measured.items():
+    for quantity, values in quantities.items():
+      for place in np.ndindex(values.shape[1:]):
+        where = {name: options[i] for (name, options), i in zip(axes.items(), place)}
+        results.add({method: {quantity: values[(slice(None), *place)]}}, **setting, **where)
+
+
 @functools.cache
 def _of_arguments(function):
   return lambda key, arguments: function(key, *arguments)

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from experiments.kit.datasets import Split
-from jaxlab import training
+from jaxlab import metrics, training, uncertainty
 
 
 class Trained(NamedTuple):
@@ -48,11 +48,23 @@ def sgd_cosine(
 
 
 def adamw_cosine(
-  learning_rate: chex.Numeric, num_steps: int, *, weight_decay: chex.Numeric = 1e-4
+  learning_rate: chex.Numeric,
+  num_steps: int,
+  *,
+  weight_decay: chex.Numeric = 1e-4,
+  num_warmup: int = 0,
 ) -> optax.GradientTransformation:
-  """AdamW, its rate falling to 0 as a cosine."""
+  """AdamW, its rate falling to 0 as a cosine, if need be after rising in the first updates."""
   schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+  if num_warmup:
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, num_warmup, num_steps)
   return optax.adamw(schedule, weight_decay=weight_decay)
+
+
+def first_reaching(scores: chex.Array, enough: chex.Numeric) -> jax.Array:
+  """Number of the first of the scores `[n]` that is enough, `[...]` as `enough`; else the last."""
+  passed = scores >= jnp.asarray(enough)[..., None]
+  return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), len(scores) - 1)
 
 
 def classification_loss(module: nn.Module, loss_fn: Callable[..., chex.Array] | None = None):
@@ -80,6 +92,26 @@ def classification_loss(module: nn.Module, loss_fn: Callable[..., chex.Array] | 
     return training.LossOutput(values, model_state=jax.lax.stop_gradient(seen[0]))
 
   return loss
+
+
+def squared_loss(module: nn.Module):
+  """The engine's loss of a regression on batches `Split`: a row's mean over outputs."""
+
+  def loss_fn(apply, key, batch):
+    outputs = apply(batch.inputs, rngs={"dropout": key}).logits
+    return jnp.mean(jnp.square(outputs - batch.labels.reshape(outputs.shape)), axis=-1)
+
+  return classification_loss(module, loss_fn)
+
+
+def drawn_from(rows: Split, used: chex.Array) -> Callable[[chex.PRNGKey, int], Split]:
+  """Batches for `train` of the rows that are used, bool `[n]`, drawn with replacement."""
+
+  def batch(key, size):
+    drawn = jax.random.categorical(key, jnp.where(used, 0.0, -jnp.inf), shape=(size,))
+    return Split(*(jnp.asarray(array)[drawn] for array in rows))
+
+  return batch
 
 
 def train(
@@ -162,6 +194,48 @@ def train(
   return Trained(state.params, state.model_state, scores, _first_bad(bad_step, state))
 
 
+def values_loss(values_fn: Callable[[Any, chex.PRNGKey, Any], chex.Array]):
+  """The engine's loss of `(params, key, batch) -> values [b]`, without a model state."""
+
+  def loss(params, model_state, batch, key):
+    del model_state
+    return training.LossOutput(values_fn(params, key, batch))
+
+  return loss
+
+
+def train_to_best(
+  key: chex.PRNGKey,
+  params: chex.ArrayTree,
+  loss_fn: Callable[..., training.LossOutput],
+  optimizer: optax.GradientTransformation,
+  batch: chex.ArrayTree,
+  validate: Callable[[chex.ArrayTree], tuple[chex.Array, Any]],
+  **options: Any,
+) -> Trained:
+  """Trains, and keeps the parameters of the evaluation with the least validation loss.
+
+  Args:
+    key: as for `train`.
+    params: where training starts.
+    loss_fn: as for `train`.
+    optimizer: as for `train`.
+    batch: as for `train`.
+    validate: `params -> (loss, what else is of interest)`; NaN is never the least.
+    **options: `num_steps`, `batch_size` and `eval_every` of `train`.
+
+  Returns:
+    A `Trained`, whose scores are what `validate` gave of its parameters.
+  """
+  evaluate = lambda trained: (trained.params, validate(trained.params))  # noqa: E731
+  start = Trained(params, {})
+  trained = train(key, None, loss_fn, optimizer, batch, start=start, evaluate=evaluate, **options)
+  losses = trained.scores[1][0]
+  best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+  params, scores = jax.tree.map(lambda x: x[best], trained.scores)
+  return trained._replace(params=params, scores=scores)
+
+
 def _first_bad(bad_step: chex.Array, state: training.TrainState) -> jax.Array:
   finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]
   is_first = (bad_step < 0) & ~jnp.all(jnp.stack(finite))
@@ -185,6 +259,29 @@ def agrees(logits: chex.Array, labels: chex.Array) -> jax.Array:
   """
   right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
   return jnp.where(jnp.isfinite(jnp.max(logits, -1)), right, jnp.nan)
+
+
+def calibrated_scores(
+  validation: chex.Array, test: chex.Array, *, labels: tuple[chex.Array, chex.Array]
+) -> dict[str, jax.Array]:
+  """NLL, accuracy and ECE of test logits at the one temperature that validation logits prefer.
+
+  Args:
+    validation: logits, `[n, k]`.
+    test: logits, `[m, k]`.
+    labels: classes of both.
+  """
+  temperature = uncertainty.fit_temperature(validation, labels[0])
+  return scores(uncertainty.apply_temperature(test, temperature=temperature), labels[1])
+
+
+def scores(logits: chex.Array, labels: chex.Array) -> dict[str, jax.Array]:
+  """NLL, accuracy and expected calibration error of logits `[n, k]`."""
+  return {
+    "NLL": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)),
+    "accuracy": jnp.mean(agrees(logits, labels)),
+    "ECE": metrics.expected_calibration_error(jax.nn.softmax(logits), labels),
+  }
 
 
 def epoch_rows(key, num_rows: int, *, num_steps: int, batch_size: int) -> jax.Array:

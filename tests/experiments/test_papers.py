@@ -93,7 +93,8 @@ def test_batches_are_no_larger_than_the_data(slug, tmp_path, capsys):
   module = load(slug)
   names = [f.name for f in dataclasses.fields(module.Config) if "batch" in f.name]
   # Fresh data are drawn for every update of these.
-  fresh = {"pfn": names, "lc_pfn": names, "self_ensembled_icl": ["pretraining_batch"]}
+  fresh = {slug: names for slug in ("pfn", "lc_pfn", "gpicl", "icl_uncertainty")}
+  fresh["self_ensembled_icl"] = ["pretraining_batch"]
   for name in set(names) - {*fresh.get(slug, ()), "ghost_batch"}:
     arguments = ("--preset=smoke", f"--workdir={tmp_path / 'run'}", f"--{name}=1000000000")
     assert execute(module, *arguments) == 2

@@ -50,8 +50,8 @@ class Config:
   margin: float = 0.1  # The least gap of a pair of steps.
   beta: float = 0.1  # Of DPO, and of the weights exp(advantage / beta).
   max_weight: float = 20.0  # The largest of these.
-  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # To choose from, for imitation.
-  preference_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)  # Likewise, for pairs.
+  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)  # To choose from, for imitation.
+  wrong_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)  # Likewise, from wrong solutions.
   batch_size: int = 32  # Rows per update.
   num_steps: tuple[int, ...] = (300, 1500)  # Updates of a method.
   num_evaluations: int = 3  # Within a training; divides num_steps.
@@ -62,14 +62,14 @@ PRESETS = {
   "smoke": Config(
     decoder=(8, 1), modulus=(3, 3), num_terms=(3, 3), base_steps=(2, 2), base_texts=4, num_train=8,
     text_sizes=(4, 8), own_sizes=(8,), num_validation=4, num_test=4, num_samples=2, num_rollouts=2,
-    num_candidates=2, learning_rates=(1e-3,), preference_rates=(1e-3,), batch_size=4,
+    num_candidates=2, learning_rates=(1e-3,), wrong_rates=(1e-3,), batch_size=4,
     num_steps=(2, 2), num_evaluations=1, num_rounds=2,
   ),
   "laptop": Config(),
   "paper": Config(
     decoder=(768, 12), modulus=(96, 97), base_steps=(20_000, 20_000), base_texts=256,
     num_train=8000, text_sizes=(8000, 16_000, 32_000, 64_000, 128_000), own_sizes=(8000, 16_000),
-    learning_rates=(1e-5, 1e-4), preference_rates=(1e-7, 1e-6), num_steps=(3000, 3000),
+    learning_rates=(1e-5, 1e-4), wrong_rates=(1e-7, 1e-6), num_steps=(3000, 3000),
   ),
 }  # fmt: skip
 
@@ -155,10 +155,9 @@ def abstract(config: Config, mesh):
   """An update on weighted steps, for a dry run."""
   chains = data.ModularChainConfig(config.modulus[0], config.num_terms[0], verbose=False)
   model, rows = policy.network(config, chains), config.batch_size
-  length = chains.prompt_length + chains.response_length
-  widths = length, chains.num_terms - 1, chains.num_terms - 1
-  shapes = (jax.ShapeDtypeStruct((rows, n), t) for n, t in zip(widths, ("i4", "f4", "f4")))
-  batch = kit.Steps(*shapes)
+  length, steps = chains.prompt_length + chains.response_length, (rows, chains.num_terms - 1)
+  shapes = ((rows, length), "i4"), (steps, "f4"), (steps, "f4")
+  batch = kit.Steps(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
   return abstract_step(model, loss, adamw_cosine(1e-3, config.num_steps[0]), batch, mesh)
 

@@ -32,16 +32,14 @@ def imitate(config, chains, key, problems: Problems) -> dict[str, Any]:
   return {"params": params, **measure(model, params, chains, problems)}
 
 
-def search(config, chains, key, start, rows, problems: Problems, *, num_steps) -> dict[str, Any]:
+def search(config, chains, key, start, rows, problems, **options) -> dict[str, Any]:
   """Trains on `Steps`, or on `Pairs` with `start` as reference; rate and update by validation."""
   model = network(config, chains)
   loss = kit.step_loss(model, chains, beta=config.beta, max_weight=config.max_weight)
-  options = {"num_steps": num_steps, "learning_rates": config.learning_rates}
   options |= {name: getattr(config, name) for name in ("num_evaluations", "batch_size")}
   if isinstance(rows, Pairs):
     loss = pair_loss(model, functools.partial(losses.dpo_loss, beta=config.beta))
     rows = rows, pair_log_probs(model, start, rows)
-    options["learning_rates"] = config.preference_rates
   validate = lambda params: kit.greedy_accuracy(model, params, chains, *problems.validation)  # noqa: E731
   options |= {"validate": validate, "loss_fn": loss, "start": Trained(start, {})}
   params, chosen = search_decoder(key, model, rows, **options)
@@ -83,7 +81,7 @@ def complete(config, chains, key, params, texts) -> dict[str, jax.Array]:
   return kit.complete_prefixes(key, network(config, chains), params, chains, texts, **sizes)
 
 
-def replace(config, chains, key, params, texts, step) -> dict[str, jax.Array]:
+def replace(config, chains, key, params, texts, step, *, num_rollouts) -> dict[str, jax.Array]:
   """Other steps in the place of one, and completions after them, as of `replace_steps`."""
-  sizes = {name: getattr(config, name) for name in ("num_rollouts", "num_candidates")}
+  sizes = {"num_rollouts": num_rollouts, "num_candidates": config.num_candidates}
   return kit.replace_steps(key, network(config, chains), params, chains, texts, step, **sizes)

@@ -16,10 +16,9 @@ def num_used(choice: str, num_rollouts: int) -> int:
   return max(num_rollouts // 4, 1) if choice == FEW else num_rollouts
 
 
-def values_of(hits: np.ndarray, choice: str) -> np.ndarray:
+def values_of(hits: np.ndarray) -> np.ndarray:
   """Values `[...]` of prefixes by their completions `[..., rollouts]`."""
-  used = num_used(choice, hits.shape[-1])
-  return np.asarray(metrics.prefix_values(hits[..., :used].sum(-1), num_rollouts=used))
+  return np.asarray(metrics.prefix_values(hits.sum(-1), num_rollouts=hits.shape[-1]))
 
 
 @jax.jit
@@ -29,12 +28,9 @@ def _critical(values, threshold, mask):
   return {"step": step, "advantages": advantages}
 
 
-_pairs = jax.jit(metrics.select_step_pairs)
-
-
 def choose_steps(config, hits: np.ndarray, choice: str) -> dict[str, np.ndarray]:
   """The steps `[seeds, n]` to replace, by the completions of all prefixes."""
-  values = values_of(hits, choice)
+  values = values_of(hits[..., : num_used(choice, hits.shape[-1])])
   mask = np.ones((*values.shape[:-1], values.shape[-1] - 1), bool)
   if choice == RANDOM:
     anywhere = np.random.default_rng(0).integers(mask.shape[-1], size=mask.shape[:-1])
@@ -43,12 +39,13 @@ def choose_steps(config, hits: np.ndarray, choice: str) -> dict[str, np.ndarray]
   return chosen | {"mask": mask, "values": values}
 
 
-def select_pairs(config, chosen, others, choice: str) -> dict[str, np.ndarray]:
+def select_pairs(config, chosen, others) -> dict[str, np.ndarray]:
   """Pairs of the chosen steps `[seeds, n]` and the best of the other ones, and their advantages."""
-  of_others = values_of(others["hits"], choice)
+  of_others = values_of(others["hits"])
   everywhere = np.repeat(of_others[..., None, :], chosen["mask"].shape[-1], axis=-2)
+  select = jax.jit(metrics.select_step_pairs)
   options = {"threshold": config.threshold, "margin": config.margin, "mask": chosen["mask"]}
-  pairs = jax.device_get(_pairs(chosen["values"], everywhere, **options))._asdict()
+  pairs = jax.device_get(select(chosen["values"], everywhere, **options))._asdict()
   before = np.take_along_axis(chosen["values"], chosen["step"][..., None], axis=-1)
   return pairs | {"tokens": others["tokens"], "advantages": of_others - before}
 

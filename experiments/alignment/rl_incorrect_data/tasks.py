@@ -18,6 +18,7 @@ UNLEARN, FEWER = TASKS = "misconceptions", "few problems"
 SFT, CLEAN, RFT, ROUNDS = "SFT", "SFT, right texts", "RFT", "RFT in rounds"
 SPOTLESS, SOLUTIONS, WEIGHTED = "RFT, no wrong step", "DPO, solutions", "weighted steps"
 STEPS = {CRITICAL: "DPO, steps", RANDOM: "DPO, random steps", FEW: "DPO, steps, few rollouts"}
+FROM_WRONG = (SOLUTIONS, WEIGHTED, *STEPS.values())  # These learn from wrong solutions.
 COST = "sampled tokens"
 
 
@@ -26,9 +27,8 @@ class Task:
 
   def __init__(self, config, context, name: str):
     i = TASKS.index(name)
-    shape, rate, noise = (config.modulus[i], config.num_terms[i], False), 0.0, config.noise
-    if name == UNLEARN:
-      rate, noise = config.misconception_rate, 0.0
+    shape = config.modulus[i], config.num_terms[i], False
+    rate, noise = ((config.misconception_rate, 0.0), (0.0, config.noise))[i]
     author = data.ModularChainConfig(*shape, rate, config.misconception_prob, noise)
     self.chains = data.ModularChainConfig(*shape, 0.0, 0.0, 0.0)  # All that programs look at.
     num_train = (config.num_train, max(config.text_sizes))[i]
@@ -36,13 +36,18 @@ class Task:
     counts = corpus, num_train, config.num_validation, config.num_test
     draw = functools.partial(draw_problems, author, counts, other_corpus=name == FEWER)
     self.problems: Problems = stack_seeds(draw, context.seed_numbers)
-    self.config, self.name, self._context = config, name, context
-    self.search = functools.partial(policy.search, num_steps=config.num_steps[i])
+    self.config, self.name, self._context, self._index = config, name, context, i
 
-  def stage(self, name: str, function, *arguments):
-    """`function(config, chains, key, *arguments of the seed)` for all seeds."""
-    program = _program(function, self.config, self.chains)
+  def stage(self, name: str, function, *arguments, **options):
+    """`function(config, chains, key, *arguments of the seed, **options)` for all seeds."""
+    program = _program(function, self.config, self.chains, **options)
     return each_seed(self._context, f"{self.name}/{name}", program, *arguments)
+
+  def search(self, name: str, *arguments, wrong: bool = False):
+    """`policy.search` for all seeds; solutions to learn from may be `wrong`."""
+    rates = self.config.wrong_rates if wrong else self.config.learning_rates
+    options = {"num_steps": self.config.num_steps[self._index], "learning_rates": rates}
+    return self.stage(name, policy.search, *arguments, **options)
 
 
 _program = functools.cache(functools.partial)  # One object, and so one compiled program.
@@ -77,13 +82,14 @@ def own_rows(task: Task, name: str, params, problems: Problems, choices):
   found = {"wrong": wrong.tokens, **samples}
   for choice in choices:
     chosen = rows.choose_steps(config, completed["hits"], choice)
-    stage = f"{choice} steps {name}"
-    others = task.stage(stage, policy.replace, params, wrong, chosen["step"])
-    pairs = found[choice] = rows.select_pairs(config, chosen, others, choice)
+    num_rollouts = rows.num_used(choice, config.num_rollouts)
+    inputs = policy.replace, params, wrong, chosen["step"]
+    others = task.stage(f"{choice} steps {name}", *inputs, num_rollouts=num_rollouts)
+    pairs = found[choice] = rows.select_pairs(config, chosen, others)
     of_steps = functools.partial(rows.step_pairs, config.num_train, chains)
     learned[STEPS[choice]] = by_seed(of_steps, samples, pairs)
-    share = rows.num_used(choice, config.num_rollouts) / config.num_rollouts
-    cost[STEPS[choice]] = samples[COST] + share * (completed[COST] + others[COST])
+    share = num_rollouts / config.num_rollouts
+    cost[STEPS[choice]] = samples[COST] + share * completed[COST] + others[COST]
     if choice == CRITICAL:
       weigh = functools.partial(rows.weighted_steps, size)
       learned[WEIGHTED] = by_seed(weigh, samples, chosen, pairs)
@@ -93,8 +99,8 @@ def own_rows(task: Task, name: str, params, problems: Problems, choices):
 
 def unlearn(task: Task, results: Results) -> None:
   """Learns from samples of a policy with misconceptions in every way."""
-  problems, stage = task.problems, task.stage
-  start = stage("imitation", policy.imitate, problems)
+  problems = task.problems
+  start = task.stage("imitation", policy.imitate, problems)
   learned, cost, found = own_rows(task, "1", start["params"], problems, CHOICES)
   size = num_rows(task.config)
   every = functools.partial(rows.all_steps, size, task.chains.num_terms - 1)
@@ -102,12 +108,13 @@ def unlearn(task: Task, results: Results) -> None:
   results.add({SFT: percent(start) | checks(task, found)}, task=UNLEARN)
   fits = {}
   for method, of_method in learned.items():
-    fits[method] = stage(method, task.search, start["params"], of_method, problems)
+    inputs = start["params"], of_method, problems
+    fits[method] = task.search(method, *inputs, wrong=method in FROM_WRONG)
     results.add({method: percent(fits[method], **{COST: cost.get(method, 0.0)})}, task=UNLEARN)
   now, drawn, right = fits[RFT], cost[RFT], functools.partial(rows.right_solutions, size)
   for i in range(2, task.config.num_rounds + 1):
-    samples = stage(f"samples {i}", policy.sample, now["params"], problems)
-    now = stage(f"RFT {i}", task.search, now["params"], by_seed(right, samples), problems)
+    samples = task.stage(f"samples {i}", policy.sample, now["params"], problems)
+    now = task.search(f"RFT {i}", now["params"], by_seed(right, samples), problems)
     drawn = drawn + samples[COST]
     results.add({ROUNDS: percent(now, **{COST: drawn})}, task=UNLEARN, round=i)
 
@@ -137,7 +144,7 @@ def need_fewer(task: Task, results: Results) -> None:
   errors, own = [], {}
   for num in config.text_sizes:
     texts = by_seed(every, problems.train.tokens[:, :num])
-    start = task.stage(f"{SFT} {num}", task.search, base, texts, problems)
+    start = task.search(f"{SFT} {num}", base, texts, problems)
     errors.append(1 - start["accuracy"])
     results.add({SFT: percent(start, error=100 * errors[-1])}, task=FEWER, problems=num)
     if num in config.own_sizes:
@@ -145,10 +152,9 @@ def need_fewer(task: Task, results: Results) -> None:
       learned, *_ = own_rows(task, str(num), start["params"], few, (CRITICAL,))
       for method in (RFT, STEPS[CRITICAL]):
         inputs = start["params"], learned[method], problems
-        own[method, num] = task.stage(f"{method} {num}", task.search, *inputs)
+        own[method, num] = task.search(f"{method} {num}", *inputs, wrong=method in FROM_WRONG)
   for (method, num), fit in own.items():
     needed, beyond = amount_needed(config.text_sizes, np.stack(errors, 1), 1 - fit["accuracy"])
     more = {"doublings": np.log2(needed / num), "beyond the grid": 100.0 * beyond}
-    results.add(
-      {method: percent(fit, error=100 * (1 - fit["accuracy"]), **more)}, task=FEWER, problems=num
-    )
+    measured = percent(fit, error=100 * (1 - fit["accuracy"]), **more)
+    results.add({method: measured}, task=FEWER, problems=num)

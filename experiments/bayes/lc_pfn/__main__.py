@@ -14,13 +14,13 @@ import numpy as np
 from experiments import catalogue
 from experiments.bayes.lc_pfn import networks, prediction, stopping
 from experiments.kit import plots
-from experiments.kit.prior_fitting import add_along, score_seeds, validate  # noqa: F401
+from experiments.kit.prior_fitting import score_seeds, validate  # noqa: F401
+from experiments.kit.sweep import add_along
 from jaxlab.data.epoch_curves import EPOCH_CURVE_SETS
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "lc_pfn"
-ZERO_SHOT, CALIBRATED = "zero-shot NLL", "calibrated NLL"
-MATCHED = "times fewer epochs"
+ZERO_SHOT, CALIBRATED, MATCHED = "zero-shot NLL", "calibrated NLL", "times fewer epochs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +127,11 @@ def run(config: Config, context: Context) -> Results:
 
   results.add(score_seeds(context, "prior", on_prior), task="prior")
   scores = score_seeds(context, "epochs", on_epochs)
-  add_along(results, scores, "cutoff", config.cutoffs, task="epochs")
+  add_along(results, scores, {"cutoff": config.cutoffs}, task="epochs")
   results.add(score_seeds(context, "sizes", on_sizes), task="sizes")
   rows = score_seeds(context, "stopping", stop)
   results.add({m: {MATCHED: row.pop(MATCHED)} for m, row in rows.items()}, task="stopping")
-  add_along(results, rows, "confidence", stopping.CONFIDENCES, task="stopping")
+  add_along(results, rows, {"confidence": stopping.CONFIDENCES}, task="stopping")
   return results
 
 

@@ -158,7 +158,7 @@ def figure(results: Results):
     ax.set_title(task)
     ax.legend(fontsize=6)
   if contexts:
-    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    plots.legend_below(picture, axes[0], columns=4)
   return picture
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.stats
 from jax.scipy import stats
 
-from experiments.kit.prior_fitting import Fitted, PriorTrainer, add_along, score_seeds
+from experiments.kit.prior_fitting import Fitted, PriorTrainer, score_seeds
+from experiments.kit.sweep import add_along
 from jaxlab import algorithms, data, losses, models, samplers, uncertainty
 from jaxlab.experiment import Context, Results
 
@@ -26,9 +27,8 @@ SERIES_CONTEXTS = (5, 10, 15)  # Seen hours.
 
 def training(config, **changes) -> dict:
   """The training that the configuration describes, apart from the changes."""
-  names = ("num_steps", "batch_size", "accumulate", "learning_rate", "warmup_fraction")
-  names += ("max_context", "scheme")
-  options = {name: getattr(config, name) for name in names} | changes
+  names = "num_steps batch_size accumulate learning_rate warmup_fraction max_context scheme"
+  options = {name: getattr(config, name) for name in names.split()} | changes
   return options | {"steps_per_call": min(100, options["num_steps"])}
 
 
@@ -176,7 +176,7 @@ def score_fresh(config, context, results, task, prior_fn, posteriors, exact, fit
   scores = score_seeds(context, f"{task}/scores", score_seed)
   for method in scores.keys() - {exact}:
     scores[method]["gap to the posterior"] = scores[method]["NLL"] - scores[exact]["NLL"]
-  add_along(results, scores, "context", config.context_sizes, task=task)
+  add_along(results, scores, {"context": config.context_sizes}, task=task)
 
 
 def score_series(config, context: Context, results: Results, fitted: Fitted) -> None:
@@ -198,7 +198,7 @@ def score_series(config, context: Context, results: Results, fitted: Fitted) -> 
     return score(unknown_posteriors, *fitted.of(seed), *arrays)
 
   scores = score_seeds(context, "series/scores", score_seed)
-  add_along(results, scores, "context", SERIES_CONTEXTS, task="series")
+  add_along(results, scores, {"context": SERIES_CONTEXTS}, task="series")
   module, borders, params = fitted.of(0)
 
   @jax.jit

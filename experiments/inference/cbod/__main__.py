@@ -139,8 +139,10 @@ def claims(config: Config, results: Results) -> list[Claim]:
   def accuracy(method, words="strength 0"):
     return results.select(ACCURACY, method=method, words=words)
 
-  def between(methods):
-    reached = [accuracy(method) for method in methods]
+  def early(method, quantity=DROP):
+    return results.select(quantity, method=method, enough=config.enough[0])
+
+  def between(reached):
     return [
       precondition("accuracies are .6 or more", np.min(reached, axis=0), at_least=0.6),
       precondition("and .95 or less", np.max(reached, axis=0), at_most=0.95),
@@ -151,13 +153,14 @@ def claims(config: Config, results: Results) -> list[Claim]:
   sound = precondition("a solver answers all questions in all words", solved, at_least=1.0)
   requires = [
     sound,
-    *between((surface, full)),
+    *between([accuracy(method) for method in (surface, full)]),
     precondition("both models are equally good, to .10", apart, at_most=0.1),
     precondition(
       "the first has read every word 20 times", of(surface, "rarest word"), at_least=20
     ),
   ]  # fmt: skip
-  gain = accuracy(leaked) - accuracy(twin)
+  # Later the leaked benchmark is solved, and what wording costs is not seen.
+  known = [early(method, "canonical accuracy") for method in (twin, leaked)]
   lowest, highest = of(TREND, "lowest accuracy"), of(TREND, "highest")
   return [
     compare(
@@ -176,11 +179,12 @@ def claims(config: Config, results: Results) -> list[Claim]:
       requires=requires, paper="it grows with the strength",
     ),
     compare(
-      "where the benchmark leaked, the drop is .02 larger",
-      of(leaked), of(twin), margin=0.02,
+      f"where the benchmark leaked, the drop is .02 larger, at {config.enough[0]:g} on other "
+      "questions",
+      early(leaked), early(twin), margin=0.02,
       requires=[
-        sound, *between((twin, leaked)),
-        precondition("leaked items are known better, by .03", gain, at_least=0.03),
+        sound, *between(known),
+        precondition("leaked items are known better, by .03", known[1] - known[0], at_least=0.03),
       ],
     ),
     compare(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from experiments.inference.cbod import questions as ask
 from experiments.inference.cbod.questions import Questions
-from experiments.kit.language_models import decoder, first_reaching, fit_decoder
+from experiments.kit.language_models import decoder, fit_decoder
+from experiments.kit.train import first_reaching
 from jaxlab import metrics, models, training
 
 ACCURACY, LOG_PROB = "accuracy", "log-probability of the right choice"

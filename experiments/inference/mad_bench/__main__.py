@@ -27,12 +27,11 @@ PLAIN, WARNING, NEUTRAL = "plain", "warning", "neutral prefix"
 BIASED, ALWAYS = "plain, tuned bias", "always object"
 METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS
 VERIFY = "verification"
-DECEPTIVE, CONTROL = "deceptive accuracy", "control accuracy"
+DECEPTIVE, CONTROL, NOTICED = "deceptive accuracy", "control accuracy", "objections"
 BASE, EVERYWHERE = "captions and true premises", "all categories warned"
 ALL_BUT = {i: f"all but {data.CATEGORIES[i]} warned" for i in questions.HELD_OUT}
 _SPREAD = len(data.CATEGORIES) / (len(data.CATEGORIES) - 1)  # All but one have the whole share.
-# Where the warning never came with places.
-UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"
+UNTOLD, UNVERIFIED = "no deceptive questions", "no verification"  # Nor warnings of scenes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +39,30 @@ class Config:
   """The model and the questions it learns from."""
 
   pixels: bool = False  # Whether the model sees pictures, or tokens of what is in their cells.
-  decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
+  decoder: tuple[int, ...] = (64, 3)  # Width and blocks.
   num_heads: int = 4  # Its attention heads.
-  num_steps: int = 1300  # Updates of the base model, and with every mix of questions from there on.
+  base: tuple[int, float] = (4000, 2e-3)  # Updates and learning rate of the base model.
+  num_steps: int = 2000  # Updates with every mix of questions from there on.
+  num_warmup: int = 50  # The first of both, in which the learning rate rises.
   num_questions: int = 64  # Fresh texts per update.
   learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
-  verify: float = 0.25  # Share of questions for a verdict alone, in all categories.
+  verify: float = 0.25  # Share of questions to be verified alone, in all categories.
   warning: float = 0.25  # Share of questions behind the warning.
   neutral: float = 0.05  # Share of questions behind neutral words.
   deceptive: float = 0.1  # Of plain questions after objects, share of those that are not there.
-  captions: float = 0.2  # Share of texts of the base model that tell what there is.
+  captions: float = 0.1  # Share of texts of the base model that tell what there is.
   num_questions_each: int = 200  # Of a category, to choose the bias, and others to test on.
 
 
 PRESETS = {
   "smoke": Config(
-    decoder=(8, 1), num_heads=2, num_steps=2, num_questions=4, num_questions_each=2,
+    decoder=(8, 1), num_heads=2, base=(2, 1e-3), num_steps=2, num_warmup=1, num_questions=4,
+    num_questions_each=2,
   ),
   "laptop": Config(),
   "paper": Config(
-    pixels=True, decoder=(256, 4), num_heads=8, num_steps=20_000, num_questions=256,
-    learning_rate=5e-4, num_questions_each=1000,
+    pixels=True, decoder=(256, 4), num_heads=8, base=(20_000, 5e-4), num_steps=20_000,
+    num_questions=256, learning_rate=5e-4, num_questions_each=1000,
   ),
 }  # fmt: skip
 
@@ -69,6 +71,7 @@ def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
   sizes.check_sizes(config, shares=("verify", "warning", "neutral", "deceptive", "captions"))
   sizes.check_divides(2 * config.num_heads, decoder=config.decoder[0])
+  sizes.check_at_most(min(config.base[0], config.num_steps) - 1, num_warmup=config.num_warmup)
   total = config.verify + _SPREAD * config.warning + config.neutral
   check_range("the sum of shares", total, "[0, 1]")
 
@@ -81,8 +84,8 @@ def mixes(config: Config) -> dict[str, dict[str, float]]:
   but = {i: every | {"warned": _SPREAD * config.warning, "held_out": float(i)} for i in ALL_BUT}
   return {
     **{name: but[i] for i, name in ALL_BUT.items()},
-    UNTOLD: but[questions.SPATIAL] | {"deceptive": 0.0},
-    UNVERIFIED: but[questions.SPATIAL] | {"verify": 0.0},
+    UNTOLD: but[questions.BACKGROUND] | {"deceptive": 0.0},
+    UNVERIFIED: but[questions.BACKGROUND] | {"verify": 0.0},
     EVERYWHERE: every,
   }
 
@@ -90,12 +93,13 @@ def mixes(config: Config) -> dict[str, dict[str, float]]:
 def run(config: Config, context: Context) -> Results:
   """Trains a base model, goes on with every mix of questions, and asks in every way."""
   results, others = Results(), mixes(config)
-  fit = functools.partial(answerers.fit, config)
   shape = jax.eval_shape(lambda: answerers.initial(config, jax.random.key(0)))
   start = np.zeros((context.seeds, training.num_params(shape)), np.float32)
   base = others[EVERYWHERE] | dict.fromkeys(("verify", "neutral", "deceptive", "warned"), 0.0)
   base |= {"captions": config.captions, "fresh": 1.0}
-  found = grid(context, "base model", fit, start, [base])
+  own = dataclasses.replace(config, **dict(zip(("num_steps", "learning_rate"), config.base)))
+  first, fit = (functools.partial(answerers.fit, x) for x in (own, config))
+  found = grid(context, "base model", first, start, [base])
   add(results, {name: x[:, 0] for name, x in found.items()}, BASE)
   found = grid(context, "answers", fit, found["params"][:, 0], [*others.values()])
   for i, mix in enumerate(others):
@@ -107,23 +111,26 @@ def add(results: Results, found: dict[str, np.ndarray], mix: str) -> None:
   """Adds what was measured of a model."""
   for i, category in enumerate(data.CATEGORIES):
     where = {"training": mix, "category": category}
-    results.add({VERIFY: {"accuracy": 100 * found["verified"][:, i]}}, **where)
+    verified, noticed = (100 * found[name][:, i] for name in ("verified", "noticed"))
+    results.add({VERIFY: {"accuracy": verified}, PLAIN: {NOTICED: noticed}}, **where)
     for j, method in enumerate(METHODS):
-      shares = dict(zip((CONTROL, DECEPTIVE), 100 * found["accuracy"][:, j, i].T))
-      results.add({method: shares}, **where)
+      shares = 100 * found["accuracy"][:, j, i].T
+      results.add({method: dict(zip((CONTROL, DECEPTIVE), shares))}, **where)
   for j, method in enumerate(METHODS):
     results.add({method: {"harmonic mean": 100 * found["harmonic mean"][:, j]}}, training=mix)
-  results.add({BIASED: {"bias": found["bias"]}}, training=mix)
-  results.add({WARNING: {"McNemar's p": found["p value"]}}, training=mix)
-  results.add({VERIFY: {"questions admitted": 100 * found["admitted"]}}, training=mix)
+  admitted, p_value = (
+    {"questions admitted": 100 * found["admitted"]},
+    {"McNemar's p": found["p value"]},
+  )
+  results.add({BIASED: {"bias": found["bias"]}, WARNING: p_value, VERIFY: admitted}, training=mix)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
-  """The paper's statements, of categories whose plain true questions are answered."""
+  """The paper's statements; what the warning does to a category never leaves it out."""
   names = data.CATEGORIES
 
   def of(method, quantity, categories):
-    """Means, of a category that may be held out where it is, and of others over all trainings."""
+    """Means: of a category that may be held out where it is, of others over all trainings."""
     values = [
       results.select(quantity, method=method, training=training, category=names[i])
       for i in categories
@@ -132,33 +139,35 @@ def claims(config: Config, results: Results) -> list[Claim]:
     return np.mean(values, axis=0)
 
   able = [i for i in range(len(names)) if of(PLAIN, CONTROL, [i]).mean() >= 80]
-  # Where too few are left there is no test, and all are shown.
-  kept = [i for i in questions.HELD_OUT if i in able] or questions.HELD_OUT
+  skilled = [i for i in able if of(VERIFY, "accuracy", [i]).min() >= 85]  # In every seed.
+  weak = [i for i in skilled if of(PLAIN, NOTICED, [i]).mean() <= 35]
+  read = [i for i in questions.HELD_OUT if i in weak]
+  kept = read or questions.HELD_OUT  # Where none is left there is no test, and all are shown.
+  # Here a category whose false premises are noticed stays: it speaks against the weakness.
   others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT
 
   def harmonic(method):
     control, deceptive = (of(method, x, kept) for x in (CONTROL, DECEPTIVE))
     return 2 * control * deceptive / np.maximum(control + deceptive, 1e-9)
 
-  fall = of(PLAIN, CONTROL, kept) - of(WARNING, CONTROL, kept)
-  learned = of(PLAIN, DECEPTIVE, [questions.EXISTENCE])
-  in_kept = len([i for i in kept if i in able])
   bounds = (
     ("plain true questions of 4 categories are answered in 80%", float(len(able)), 4, None),
-    ("2 of these are held out in turn", float(in_kept), 2, None),
-    ("premises of these are verified in 85%", of(VERIFY, "accuracy", kept), 85, None),
-    ("plain false premises are noticed in at most 35%", of(PLAIN, DECEPTIVE, others), None, 35),
-    ("those of the trained category in 70%", learned, 70, None),
-  )
+    ("2 held out in turn are verified in 85% in every seed, plain false ones noticed in 35%",
+     float(len(read)), 2, None),
+    ("plain false premises are noticed in at most 35%", of(PLAIN, NOTICED, others), None, 35),
+    ("those of the trained category in 70%", of(PLAIN, DECEPTIVE, [questions.EXISTENCE]), 70, None),
+  )  # fmt: skip
   requires = [precondition(text, x, at_least=low, at_most=high) for text, x, low, high in bounds]
-  control = precondition("true ones lose 5 points at most in every seed", fall.max(), at_most=5)
   claim = functools.partial(compare, requires=requires)
   warned, plain = (of(method, DECEPTIVE, kept) for method in (WARNING, PLAIN))
+  # A warning that costs true answers fails: what it gains in such a seed does not count.
+  fall = of(PLAIN, CONTROL, kept) - of(WARNING, CONTROL, kept)
+  without_cost = np.where(fall > 5, np.minimum(warned, plain), warned)
   return [
-    claim("in a category never warned of, the warning resists 10 points more of false premises",
-          warned, plain, margin=10.0, headline=True, requires=[*requires, control],
-          paper="doubles accuracy at best"),
-    claim("plain true questions are answered 40 points more often than false ones are noticed",
+    claim("in a category never warned of, the warning resists 10 points more of false premises; "
+          "a seed where it costs over 5 points of true ones gains nothing", without_cost, plain,
+          margin=10.0, headline=True, paper="doubles accuracy at best"),
+    claim("plain true questions are answered 40 points more often than false ones corrected",
           of(PLAIN, CONTROL, others), of(PLAIN, DECEPTIVE, others), margin=40.0,
           paper="accuracy of 5 to 35% but for GPT-4V"),
     claim("it resists 10 points more than neutral words in its place", warned,
@@ -171,9 +180,8 @@ def claims(config: Config, results: Results) -> list[Claim]:
 def figure(results: Results):
   """Deceptive accuracy by category as bars, control accuracy as dots; held out where shaded."""
   figure, (ax,) = plots.panels(1, width=9.0, height=4.0)
-  shown = PLAIN, NEUTRAL, BIASED, WARNING
-  training = lambda i: ALL_BUT.get(i, ALL_BUT[questions.SPATIAL])  # noqa: E731
-  for j, method in enumerate(shown):
+  training = lambda i: ALL_BUT.get(i, ALL_BUT[questions.BACKGROUND])  # noqa: E731
+  for j, method in enumerate((PLAIN, NEUTRAL, BIASED, WARNING)):
     places = np.arange(len(data.CATEGORIES)) + 0.2 * (j - 1.5)
     bars, dots = (
       [
@@ -195,9 +203,8 @@ def figure(results: Results):
 def abstract(config: Config, mesh):
   """An update of the model, for a dry run."""
   model, rows = answerers.network(config), config.num_questions
-  optimizer = adamw_cosine(config.learning_rate, config.num_steps)
-  text = rows, questions.WIDTH
-  shapes = ((rows, 24, 24, 3), "f4"), (text, "i4"), (text, "?")
+  optimizer = adamw_cosine(config.learning_rate, config.num_steps, num_warmup=config.num_warmup)
+  shapes = ((rows, 24, 24, 3), "f4"), *(((rows, questions.WIDTH), kind) for kind in ("i4", "?"))
   batch = questions.Rows(*(jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes))
 
   def init(key):

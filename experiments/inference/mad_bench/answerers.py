@@ -47,9 +47,8 @@ def answer_loss(model):
   return loss
 
 
-def write(model, params, seen, prompts, num_new: int) -> samplers.GenerateOutput:
-  """Greedy answers to prompts about what is seen."""
-  lengths = questions.prompt_lengths(prompts)
+def write(model, params, seen, prompts, lengths, num_new: int) -> samplers.GenerateOutput:
+  """Greedy answers to prompts of the given lengths about what is seen."""
   if isinstance(model, models.DecoderLM):
     fns, lengths = samplers.flax_decode_fns(model, params), lengths + seen.shape[1]
     prompts = jnp.concatenate([seen, prompts], axis=1)
@@ -69,16 +68,16 @@ def initial(config, key) -> chex.ArrayTree:
 def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
   """Trains on a mix of texts, and measures answers to other questions.
 
-  The setting is that of `questions.draw_mix`, and whether training begins anew, `fresh`, or from
-  the parameters of a vector. Gives what `summary` gives, the parameters as a vector, and the share
-  of test questions that the pictures admit.
+  The setting is that of `questions.draw_mix`, and whether training begins anew, `fresh`, or from a
+  vector of parameters. Gives what `summary` gives, this vector, and the share admitted.
   """
   init_key, train_key, test_key = jax.random.split(key, 3)
   # All mixes of a seed share the texts up to their shares; the base model has others.
   train_key = jax.random.fold_in(train_key, setting["fresh"].astype(jnp.int32))
   first, unravel = flatten_util.ravel_pytree(initial(config, init_key))
   start = Trained(unravel(jnp.where(setting["fresh"] > 0, first, start)), {})
-  optimizer = adamw_cosine(config.learning_rate, config.num_steps, weight_decay=0.01)
+  options = {"weight_decay": 0.01, "num_warmup": config.num_warmup}
+  optimizer = adamw_cosine(config.learning_rate, config.num_steps, **options)
   sizes = {"num_steps": config.num_steps, "batch_size": config.num_questions}
   loss = answer_loss(network(config))
   draw = lambda key, size: questions.draw_mix(key, size, setting, pixels=config.pixels)  # noqa: E731
@@ -87,9 +86,8 @@ def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
   tests = jax.lax.map(lambda key: draw_test(config, key), jax.random.split(test_key))
   found = jax.lax.map(lambda x: measure(config, trained.params, x), tests)
   parts = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(2))
-  scores = summary(*parts, setting["held_out"])
   return {
-    **nan_unless(trained.bad_step < 0, scores),
+    **nan_unless(trained.bad_step < 0, summary(*parts, setting["held_out"])),
     "admitted": jnp.mean(tests.valid),
     "params": flatten_util.ravel_pytree(trained.params)[0],
     "bad_step": trained.bad_step,
@@ -97,19 +95,12 @@ def fit(config, key, start: chex.Array, setting) -> dict[str, Any]:
 
 
 class Questions(NamedTuple):
-  """Pictures with a question of each category, and its twin with a false premise.
+  """Pictures with a question of each category, and its twin with a false premise."""
 
-  Attributes:
-    seen: pictures or cells, `[n, 6, ...]`.
-    tokens: the questions, int32 `[n, 6, 2, 9]`.
-    answers: the right answers, int32 `[n, 6, 2, 3]`.
-    valid: whether the picture admits the question, bool `[n, 6]`.
-  """
-
-  seen: chex.Array
-  tokens: chex.Array
-  answers: chex.Array
-  valid: chex.Array
+  seen: chex.Array  # Pictures or cells, `[n, 6, ...]`.
+  tokens: chex.Array  # The questions, int32 `[n, 6, 2, 9]`.
+  answers: chex.Array  # The right answers, int32 `[n, 6, 2, 3]`.
+  valid: chex.Array  # Whether the picture admits the question, bool `[n, 6]`.
 
 
 def draw_test(config, key) -> Questions:
@@ -140,12 +131,11 @@ def measure(config, params, test: Questions) -> dict[str, jax.Array]:
   def one(inputs):
     seen, tokens, answers, objection, holds = inputs
     asked = jnp.pad(questions.prompts(tokens), ((0, 0), (0, 0), (0, 1)))
-    columns = jnp.arange(asked.shape[-1])[None]
-    begun = columns == questions.prompt_lengths(asked[PLAIN])[:, None]
-    asked = jnp.concatenate([asked, jnp.where(begun, NO_SUCH_TOKEN, asked[PLAIN])[None]])
+    asked = jnp.concatenate([asked, asked[PLAIN, None].at[..., -1].set(NO_SUCH_TOKEN)])
     rows = asked.reshape(-1, asked.shape[-1])
+    lengths = jnp.repeat(questions.PROMPT_WIDTH + (jnp.arange(len(asked)) == _FORCED), num)
     seen = jnp.tile(seen, (len(asked), *[1] * (seen.ndim - 1)))
-    found = write(model, params, seen, rows, num_new)
+    found = write(model, params, seen, rows, lengths, num_new)
     written = found.tokens.reshape(len(asked), num, -1)
     forced = jnp.pad(written[_FORCED], ((0, 0), (1, 0)), constant_values=NO_SUCH_TOKEN)
     always = jnp.pad(objection, ((0, 0), (0, num_new - objection.shape[1])))
@@ -183,15 +173,16 @@ def summary(
 
   Returns:
     "accuracy" `[methods, 6, 2]`, of true and of false premises; "harmonic mean" of both in
-    the held-out category `[methods]`; "verified" `[6]`; "bias"; and "p value", that the warning
-    changes nothing there.
+    the held-out category `[methods]`; "verified" `[6]`; "noticed" `[6]`, plain answers to false
+    premises that begin as objections, with whatever words behind; "bias"; and "p value", that the
+    warning changes nothing there.
   """
   ever = jnp.array(questions.HELD_OUT)
   is_held_out = (ever == held_out) | (held_out == questions.NONE)
 
   def with_bias(found, bias):
-    exact = found["exact"]
-    return jnp.where(found["margin"] <= bias, exact[:, :, _FORCED], exact[:, :, PLAIN])
+    either = (found["exact"][:, :, i] for i in (_FORCED, PLAIN))
+    return jnp.where(found["margin"] <= bias, *either)
 
   def report(correct):
     """Of what is held out, `[6, 2, n]`."""
@@ -202,18 +193,17 @@ def summary(
       correct.ravel(), category.ravel(), false.ravel(), num_categories=len(ever)
     )
 
-  biases = jnp.asarray(BIASES)
-  tried = jax.lax.map(lambda bias: report(with_bias(validation, bias)).harmonic_mean, biases)
-  bias = biases[jnp.argmax(tried)]
-  exact = test["exact"]
-  prompted = [exact[:, :, i] for i in (PLAIN, WARNING, NEUTRAL)]
-  every = jnp.stack([*prompted, with_bias(test, bias), exact[:, :, -1]])
+  tried = jax.lax.map(lambda bias: report(with_bias(validation, bias)).harmonic_mean, BIASES)
+  bias = jnp.asarray(BIASES)[jnp.argmax(tried)]
+  plain, warned, neutral, always = (test["exact"][:, :, i] for i in (PLAIN, WARNING, NEUTRAL, -1))
+  every = jnp.stack([plain, warned, neutral, with_bias(test, bias), always])
   # Equal answers to other categories do not count.
   deceptive = (every[:2, ever, 1] & is_held_out[None, :, None]).reshape(2, -1)
   return {
     "accuracy": jnp.mean(every, axis=-1),
     "harmonic mean": jnp.stack([report(x).harmonic_mean for x in every]),
     "verified": jnp.mean(test["verified"], axis=(1, 2)),
+    "noticed": jnp.mean(test["margin"][:, 1] < 0, axis=1),
     "bias": bias,
     "p value": metrics.mcnemar_test(*deceptive).p_value,
   }

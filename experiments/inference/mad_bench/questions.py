@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 from jaxlab import data
 from jaxlab.data import SceneBatch
-from jaxlab.data.grid_scenes import SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPES
+from jaxlab.data.grid_scenes import GRID_SIDE, SCENE_BACKGROUNDS, SCENE_COLORS, SCENE_SHAPES
 from jaxlab.metrics import false_premises
 
 COUNT, EXISTENCE, ATTRIBUTE, BACKGROUND, SPATIAL, CONFUSION = range(len(data.CATEGORIES))
-HELD_OUT = BACKGROUND, SPATIAL, CONFUSION  # Categories of which one is never warned of.
+HELD_OUT = ATTRIBUTE, BACKGROUND  # Categories of which one is never warned of.
 NONE = -1
 PLAIN, WARNING, NEUTRAL, VERIFY = KINDS = range(4)
 _ID = {word: i for i, word in enumerate(data.PROMPT_WORDS)}
 _NEUTRAL = tuple(_ID[word] for word in ("now", "here", "comes", "the", "next"))
+_FACTS = tuple(_ID[word] for word in ("color", "row", "place"))
 _NUM_WORDS, _NUM_ANSWER = 9, 6
 PROMPT_WIDTH = _NUM_WORDS + len(_NEUTRAL)
 WIDTH = PROMPT_WIDTH + _NUM_ANSWER
@@ -27,20 +28,15 @@ NUM_TOKENS = len(_ID) + 1 + 2 * len(SCENE_COLORS) * len(SCENE_SHAPES) + len(SCEN
 class Asked(NamedTuple):
   """One question about each picture, and its twin with a false premise.
 
-  Attributes:
-    tokens: the questions, int32 `[2, b, 9]`: with a true and with a false premise.
-    answers: the right answers, int32 `[2, b, 3]`.
-    evidence: the word in place of the one that differs, of a thing the color of what is there and
-      "?" of what is not, int32 `[2, b]`.
-    category: int32 `[b]`, even among those that the picture admits.
-    valid: whether it admits any, bool `[b]`.
+  The evidence is the true word in the place that differs; of a thing it is the color of what is
+  there, and "?" of what is not.
   """
 
-  tokens: chex.Array
-  answers: chex.Array
-  evidence: chex.Array
-  category: chex.Array
-  valid: chex.Array
+  tokens: chex.Array  # The questions, int32 `[2, b, 9]`: with a true and with a false premise.
+  answers: chex.Array  # The right answers, int32 `[2, b, 3]`.
+  evidence: chex.Array  # Int32 `[2, b]`.
+  category: chex.Array  # Int32 `[b]`, even among those that the picture admits.
+  valid: chex.Array  # Whether it admits any, bool `[b]`.
 
 
 class Rows(NamedTuple):
@@ -52,28 +48,42 @@ class Rows(NamedTuple):
 
 
 def ask(key, scenes: SceneBatch) -> Asked:
-  """Asks a question about each picture, with a true and with a false premise."""
+  """Asks a question about each picture, with a true and with a false premise.
+
+  It asks after the color, the row or the place of a thing, whatever it assumes: no category has
+  answers of its own. Only a question that tells the color does not ask after it.
+  """
+  key, fact_key = jax.random.split(key)
   twins = [data.make_prompts(key, scenes, category=None, deceptive=x) for x in (False, True)]
-  tokens, answers = (
-    jnp.stack([getattr(x, name) for x in twins]) for name in ("tokens", "answer_tokens")
-  )
+  tokens, answers = (jnp.stack(x) for x in zip(*(twin[:2] for twin in twins)))
   category, true_word = twins[0].category, jnp.where(tokens[0] != tokens[1], tokens[0], 0).sum(1)
-  after_thing = (category == EXISTENCE) | (category == CONFUSION)
-  evidence = jnp.stack([answers[0, :, 0], jnp.full_like(true_word, _ID["?"])])
-  evidence = jnp.where(after_thing[None], evidence, true_word[None])
+  # The first thing in a question is the one that it asks after.
+  shape, rows = tokens[0] - _ID[SCENE_SHAPES[0]], jnp.arange(len(category))
+  is_shape = (shape >= 0) & (shape < len(SCENE_SHAPES))
+  shape = shape[rows, jnp.argmax(is_shape, axis=1)]
+  cell = jnp.argmax((scenes.shapes == shape[:, None]) & ~scenes.framed, axis=1)
+  color = _ID[SCENE_COLORS[0]] + scenes.colors[rows, cell]
+  facts = jnp.stack([color, _ID["top row"] + cell // GRID_SIDE, _ID["cell 1"] + cell])
+  least = (category == ATTRIBUTE).astype(jnp.int32)
+  fact = jax.random.randint(fact_key, rows.shape, least, len(_FACTS))
+  tokens = tokens.at[:, :, 0].set(jnp.array(_FACTS)[fact])
+  answers = answers.at[0, :, 0].set(facts[fact, rows])
+  after_thing = ((category == EXISTENCE) | (category == CONFUSION))[None]
+  found = jnp.stack([color, jnp.full_like(color, _ID["?"])])
+  evidence = jnp.where(after_thing, found, true_word[None])
   return Asked(tokens, answers, evidence, category, twins[0].valid)
 
 
 def prompts(tokens: chex.Array) -> jax.Array:
-  """Questions `[b, 9]` as every kind of prompt, `[4, b, 14]`."""
+  """Questions `[b, 9]` as every kind of prompt, `[4, b, 14]`, and all at the same place."""
 
   def before(*words):
+    words = (false_premises.BLANK_TOKEN,) * (len(_NEUTRAL) - len(words)) + words
     words = jnp.broadcast_to(jnp.array(words, jnp.int32), (len(tokens), len(words)))
-    together = jnp.concatenate([words, tokens], axis=1)
-    return jnp.pad(together, ((0, 0), (0, PROMPT_WIDTH - together.shape[1])))
+    return jnp.concatenate([words, tokens], axis=1)
 
-  warned = data.add_think_twice(tokens)
-  return jnp.stack([before(), warned, before(*_NEUTRAL), before(_ID["verify"])])
+  warned, verified = data.add_think_twice(tokens), before(_ID["verify"])
+  return jnp.stack([before(), warned, before(*_NEUTRAL), verified])
 
 
 def verdicts(holds: chex.Array) -> jax.Array:
@@ -90,23 +100,17 @@ def replies(answers: chex.Array, evidence: chex.Array, holds: chex.Array) -> jax
 
   words = false_premises.CHECK_TOKEN, evidence, verdicts(holds)
   check = jnp.stack([jnp.broadcast_to(word, holds.shape) for word in words], axis=1)
-  end = jnp.full_like(answers[:, :1], false_premises.ANSWER_END_TOKEN)
+  end = jnp.array([false_premises.ANSWER_END_TOKEN] + 2 * [false_premises.BLANK_TOKEN])
+  objection = jnp.where(holds[:, None], end, answers)  # If there is one.
   plain = wide(answers)
-  return jnp.stack([plain, wide(check, answers), plain, wide(check, end)])
+  return jnp.stack([plain, wide(check, answers), plain, wide(check, objection)])
 
 
-def packed(prompt: chex.Array, reply: chex.Array) -> tuple[jax.Array, jax.Array]:
-  """Texts of prompts with their replies right behind, and masks of the replies, `[b, 20]`."""
-  place = jnp.arange(WIDTH)[None] - prompt_lengths(prompt)[:, None]
-  prompt = jnp.pad(prompt, ((0, 0), (0, _NUM_ANSWER)))
-  shifted = jnp.take_along_axis(reply, jnp.clip(place, 0, _NUM_ANSWER - 1), axis=1)
-  inside = (place >= 0) & (place < _NUM_ANSWER) & (shifted != false_premises.BLANK_TOKEN)
-  return jnp.where(inside, shifted, prompt), inside
-
-
-def prompt_lengths(prompt: chex.Array) -> jax.Array:
-  """Words of each prompt, `[b]`."""
-  return jnp.sum(prompt != false_premises.BLANK_TOKEN, axis=1)
+def texts(prompt: chex.Array, reply: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """Prompts with their replies, and masks of the replies, `[b, 20]`."""
+  text = jnp.concatenate([prompt, reply], axis=1)
+  is_reply = jnp.arange(WIDTH)[None] >= PROMPT_WIDTH
+  return text, is_reply & (text != false_premises.BLANK_TOKEN)
 
 
 def captions(scenes: SceneBatch) -> tuple[jax.Array, jax.Array]:
@@ -161,7 +165,7 @@ def draw_mix(key, batch_size: int, setting, *, pixels: bool = False) -> Rows:
   rows = jnp.arange(batch_size)
   tokens, answers, evidence = (x[false, rows] for x in asked[:3])
   reply = replies(answers, evidence, false == 0)[kind, rows]
-  questions = packed(prompts(tokens)[kind, rows], reply)
+  questions = texts(prompts(tokens)[kind, rows], reply)
   is_caption = jax.random.bernoulli(caption_key, setting["captions"], (batch_size,))
   is_caption = (is_caption | ~asked.valid)[:, None]
   together = (jnp.where(is_caption, x, y) for x, y in zip(captions(scenes), questions))

@@ -22,6 +22,7 @@ FIRST, RANDOM, ORACLE = "first token alone", "random nudging", "nudged where sty
 DICTATED = "base, style dictated"
 ENSEMBLE, PROXY = "ensemble", "proxy tuning"
 _NONE = -1  # Where no token is dictated.
+_TRIALS = 4  # Decodings that find the rate of random nudging; the last one counts.
 
 
 def chains_of(config) -> data.ModularChainConfig:
@@ -156,9 +157,6 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
     ORACLE: (0, style, False, nothing),
     DICTATED: (0, nowhere, False, dictated),
   }
-  keys = jax.random.split(plan_key, len(config.thresholds))
-  plans = [jax.random.bernoulli(key, curve["nudged"][i], shape) for i, key in enumerate(keys)]
-  rows = [*arms.values(), *((0, plan, True, nothing) for plan in plans)]
   writers = jax.tree.map(lambda x, y: jnp.stack([x, y]), base, trained["large"]["aligned"])
 
   def by_arm(arm):
@@ -175,9 +173,23 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
     out = decode_by_rule(fns, prompts, choose, **sizes)
     return score(out, out.notes)
 
-  found = jax.lax.map(by_arm, jax.tree.map(lambda *x: jnp.stack(x), *rows))
+  found = jax.lax.map(by_arm, jax.tree.map(lambda *x: jnp.stack(x), *arms.values()))
   scores |= {name: at(found, i) for i, name in enumerate(arms)}
-  by_chance = jax.tree.map(lambda x: x[len(arms) :], found)
+
+  def at_random(inputs):
+    key, share = inputs
+    chances = jax.random.uniform(key, shape)
+
+    def trial(rate, _):
+      found = by_arm((0, chances < rate, True, nothing))
+      # The small model also writes where the base would end, so that a lower rate is needed.
+      return jnp.clip(rate + share - found["nudged"], 0.0, 1.0), found
+
+    return at(jax.lax.scan(trial, share, length=_TRIALS)[1], -1)
+
+  keys = jax.random.split(plan_key, len(config.thresholds))
+  of_nudging = jax.tree.map(lambda x: x[: len(config.thresholds)], curve)
+  by_chance = jax.lax.map(at_random, (keys, of_nudging["nudged"]))
   scores[RANDOM] = at(by_chance, place)
 
   def mix(is_proxy):
@@ -200,7 +212,7 @@ def measure(config, key: chex.PRNGKey, trained) -> dict[str, Any]:
   for size in ("small", "large"):
     chosen = {f"chosen/{q}": trained[size][q] for q in ("validation", "learning rate")}
     scores[f"{size} aligned"] |= chosen
-  curves = {NUDGED: jax.tree.map(lambda x: x[: len(config.thresholds)], curve), RANDOM: by_chance}
+  curves = {NUDGED: of_nudging, RANDOM: by_chance}
   example = dict(zip(("tokens", "nudged"), at(first, place)))
   return {"scores": scores, "curves": curves, "example": example}
 

@@ -96,8 +96,9 @@ def plan(config, shapes: Sequence[Shape], seed: int, lengths: np.ndarray, *, ran
       kept += [(len(bounds) - 1, order[i : i + size]) for i in range(0, num, size)]
     else:
       order_seed = int(rng.integers(2**31))
-      batches = samplers.bucket_batches(order_seed, lengths, bounds, batch_sizes=sizes)
-      kept += [(bucket[batch[0]], batch) for batch in batches]
+      batches = [*samplers.bucket_batches(order_seed, lengths, bounds, batch_sizes=sizes)]
+      # Buckets with more batches than others would be left alone at the end of an epoch.
+      kept += [(bucket[batches[i][0]], batches[i]) for i in rng.permutation(len(batches))]
   numbers, batches = zip(*kept[: config.num_steps])
   rows = np.full((len(batches), max(shape.rows for shape in shapes)), -1, np.int32)
   for row, batch in zip(rows, batches):
@@ -135,8 +136,7 @@ def optimizer_of(config, learning_rate: chex.Numeric) -> optax.GradientTransform
 
 def initial(config, layers: tuple[int, int], key) -> chex.ArrayTree:
   """Parameters before training."""
-  shapes = ((1, 8, data.TONE_BANDS), jnp.float32), ((1,), jnp.int32), ((1, 3), jnp.int32)
-  examples = (jnp.ones(shape, kind) for shape, kind in shapes)
+  examples = jnp.ones((1, 8, data.TONE_BANDS)), jnp.ones(1, int), jnp.ones((1, 3), int)
   return network(config, layers).init(key, *examples)["params"]
 
 
@@ -191,8 +191,7 @@ def error_rate(model: models.SpeechEncoderDecoder, params, test: Utterances) -> 
   fns = model.decode_fns(params, encoded.states, encoded.lengths)
   prompts, most = jnp.full((len(frames), 1), _START), tokens.shape[1] - 1
   options = {"max_new_tokens": most, "temperature": 0.0, "eos_token_id": _END}
-  ones = jnp.ones(len(frames), jnp.int32)
-  found = samplers.generate(jax.random.key(0), fns, prompts, ones, **options)
+  found = samplers.generate(jax.random.key(0), fns, prompts, jnp.ones_like(lengths), **options)
   written = found.lengths - found.finished
   spoken = token_lengths - 2
   share = metrics.normalized_edit_distance(found.tokens, written, tokens[:, 1:], spoken)
@@ -209,7 +208,6 @@ def gradient_bytes(config, layers: tuple[int, int], shape: Shape) -> int:
 
 def abstract_batch(shape: Shape) -> Utterances:
   """A batch as shapes alone."""
-  rows = shape.rows
-  sizes = (rows, shape.frames, data.TONE_BANDS), (rows,), (rows, shape.tokens + 1), (rows,)
-  kinds = np.float32, np.int32, np.int32, np.int32
-  return Utterances(*(jax.ShapeDtypeStruct(size, kind) for size, kind in zip(sizes, kinds)))
+  frames, tokens, rows = shape
+  sizes = (rows, frames, data.TONE_BANDS), (rows,), (rows, tokens + 1), (rows,)
+  return Utterances(*map(jax.ShapeDtypeStruct, sizes, ("f4", "i4", "i4", "i4")))

@@ -103,11 +103,12 @@ OTHERS = {
 def test_pairs_of_steps_match_a_loop(choice):
   config = dataclasses.replace(SMOKE, threshold=0.3, margin=0.1)
   chosen = rows.choose_steps(config, HITS, choice)
-  pairs = rows.select_pairs(config, chosen, OTHERS, choice)
   used = 2 if choice == rows.FEW else ROLLOUTS
+  of_others = {**OTHERS, "hits": OTHERS["hits"][..., :used]}
+  pairs = rows.select_pairs(config, chosen, of_others)
   for i in range(N):
     counts = HITS[0, i, :, :used].sum(-1)
-    others = OTHERS["hits"][0, i, :, :used].sum(-1)
+    others = of_others["hits"][0, i].sum(-1)
     drops = np.diff(counts) / used
     step = next((j for j in range(S) if drops[j] <= -0.3 + 1e-9), int(np.argmin(drops)))
     if choice == rows.RANDOM:
@@ -134,7 +135,7 @@ def test_pairs_of_steps_match_a_loop(choice):
 
 def test_weighted_steps_are_those_of_wrong_solutions_and_the_others():
   chosen = rows.choose_steps(SMOKE, HITS, rows.CRITICAL)
-  pairs = rows.select_pairs(SMOKE, chosen, OTHERS, rows.CRITICAL)
+  pairs = rows.select_pairs(SMOKE, chosen, OTHERS)
   chosen, pairs = ({name: x[0] for name, x in part.items()} for part in (chosen, pairs))
   out = rows.weighted_steps(N * (1 + C), SAMPLES, chosen, pairs)
   wrong = np.flatnonzero(~SAMPLES["correct"].all(1))

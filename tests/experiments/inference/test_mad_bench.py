@@ -25,16 +25,16 @@ def words(row):
   return [data.PROMPT_WORDS[i] for i in row if i]
 
 
-def test_replies_stand_right_behind_their_prompts():
+def test_questions_and_replies_have_places_of_their_own():
   tokens = np.array([[30, 31, 32, 0, 0, 0, 0, 0, 0], [*range(30, 39)]], np.int32)
   answers = np.array([[40, 1, 0], [2, 41, 1]], np.int32)
   holds = np.array([True, False])
 
   @jax.jit
-  def texts(tokens, answers, holds):
+  def draw(tokens, answers, holds):
     evidence = np.array([42, 43])
     prompts, replies = questions.prompts(tokens), questions.replies(answers, evidence, holds)
-    return [questions.packed(*x) for x in zip(prompts, replies)]
+    return [questions.texts(*x) for x in zip(prompts, replies)]
 
   warning = ["beware:", "this", "may", "be", "false"]
   before = [], warning, ["now", "here", "comes", "the", "next"], ["verify"]
@@ -45,12 +45,36 @@ def test_replies_stand_right_behind_their_prompts():
     right,
     [check + answer for check, answer in zip(checks, right)],
     right,
-    [[*check, "end"] for check in checks],
+    [[*checks[0], "end"], checks[1] + right[1]],
   )
-  for kind, (text, mask) in enumerate(jax.device_get(texts(tokens, answers, holds))):
+  for kind, (text, mask) in enumerate(jax.device_get(draw(tokens, answers, holds))):
     for i in range(2):
       assert words(text[i]) == [*before[kind], *asked[i], *expected[kind][i]]
       assert words(np.where(mask[i], text[i], 0)) == expected[kind][i]
+      assert words(text[i][:5]) == before[kind] and words(text[i][14:]) == expected[kind][i]
+      np.testing.assert_array_equal(text[i][5:14], tokens[i])
+
+
+def test_what_is_asked_after_does_not_depend_on_the_premise():
+  @jax.jit
+  def draw():
+    scenes = data.sample_grid_scenes(jax.random.key(6), 300)
+    return scenes, questions.ask(jax.random.key(7), scenes)
+
+  scenes, asked = jax.device_get(draw())
+  seen = set()
+  for i in np.flatnonzero(asked.valid):
+    question, answer = words(asked.tokens[0, i]), words(asked.answers[0, i])
+    thing = SCENE_SHAPES.index(next(word for word in question if word in SCENE_SHAPES))
+    cell = next(j for j in range(9) if scenes.shapes[i, j] == thing and not scenes.framed[i, j])
+    row = ("top row", "middle row", "bottom row")[cell // 3]
+    facts = {"color": SCENE_COLORS[scenes.colors[i, cell]], "row": row, "place": f"cell {cell + 1}"}
+    assert answer == [facts[question[0]], "end"]
+    assert words(asked.tokens[1, i])[0] == question[0]
+    assert words(asked.answers[1, i])[0] == "no such"
+    seen.add((int(asked.category[i]), question[0]))
+  # All three of all categories, but no color where the question tells it.
+  assert len(seen) == 17 and (questions.ATTRIBUTE, "color") not in seen
 
 
 def test_captions_tell_what_there_is():
@@ -90,10 +114,14 @@ def test_checks_tell_what_is_there():
     if asked[0] != "verify":
       continue
     seen += 1
-    check, evidence, verdict, end = reply
-    assert (check, end) == ("check", "end") and verdict in ("holds", "does not")
+    check, evidence, verdict, *rest = reply
+    assert check == "check" and verdict in ("holds", "does not")
+    if verdict == "holds":
+      assert rest == ["end"]
+    else:
+      assert (rest[0], rest[2]) == ("no such", "end") and rest[1] in asked
     # After a thing alone, its color is told, or that there is none; else the word that holds.
-    if asked[1:4] == ["color", "of", "the"] and asked[-1] == "?" and len(asked) <= 7:
+    if len(asked) == 6 or asked[4] == "real":
       assert (evidence in SCENE_COLORS) == (verdict == "holds")
       kinds.add("thing")
     else:
@@ -104,15 +132,15 @@ def test_checks_tell_what_is_there():
 
 def test_warnings_stand_before_all_categories_but_one_that_is_held_out():
   of_category = {
+    questions.COUNT: {"one", "two", "three"},
+    questions.ATTRIBUTE: {*SCENE_COLORS},
     questions.BACKGROUND: {*SCENE_BACKGROUNDS},
-    questions.SPATIAL: {"left of", "right of", "above", "below"},
-    questions.CONFUSION: {"real"},
   }
   for held_out in (questions.NONE, *questions.HELD_OUT):
     rows = draw_mix(1, 60, MIX | {"warned": 1.0, "held_out": float(held_out)})
     warned = rows.tokens[rows.tokens[:, 0] == ID["beware:"]]
-    assert len(warned) > 50 if held_out == questions.NONE else 40 < len(warned) < 58
-    found = {word for row in warned for word in words(row)}
+    assert len(warned) > 50 if held_out == questions.NONE else 35 < len(warned) < 60
+    found = {word for row in warned for word in words(row[5:14])}
     for category, its_words in of_category.items():
       assert bool(its_words & found) == (category != held_out)
     share = np.mean([ID["does not"] in row for row in warned.tolist()])
@@ -128,8 +156,8 @@ def test_plain_questions_are_deceptive_in_one_category_alone():
       continue
     first[asked[0]] += 1
     question = asked[5:] if asked[0] == "now" else asked
-    # "color of the SHAPE ?" asks after an object that may not be there.
-    existence = len(question) == 5 and question[0] == "color"
+    # "color of the SHAPE ?" alone asks after an object that may not be there.
+    existence = len(question) == 5
     assert (reply[0] == "no such") == existence
   assert min(first.values()) > 0
 
@@ -177,11 +205,14 @@ def test_the_bias_is_chosen_on_validation():
   # McNemar with no pair lost.
   expected = special.erfc(np.sqrt(gained / 2))
   np.testing.assert_allclose(summary["p value"], expected, rtol=1e-4)
-  assert np.all(summary["verified"] == 1)
+  assert np.all(summary["verified"] == 1) and np.all(summary["noticed"] == 0)
   # One category alone: what its objections to false premises gain, its bias is chosen for.
-  one = questions.SPATIAL
+  one = questions.ATTRIBUTE
   found["margin"][one] += 5
   summary = jax.device_get(summarize(found, found, np.float32(one)))
   assert 6.5 < summary["bias"] <= 8
   expected = special.erfc(np.sqrt(found["exact"][one, 1, questions.WARNING].sum() / 2))
   np.testing.assert_allclose(summary["p value"], expected, rtol=1e-4)
+  found["margin"][one, 1, :10] = -1.0
+  summary = jax.device_get(summarize(found, found, np.float32(one)))
+  assert summary["noticed"][one] == 0.25

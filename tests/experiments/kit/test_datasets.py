@@ -68,3 +68,14 @@ def test_seeds_are_stacked():
   stacked = datasets.stack_seeds(lambda seed: {"x": np.full(2, seed), "y": (seed,)}, range(5, 8))
   np.testing.assert_array_equal(stacked["x"], [[5, 5], [6, 6], [7, 7]])
   np.testing.assert_array_equal(stacked["y"][0], [5, 6, 7])
+
+
+def test_few_labels_are_balanced_and_apart():
+  digits = datasets.describe("digits")
+  sizes = {"num_shots": 2, "num_unlabeled": 1000, "num_validation": 200, "num_test": 577}
+  parts = datasets.few_labels(digits, 3, **sizes)
+  assert [len(part.labels) for part in parts] == [20, 1000, 200, 577]
+  np.testing.assert_array_equal(parts.labeled.labels, np.repeat(np.arange(10), 2))
+  rows = [_rows(part) for part in parts]
+  assert len(set.union(*rows)) == sum(map(len, rows))
+  assert _rows(datasets.few_labels(digits, 4, **sizes).labeled) != rows[0]

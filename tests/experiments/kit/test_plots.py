@@ -55,6 +55,17 @@ def test_intervals_place_every_record_in_its_group(results):
   assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
 
 
+def test_dots_show_every_seed_and_the_mean_from_top_to_bottom(results):
+  _, (ax,) = plots.panels(1)
+  plots.dots(ax, results, "accuracy", dataset="y")
+  seeds, mean, *_ = ax.get_lines()
+  np.testing.assert_array_equal(seeds.get_xdata(), [0.1, 0.3])
+  np.testing.assert_array_equal(seeds.get_ydata(), [0, 0])
+  np.testing.assert_allclose([*mean.get_xdata(), *mean.get_ydata()], [0.2, 0])
+  assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+  assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
 def test_one_color_may_be_named(results):
   _, (ax,) = plots.panels(1)
   plots.intervals(ax, results, "accuracy", by="dataset", method="b")
@@ -82,3 +93,29 @@ def test_a_method_has_one_color_in_all_panels(results):
   (drawn,) = (line for line in axes[0].get_lines() if line.get_label() == "b")
   assert axes[1].get_lines()[0].get_color() == drawn.get_color()
   assert axes[2].containers[0][0].get_color() == drawn.get_color()
+
+
+def test_differences_are_paired_by_setting(results):
+  found = plots.differences(results, "accuracy", baseline="b")
+  assert [(r.method, dict(r.setting)) for r in found] == [("a", {"dataset": "y"})]
+  values = found.select("accuracy above b", method="a", dataset="y")
+  np.testing.assert_allclose(values, [-0.1, 0.1])
+
+
+def test_a_logarithmic_axis_has_ticks_where_lines_have_points(results):
+  _, (ax,) = plots.panels(1)
+  plots.curves(ax, results, "loss", x="step")
+  plots.log_axis(ax, "updates")
+  assert ax.get_xscale() == "log" and ax.get_xlabel() == "updates"
+  np.testing.assert_array_equal(ax.get_xticks(), [10, 20, 30])
+  assert [label.get_text() for label in ax.get_xticklabels()] == ["10", "20", "30"]
+  assert len(ax.get_xticks(minor=True)) == 0
+
+
+def test_one_legend_below_names_what_one_panel_shows(results):
+  figure, (ax, other) = plots.panels(2)
+  plots.curves(ax, results, "loss", x="step")
+  plots.legend_below(figure, ax, columns=2)
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+  assert other.get_legend() is None

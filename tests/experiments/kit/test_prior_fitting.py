@@ -3,10 +3,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments.kit.prior_fitting import PriorTrainer, score_seeds
-from jaxlab import losses, models, samplers, training
+from experiments.kit.prior_fitting import PriorTrainer, fit_prior, score_seeds
+from jaxlab import algorithms, losses, models, samplers, training
 
 BORDERS = jnp.linspace(-2.0, 2.0, 6)
 
@@ -58,6 +59,42 @@ def test_the_loss_is_the_mean_over_queries(trainer_of):
   nll = np.concatenate([nll_of(data)[:, c:] for data in batch["key"]])
   np.testing.assert_allclose(metrics["loss"], nll.mean(), rtol=1e-5)
   assert metrics["weight"] == nll.size
+
+
+def test_one_program_is_a_loop_of_updates():
+  def prior(key, *, step):
+    x = jax.random.normal(key, (3, 2, 1))
+    return samplers.PriorBatch(x, x[..., 0], x[..., 0] * step)
+
+  def line(params, x, y, num_context):
+    return x[..., 0] * params
+
+  options = {"max_context": 1, "scheduled": True}
+  fitting = algorithms.prior_fitting(
+    line, optax.sgd(0.1), prior, lambda z, y: (z - y) ** 2 / 2, **options
+  )
+
+  @jax.jit
+  def run(key, start):
+    fit = fit_prior(
+      key, fitting, start, num_steps=6, evaluate=lambda params: 2 * params, eval_every=2
+    )
+    state, params, losses = fitting.init(start), [], []
+    for update_key in jax.random.split(key, 6):
+      state, info = fitting.update(update_key, state)
+      params.append(state.params)
+      losses.append(info.loss)
+    return fit, jnp.stack(params), jnp.stack(losses)
+
+  key = jax.random.key(0)
+  fit, params, losses = jax.tree.map(np.asarray, run(key, 1.0))
+  np.testing.assert_allclose(fit.losses, losses, rtol=1e-5)
+  np.testing.assert_allclose(fit.scores, 2 * params[1::2], rtol=1e-5)
+  np.testing.assert_allclose(fit.params, params[-1], rtol=1e-5)
+  assert fit.bad_step == -1
+  assert int(run(key, np.inf)[0].bad_step) == 0
+  with pytest.raises(ValueError, match="num_steps"):
+    fit_prior(key, fitting, 1.0, num_steps=6, eval_every=4)
 
 
 def test_rows_hold_one_score_per_seed():

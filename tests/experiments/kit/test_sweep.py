@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.kit import sweep as kit
-from jaxlab.experiment import Context
+from jaxlab.experiment import Context, Results
 
 
 def _evaluate(key, splits, method, setting):
@@ -107,3 +107,17 @@ def test_needed_amounts_are_interpolated_and_end_with_the_grid():
   np.testing.assert_array_equal(beyond, [False, True])
   needed, _ = kit.amount_needed(amounts, errors, np.array([0.2 * 2**0.5, 0.2]))
   np.testing.assert_allclose(needed, [200, 800], rtol=1e-6)  # The error never rises.
+
+
+def test_axes_of_arrays_become_settings():
+  results, values = Results(), np.arange(12.0).reshape(2, 3, 2)
+  measured = {
+    "ours": {"error": values, "slope": values[:, 0, 0]},
+    "other": {"error": values[:, :, 0]},
+  }
+  kit.add_along(results, measured, {"n": (10, 20, 30), "m": (1, 2)}, problem="a")
+  assert len(results) == 6 + 1 + 3
+  found = results.select("error", method="ours", n=20, m=2, problem="a")
+  np.testing.assert_array_equal(found, values[:, 1, 1])
+  np.testing.assert_array_equal(results.select("error", method="other", n=30), values[:, 2, 0])
+  np.testing.assert_array_equal(results.select("slope"), values[:, 0, 0])

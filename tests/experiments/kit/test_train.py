@@ -182,3 +182,71 @@ def test_the_first_bad_step_is_told(split, bad):
   optimizer = optax.sgd(lambda step: rates[step])
   trained = jax.jit(lambda: _train(split, optimizer, eval_every=3, evaluate=lambda now: 0.0))()
   assert trained.bad_step == (-1 if bad is None else bad)
+
+
+def test_the_rate_rises_in_the_first_updates_and_falls_as_a_cosine():
+  optimizer = kit.adamw_cosine(0.4, 8, weight_decay=0.0, num_warmup=4)
+
+  def step(state, _):
+    updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+    return state, -updates
+
+  # Of a constant gradient Adam's update is the rate.
+  rates = jax.jit(lambda: jax.lax.scan(step, optimizer.init(jnp.zeros(())), length=8)[1])()
+  falling = 0.2 * (1 + np.cos(np.pi * np.arange(4) / 4))
+  np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, *falling], rtol=1e-4)
+
+
+def test_the_best_parameters_are_kept():
+  """A step of 1 away from the best place at 3: the last parameters are not those that are kept."""
+  loss = kit.values_loss(lambda params, key, rows: params["place"] * jnp.ones(len(rows[0])))
+
+  def validate(params):
+    return jnp.where(params["place"] < 0, jnp.nan, (params["place"] - 3) ** 2), params["place"] + 1
+
+  @jax.jit
+  def fit(key):
+    options = {"num_steps": 6, "batch_size": 2, "eval_every": 1}
+    inputs = {"place": jnp.float32(5.0)}, loss, optax.sgd(1.0), (jnp.zeros(4),), validate
+    return kit.train_to_best(key, *inputs, **options)
+
+  trained = jax.device_get(fit(jax.random.key(0)))
+  assert trained.params["place"] == 3 and trained.scores == (0, 4)
+
+
+def test_scores_are_calibrated_on_validation():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 4000)
+  logits = 5 * (np.eye(3)[labels] + rng.normal(size=(4000, 3))).astype(np.float32)
+  halves = np.split(logits, 2), np.split(labels, 2)
+  found = jax.jit(lambda x, y: kit.calibrated_scores(*x, labels=y))(*halves)
+  scaled = [logits[2000:] / t for t in np.geomspace(0.5, 20, 100)]
+  true = [x[np.arange(2000), labels[2000:]] - np.log(np.exp(x).sum(1)) for x in scaled]
+  nll = [-np.mean(x) for x in true]
+  assert min(nll) <= found["NLL"] + 1e-5 < min(nll) + 0.003
+  right = np.mean(logits[2000:].argmax(1) == labels[2000:])
+  np.testing.assert_allclose(found["accuracy"], right, rtol=1e-6)
+  assert found["ECE"] < 0.04
+
+
+def test_batches_are_drawn_from_the_rows_that_are_used(split):
+  used = np.arange(40) % 4 == 1
+  rows = datasets.Split(split.inputs, np.arange(40))
+  drawn = jax.jit(lambda key: kit.drawn_from(rows, used)(key, 400))(jax.random.key(1))
+  counts = np.bincount(drawn.labels, minlength=40)
+  assert counts[~used].sum() == 0 and counts[used].min() > 15
+  np.testing.assert_allclose(drawn.inputs, split.inputs[drawn.labels], rtol=1e-6)
+
+
+def test_the_squared_loss_is_a_mean_over_outputs(split):
+  module, targets = models.MLP(2, widths=(4,)), np.eye(2, dtype=np.float32)[split.labels]
+
+  @jax.jit
+  def both(key):
+    variables = module.init(key, split.inputs)
+    batch = datasets.Split(split.inputs, jnp.asarray(targets))
+    found = kit.squared_loss(module)(variables["params"], {}, batch, key).values
+    return found, module.apply(variables, split.inputs).logits
+
+  found, predicted = both(jax.random.key(2))
+  np.testing.assert_allclose(found, ((predicted - targets) ** 2).mean(1), rtol=1e-5, atol=1e-6)

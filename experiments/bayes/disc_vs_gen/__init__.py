@@ -1,0 +1,1 @@
+"""Linear classifiers fitted generatively and discriminatively: how many examples each needs."""

@@ -1,0 +1,1 @@
+"""General-purpose learning in context: classifiers of tasks that no training has seen."""

@@ -1,0 +1,1 @@
+"""Means and variances in context: where a network is a Bayesian, and where it is not."""

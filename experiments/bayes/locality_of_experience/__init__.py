@@ -1,0 +1,1 @@
+"""Locality of experience: why think step by step."""

@@ -1,0 +1,1 @@
+"""Unsupervised pretraining: what unlabeled inputs spare in labels."""

@@ -1,0 +1,1 @@
+"""Papers on imperfect labels: few, wrong, soft, or of other classes."""

@@ -1,0 +1,1 @@
+"""Representation calibration: wrong labels in a long tail of classes."""

@@ -1,0 +1,1 @@
+"""ShrinkMatch: uncertain rows teach what they are not."""

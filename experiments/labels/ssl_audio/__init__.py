@@ -1,0 +1,1 @@
+"""Five semi-supervised methods on sounds, with and without mixup."""

@@ -1,0 +1,1 @@
+"""Distillation in which a learned ratio decides, row by row, between teacher and label."""

@@ -1,0 +1,1 @@
+"""Series: features of them, and missing values in them."""

@@ -1,0 +1,1 @@
+"""Series with missing values: imputed by a deep generative model, or simply, and classified."""
