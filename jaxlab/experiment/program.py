@@ -212,7 +212,8 @@ def _check_results(results: Any, seeds: int) -> None:
   if not isinstance(results, Results):
     raise TypeError(f"run must return Results, got {type(results).__name__}.")
   for record in results:
-    if record.values.ndim and len(record.values) != seeds:
+    # Rows that cost much may have the first seeds alone.
+    if record.values.ndim and len(record.values) > seeds:
       raise ValueError(
         f"{record.method}, {record.quantity} has {len(record.values)} values for {seeds} seeds."
       )

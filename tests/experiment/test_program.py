@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -225,7 +226,7 @@ def test_a_pilot_has_other_seeds(tmp_path):
   assert [*context.seed_numbers] == [1000, 1001]
 
 
-def test_seeds_must_all_be_there(tmp_path, monkeypatch):
+def test_a_record_may_have_fewer_seeds_but_not_more(tmp_path, monkeypatch):
   def two_seeds():
     results = experiment.Results()
     results.add({"a": {"x": [1.0, 2.0]}})
@@ -233,9 +234,12 @@ def test_seeds_must_all_be_there(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tiny, "run", lambda *_: two_seeds())
   monkeypatch.setattr(tiny, "claims", lambda config, results: [])
+  monkeypatch.setattr(tiny, "figure", lambda results: matplotlib.figure.Figure())
   with pytest.raises(ValueError, match="a, x has 2 values for 1 seeds"):
-    run(tmp_path)
-  assert not (tmp_path / "results.json").exists()
+    run(tmp_path / "more")
+  assert not (tmp_path / "more" / "results.json").exists()
+  assert run(tmp_path / "fewer", "--seeds=3") == 0
+  assert stored(tmp_path / "fewer")["records"][0]["values"] == [1.0, 2.0]
 
 
 def test_two_runs_in_one_workdir(tmp_path, capsys):

@@ -41,7 +41,7 @@ class Config:
   input_scales: tuple[float, ...] = (1.0, 2.0, 3.0)  # Of the wide law.
   shifted_noise: float = 4.0  # The noise level of the noise shift.
   shifted_scale: float = 2.0  # The scale of the input shift.
-  pool_size: int = 4  # Tasks of the pool.
+  pool_size: int = 2  # Tasks of the pool.
   embed_dim: int = 64  # Width of the network.
   num_layers: int = 2  # Its layers.
   num_heads: int = 4  # Its attention heads.
