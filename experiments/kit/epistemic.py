@@ -24,6 +24,7 @@ from jaxlab.experiment import Context, Results
 SPEARMAN, REJECTION, FOREIGN = "Spearman with the error", "rejection ratio", "AUROC, foreign inputs"
 PAIRS, ENSEMBLE, GP, DEUP = "pairs", "ensemble", "GP", "DEUP"
 _NUM_NEIGHBORS = 10  # Rows that answer for a point.
+_WIDTH = 20  # Columns of a table, so that all share a program.
 # Settings of a GP of errors; lengths are in units of the root of the number of inputs.
 _SPACE = {"outputscales": (0.001, 0.003, 0.01, 0.03), "noises": (0.003, 0.01, 0.03)}
 _LENGTHS = (0.25, 0.5, 1.0, 2.0)
@@ -90,11 +91,11 @@ class AnsweredTable(NamedTuple):
   """Points with two answers to train on, and others whose probability of an answer 1 is known.
 
   Attributes:
-    inputs: standardized, and padded with zeros to 16 columns, `[n, 16]`.
+    inputs: standardized, and padded with zeros to 20 columns, `[n, 20]`.
     answers: 0 or 1, int32 `[n, 2]`.
-    queries: other points, `[m, 16]`.
+    queries: other points, `[m, 20]`.
     probs: probabilities of their answers 1, `[m]`.
-    foreign: queries whose columns were shuffled, each by itself, `[m, 16]`.
+    foreign: queries whose columns were shuffled, each by itself, `[m, 20]`.
     num_inputs: columns that are not padding, a scalar.
   """
 
@@ -110,7 +111,7 @@ def draw_table(name: str, num_train: int, num_test: int, seed: int) -> AnsweredT
   """Draws points of a table of two classes, and the answers of two of the nearest rows of each.
 
   Args:
-    name: a set of `data.load_source` of at most 16 features.
+    name: a set of `data.load_source` of at most 20 features.
     num_train: training points.
     num_test: queries.
     seed: of the draw.
@@ -122,7 +123,7 @@ def draw_table(name: str, num_train: int, num_test: int, seed: int) -> AnsweredT
   rows = rng.permutation(len(features))[: num_train + num_test]
   nearest = NearestNeighbors(n_neighbors=_NUM_NEIGHBORS).fit(features)
   given = labels[nearest.kneighbors(features[rows], return_distance=False)]
-  padded = np.pad(features[rows], ((0, 0), (0, 16 - width))).astype(np.float32)
+  padded = np.pad(features[rows], ((0, 0), (0, _WIDTH - width))).astype(np.float32)
   chosen = rng.integers(0, _NUM_NEIGHBORS, (num_train, 2))
   queries = padded[num_train:]
   probs = given[num_train:].mean(1).astype(np.float32)
