@@ -45,8 +45,8 @@ class Config:
   dataset: str = "digits"  # Of the images; or cifar10.
   num_train: int = 1000  # Training images.
   num_test: int = 797  # Test images.
-  max_angle: float = 60.0  # By which these are turned, in degrees.
-  pixel_noise: float = 0.3  # Standard deviation of their noise.
+  max_angle: float = 30.0  # By which these are turned, in degrees.
+  pixel_noise: float = 0.2  # Standard deviation of their noise.
   widths: tuple[int, ...] = (64,)  # Of the classifier, and of the network of its errors.
   dropout: float = 0.1  # Share of the hidden units that is dropped.
   num_passes: int = 10  # With dropout.
@@ -76,7 +76,7 @@ PRESETS = {
   ),
   "laptop": Config(),
   "paper": Config(
-    dataset="cifar10", num_train=10_000, num_test=10_000, pixel_noise=1.0, num_steps=40_000,
+    dataset="cifar10", num_train=10_000, num_test=10_000, max_angle=60.0, pixel_noise=1.0, num_steps=40_000,
     error_steps=40_000, batch_size=128, num_candidates=3000, num_rounds=100,
   ),
 }  # fmt: skip

@@ -65,11 +65,14 @@ def loss_of(config):
 
 
 def principal_axes(inputs: chex.Array, used: chex.Array, num: int):
-  """Standardizes by the rows that are used, and projects on their main axes."""
+  """Standardizes by the rows that are used, and projects on their main axes.
+
+  All pixels share one deviation: some at the border hardly vary, and noise there would be all.
+  """
   weights = used[:, None] / jnp.sum(used)
   mean = jnp.sum(weights * inputs, axis=0)
-  std = jnp.sqrt(jnp.sum(weights * jnp.square(inputs - mean), axis=0))
-  scale = lambda x: (x - mean) / jnp.where(std > 1e-3, std, 1.0)  # noqa: E731
+  std = jnp.sqrt(jnp.mean(jnp.sum(weights * jnp.square(inputs - mean), axis=0)))
+  scale = lambda x: (x - mean) / std  # noqa: E731
   axes = jnp.linalg.eigh((weights * scale(inputs)).T @ scale(inputs))[1][:, -num:]
   return lambda x: scale(x) @ axes
 
