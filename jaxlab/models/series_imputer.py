@@ -21,6 +21,8 @@ from jaxlab.models.gp_vae import (
 )
 
 _ROWS = 256  # That are completed together.
+# Of the prior: a posterior of independent steps would have to be as narrow as a smaller one.
+_JITTER = 0.1
 
 
 class SeriesImputer(TransformerMixin, BaseEstimator):
@@ -47,8 +49,10 @@ class SeriesImputer(TransformerMixin, BaseEstimator):
 
   Attributes:
     params_: parameters of encoder, decoder and the model of the mask.
-    shift_: mean of the observed values of each channel, `[channels]`.
-    scale_: their standard deviation, 1 for a channel that does not vary.
+    shift_: mean of the observed values of each channel at each step, and one more of the channel's
+      mean, `[channels, time steps]`.
+    scale_: standard deviation of the observed values of each channel around this, `[channels]`; 1
+      if they do not vary.
     losses_: loss of each update in nats a value, missing ones included, `[num_steps]`.
     n_features_in_: number of channels, or of time steps if `X` has two axes.
 
@@ -119,10 +123,11 @@ class SeriesImputer(TransformerMixin, BaseEstimator):
     observed = np.isfinite(X)
     if not observed.any():
       raise ValueError("X has no observed value")
-    count = observed.sum((0, 2))
-    self.shift_ = np.where(observed, X, 0).sum((0, 2)) / np.maximum(count, 1)
-    square = np.where(observed, np.square(X - self.shift_[:, None]), 0).sum((0, 2))
-    spread = np.sqrt(square / np.maximum(count, 1))
+    count, total = observed.sum(0), np.where(observed, X, 0).sum(0)
+    mean = total.sum(1, keepdims=True) / np.maximum(count.sum(1, keepdims=True), 1)
+    self.shift_ = (total + mean) / (count + 1)
+    square = np.where(observed, np.square(X - self.shift_), 0).sum((0, 2))
+    spread = np.sqrt(square / np.maximum(count.sum(1), 1))
     self.scale_ = np.where(spread > 0, spread, 1.0)
     self._model = _Model(
       *(self.latent_dim, X.shape[1], self.width, self.num_layers, self.num_heads),
@@ -196,7 +201,7 @@ class SeriesImputer(TransformerMixin, BaseEstimator):
 
   def _scaled(self, X):
     """Standardized values with time before channels, and which are observed."""
-    scaled = ((X - self.shift_[:, None]) / self.scale_[:, None]).swapaxes(1, 2)
+    scaled = ((X - self.shift_) / self.scale_[:, None]).swapaxes(1, 2)
     return np.nan_to_num(scaled).astype(np.float32), np.isfinite(scaled)
 
   def _completed(self, X, num_samples, seed):
@@ -218,7 +223,7 @@ class SeriesImputer(TransformerMixin, BaseEstimator):
         self._model, self.params_, key, *self._scaled(part), scale, self.num_draws, num_samples
       )
       mean, sample = (
-        self.shift_[:, None] + self.scale_[:, None] * np.asarray(x).swapaxes(-1, -2)
+        self.shift_ + self.scale_[:, None] * np.asarray(x).swapaxes(-1, -2)
         for x in results
       )
       means[rows], samples[:, rows] = mean[:count], sample[:, :count]
@@ -256,7 +261,7 @@ class _Model:
 
   def objective(self, params, key, values, mask, lengthscale, **settings):
     times = jnp.broadcast_to(jnp.arange(values.shape[1], dtype=values.dtype), values.shape[:2])
-    kernel = cauchy_kernel(values.shape[1], lengthscale=lengthscale)
+    kernel = cauchy_kernel(values.shape[1], lengthscale=lengthscale, jitter=_JITTER)
 
     def call(name, *arguments):
       return self.modules[name].apply({"params": params[name]}, *arguments)
