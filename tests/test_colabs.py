@@ -56,7 +56,7 @@ def by_name(path: pathlib.Path) -> str:
 
 def test_there_are_notebooks():
   names = {"adaptation", "alignment", "compose", "inference_scaling", "label_errors", "language"}
-  assert {*names, "pfn", "uncertainty"} <= {path.stem for path in NOTEBOOKS}
+  assert {*names, "pfn", "series", "uncertainty"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
