@@ -16,8 +16,8 @@ class Record(NamedTuple):
     method: what was measured.
     quantity: what was measured of it, for example "test/accuracy".
     setting: name -> value of whatever else tells records apart, for example the data set.
-    values: one number per seed, `[seeds]`, or fewer, of the first ones; or a single number `[]` that
-      no seed changes.
+    values: one number per seed, `[seeds]`, or fewer, of the first seeds; or a single number `[]`
+      that no seed changes.
   """
 
   method: str

@@ -76,8 +76,8 @@ PRESETS = {
   ),
   "laptop": Config(),
   "paper": Config(
-    dataset="cifar10", num_train=10_000, num_test=10_000, max_angle=60.0, pixel_noise=1.0, num_steps=40_000,
-    error_steps=40_000, batch_size=128, num_candidates=3000, num_rounds=100,
+    dataset="cifar10", num_train=10_000, num_test=10_000, max_angle=60.0, pixel_noise=1.0,
+    num_steps=40_000, error_steps=40_000, batch_size=128, num_candidates=3000, num_rounds=100,
   ),
 }  # fmt: skip
 

@@ -201,17 +201,35 @@ def figure(results: Results):
   shown = PAIRS, ENSEMBLE, DROPOUT, digits.ORACLE
   of_rows = Results(record for record in results if record.method in shown)
   plots.intervals(left, of_rows, "variance", by="group", problem=DIGITS)
-  left.set(xlabel="digits", ylabel="variance of the probabilities, summed over answers")
+  left.set(xlabel="digits", ylabel="variance, summed over answers")
   left.legend(fontsize=7)
   for color, method in zip(("tab:blue", "tab:orange"), (PAIRS, ENSEMBLE)):
     where = {"method": method, "problem": PARITY, "kind": HARD}
-    for order in results.distinct("order", **where):
-      x, y = (
-        results.select(quantity, order=order, **where).mean()
-        for quantity in ("squared error", "variance")
+    orders = results.distinct("order", **where)
+    points = np.array(
+      [
+        [
+          results.select(name, order=order, **where).mean()
+          for name in ("squared error", "variance")
+        ]
+        for order in orders
+      ]
+    )
+    right.plot(*points.T, "o", color=color, label=method)
+    near = {}  # Orders whose points would cover each other share a label.
+    for order, point in zip(orders, points):
+      near.setdefault(tuple(np.round(point, 2)), []).append(str(order))
+    for point, names in near.items():
+      side = -1 if point[0] > 0.1 else 1
+      place = {"xytext": (7 * side, 5 if method == PAIRS else -5), "textcoords": "offset points"}
+      right.annotate(
+        ", ".join(names),
+        point,
+        fontsize=7,
+        va="center",
+        ha="right" if side < 0 else "left",
+        **place,
       )
-      right.plot(x, y, "o", color=color, label=method if order == 1 else None)
-      right.annotate(str(order), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
   right.axline((0, 0), slope=1, color="gray", linestyle="--", linewidth=1)
   right.set(xlabel="squared error of the probability", ylabel="variance", title="parity of k bits")
   right.legend(fontsize=7)

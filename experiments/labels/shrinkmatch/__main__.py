@@ -201,11 +201,11 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 def figure(results: Results):
   """The share of rows that carry a loss, by row of the table; differences to FixMatch."""
-  drawing, (left, right) = plots.panels(2, width=5.4)
+  drawing, (left, right) = plots.panels(2, width=5.4, height=5.6)
   first = results.distinct("dataset")[0]
   shown = Results(r for r in results if r.method not in (TUNED, CHEAPEST))
   plots.curves(left, shown, "used rows", x="step", dataset=first)
-  left.legend(fontsize=6)
+  plots.legend_below(drawing, left, columns=3)
   found = plots.differences(results, "accuracy", baseline=FIXMATCH)
   quantity = f"accuracy above {FIXMATCH}"
   plots.intervals(right, found, quantity, by="method", color="dataset")
