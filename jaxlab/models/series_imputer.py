@@ -223,8 +223,7 @@ class SeriesImputer(TransformerMixin, BaseEstimator):
         self._model, self.params_, key, *self._scaled(part), scale, self.num_draws, num_samples
       )
       mean, sample = (
-        self.shift_ + self.scale_[:, None] * np.asarray(x).swapaxes(-1, -2)
-        for x in results
+        self.shift_ + self.scale_[:, None] * np.asarray(x).swapaxes(-1, -2) for x in results
       )
       means[rows], samples[:, rows] = mean[:count], sample[:, :count]
     return X, shape, means, samples
