@@ -31,8 +31,8 @@ _PEERS = {
   _DRAWN: "NumPy and SciPy, float64, noise drawn",
 }
 ROWS = (
-  Row(_GROUP, _GIVEN, _PEERS[_GIVEN], unit="hypothesis"),
-  Row(_GROUP, _DRAWN, _PEERS[_DRAWN], unit="hypothesis"),
+  Row(_GROUP, _GIVEN, _PEERS[_GIVEN], goal=1.0, unit="hypothesis"),
+  Row(_GROUP, _DRAWN, _PEERS[_DRAWN], goal=1.0, unit="hypothesis"),
 )
 
 
