@@ -2,7 +2,7 @@
 
 Sequences of pairs come from a linear function and a noise level, both drawn from a conjugate prior
 whose Bayes predictor is known. Networks of three laws are compared each with its own: `fresh`, of
-the prior; `wide`, whose prior holds louder noise and wider inputs as well; `pool`, of four tasks.
+the prior; `wide`, whose prior holds louder noise and wider inputs as well; `pool`, of two tasks.
 """
 
 import dataclasses

@@ -43,11 +43,11 @@ def test_conditions_have_their_moments(drawn):
   assert squares[SCALE] == pytest.approx(1 + 4, rel=0.1)
   assert squares[WIDE] == pytest.approx((1 + 16) / 2 + widths**2, rel=0.1)
   assert squares[NOISE] == pytest.approx(16 + 1, rel=0.03)
-  # Sequences of the pool are those of four functions.
+  # Sequences of the pool are those of its functions.
   x, y = tests[POOL]
   residuals = np.einsum("btf,pf->bpt", x, pool.weights) - y[:, None]
   logs = stats.norm.logpdf(residuals, 0, pool.noise_stds[:, None]).sum(-1)
-  shares = np.bincount(logs.argmax(1), minlength=4) / len(y)
+  shares = np.bincount(logs.argmax(1), minlength=len(pool.weights)) / len(y)
   ratio = np.square(residuals).mean(-1)[np.arange(len(y)), logs.argmax(1)]
   assert shares.min() > 0.1
   assert ratio.mean() < 1.2 * np.square(pool.noise_stds).max()
