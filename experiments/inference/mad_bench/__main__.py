@@ -139,7 +139,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     return np.mean(values, axis=0)
 
   able = [i for i in range(len(names)) if of(PLAIN, CONTROL, [i]).mean() >= 80]
-  skilled = [i for i in able if of(VERIFY, "accuracy", [i]).mean() >= 85]
+  skilled = [i for i in able if of(VERIFY, "accuracy", [i]).min() >= 85]  # In every seed.
   weak = [i for i in skilled if of(PLAIN, NOTICED, [i]).mean() <= 35]
   read = [i for i in questions.HELD_OUT if i in weak]
   kept = read or questions.HELD_OUT  # Where none is left there is no test, and all are shown.
@@ -152,7 +152,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
   bounds = (
     ("plain true questions of 4 categories are answered in 80%", float(len(able)), 4, None),
-    ("2 held out in turn are verified in 85%, plain false ones noticed in at most 35%",
+    ("2 held out in turn are verified in 85% in every seed, plain false ones noticed in 35%",
      float(len(read)), 2, None),
     ("plain false premises are noticed in at most 35%", of(PLAIN, NOTICED, others), None, 35),
     ("those of the trained category in 70%", of(PLAIN, DECEPTIVE, [questions.EXISTENCE]), 70, None),
