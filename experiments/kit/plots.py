@@ -90,6 +90,26 @@ def differences(results: Results, quantity: str, *, baseline: str, **where) -> R
   return found
 
 
+def above_baseline(ax, results: Results, quantity: str, *, baseline: str) -> None:
+  """Intervals of paired differences by method, every seed as a dot; a color per data set.
+
+  Args:
+    ax: the axes.
+    results: the records.
+    quantity: what is compared.
+    baseline: the method that the others are compared with.
+  """
+  found = differences(results, quantity, baseline=baseline)
+  intervals(ax, found, f"{quantity} above {baseline}", by="method", color="dataset")
+  places = {method: x for x, method in enumerate(found.distinct("method"))}
+  for record in found:
+    x = np.full(np.size(record.values), places[record.method])
+    ax.plot(x, np.ravel(record.values), ".", color="gray", ms=2)
+  ax.axhline(0.0, color="gray", ls=":")
+  ax.tick_params("x", labelsize=6, rotation=60)
+  ax.legend(fontsize=6)
+
+
 def dots(ax, results: Results, quantity: str, *, by: str = "method", **where):
   """Every seed as a dot and the mean as a bar, one line per value of `by`, from top to bottom.
 

@@ -238,11 +238,7 @@ def figure(results: Results):
     plots.curves(left, by_part, "strong loss", x="step")
     left.legend(fontsize=6)
   shown = Results(r for r in results if r.method not in (ONLY, EVERY_LABEL, ORACLE))
-  found = plots.differences(shown, "accuracy", baseline=FIXMATCH)
-  plots.intervals(right, found, f"accuracy above {FIXMATCH}", by="method", color="dataset")
-  right.axhline(0.0, color="gray", ls=":")
-  right.tick_params("x", labelsize=6, rotation=60)
-  right.legend(fontsize=6)
+  plots.above_baseline(right, shown, "accuracy", baseline=FIXMATCH)
   return drawing
 
 

@@ -206,16 +206,7 @@ def figure(results: Results):
   shown = Results(r for r in results if r.method not in (TUNED, CHEAPEST))
   plots.curves(left, shown, "used rows", x="step", dataset=first)
   plots.legend_below(drawing, left, columns=3)
-  found = plots.differences(results, "accuracy", baseline=FIXMATCH)
-  quantity = f"accuracy above {FIXMATCH}"
-  plots.intervals(right, found, quantity, by="method", color="dataset")
-  places = {method: x for x, method in enumerate(found.distinct("method"))}
-  for record in found:
-    x = np.full(np.size(record.values), places[record.method])
-    right.plot(x, np.ravel(record.values), ".", color="gray", ms=2)
-  right.axhline(0.0, color="gray", ls=":")
-  right.tick_params("x", labelsize=6, rotation=60)
-  right.legend(fontsize=6)
+  plots.above_baseline(right, results, "accuracy", baseline=FIXMATCH)
   return drawing
 
 

@@ -102,6 +102,17 @@ def test_differences_are_paired_by_setting(results):
   np.testing.assert_allclose(values, [-0.1, 0.1])
 
 
+def test_differences_are_drawn_with_every_seed(results):
+  _, (ax,) = plots.panels(1)
+  plots.above_baseline(ax, results, "accuracy", baseline="b")
+  dots = [line for line in ax.lines if line.get_marker() == "."]
+  assert len(dots) == 1
+  np.testing.assert_allclose(dots[0].get_ydata(), [-0.1, 0.1])
+  np.testing.assert_array_equal(dots[0].get_xdata(), [0, 0])
+  assert [label.get_text() for label in ax.get_xticklabels()] == ["a"]
+  assert any(list(line.get_ydata()) == [0.0, 0.0] for line in ax.lines)
+
+
 def test_a_logarithmic_axis_has_ticks_where_lines_have_points(results):
   _, (ax,) = plots.panels(1)
   plots.curves(ax, results, "loss", x="step")
