@@ -1,8 +1,8 @@
 """Does a network that reads labeled examples learn to learn, or to recognize its tasks?
 
-Digits of five classes become tasks by random projections and permutations of the labels. A network
+Digits of three classes become tasks by random projections and permutations of the labels. A network
 of 16 tasks may recognize which one it reads; one of ever new tasks has to compare examples. Both
-meet five other classes, and signals, beside classifiers that know nothing but the context.
+meet three other classes, and signals, beside classifiers that know nothing but the context.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ class Config:
   """The tasks, the networks, their training, and the baselines."""
 
   dataset: str = "digits"  # Of the tasks; or mnist, fashion_mnist.
-  num_classes: int = 5  # Classes of a task; the base classes, and as many unseen ones.
+  num_classes: int = 3  # Classes of a task; the base classes, and as many unseen ones.
   train_per_class: int = 122  # Rows of a base class that tasks of the training are made of.
   held_out_per_class: int = 52  # Its other rows; an unseen class has the sum of both.
   signals_per_class: int = 60  # Rows of mnist1d.
-  output_dim: int = 16  # Features of a task.
-  sequence_length: int = 20  # Examples of a sequence.
+  output_dim: int = 8  # Features of a task.
+  sequence_length: int = 24  # Examples of a sequence.
   window: int = 8  # Positions at either end of a sequence that are averaged.
   num_tasks: tuple[int, ...] = (16, 256)  # Of the networks of few tasks; the first has the claims.
-  bias: float = 0.5  # Share of tasks whose labels keep their names, at a biased start.
+  bias: float = 0.8  # Share of tasks whose labels keep their names, at a biased start.
   bias_share: float = 0.5  # Of the updates, after which that share has fallen to 0.
   embed_dim: int = 64  # Width of the transformer.
   num_layers: int = 3  # Its layers.
@@ -52,7 +52,7 @@ class Config:
   outer_dim: int = 48  # Width of the outer-product LSTM.
   num_steps: int = 1600  # Updates.
   batch_size: int = 64  # Sequences per update.
-  learning_rates: tuple[float, ...] = (5e-4, 1e-3)  # Of Adam, to choose from on one more seed.
+  learning_rates: tuple[float, ...] = (1e-3, 3e-3)  # Of Adam, to choose from on one more seed.
   num_warmup: int = 100  # Updates of the warm-up.
   eval_every: int = 50  # Updates between looks at the loss on new tasks.
   num_watched: int = 256  # Sequences of that loss.
@@ -72,8 +72,9 @@ PRESETS = {
   ),
   "laptop": Config(),
   "paper": Config(
-    dataset="mnist", train_per_class=5000, held_out_per_class=1000, signals_per_class=500,
-    output_dim=784, sequence_length=100, num_tasks=(16, 2**12, 2**16, 2**20, 2**24), embed_dim=256,
+    dataset="mnist", num_classes=5, train_per_class=5000, held_out_per_class=1000,
+    signals_per_class=500, output_dim=784, sequence_length=100, bias=0.5,
+    num_tasks=(16, 2**12, 2**16, 2**20, 2**24), embed_dim=256,
     num_layers=4, num_heads=8, lstm_dim=512, outer_dim=256, num_steps=50_000, batch_size=512,
     learning_rates=(1e-4, 3e-4), num_warmup=1000, eval_every=500, other_seeds=5,
   ),

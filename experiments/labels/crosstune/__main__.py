@@ -51,7 +51,7 @@ class Config:
   num_heads: int = 4  # Of the attention.
   attention_dim: int = 64  # Width of the attention.
   mlp_width: int = 126  # Of both layers of an MLP, which has about as many parameters.
-  num_steps: int = 600  # Updates of every head.
+  num_steps: int = 1800  # Updates of every head.
   batch_size: int = 32  # Rows per update.
   learning_rates: tuple[float, ...] = (1e-3, 3e-3)  # AdamW with a cosine to 0, to choose from.
   penalties: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)  # Of logistic regression, likewise.
