@@ -38,14 +38,14 @@ class Config:
   rate: float = 2.0  # Of that prior.
   weight_precision: float = 2.0  # Of the weights, in units of that of the noise.
   loudness: float = 4.0  # Factor of the noise levels in half of the wide law.
-  input_scales: tuple[float, ...] = (1.0, 2.0, 3.0)  # Of the wide law.
+  input_scales: tuple[float, ...] = (1.0, 2.0)  # Of the wide law.
   shifted_noise: float = 4.0  # The noise level of the noise shift.
   shifted_scale: float = 2.0  # The scale of the input shift.
   pool_size: int = 2  # Tasks of the pool.
   embed_dim: int = 64  # Width of the network.
-  num_layers: int = 2  # Its layers.
+  num_layers: int = 3  # Its layers.
   num_heads: int = 4  # Its attention heads.
-  num_steps: int = 4000  # Updates.
+  num_steps: int = 10_000  # Updates.
   batch_size: int = 64  # Sequences per update.
   learning_rate: float = 1e-3  # Peak of the schedule.
   warmup_fraction: float = 0.05  # Share of the updates that the learning rate rises.
