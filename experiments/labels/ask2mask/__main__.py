@@ -1,6 +1,6 @@
 """Ask2Mask: a recognizer of the target speech says which frames are worth predicting.
 
-Half of the speech to pretrain on is foreign, the rest partly noise or foreign. An encoder predicts
+Most of the speech to pretrain on is foreign, the rest partly noise or foreign. An encoder predicts
 codes of masked frames, as many in all rows, and is fine-tuned on few transcripts of the target.
 Masks are put where a scorer is sure, and utterances weigh as much as it is sure of them. What the
 scorer's own labels teach, and dropping the worse half, are baselines.
@@ -26,7 +26,7 @@ from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "ask2mask"
-SEEDS = {"laptop": 10}
+SEEDS = {"laptop": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Config:
   digits: tuple[int, int] = (2, 4)  # Fewest and most of an utterance.
   num_frames: int = 32  # Of the longest utterance.
   rate_spread: float = 0.25  # Of the logarithm of an utterance's rate.
-  foreign_share: float = 0.5  # Of mismatched utterances.
-  corrupted_share: float = 0.6  # Of the frames of the others.
+  foreign_share: float = 0.7  # Of mismatched utterances.
+  corrupted_share: float = 0.4  # Of the frames of the others.
   num_codes: int = 64  # To predict, k-means of labeled frames.
   span_length: int = 4  # Masked frames from each start.
-  start_probability: float = 0.15  # Of a frame, with random masks.
+  start_probability: float = 0.08  # Of a frame, with random masks.
   pool: int = 2  # Sure frames for each start that is drawn among them.
   sharpness: float = 10.0  # How much more often a surer one is drawn.
   encoder: tuple[int, ...] = (32, 2, 4, 9)  # Width, layers, heads, frames of a convolution.
