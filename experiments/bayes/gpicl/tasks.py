@@ -15,7 +15,6 @@ from jaxlab import metrics, samplers
 OWN, NEW, UNSEEN = "own tasks", "new tasks", "new tasks, unseen classes"
 SIGNALS = "new tasks, mnist1d"
 
-
 # Keys of a seed, the same for all rows of the table.
 Keys = collections.namedtuple("Keys", "init fit tasks watch test")
 
