@@ -140,16 +140,16 @@ def figure(results: Results):
   drawing, (left, right) = plots.panels(2, width=5.5, height=4.0)
   for method in (*heads.VECTORS, rows.ALL, SWITCHED, RIGHT, SEARCH, rows.POOLED, BETTER):
     plots.curves(left, results, TEST, x="shots", method=method, task=rows.TOPICS)
+  plots.log_axis(left, "labeled texts of a class")
   for method, style in ((rows.ZERO_SHOT, ":"), (ORACLE, "--")):
     value = results.select(TEST, method=method, task=rows.TOPICS).mean()
     left.axhline(value, color="gray", linestyle=style, label=method)
-  left.set(xscale="log", xlabel="labeled texts of a class", ylabel="accuracy")
-  left.legend(fontsize=6)
-  of_teacher = {"method": TEACHER, "task": rows.TOPICS}
-  quantities = "kept_share", "precision"
+  left.set(ylabel="accuracy")
+  plots.legend_below(drawing, left, columns=4)
+  of_teacher, quantities = {"method": TEACHER, "task": rows.TOPICS}, ("kept_share", "precision")
   plots.paths(right, results, *quantities, along="threshold", color="shots", **of_teacher)
   of_teacher["shots"] = results.distinct("shots", method=TEACHER)[-1]
-  for theta in results.distinct("threshold"):
+  for theta in results.distinct("threshold")[-4:]:
     point = [results.select(q, threshold=theta, **of_teacher).mean() for q in quantities]
     right.annotate(f"{theta:g}", point, fontsize=7)
   right.set(xlabel="share of generated texts that is kept", ylabel="share of these that is right")
