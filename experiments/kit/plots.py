@@ -130,7 +130,7 @@ def dots(ax, results: Results, quantity: str, *, by: str = "method", **where):
 
 
 def curves(ax, results: Results, quantity: str, *, x: str, color: str = "method", **where):
-  """Means over seeds along a setting, with bands of 95% t-intervals.
+  """Means over seeds along a setting, with bands of 95% t-intervals where three seeds have run.
 
   Args:
     ax: the axes.
@@ -230,7 +230,9 @@ def _colors(results: Results, color: str, quantity: str, where: Mapping[str, Any
 
 
 def _mean_and_half_width(record: Record) -> tuple[float, float]:
-  """A mean and half its interval; 0 where one seed says nothing of the spread."""
+  """A mean and half its interval; 0 where one or two seeds say next to nothing of the spread."""
+  if len(record.values) < 3:
+    return float(record.values.mean()), 0.0
   low, high = t_interval(record.values)
   half = (high - low) / 2
   return float(record.values.mean()), half if np.isfinite(half) else 0.0

@@ -231,11 +231,10 @@ def figure(results: Results):
       line.set_linestyle("--")
   left.axhline(chance, color="black", linestyle=":", label="chance")
   left.set_title(UNSEEN)
-  left.legend(fontsize=6)
+  plots.legend_below(figure, left, columns=4)
   plots.curves(right, results, "evaluation loss", x="update")
-  right.axhline(0.9 * np.log(classes), color="black", linestyle=":", label="end of the plateau")
-  right.set_title(NEW)
-  right.legend(fontsize=6)
+  right.axhline(0.9 * np.log(classes), color="black", linestyle=":")
+  right.set(title=f"{NEW}; the dotted line ends the plateau", yscale="log")
   return figure
 
 

@@ -14,7 +14,8 @@ matplotlib.use("Agg")
 def results():
   made = Results()
   for step in (30, 10, 20):
-    made.add({"a": {"loss": [step, step + 2.0]}, "b": {"loss": [0.0, 0.0]}}, step=step)
+    made.add({"a": {"loss": [step, step + 1, step + 2.0]}, "b": {"loss": [0.0] * 3}}, step=step)
+    made.add({"a": {"few": [step, step + 2.0]}}, step=step)
   made.add({"a": {"accuracy": [0.5, 0.7]}}, dataset="x")
   made.add({"a": {"accuracy": [0.1, 0.3]}, "b": {"accuracy": [0.2, 0.2]}}, dataset="y")
   return made
@@ -27,9 +28,13 @@ def test_curves_are_sorted_means_with_interval_bands(results):
   np.testing.assert_array_equal(ours.get_xdata(), [10, 20, 30])
   np.testing.assert_array_equal(ours.get_ydata(), [11, 21, 31])
   assert [ours.get_label(), other.get_label()] == ["a", "b"]
-  low, high = t_interval([10.0, 12.0])
+  low, high = t_interval([10.0, 11.0, 12.0])
   band = ax.collections[0].get_datalim(ax.transData)
   np.testing.assert_allclose([band.y0, band.y1], [low, high + 20], rtol=1e-6)
+  _, (ax,) = plots.panels(1)
+  plots.curves(ax, results, "few", x="step")
+  band = ax.collections[0].get_datalim(ax.transData)
+  np.testing.assert_allclose([band.y0, band.y1], [11, 31])  # Two seeds have no band.
 
 
 def test_paths_join_means_in_the_order_of_a_setting():
