@@ -231,8 +231,7 @@ def _colors(results: Results, color: str, quantity: str, where: Mapping[str, Any
 
 def _mean_and_half_width(record: Record) -> tuple[float, float]:
   """A mean and half its interval; 0 where one or two seeds say next to nothing of the spread."""
-  if len(record.values) < 3:
-    return float(record.values.mean()), 0.0
   low, high = t_interval(record.values)
   half = (high - low) / 2
-  return float(record.values.mean()), half if np.isfinite(half) else 0.0
+  is_known = len(record.values) > 2 and np.isfinite(half)
+  return float(record.values.mean()), half if is_known else 0.0

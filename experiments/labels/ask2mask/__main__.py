@@ -168,7 +168,7 @@ def figure(results: Results):
     ax.set(title=f"{speech} speech", xlabel="token error rate (%)")
     ax.legend(fontsize=7)
   if results.extras:
-    inset = axes[1].inset_axes((0.55, 0.08, 0.42, 0.4))
+    inset = axes[1].inset_axes((0.3, 0.4, 0.35, 0.25))
     plots.histograms(inset, results.extras, np.linspace(0, 1, 21))
     inset.set(yticks=[], ylabel="", xlabel="confidence")
     inset.legend(fontsize=6)
