@@ -233,5 +233,5 @@ def _mean_and_half_width(record: Record) -> tuple[float, float]:
   """A mean and half its interval; 0 where one or two seeds say next to nothing of the spread."""
   low, high = t_interval(record.values)
   half = (high - low) / 2
-  is_known = len(record.values) > 2 and np.isfinite(half)
+  is_known = np.size(record.values) > 2 and np.isfinite(half)
   return float(record.values.mean()), half if is_known else 0.0

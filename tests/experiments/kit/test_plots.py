@@ -35,6 +35,12 @@ def test_curves_are_sorted_means_with_interval_bands(results):
   plots.curves(ax, results, "few", x="step")
   band = ax.collections[0].get_datalim(ax.transData)
   np.testing.assert_allclose([band.y0, band.y1], [11, 31])  # Two seeds have no band.
+  results = Results()
+  for step in (1, 2):
+    results.add({"exact": {"loss": float(step)}}, step=step)  # One number for all seeds.
+  _, (ax,) = plots.panels(1)
+  plots.curves(ax, results, "loss", x="step")
+  np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, 2])
 
 
 def test_paths_join_means_in_the_order_of_a_setting():
