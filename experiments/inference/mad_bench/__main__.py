@@ -23,10 +23,10 @@ from jaxlab._checks import check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "mad_bench"
-PLAIN, WARNING, NEUTRAL = "plain", "warning", "neutral prefix"
+SEEDS = {"laptop": 6}
+PLAIN, WARNING, NEUTRAL, VERIFY = "plain", "warning", "neutral prefix", "verification"
 BIASED, ALWAYS = "plain, tuned bias", "always object"
 METHODS = PLAIN, WARNING, NEUTRAL, BIASED, ALWAYS
-VERIFY = "verification"
 DECEPTIVE, CONTROL, NOTICED = "deceptive accuracy", "control accuracy", "objections"
 BASE, EVERYWHERE = "captions and true premises", "all categories warned"
 ALL_BUT = {i: f"all but {data.CATEGORIES[i]} warned" for i in questions.HELD_OUT}
@@ -42,7 +42,8 @@ class Config:
   decoder: tuple[int, ...] = (64, 3)  # Width and blocks.
   num_heads: int = 4  # Its attention heads.
   base: tuple[int, float] = (4000, 2e-3)  # Updates and learning rate of the base model.
-  num_steps: int = 2000  # Updates with every mix of questions from there on.
+  num_steps: int = 3000  # Updates with every mix of questions from there on.
+  other_seeds: int = 2  # Seeds of the mixes that no claim reads.
   num_warmup: int = 50  # The first of both, in which the learning rate rises.
   num_questions: int = 64  # Fresh texts per update.
   learning_rate: float = 2e-3  # AdamW, with a cosine to 0.
@@ -92,37 +93,38 @@ def mixes(config: Config) -> dict[str, dict[str, float]]:
 
 def run(config: Config, context: Context) -> Results:
   """Trains a base model, goes on with every mix of questions, and asks in every way."""
-  results, others = Results(), mixes(config)
+  results, rest = Results(), mixes(config)
   shape = jax.eval_shape(lambda: answerers.initial(config, jax.random.key(0)))
   start = np.zeros((context.seeds, training.num_params(shape)), np.float32)
-  base = others[EVERYWHERE] | dict.fromkeys(("verify", "neutral", "deceptive", "warned"), 0.0)
+  base = rest[EVERYWHERE] | dict.fromkeys(("verify", "neutral", "deceptive", "warned"), 0.0)
   base |= {"captions": config.captions, "fresh": 1.0}
   own = dataclasses.replace(config, **dict(zip(("num_steps", "learning_rate"), config.base)))
   first, fit = (functools.partial(answerers.fit, x) for x in (own, config))
-  found = grid(context, "base model", first, start, [base])
-  add(results, {name: x[:, 0] for name, x in found.items()}, BASE)
-  found = grid(context, "answers", fit, found["params"][:, 0], [*others.values()])
-  for i, mix in enumerate(others):
-    add(results, {name: x[:, i] for name, x in found.items()}, mix)
+  add(results, found := grid(context, "base model", first, start, [base]), [BASE])
+  read = {name: rest.pop(name) for name in ALL_BUT.values()}
+  few = dataclasses.replace(context, seeds=min(config.other_seeds, context.seeds))
+  for stage, some, mixed in (("answers", context, read), ("other answers", few, rest)):
+    starts = found["params"][: some.seeds, 0]
+    add(results, grid(some, stage, fit, starts, [*mixed.values()]), mixed)
   return results
 
 
-def add(results: Results, found: dict[str, np.ndarray], mix: str) -> None:
-  """Adds what was measured of a model."""
-  for i, category in enumerate(data.CATEGORIES):
-    where = {"training": mix, "category": category}
-    verified, noticed = (100 * found[name][:, i] for name in ("verified", "noticed"))
-    results.add({VERIFY: {"accuracy": verified}, PLAIN: {NOTICED: noticed}}, **where)
+def add(results: Results, found: dict[str, np.ndarray], names) -> None:
+  """Adds what was measured of the models of mixes, `[seeds, mixes, ...]`."""
+  for k, mix in enumerate(names):
+    own = {name: x[:, k] for name, x in found.items()}
+    percent = {name: 100 * x for name, x in own.items()}
+    for i, category in enumerate(data.CATEGORIES):
+      where = {"training": mix, "category": category}
+      verified, noticed = (percent[name][:, i] for name in ("verified", "noticed"))
+      results.add({VERIFY: {"accuracy": verified}, PLAIN: {NOTICED: noticed}}, **where)
+      for j, method in enumerate(METHODS):
+        shares = percent["accuracy"][:, j, i].T
+        results.add({method: dict(zip((CONTROL, DECEPTIVE), shares))}, **where)
     for j, method in enumerate(METHODS):
-      shares = 100 * found["accuracy"][:, j, i].T
-      results.add({method: dict(zip((CONTROL, DECEPTIVE), shares))}, **where)
-  for j, method in enumerate(METHODS):
-    results.add({method: {"harmonic mean": 100 * found["harmonic mean"][:, j]}}, training=mix)
-  admitted, p_value = (
-    {"questions admitted": 100 * found["admitted"]},
-    {"McNemar's p": found["p value"]},
-  )
-  results.add({BIASED: {"bias": found["bias"]}, WARNING: p_value, VERIFY: admitted}, training=mix)
+      results.add({method: {"harmonic mean": percent["harmonic mean"][:, j]}}, training=mix)
+    once = {VERIFY: {"questions admitted": percent["admitted"]}, BIASED: {"bias": own["bias"]}}
+    results.add(once | {WARNING: {"McNemar's p": own["p value"]}}, training=mix)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
@@ -143,8 +145,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   weak = [i for i in skilled if of(PLAIN, NOTICED, [i]).mean() <= 35]
   read = [i for i in questions.HELD_OUT if i in weak]
   kept = read or questions.HELD_OUT  # Where none is left there is no test, and all are shown.
-  # Here a category whose false premises are noticed stays: it speaks against the weakness.
-  others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT
+  others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT  # Noticed or not.
 
   def harmonic(method):
     control, deceptive = (of(method, x, kept) for x in (CONTROL, DECEPTIVE))
