@@ -25,6 +25,7 @@ from jaxlab._checks import check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "icl_uncertainty"
+SEEDS = {"laptop": 8}
 VARIANCES = "variance", "Bayes variance"
 
 
