@@ -8,6 +8,7 @@ strong views too, and a mean teacher's student sees them.
 import dataclasses
 import functools
 import sys
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +22,13 @@ from experiments.kit.sweep import choose, each_seed, grid
 from experiments.labels.ssl_audio import methods, problems
 from experiments.labels.ssl_audio.methods import (
   ALL,
-  CO,
-  CO_MIXED,
   ERROR,
   FIX,
-  FIX_MIXED,
-  MIXMATCH,
-  REMIX,
+  NEW,
+  OLD,
+  PAIRS,
   ROWS,
   STRONG,
-  TEACHER,
-  TEACHER_MIXED,
-  TEACHER_STRONG,
   WEAK,
 )
 from experiments.labels.ssl_audio.problems import EVENTS, FOLDERS, VOWELS
@@ -40,8 +36,6 @@ from jaxlab._checks import check_pair, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "ssl_audio"
-NEW, OLD = (MIXMATCH, REMIX, FIX), (TEACHER, CO)
-PAIRS = {TEACHER: TEACHER_MIXED, CO: CO_MIXED, FIX: FIX_MIXED}  # Without and with mixup.
 BLANK = "blank strong views"
 
 
@@ -50,7 +44,7 @@ class Config:
   """The sets, the spectrograms, and the training; tuples of rows are of the sets."""
 
   datasets: tuple[str, ...] = (EVENTS, VOWELS)  # Weights are chosen on the first, for all.
-  num_labeled: tuple[int, ...] = (100, 27)  # Labeled rows, of all classes equally many.
+  num_labeled: tuple[int, ...] = (30, 27)  # Labeled rows, of all classes equally many.
   num_unlabeled: tuple[int, ...] = (900, 243)  # Unlabeled rows.
   num_validation: tuple[int, ...] = (200, 0)  # Labeled rows that choose weights.
   num_test: tuple[int, ...] = (1500, 370)  # Test rows.
@@ -60,18 +54,20 @@ class Config:
   fft_size: int = 256  # Samples of a frame.
   hop: int = 250  # Samples from one frame to the next.
   num_mels: int = 16  # Bands.
+  views: Literal["mild", "paper"] = "mild"  # How strongly views of sounds change them.
+  num_views: int = 16  # Weak and strong views of a row, drawn beforehand; 0 for fresh ones.
   features: tuple[int, ...] = (8, 16)  # Channels of the network's blocks.
   dense: int = 64  # Its features.
-  num_steps: int = 300  # Updates.
-  labeled_batch: int = 32  # Labeled rows per update.
-  unlabeled_batch: int = 32  # Unlabeled rows per update.
-  learning_rate: float = 1e-3  # Adam, with a cosine to 0.
-  pair_rate: float = 5e-4  # Of co-training.
-  weights: tuple[float, ...] = (0.3, 1.0)  # Times the usual weights of unlabeled losses; searched.
+  num_steps: int = 1800  # Updates.
+  labeled_batch: int = 30  # Labeled rows per update.
+  unlabeled_batch: int = 30  # Unlabeled rows per update.
+  learning_rate: float = 5e-3  # Adam, with a cosine to 0.
+  pair_rate: float = 2.5e-3  # Of co-training.
+  weights: tuple[float, ...] = (0.1, 0.3, 1.0)  # Factors of unlabeled losses, to choose from.
   threshold: float = 0.95  # Of FixMatch.
   mixup_alpha: float = 0.75  # Of mixup where a method has none of its own.
-  teacher_ramp: int = 80  # Updates in which the mean teacher's weight rises.
-  mixmatch_ramp: int = 100  # Updates in which MixMatch's weight rises.
+  teacher_ramp: int = 480  # Updates in which the mean teacher's weight rises.
+  linear_ramp: int = 600  # Updates in which the weights of MixMatch and ReMixMatch rise.
   decay: float = 0.99  # Of the average of the parameters, which is evaluated and teaches.
 
 
@@ -79,14 +75,15 @@ PRESETS = {
   "smoke": Config(
     datasets=(EVENTS,), num_labeled=(10,), num_unlabeled=(12,), num_validation=(8,), num_test=(8,),
     features=(2,), dense=4, num_steps=3, labeled_batch=4, unlabeled_batch=4, weights=(1.0,),
-    teacher_ramp=2, mixmatch_ramp=2,
+    teacher_ramp=2, linear_ramp=2, num_views=2,
   ),
   "laptop": Config(),
   "paper": Config(
     datasets=("esc10", "urbansound8k"), num_labeled=(30, 750), num_unlabeled=(240, 6400),
     num_validation=(40, 200), num_test=(80, 800), sample_rate=22_050, seconds=4.0, fft_size=2048,
     hop=512, num_mels=64, features=(64, 128, 256), dense=256, num_steps=30_000, labeled_batch=30,
-    unlabeled_batch=30, teacher_ramp=5000, mixmatch_ramp=16_000, decay=0.999,
+    unlabeled_batch=30, teacher_ramp=5000, linear_ramp=16_000, decay=0.999, views="paper",
+    num_views=0,
   ),
 }  # fmt: skip
 SEEDS = {"laptop": 8}
@@ -94,10 +91,11 @@ SEEDS = {"laptop": 8}
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, zero=("num_validation",), shares=("threshold", "decay"))
+  sizes.check_sizes(config, zero=("num_validation", "num_views"), shares=("threshold", "decay"))
   check_pair("noise", config.noise, "(0, inf)")
   check_range("decay", config.decay, "[0, 1)")
   sizes.check_known((EVENTS, VOWELS, *FOLDERS), datasets=config.datasets)
+  sizes.check_known(tuple(problems.VIEWS), views=(config.views,))
   fields = "num_labeled", "num_unlabeled", "num_validation", "num_test"
   sizes.check_lengths(datasets=config.datasets, **{name: getattr(config, name) for name in fields})
   # Of fewer rows, some come twice in a batch.
@@ -166,7 +164,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
     claim(f"{first}: they err less than labels alone with strong views", of(*NEW), of(STRONG),
           requires=requires(*NEW, STRONG)),
     claim(f"{first}: FixMatch errs less than a mean teacher with strong views", of(FIX),
-          of(TEACHER_STRONG), requires=requires(FIX, TEACHER_STRONG)),
+          of(methods.TEACHER_STRONG), requires=requires(FIX, methods.TEACHER_STRONG)),
     claim(f"all sets: mixup lowers the error of {old}, and FixMatch",
           of(*PAIRS.values(), datasets=config.datasets), of(*PAIRS, datasets=config.datasets),
           requires=requires(*PAIRS, *PAIRS.values(), datasets=config.datasets),
@@ -190,12 +188,7 @@ def _preconditions(results: Results, dataset: str, names):
     ("supervised training errs on 15 to 50%", plain, 15, 50),
     ("with all labels it errs half as often at most", of(ALL).mean() / plain.mean(), None, 0.5),
     ("the best method errs on 2% or more", min(errors), 2, None),
-    (
-      "no method errs on 3 points more than supervised training",
-      max(errors) - plain.mean(),
-      None,
-      3,
-    ),
+    ("no method errs on 3 points more", max(errors) - plain.mean(), None, 3),
     ("10% of the strong views are blank at most", of(BLANK, "share"), None, 0.1),
   )
   return [

@@ -18,6 +18,8 @@ TEACHER, CO, FIX = "mean teacher", "co-training", "FixMatch"
 TEACHER_STRONG = "mean teacher, strong views"
 MIXMATCH, REMIX, SHORT = "MixMatch", "ReMixMatch", "ReMixMatch, two thirds of the steps"
 TEACHER_MIXED, CO_MIXED, FIX_MIXED = (f"{name} + mixup" for name in (TEACHER, CO, FIX))
+NEW, OLD = (MIXMATCH, REMIX, FIX), (TEACHER, CO)
+PAIRS = {TEACHER: TEACHER_MIXED, CO: CO_MIXED, FIX: FIX_MIXED}  # Without and with mixup.
 ALL = "all labels"
 ERROR = "error"
 
@@ -61,6 +63,7 @@ ROWS = {
 def method_of(config, kind: str, num_classes: int, setting) -> SemiSupervisedMethod:
   """The method of a kind, with the numbers of a setting: `weight`, `strong` and `mixes`."""
   weight = setting["weight"]
+  linear = lambda step: weight * algorithms.linear_rampup(step, config.linear_ramp)  # noqa: E731
   if kind == WEAK:
     method = algorithms.supervised_method(view="strong")
   elif kind == TEACHER:
@@ -70,10 +73,11 @@ def method_of(config, kind: str, num_classes: int, setting) -> SemiSupervisedMet
     weights = {"agreement_weight": weight, "difference_weight": 0.5 * weight}
     method = algorithms.co_training_method(**weights)
   elif kind == MIXMATCH:
-    linear = lambda step: weight * algorithms.linear_rampup(step, config.mixmatch_ramp)  # noqa: E731
     return algorithms.mixmatch_method(weight=linear)
   elif kind in (REMIX, SHORT):
-    weights = {"weight": 1.5 * weight, "strong_weight": 0.5 * weight}
+    # Without a ramp, guesses that are nearly uniform keep all predictions so.
+    factors = {"weight": 1.5, "strong_weight": 0.5}
+    weights = {name: lambda step, x=x: x * linear(step) for name, x in factors.items()}
     return algorithms.remixmatch_method(num_classes=num_classes, **weights)
   elif kind in (FIX, FIX_MIXED):
     alpha = config.mixup_alpha if kind == FIX_MIXED else None
@@ -139,7 +143,8 @@ def evaluate(config, dataset: str, kind: str, key: chex.PRNGKey, splits, setting
   init_key, key = jax.random.split(key)
   labeled = splits.labeled
   if kind == ALL:
-    labeled = Split(*(jnp.concatenate(x) for x in zip(labeled, splits.unlabeled)))
+    num = config.num_labeled[config.datasets.index(dataset)]  # The rest repeats them.
+    labeled = Split(*(jnp.concatenate([x[:num], y]) for x, y in zip(labeled, splits.unlabeled)))
   state = trainer.init(init(init_key))
   learned = kit.learn(key, trainer, state, labeled, splits.unlabeled, protocol)
   # Where nothing is chosen there are no validation rows.

@@ -17,10 +17,21 @@ EVENTS, VOWELS = "sound_events", "vowels"
 # Layouts of `load_wav_folders`: classes, and parts of which every seed tests on another one.
 FOLDERS = {"esc10": (10, 5), "urbansound8k": (10, 10)}
 _VOWELS, _ARCHIVE = (25, 12), 270  # Frames and coefficients; the archive's training rows.
+# Of weak and strong views of sounds: how often anything is changed, the longest part silenced, how
+# far from 1 speeds are, and the least and most of each axis of the spectrogram that is cut.
+VIEWS = {
+  "mild": ((0.5, 0.25, 0.3, (0.1, 0.5)), (1.0, 0.5, 0.3, (0.1, 0.5))),
+  "paper": ((0.5, 0.25, 0.5, (0.1, 0.5)), (1.0, 0.75, 0.75, (0.5, 1.0))),
+}
 
 
 class Splits(NamedTuple):
-  """Labeled and unlabeled rows to train on; rows as the network sees them, to evaluate on."""
+  """Labeled and unlabeled rows to train on; rows as the network sees them, to evaluate on.
+
+  Rows to train on are sounds or series. With `num_views` they hold views instead, `[1 + 2
+  num_views, ...]`: the clean one, weak and strong ones; and labeled rows are repeated, with other
+  views, until they are as many as unlabeled ones.
+  """
 
   labeled: Split
   unlabeled: Split
@@ -34,35 +45,52 @@ def num_classes(name: str) -> int:
 
 
 def shape_of(config, name: str) -> tuple[int, ...]:
-  """The shape of a row before views."""
-  return _VOWELS if name == VOWELS else (round(config.seconds * config.sample_rate),)
+  """The shape of a row to train on."""
+  shape = _VOWELS if name == VOWELS else (round(config.seconds * config.sample_rate),)
+  if not config.num_views:
+    return shape
+  row = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  seen = jax.eval_shape(fresh_views(config, name).clean, row).shape[1:]
+  return 1 + 2 * config.num_views, *seen
 
 
 def views_of(config, name: str) -> ViewFns:
-  """Views of a set's rows; those of sounds are spectrograms."""
+  """Views of a set's rows: picks of those that rows hold, or fresh ones."""
+  if not config.num_views:
+    return fresh_views(config, name)
+
+  def pick(first, key, rows):
+    place = jax.random.randint(key, rows.shape[:1], first, first + config.num_views)
+    return rows[jnp.arange(len(rows)), place]
+
+  weak, strong = (functools.partial(pick, first) for first in (1, 1 + config.num_views))
+  return ViewFns(weak, strong, lambda rows: rows[:, 0])
+
+
+def fresh_views(config, name: str) -> ViewFns:
+  """Views of sounds, which are spectrograms, or of series."""
   if name == VOWELS:
     return ViewFns(weak_series, strong_series)
-  weak = functools.partial(perturbed, config, longest=0.25, rates=(0.5, 1.5), cut=(0.1, 0.5),
-                           probability=0.5)  # fmt: skip
-  strong = functools.partial(perturbed, config, longest=0.75, rates=(0.25, 1.75), cut=(0.5, 1.0),
-                             probability=1.0)  # fmt: skip
+  weak, strong = (functools.partial(perturbed, config, x) for x in VIEWS[config.views])
   return ViewFns(weak, strong, lambda waveforms: as_image(decibels(config, waveforms)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def with_views(config, name: str, key: chex.PRNGKey, inputs: chex.Array) -> jax.Array:
+  """Rows that hold their views."""
+  fns, keys = fresh_views(config, name), jax.random.split(key, (2, config.num_views))
+  drawn = [
+    jax.lax.map(lambda key, view=view: view(key, inputs), own)
+    for view, own in zip((fns.weak, fns.strong), keys)
+  ]
+  return jnp.moveaxis(jnp.concatenate([fns.clean(inputs)[None], *drawn]), 0, 1)
 
 
 def decibels(config, waveforms: chex.Array) -> jax.Array:
   """Log-mel spectrograms in decibels below the peak, `[n, frames, bands]`."""
-  bands = augment.log_mel_spectrogram(
-    waveforms,
-    sample_rate=config.sample_rate,
-    fft_size=config.fft_size,
-    hop=config.hop,
-    num_mels=config.num_mels,
-    scale="htk",
-    power=2,
-    padding="end",
-    floor=1e-10,
-  )
-  return augment.decibels_below_peak(bands)
+  sizes = {name: getattr(config, name) for name in ("sample_rate", "fft_size", "hop", "num_mels")}
+  options = {"scale": "htk", "power": 2, "padding": "end", "floor": 1e-10}
+  return augment.decibels_below_peak(augment.log_mel_spectrogram(waveforms, **sizes, **options))
 
 
 def as_image(spectrograms: chex.Array) -> jax.Array:
@@ -70,12 +98,12 @@ def as_image(spectrograms: chex.Array) -> jax.Array:
   return spectrograms[..., None] / 40 + 1
 
 
-def perturbed(config, key, waveforms, *, longest, rates, cut, probability) -> jax.Array:
+def perturbed(config, changes, key, waveforms) -> jax.Array:
   """A view of waveforms: a piece silenced, another speed, a rectangle of the spectrogram cut."""
-  keys = jax.random.split(key, 3)
-  often = {"probability": probability}
+  probability, longest, speed, cut = changes
+  keys, often = jax.random.split(key, 3), {"probability": probability}
   sounds = augment.occlude(keys[0], waveforms, scales=(0.0, longest), **often)
-  sounds = augment.speed_perturb(keys[1], sounds, rates=rates, **often)
+  sounds = augment.speed_perturb(keys[1], sounds, rates=(1 - speed, 1 + speed), **often)
   cuts = {"freq_scales": cut, "time_scales": cut}
   return as_image(augment.cutout(keys[2], decibels(config, sounds), **cuts, **often))
 
@@ -111,9 +139,17 @@ def draw(config, name: str, seed: int) -> Splits:
   labeled, rest = _balanced(pool.labels, num_classes(name), sizes[0], seed)
   rows = labeled, rest[: sizes[1]], rest[sizes[1] : sum(sizes[1:3])]
   parts = [Split(pool.inputs[row], pool.labels[row]) for row in rows]
-  clean = jax.jit(views_of(config, name).clean)
+  clean = jax.jit(fresh_views(config, name).clean)
   seen = (part._replace(inputs=np.asarray(clean(part.inputs))) for part in (parts[2], test))
-  return Splits(*parts[:2], *seen)
+  known, other, _ = parts
+  if config.num_views:
+    times = max(1, len(other.labels) // len(known.labels))
+    known = Split(*(np.concatenate([x] * times) for x in known))
+    known, other = (
+      part._replace(inputs=np.asarray(with_views(config, name, key, part.inputs)))
+      for key, part in zip(jax.random.split(jax.random.key(seed)), (known, other))
+    )
+  return Splits(known, other, *seen)
 
 
 def _balanced(labels, classes: int, num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,10 +190,8 @@ def _vowels(config, sizes, seed: int) -> tuple[Split, Split]:
   """The archive's own parts; no seed changes the test rows."""
   del config, seed
   series, labels = _archive()
-  end = _ARCHIVE + sizes[3]
-  return Split(series[:_ARCHIVE], labels[:_ARCHIVE]), Split(
-    series[_ARCHIVE:end], labels[_ARCHIVE:end]
-  )
+  parts = np.s_[:_ARCHIVE], np.s_[_ARCHIVE : _ARCHIVE + sizes[3]]
+  return tuple(Split(series[part], labels[part]) for part in parts)
 
 
 def _sounds(name: str, config, sizes, seed: int) -> tuple[Split, Split]:
