@@ -76,9 +76,10 @@ def fresh_views(config, name: str) -> ViewFns:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def with_views(config, name: str, key: chex.PRNGKey, inputs: chex.Array) -> jax.Array:
+def with_views(config, name: str, seed: chex.Numeric, inputs: chex.Array) -> jax.Array:
   """Rows that hold their views."""
-  fns, keys = fresh_views(config, name), jax.random.split(key, (2, config.num_views))
+  fns, key = fresh_views(config, name), jax.random.key(seed)
+  keys = jax.random.split(key, (2, config.num_views))
   drawn = [
     jax.lax.map(lambda key, view=view: view(key, inputs), own)
     for view, own in zip((fns.weak, fns.strong), keys)
@@ -146,8 +147,8 @@ def draw(config, name: str, seed: int) -> Splits:
     times = max(1, len(other.labels) // len(known.labels))
     known = Split(*(np.concatenate([x] * times) for x in known))
     known, other = (
-      part._replace(inputs=np.asarray(with_views(config, name, key, part.inputs)))
-      for key, part in zip(jax.random.split(jax.random.key(seed)), (known, other))
+      part._replace(inputs=np.asarray(with_views(config, name, 2 * seed + i, part.inputs)))
+      for i, part in enumerate((known, other))
     )
   return Splits(known, other, *seen)
 
