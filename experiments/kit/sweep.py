@@ -1,5 +1,6 @@
 """Methods x settings x seeds: the same budget for each, settings chosen on validation per seed."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,16 @@ def each_seed(
     The results as NumPy arrays, with a leading axis of seeds.
   """
   return context.over_seeds(stage, _of_arguments(function), arguments=arguments)
+
+
+def first_seeds(context: experiment.Context, most: int) -> experiment.Context:
+  """The run with its first seeds alone, which keep their keys, for rows that no claim reads.
+
+  Args:
+    context: of the run.
+    most: number of seeds, if there are so many.
+  """
+  return dataclasses.replace(context, seeds=min(most, context.seeds))
 
 
 def by_seed(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -19,7 +19,7 @@ from experiments.bayes.gpicl.networks import BIASED, LSTM, OUTER, UNLIMITED, Row
 from experiments.bayes.gpicl.tasks import NEW, OWN, SIGNALS, UNSEEN
 from experiments.kit import datasets, plots, sizes
 from experiments.kit.abstract import abstract_step
-from experiments.kit.sweep import add_along, choose_for_all, each_seed, grid
+from experiments.kit.sweep import add_along, choose_for_all, each_seed, first_seeds, grid
 from jaxlab import metrics, training
 from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -118,7 +118,7 @@ def run(config: Config, context: Context) -> Results:
   for name, row in rows.items():
     some = context
     if name == networks.NAMED or row.num_tasks in config.num_tasks[1:]:
-      some = dataclasses.replace(context, seeds=min(context.seeds, config.other_seeds))
+      some = first_seeds(context, config.other_seeds)
     own = jax.tree.map(lambda x, n=some.seeds: x[:n], drawn)
     measure, settings = program(*row[:2]), [row.setting(rates[row.architecture])]
     found = grid(some, f"networks/{name}", measure, own, settings)

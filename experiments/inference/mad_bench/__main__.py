@@ -16,7 +16,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.inference.mad_bench import answerers, questions
 from experiments.kit import plots, sizes
-from experiments.kit.sweep import grid
+from experiments.kit.sweep import first_seeds, grid
 from experiments.kit.train import adamw_cosine
 from jaxlab import data, training
 from jaxlab._checks import check_range
@@ -102,18 +102,17 @@ def run(config: Config, context: Context) -> Results:
   first, fit = (functools.partial(answerers.fit, x) for x in (own, config))
   add(results, found := grid(context, "base model", first, start, [base]), [BASE])
   read = {name: rest.pop(name) for name in ALL_BUT.values()}
-  few = dataclasses.replace(context, seeds=min(config.other_seeds, context.seeds))
+  few = first_seeds(context, config.other_seeds)
   for stage, some, mixed in (("answers", context, read), ("other answers", few, rest)):
     starts = found["params"][: some.seeds, 0]
     add(results, grid(some, stage, fit, starts, [*mixed.values()]), mixed)
   return results
 
 
-def add(results: Results, found: dict[str, np.ndarray], names) -> None:
-  """Adds what was measured of the models of mixes, `[seeds, mixes, ...]`."""
-  for k, mix in enumerate(names):
-    own = {name: x[:, k] for name, x in found.items()}
-    percent = {name: 100 * x for name, x in own.items()}
+def add(results: Results, found: dict[str, np.ndarray], mixed) -> None:
+  """Adds what was measured after training on mixes, `[seeds, mixes, ...]`."""
+  for k, mix in enumerate(mixed):
+    percent = {name: 100 * x[:, k] for name, x in found.items()}
     for i, category in enumerate(data.CATEGORIES):
       where = {"training": mix, "category": category}
       verified, noticed = (percent[name][:, i] for name in ("verified", "noticed"))
@@ -123,8 +122,9 @@ def add(results: Results, found: dict[str, np.ndarray], names) -> None:
         results.add({method: dict(zip((CONTROL, DECEPTIVE), shares))}, **where)
     for j, method in enumerate(METHODS):
       results.add({method: {"harmonic mean": percent["harmonic mean"][:, j]}}, training=mix)
-    once = {VERIFY: {"questions admitted": percent["admitted"]}, BIASED: {"bias": own["bias"]}}
-    results.add(once | {WARNING: {"McNemar's p": own["p value"]}}, training=mix)
+    results.add({VERIFY: {"questions admitted": percent["admitted"]}}, training=mix)
+    bias, p_value = (found[name][:, k] for name in ("bias", "p value"))
+    results.add({BIASED: {"bias": bias}, WARNING: {"McNemar's p": p_value}}, training=mix)
 
 
 def claims(config: Config, results: Results) -> list[Claim]:
@@ -145,7 +145,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
   weak = [i for i in skilled if of(PLAIN, NOTICED, [i]).mean() <= 35]
   read = [i for i in questions.HELD_OUT if i in weak]
   kept = read or questions.HELD_OUT  # Where none is left there is no test, and all are shown.
-  others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT  # Noticed or not.
+  others = [i for i in able if i != questions.EXISTENCE] or questions.HELD_OUT  # Noticed ones too.
 
   def harmonic(method):
     control, deceptive = (of(method, x, kept) for x in (CONTROL, DECEPTIVE))

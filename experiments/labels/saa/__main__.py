@@ -17,7 +17,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit import semi_supervised as kit
-from experiments.kit.sweep import choose, grid
+from experiments.kit.sweep import choose, first_seeds, grid
 from experiments.labels.saa import grades, methods
 from experiments.labels.saa.methods import FIX, FLEX, FULL, HARDER, NAIVE, NOBODY, TRUTH
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -133,7 +133,7 @@ def run(config: Config, context: Context) -> Results:
     zip(config.datasets, map(datasets.describe, config.datasets))
   ):
     if i == 1:
-      context = dataclasses.replace(context, seeds=min(context.seeds, config.other_seeds))
+      context = first_seeds(context, config.other_seeds)
     splits = datasets.stack_seeds(functools.partial(grades.draw, config, i), context.seed_numbers)
     rows = rows_of(config, i)
     programs = {

@@ -44,6 +44,16 @@ def test_every_seed_chooses_on_validation(tmp_path):
   assert {path.name for path in (tmp_path / "stages/set").iterdir()} == {"plain", "ours"}
 
 
+def test_the_first_seeds_keep_their_keys(tmp_path):
+  context = Context(tmp_path, jax.random.key(0), seeds=3)
+  few = kit.first_seeds(context, 2)
+  assert (few.seeds, kit.first_seeds(context, 5).seeds) == (2, 3)
+  assert few.seed_numbers == context.seed_numbers[:2]
+  draw = lambda key: {"x": jax.random.uniform(key)}  # noqa: E731
+  both = [x.over_seeds(str(x.seeds), draw)["x"] for x in (context, few)]
+  np.testing.assert_array_equal(both[0][:2], both[1])
+
+
 def test_lower_may_be_better(tmp_path):
   chosen = _sweep(tmp_path, better="lower")
   np.testing.assert_allclose(chosen["plain"]["chosen/rate"], [0.5, 2.0, 0.5])
