@@ -188,7 +188,7 @@ def _preconditions(results: Results, dataset: str, names):
     ("supervised training errs on 15 to 50%", plain, 15, 50),
     ("with all labels it errs half as often at most", of(ALL).mean() / plain.mean(), None, 0.5),
     ("the best method errs on 2% or more", min(errors), 2, None),
-    ("no method errs on 3 points more", max(errors) - plain.mean(), None, 3),
+    ("no method is 3 points behind supervised training", max(errors) - plain.mean(), None, 3),
     ("10% of the strong views are blank at most", of(BLANK, "share"), None, 0.1),
   )
   return [

@@ -75,7 +75,7 @@ def method_of(config, kind: str, num_classes: int, setting) -> SemiSupervisedMet
   elif kind == MIXMATCH:
     return algorithms.mixmatch_method(weight=linear)
   elif kind in (REMIX, SHORT):
-    # Without a ramp, guesses that are nearly uniform keep all predictions so.
+    # With these weights from the start it stays at chance.
     factors = {"weight": 1.5, "strong_weight": 0.5}
     weights = {name: lambda step, x=x: x * linear(step) for name, x in factors.items()}
     return algorithms.remixmatch_method(num_classes=num_classes, **weights)

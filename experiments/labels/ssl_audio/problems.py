@@ -78,8 +78,8 @@ def fresh_views(config, name: str) -> ViewFns:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def with_views(config, name: str, seed: chex.Numeric, inputs: chex.Array) -> jax.Array:
   """Rows that hold their views."""
-  fns, key = fresh_views(config, name), jax.random.key(seed)
-  keys = jax.random.split(key, (2, config.num_views))
+  fns = fresh_views(config, name)
+  keys = jax.random.split(jax.random.key(seed), (2, config.num_views))
   drawn = [
     jax.lax.map(lambda key, view=view: view(key, inputs), own)
     for view, own in zip((fns.weak, fns.strong), keys)
@@ -146,9 +146,10 @@ def draw(config, name: str, seed: int) -> Splits:
   if config.num_views:
     times = max(1, len(other.labels) // len(known.labels))
     known = Split(*(np.concatenate([x] * times) for x in known))
+    seeds = np.random.default_rng([seed, 1]).integers(2**31, size=2)  # Not those of the sounds.
     known, other = (
-      part._replace(inputs=np.asarray(with_views(config, name, 2 * seed + i, part.inputs)))
-      for i, part in enumerate((known, other))
+      part._replace(inputs=np.asarray(with_views(config, name, own, part.inputs)))
+      for own, part in zip(seeds, (known, other))
     )
   return Splits(known, other, *seen)
 

@@ -59,17 +59,22 @@ def test_vowels_have_the_archives_test_rows_and_other_labels_in_every_seed():
 
 def test_views_of_sounds_hide_a_part(sounds):
   inputs = sounds.unlabeled.inputs
-  views = problems.views_of(CONFIG, problems.EVENTS)
-  draw = jax.jit(lambda key: (views.weak(key, inputs), views.strong(key, inputs),
-                              share_blank(views.strong, key, inputs)))  # fmt: skip
-  weak, strong, blank = jax.device_get(draw(KEY))
-  assert weak.shape == strong.shape == (60, 16, 16, 1) and blank < 0.1
-  silent = [(x == -1).mean((1, 2, 3)) for x in (weak, strong)]
-  # Of 16 x 16 cells a view cuts 2 x 2 to 7 x 7, a strong one always.
-  assert (
-    silent[1].min() >= 4 / 256 and silent[0].min() < 4 / 256 and silent[0].mean() < silent[1].mean()
-  )
-  np.testing.assert_allclose(blank, np.mean([np.ptp(x) == 0 for x in strong]))
+  every = {name: problems.views_of(dataclasses.replace(CONFIG, views=name), problems.EVENTS)
+           for name in problems.VIEWS}  # fmt: skip
+  draw = jax.jit(lambda key: {name: (views.weak(key, inputs), views.strong(key, inputs),
+                                     share_blank(views.strong, key, inputs))
+                              for name, views in every.items()})  # fmt: skip
+  silent = {}
+  for name, (weak, strong, blank) in jax.device_get(draw(KEY)).items():
+    assert weak.shape == strong.shape == (60, 16, 16, 1) and blank < 0.1
+    silent[name] = [(x == -1).mean((1, 2, 3)) for x in (weak, strong)]
+    np.testing.assert_allclose(blank, np.mean([np.ptp(x) == 0 for x in strong]))
+  # Of 16 x 16 cells the paper's strong view cuts 8 x 8 to 15 x 15, a weak one 2 x 2 to 7 x 7, or
+  # none. A mild strong view cuts as much as a weak one, and always.
+  weak, strong = silent["paper"]
+  assert strong.min() >= 64 / 256 and np.mean(weak < 64 / 256) > 0.6
+  weak, strong = silent["mild"]
+  assert strong.min() >= 4 / 256 > weak.min() and weak.mean() < strong.mean()
 
 
 def test_rows_hold_views_that_are_drawn_beforehand(sounds):
