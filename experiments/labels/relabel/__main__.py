@@ -45,18 +45,19 @@ class Config:
   """The scenes, the annotator, and the students."""
 
   num_digits: tuple[int, ...] = (1000, 200, 597)  # Of training, validation and test scenes.
-  size: int = 24  # Side of a scene, in pixels.
-  num_objects: int = 3  # Digits of a scene, at most 4.
-  object_scale: tuple[float, ...] = (0.9, 1.3)  # Smallest and largest magnification of a digit.
+  size: int = 28  # Side of a scene, in pixels.
+  num_objects: int = 4  # Digits of a scene, at most 4.
+  object_scale: tuple[float, ...] = (0.7, 1.0)  # Smallest and largest magnification of a digit.
   num_train: int = 2000  # Scenes with one label each.
   num_validation: int = 300  # Scenes with all labels, which choose the crop scale.
   num_test: int = 1500  # Other scenes with all labels.
   num_canvases: int = 4000  # Canvases of one digit, on which the annotator learns.
   num_strokes: int = 3  # Distracting strokes on each.
   annotator_widths: tuple[int, ...] = (16, 32, 32)  # Channels of the annotator's blocks.
-  annotator_steps: int = 1000  # Its updates.
+  annotator_steps: int = 3000  # Its updates.
+  annotator_smoothing: float = 0.3  # Of its labels, so that its scores stay small.
   num_labels: int = 5  # Scores that a map keeps at each position.
-  widths: tuple[int, ...] = (8, 16, 16)  # Channels of a student's blocks.
+  widths: tuple[int, ...] = (16, 32, 32)  # Channels of a student's blocks.
   num_steps: int = 1000  # Updates of a student.
   batch_size: int = 64  # Images per update.
   learning_rate: float = 3e-3  # AdamW with a cosine to 0.
@@ -81,7 +82,7 @@ PRESETS = {
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("scales", "smoothing"))
+  sizes.check_sizes(config, shares=("scales", "smoothing", "annotator_smoothing"))
   if len(config.num_digits) != 3:
     raise ValueError(f"num_digits must be 3 numbers, got {config.num_digits}.")
   datasets.describe("digits").check_splits(*config.num_digits)

@@ -100,7 +100,10 @@ def annotate(config, key: chex.PRNGKey, scenes) -> dict:
     """On the gentlest crops: digits of all sizes that crops of students show."""
     scale = config.scales[-1], 1.0
     crop = augment.random_resized_crop(key, batch.inputs, size=config.size, scale=scale)
-    return optax.softmax_cross_entropy_with_integer_labels(apply(crop.images).logits, batch.labels)
+    targets = optax.smooth_labels(
+      jax.nn.one_hot(batch.labels, NUM_CLASSES), config.annotator_smoothing
+    )
+    return losses.soft_cross_entropy(apply(crop.images).logits, targets)
 
   trained = train(
     train_key,
