@@ -233,9 +233,9 @@ def run_tables(config, context: Context, results: Results, *, num_seeds: int) ->
   sizes = {"num_steps": config.table_steps, "batch_size": config.batch_size}
   options = {"widths": (32, 32), "num_members": config.num_members}
   measure = functools.partial(measure_table, **sizes, **options)
-  sizes = {"num_context": config.table_train, "width": _WIDTH, "num_steps": config.prior_steps}
   # One network, which has seen no table, serves them all.
-  fit = functools.partial(answer_prior.fit, **sizes)
+  of_prior = {"num_context": config.table_train, "num_steps": config.prior_steps}
+  fit = functools.partial(answer_prior.fit, width=_WIDTH, **of_prior)
   fitted = run_seeds(context, "table/PFN", fit, num_seeds=1)
   results.add({PFN: {"loss on its prior": fitted["loss"]}})
   params = jax.tree.map(lambda x: np.repeat(x, num_seeds, axis=0), fitted["params"])
