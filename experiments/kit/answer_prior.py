@@ -35,7 +35,7 @@ def answered_tables(
   """Draws tables whose points have two answers each.
 
   The logit of an answer 1 is a Gaussian process with a length, a scale and a shift of the table's,
-  on 2 or more standard normal columns; few columns are as frequent as many.
+  on standard normal columns, whose number is uniform in logarithms from 2 on.
 
   Args:
     key: random key.
@@ -49,15 +49,15 @@ def answered_tables(
   """
   keys = jax.random.split(key, 7)
 
-  def uniform(key, low, high):
+  def log_uniform(key, low, high):
     return jnp.exp(jax.random.uniform(key, (batch_size,), minval=np.log(low), maxval=np.log(high)))
 
-  num_inputs = jnp.floor(uniform(keys[0], 2, width + 1))
+  num_inputs = jnp.floor(log_uniform(keys[0], 2, width + 1))
   shape = batch_size, num_points
   used = jnp.arange(width) < num_inputs[:, None, None]
   x = jnp.where(used, jax.random.normal(keys[1], (*shape, width)), 0.0)
-  lengths = uniform(keys[2], 0.3, 3.0) * jnp.sqrt(num_inputs)
-  scales, shifts = uniform(keys[3], 0.5, 8.0), jax.random.normal(keys[4], (batch_size,))
+  lengths = log_uniform(keys[2], 0.3, 3.0) * jnp.sqrt(num_inputs)
+  scales, shifts = log_uniform(keys[3], 0.5, 8.0), jax.random.normal(keys[4], (batch_size,))
 
   def function(x, length, normals):
     covariance = uncertainty.kernel_matrix(x, x, lengthscale=length, outputscale=1.0)
