@@ -18,14 +18,14 @@ from jaxlab import algorithms, losses, models, samplers, uncertainty
 _NUM_BARS = 64
 _BORDERS = np.linspace(0, 1, _NUM_BARS + 1, dtype=np.float32)
 _NUM_QUERIES = 60  # Of a table, and as many points as there may be context.
-_BATCH_SIZE = 8  # Tables per update.
+_BATCH_SIZE = 4  # Tables per update.
 _LEARNING_RATE = 1e-3
-_JITTER = 1e-3  # Of the covariance.
+_NUM_WAVES = 200  # Of a random function.
 
 
 def network() -> models.PFN:
   """The network, whose outputs are bars over a probability."""
-  sizes = {"embed_dim": 64, "num_layers": 3, "num_heads": 4}
+  sizes = {"embed_dim": 64, "num_layers": 2, "num_heads": 4}
   return models.PFN(_NUM_BARS, **sizes, norm="pre", input_shift=0.0, input_scale=1.0)
 
 
@@ -34,7 +34,8 @@ def answered_tables(
 ) -> samplers.PriorBatch:
   """Draws tables whose points have two answers each.
 
-  The logit of an answer 1 is a Gaussian process with a length, a scale and a shift of the table's,
+  The logit of an answer 1 is a sum of random waves, nearly a Gaussian process of squared
+  exponential covariance (Rahimi and Recht, 2007), with a length, a scale and a shift of the table's,
   on standard normal columns, whose number is uniform in logarithms from 2 on.
 
   Args:
@@ -59,11 +60,11 @@ def answered_tables(
   lengths = log_uniform(keys[2], 0.3, 3.0) * jnp.sqrt(num_inputs)
   scales, shifts = log_uniform(keys[3], 0.5, 8.0), jax.random.normal(keys[4], (batch_size,))
 
-  def function(x, length, normals):
-    covariance = uncertainty.kernel_matrix(x, x, lengthscale=length, outputscale=1.0)
-    return jnp.linalg.cholesky(covariance + _JITTER * jnp.eye(num_points)) @ normals
-
-  values = jax.vmap(function)(x, lengths, jax.random.normal(keys[5], shape))
+  wave_key, phase_key, height_key = jax.random.split(keys[5], 3)
+  waves = jax.random.normal(wave_key, (batch_size, width, _NUM_WAVES)) / lengths[:, None, None]
+  phases = jax.random.uniform(phase_key, (batch_size, 1, _NUM_WAVES), maxval=2 * np.pi)
+  heights = jax.random.normal(height_key, (batch_size, _NUM_WAVES)) * np.sqrt(2 / _NUM_WAVES)
+  values = jnp.einsum("btw,bw->bt", jnp.cos(x @ waves + phases), heights)
   probs = jax.nn.sigmoid(scales[:, None] * values + shifts[:, None])
   answers = jax.random.bernoulli(keys[6], probs, (2, *shape))
   return samplers.PriorBatch(x, jnp.mean(answers, axis=0), probs)
