@@ -16,13 +16,15 @@ import numpy as np
 import optax
 from sklearn.neighbors import NearestNeighbors
 
+from experiments.kit import answer_prior
 from experiments.kit.datasets import Split, stack_seeds
+from experiments.kit.sweep import run_seeds
 from experiments.kit.train import classification_loss, drawn_from, train
 from jaxlab import algorithms, data, losses, metrics, models, uncertainty
 from jaxlab.experiment import Context, Results
 
 SPEARMAN, REJECTION, FOREIGN = "Spearman with the error", "rejection ratio", "AUROC, foreign inputs"
-PAIRS, ENSEMBLE, GP, DEUP = "pairs", "ensemble", "GP", "DEUP"
+PAIRS, ENSEMBLE, GP, DEUP, PFN = "pairs", "ensemble", "GP", "DEUP", "PFN"
 _NUM_NEIGHBORS = 10  # Rows that answer for a point.
 _WIDTH = 20  # Columns of a table, so that all share a program.
 # Settings of a GP of errors; lengths are in units of the root of the number of inputs.
@@ -134,18 +136,18 @@ def draw_table(name: str, num_train: int, num_test: int, seed: int) -> AnsweredT
 
 def measure_table(
   key: chex.PRNGKey,
-  table: AnsweredTable,
+  inputs: tuple[AnsweredTable, chex.ArrayTree],
   *,
   widths: Sequence[int],
   num_steps: int,
   batch_size: int,
   num_members: int,
 ) -> Mapping[str, Mapping[str, jax.Array]]:
-  """Ranks pairs, an ensemble, a GP and DEUP, each by the errors of its own probabilities.
+  """Ranks pairs, an ensemble, a GP, DEUP and a PFN, by the errors of their own probabilities.
 
   Args:
     key: random key.
-    table: the points.
+    inputs: the points, and parameters of a PFN, as `answer_prior.fit` gives them.
     widths: of all networks.
     num_steps: updates of each.
     batch_size: points per update.
@@ -154,6 +156,7 @@ def measure_table(
   Returns:
     row -> quantity -> scalar.
   """
+  table, fitted = inputs
   keys, everything = jax.random.split(key, 3), jnp.ones(len(table.inputs), bool)
   answer = jnp.mean(table.answers.astype(jnp.float32), axis=1)
   noise = jnp.mean(uncertainty.replicate_variance(table.answers)) / 2  # Of the mean answer.
@@ -204,8 +207,13 @@ def measure_table(
   total = gp_error_model(*found, lengthscales=_LENGTHS, **_SPACE)(scaled(both, 0))
   deup = uncertainty.total_error_estimate(members[0, :, 1], total, noise)
 
+  # The prior knows the probabilities, so that their variance holds no noise.
+  mean, variance = answer_prior.posterior(fitted, table.inputs, answer)(both)
+  pfn = uncertainty.total_error_estimate(mean, variance + noise, noise)
+
   ranked, num = {}, len(table.queries)
-  for row, estimate in {PAIRS: pairs, ENSEMBLE: ensemble, GP: gp, DEUP: deup}.items():
+  estimates = {PAIRS: pairs, ENSEMBLE: ensemble, GP: gp, DEUP: deup, PFN: pfn}
+  for row, estimate in estimates.items():
     probs, scores = estimate.prediction[:num], estimate.epistemic
     errors = jnp.square(table.probs - (probs[:, 1] if probs.ndim == 2 else probs))
     ranked[row] = {"squared error": jnp.mean(errors), **rank(scores[:num], errors, scores[num:])}
@@ -217,7 +225,7 @@ def run_tables(config, context: Context, results: Results, *, num_seeds: int) ->
 
   Args:
     config: has `tables`, names of KEEL's, `table_train` and `table_test` points, `table_steps`
-      updates, `batch_size` and `num_members`.
+      updates, `prior_steps` of the PFN, `batch_size` and `num_members`.
     context: of the run.
     results: what the records are added to, with the setting `problem`.
     num_seeds: of the run's seeds.
@@ -225,9 +233,16 @@ def run_tables(config, context: Context, results: Results, *, num_seeds: int) ->
   sizes = {"num_steps": config.table_steps, "batch_size": config.batch_size}
   options = {"widths": (32, 32), "num_members": config.num_members}
   measure = functools.partial(measure_table, **sizes, **options)
+  # One network, which has seen no table, serves them all.
+  of_prior = {"num_context": config.table_train, "num_steps": config.prior_steps}
+  fit = functools.partial(answer_prior.fit, width=_WIDTH, **of_prior)
+  fitted = run_seeds(context, "table/PFN", fit, num_seeds=1)
+  results.add({PFN: {"loss on its prior": fitted["loss"]}})
+  params = jax.tree.map(lambda x: np.repeat(x, num_seeds, axis=0), fitted["params"])
   for name in config.tables:
     counts = config.table_train, config.table_test
     draw = functools.partial(draw_table, f"keel/{name}", *counts)
     tables = stack_seeds(draw, context.seed_numbers[:num_seeds])
-    found = context.over_seeds(f"table/{name}", measure, num_seeds=num_seeds, arguments=tables)
+    inputs = {"num_seeds": num_seeds, "arguments": (tables, params)}
+    found = context.over_seeds(f"table/{name}", measure, **inputs)
     results.add(found, problem=f"table {name}")

@@ -65,6 +65,7 @@ class Config:
   table_train: int = 300  # Training points of a table.
   table_test: int = 500  # Its other points.
   table_steps: int = 600  # Updates of each of its networks.
+  prior_steps: int = 1500  # Updates of a network that is fitted to a prior over tables.
 
 
 PRESETS = {
@@ -73,6 +74,7 @@ PRESETS = {
     widths=(8,), num_passes=2, num_members=2, num_steps=2, error_steps=2, batch_size=8,
     num_candidates=24, num_init=4, num_rounds=4, search_widths=(8,), search_steps=2,
     search_batch=4, tables=("banana",), table_train=20, table_test=20, table_steps=2,
+    prior_steps=2,
   ),
   "laptop": Config(),
   "paper": Config(
