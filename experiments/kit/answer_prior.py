@@ -35,8 +35,8 @@ def answered_tables(
   """Draws tables whose points have two answers each.
 
   The logit of an answer 1 is a sum of random waves, nearly a Gaussian process of squared
-  exponential covariance (Rahimi and Recht, 2007), with a length, a scale and a shift of the table's,
-  on standard normal columns, whose number is uniform in logarithms from 2 on.
+  exponential covariance (Rahimi and Recht, 2007). Each table has a length, a scale and a shift of
+  its own. Columns are standard normal; the logarithm of their number is uniform, from that of 2 on.
 
   Args:
     key: random key.

@@ -65,7 +65,7 @@ class Config:
   table_train: int = 300  # Training points of a table.
   table_test: int = 500  # Its other points.
   table_steps: int = 600  # Updates of each of its networks.
-  prior_steps: int = 1500  # Updates of a network that is fitted to a prior over tables.
+  prior_steps: int = 8000  # Updates of a network that is fitted to a prior over tables.
 
 
 PRESETS = {

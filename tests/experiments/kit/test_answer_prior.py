@@ -19,7 +19,7 @@ def test_the_prior_draws_answers_of_its_probabilities():
   error = y - probs
   assert abs(error.mean()) < 0.02
   np.testing.assert_allclose((error**2).mean(), (probs * (1 - probs)).mean() / 2, rtol=0.1)
-  # Near points answer alike.
+  # Probabilities vary within a table, and less than between tables.
   spread = probs.std(axis=1).mean()
   assert 0.05 < spread < probs.std()
 
