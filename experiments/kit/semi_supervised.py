@@ -282,28 +282,6 @@ def search(
   return chosen
 
 
-def best_of(
-  measured: Mapping[str, Mapping[str, np.ndarray]],
-  methods: Sequence[str],
-  *,
-  select: str = "validation",
-) -> dict[str, np.ndarray]:
-  """The scores of the method that each seed's validation rows prefer.
-
-  Args:
-    measured: method -> quantity -> `[seeds, ...]`, as of `search`.
-    methods: those to choose from; the first wins a tie.
-    select: the quantity that chooses, the higher the better.
-
-  Returns:
-    quantity -> `[seeds, ...]`, of the quantities that all methods have.
-  """
-  shared = set.intersection(*(set(measured[method]) for method in methods))
-  names = [name for name in measured[methods[0]] if name in shared]
-  scores = {name: np.stack([measured[m][name] for m in methods], axis=1) for name in names}
-  return choose(scores, [{}] * len(methods), select=select)
-
-
 def fixmatch_learns(
   accuracy: np.ndarray, labels_only: np.ndarray, *, on: str, low: float, high: float, gain: float
 ) -> tuple[Precondition, ...]:

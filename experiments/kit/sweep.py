@@ -212,6 +212,30 @@ def choose(
   return chosen
 
 
+def best_of(
+  measured: Mapping[str, Mapping[str, np.ndarray]],
+  methods: Sequence[str],
+  *,
+  select: str = "validation",
+  better: Literal["higher", "lower"] = "higher",
+) -> dict[str, np.ndarray]:
+  """The scores of the method that each seed's validation data prefers.
+
+  Args:
+    measured: method -> quantity -> `[seeds, ...]`, as of `sweep`.
+    methods: those to choose from; the first wins a tie.
+    select: the quantity that chooses.
+    better: whether a higher or a lower one is better.
+
+  Returns:
+    quantity -> `[seeds, ...]`, of the quantities that all methods have.
+  """
+  shared = set.intersection(*(set(measured[method]) for method in methods))
+  names = [name for name in measured[methods[0]] if name in shared]
+  scores = {name: np.stack([measured[m][name] for m in methods], axis=1) for name in names}
+  return choose(scores, [{}] * len(methods), select=select, better=better)
+
+
 def choose_for_all(
   scores: Mapping[str, np.ndarray],
   settings: Sequence[Setting],

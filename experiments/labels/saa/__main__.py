@@ -17,7 +17,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit import semi_supervised as kit
-from experiments.kit.sweep import choose, first_seeds, grid
+from experiments.kit.sweep import best_of, choose, first_seeds, grid
 from experiments.labels.saa import grades, methods
 from experiments.labels.saa.methods import FIX, FLEX, FULL, HARDER, NAIVE, NOBODY, TRUTH
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -150,7 +150,7 @@ def run(config: Config, context: Context) -> Results:
       measured[method] = {quantity: values[:, 0] for quantity, values in scores.items()}
     if i == 0:
       strengths = [FIXMATCH, *map(strength, config.magnitudes)]
-      measured[STRONGER] = kit.best_of(measured, strengths)
+      measured[STRONGER] = best_of(measured, strengths)
     for method, scores in measured.items():
       _add(results, config, name, method, scores)
   return results

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit import semi_supervised as kit
+from experiments.kit.sweep import best_of
 from experiments.labels.shrinkmatch import methods, pairs
 from experiments.labels.shrinkmatch.methods import NOTHING, SHARE, SHRUNK, STRONG, UNIT
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -139,8 +140,8 @@ def run(config: Config, context: Context) -> Results:
     measured = kit.search(context, name, splits, searched)
     if i == 0:
       thresholds = [fixmatch_at(config, threshold) for threshold in config.thresholds]
-      measured[TUNED] = kit.best_of(measured, thresholds)
-      measured[CHEAPEST] = kit.best_of(measured, (*thresholds, EVERY))
+      measured[TUNED] = best_of(measured, thresholds)
+      measured[CHEAPEST] = best_of(measured, (*thresholds, EVERY))
     for method, scores in measured.items():
       used = scores.pop("utilization")
       if method in (LABELS, VIEWS):

@@ -16,7 +16,7 @@ from experiments import catalogue
 from experiments.kit import incomplete, plots, sizes, train
 from experiments.kit.datasets import stack_seeds
 from experiments.kit.incomplete import COMPLETE, GIVEN, SHOWN, ZERO
-from experiments.kit.sweep import by_seed, choose, each_seed, grid
+from experiments.kit.sweep import best_of, by_seed, choose, each_seed, grid
 from experiments.series.supnotmiwae import generative, networks, problems
 from experiments.series.supnotmiwae.generative import FULL, HIGH, UNDROPPED
 from experiments.series.supnotmiwae.networks import ACCURACY, MAE, NLL, VALIDATION
@@ -35,11 +35,11 @@ class Config:
 
   length: int = 12  # Steps of Gaussian series.
   num_channels: int = 8  # Of these.
-  amplitude: float = 0.45  # Of the waves that tell their classes.
+  amplitude: float = 0.8  # Of the waves that tell their classes.
   lengthscale: float = 5.0  # Of their Gaussian processes, in steps.
   noise: float = 0.3  # Deviation in every channel.
-  gauss_observed: float = 0.25  # Share of their values that are observed.
-  gauss_sizes: tuple[int, int, int] = (512, 500, 1500)  # Training, validation and test series.
+  gauss_observed: float = 0.15  # Share of their values that are observed.
+  gauss_sizes: tuple[int, int, int] = (2000, 500, 1500)  # Training, validation and test series.
   digit_sizes: tuple[int, int, int] = (900, 300, 597)  # The same of digits.
   digit_classes: int = 10  # The first of them.
   digit_observed: float = 0.3  # Share of their values that are observed.
@@ -59,8 +59,9 @@ class Config:
   learning_rates: tuple[float, ...] = (2e-3, 5e-3)  # Of all networks.
   dropout_rates: tuple[float, ...] = (0.2, 0.4)  # Of observed values, beside none.
   batch_size: int = 32  # Series of an update.
-  num_steps: int = 600  # Updates.
-  eval_every: int = 100  # Updates between evaluations, of which the best counts.
+  num_steps: int = 2000  # Updates of a classifier.
+  pretraining_steps: int = 1000  # Updates of deep models before that, without a classifier.
+  eval_every: int = 500  # Updates between evaluations, of which the best counts.
   clip: float = 10.0  # Largest norm of a gradient.
 
 
@@ -69,7 +70,8 @@ PRESETS = {
     length=8, gauss_sizes=(40, 30, 12), digit_sizes=(40, 30, 12), digit_classes=4, width=4,
     num_heads=1, classifier_layers=1, latent_dims=(2, 2), num_latents=2, eval_draws=(3, 2),
     num_imputations=2, em_steps=1, strengths=(16.0,), learning_rates=(2e-3,), dropout_rates=(0.4,),
-    batch_size=8, num_steps=2, eval_every=1,
+    batch_size=8, num_steps=2,
+    pretraining_steps=1, eval_every=1,
   ),
   "laptop": Config(),
   "paper": Config(
@@ -94,7 +96,8 @@ def validate(config: Config) -> None:
   sizes.check_at_most(1200 if k == 10 else 118 * k, digit_sizes=sum(kept))
   sizes.check_at_most(597 if k == 10 else 58 * k, digit_sizes=last)
   sizes.check_divides(config.num_heads, width=config.width)
-  sizes.check_divides(config.eval_every, num_steps=config.num_steps)
+  steps = {name: getattr(config, name) for name in ("num_steps", "pretraining_steps")}
+  sizes.check_divides(config.eval_every, **steps)
 
 
 def run(config: Config, context: Context) -> Results:
@@ -117,6 +120,7 @@ def run_classifiers(config, context: Context, results: Results, name, drawn, rat
   impute, seeds = functools.partial(networks.impute, config), np.array(context.seed_numbers)
   completed = context.cached(f"{name}/law", by_seed, impute, drawn, seeds)
   evaluate = networks.evaluation(config, problems.shape_of(config, name)[2])
+  measured, least = {}, {"select": VALIDATION, "better": "lower"}
   for method in networks.METHODS if name != RANDOM else networks.CONTROL:
     given = completed[method if method in completed else networks.EXPECTED]
     place = SHOWN.index(method if method in SHOWN else GIVEN)
@@ -125,14 +129,9 @@ def run_classifiers(config, context: Context, results: Results, name, drawn, rat
       pairs = itertools.product(config.learning_rates, dropouts)
       tried = [{"learning_rate": x, "dropout": y, "method": place} for x, y in pairs]
       scores = grid(context, f"{name}/{row}", evaluate, (drawn, given), tried)
-      results.add({row: choose(scores, tried, select=VALIDATION, better="lower")}, problem=name)
-  rows = [f"{method}, dropout" for method in networks.FILLS]
-  stacked = {
-    quantity: np.stack([results.select(quantity, method=x, problem=name) for x in rows], axis=1)
-    for quantity in (NLL, ACCURACY, MAE, VALIDATION)
-  }
-  numbers = [{"imputation": float(i)} for i in range(len(rows))]
-  results.add({BEST: choose(stacked, numbers, select=VALIDATION, better="lower")}, problem=name)
+      measured[row] = choose(scores, tried, **least)
+  measured[BEST] = best_of(measured, [f"{method}, dropout" for method in networks.FILLS], **least)
+  results.add(measured, problem=name)
 
 
 def run_models(config, context: Context, results: Results, name, drawn, rates) -> None:
@@ -225,12 +224,13 @@ def figure(results: Results):
 def abstract(config: Config, mesh):
   """An update of the deep model on Gaussian series, for a dry run."""
   model = generative.Model(config, problems.shape_of(config, GAUSS))
-  optimizer = networks.optimizer(config, config.learning_rates[0])
+  optimizer = networks.optimizer(config, config.learning_rates[0], config.num_steps)
   losses = functools.partial(model.losses, dropout=config.dropout_rates[-1])
   init = lambda key: training.init_state(key, model.init(key, config.bias), optimizer)  # noqa: E731
   shape = config.batch_size, config.length, config.num_channels
-  parts = (shape, np.float32), (shape, bool), (shape[:1], np.int32)
-  batch = incomplete.Rows(*(jax.ShapeDtypeStruct(*part) for part in parts))
+  parts = (shape, np.float32), (shape, bool), (shape[:1], np.int32), (shape[:1], np.float32)
+  *parts, weights = (jax.ShapeDtypeStruct(*part) for part in parts)
+  batch = incomplete.Rows(*parts), weights
   update = training.build_update(train.values_loss(losses), optimizer, mesh=mesh)
   return update, jax.eval_shape(init, jax.random.key(0)), batch
 

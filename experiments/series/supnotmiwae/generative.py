@@ -63,9 +63,10 @@ class Model:
     fns = encode, decode, is_kept, classify_fn, lambda z: models.gp_prior_log_prob(z, kernel)
     return algorithms.not_miwae_objective(key, *fns, *inputs, **options)
 
-  def losses(self, params, key, rows: Rows, *, dropout: chex.Numeric) -> jax.Array:
-    """Of training, in nats a value, `[b]`."""
-    classify = functools.partial(self.call, params, "classifier")
+  def losses(self, params, key, batch, *, dropout: chex.Numeric) -> jax.Array:
+    """Of training, in nats a value, `[b]`; the batch is rows, and weights `[b]` of the classes."""
+    rows, weights = batch
+    classify = lambda *x: weights[:, None] * self.call(params, "classifier", *x)  # noqa: E731
     options = {"num_latents": self.config.num_latents, "num_samples": 1, "dropout_rate": dropout}
     output = self.objective(params, key, rows, classify, params, labels=rows.labels, **options)
     return output.loss / (self.length * self.num_channels)
@@ -112,7 +113,7 @@ class Model:
 
 
 def learn(config, shape, key, problem: Problem, setting) -> dict[str, jax.Array]:
-  """Trains at a setting: the parameters as one vector, and their validation NLL."""
+  """Trains, at first without the class: the parameters as one vector, and their validation NLL."""
   model, (init_key, train_key, draw_key) = Model(config, shape), jax.random.split(key, 3)
   losses = functools.partial(model.losses, dropout=setting["dropout"])
 
@@ -120,13 +121,9 @@ def learn(config, shape, key, problem: Problem, setting) -> dict[str, jax.Array]
     found = model.predict(params, draw_key, problem.validation, (config.num_latents, 1))
     return jnp.mean(networks.cross_entropy(found["log_probs"], problem.validation.labels)), ()
 
-  fitted = (
-    model.init(init_key, setting["bias"]),
-    losses,
-    validate,
-    problem.train,
-    setting["learning_rate"],
-  )
+  start = model.init(init_key, setting["bias"])
+  weights = np.repeat(np.float32([0, 1]), (config.pretraining_steps, config.num_steps))
+  fitted = start, losses, validate, problem.train, setting["learning_rate"], weights
   params, _, found = networks.fit(config, train_key, *fitted)
   return found | {"params": ravel_pytree(params)[0]}
 

@@ -29,19 +29,21 @@ def classifier(config, num_classes: int) -> models.SeriesClassifier:
   return models.SeriesClassifier(num_classes, *sizes)
 
 
-def optimizer(config, learning_rate: chex.Numeric) -> optax.GradientTransformation:
+def optimizer(config, learning_rate: chex.Numeric, num_steps: int) -> optax.GradientTransformation:
   """Adam, its rate falling to 0 as a cosine; the bias of the decay stays at 0 or above."""
-  adam = optax.adam(optax.cosine_decay_schedule(learning_rate, config.num_steps))
+  adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
   # One vector in place of many small arrays takes less time, and much less to compile.
   descent = optax.flatten(optax.chain(optax.clip_by_global_norm(config.clip), adam))
   only_bias = lambda params: {name: name == "bias" for name in params}  # noqa: E731
   return optax.chain(descent, optax.masked(optax.keep_params_nonnegative(), only_bias))
 
 
-def fit(config, key, params, values_fn, validate, rows, rate) -> tuple:
-  """Trains with losses `(params, key, rows) -> [b]`; parameters, scores, and what is recorded."""
-  sizes = {name: getattr(config, name) for name in ("num_steps", "batch_size", "eval_every")}
-  loss, descent = values_loss(values_fn), optimizer(config, rate)
+def fit(config, key, params, values_fn, validate, rows, rate, schedule=None) -> tuple:
+  """Parameters, scores, records; the losses are `(params, key, (rows, schedule entry)) -> [b]`."""
+  num_steps = config.num_steps if schedule is None else len(schedule)
+  sizes = {"num_steps": num_steps, "schedule": schedule}
+  sizes |= {name: getattr(config, name) for name in ("batch_size", "eval_every")}
+  loss, descent = values_loss(values_fn), optimizer(config, rate, num_steps)
   trained = train_to_best(key, params, loss, descent, rows, validate, **sizes)
   least, scores = trained.scores
   return trained.params, scores, {VALIDATION: least, "bad_step": trained.bad_step}

@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.kit import incomplete
@@ -11,6 +12,7 @@ from experiments.series.supnotmiwae.__main__ import PRESETS, validate
 from jaxlab import algorithms
 
 LAPTOP, SMOKE = PRESETS["laptop"], PRESETS["smoke"]
+SHORT = dataclasses.replace(SMOKE, length=3, num_channels=2, gauss_sizes=(8, 8, 6))
 SMALL = dataclasses.replace(LAPTOP, gauss_sizes=(300, 8, 40), digit_sizes=(600, 100, 100))
 
 
@@ -25,7 +27,7 @@ def test_gaussian_series_are_standardized_with_their_law(gauss):
   seen = np.where(train.mask, train.values, np.nan)
   np.testing.assert_allclose(np.nanmean(seen, (0, 1)), 0, atol=1e-5)
   np.testing.assert_allclose(np.nanstd(seen, (0, 1)), 1, atol=1e-5)
-  assert abs(train.mask.mean() - 0.25) < 0.01
+  assert abs(train.mask.mean() - SMALL.gauss_observed) < 0.01
   # Each series, less the mean of its class and whitened, is noise.
   rest = train.values.reshape(300, -1) - gauss.law.means[train.labels]
   white = np.linalg.solve(np.linalg.cholesky(gauss.law.covariance.astype(float)), rest.T)
@@ -71,7 +73,7 @@ def test_rows_choose_among_their_settings(fadeless):
 @pytest.fixture(scope="module")
 def predicted():
   """A small model that is not trained, and its predictions."""
-  config = dataclasses.replace(SMOKE, length=3, num_channels=2, gauss_sizes=(8, 8, 6))
+  config = SHORT
   model = generative.Model(config, problems.shape_of(config, problems.GAUSS))
   rows = problems.draw(config, problems.GAUSS, 0).test
 
@@ -83,6 +85,24 @@ def predicted():
     return found | {"again": again, "filled": incomplete.fill(params, rows, found["mean"])}
 
   return rows, jax.device_get(predict(jax.random.key(0)))
+
+
+def test_pretraining_leaves_the_classifier_alone(predicted):
+  config, rows = SHORT, predicted[0]
+  model = generative.Model(config, problems.shape_of(config, problems.GAUSS))
+
+  @jax.jit
+  def gradient(weights):
+    params = model.init(jax.random.key(0), 0.05)
+    batch, key = (jax.tree.map(jnp.asarray, rows), weights), jax.random.key(1)
+    loss = lambda params: jnp.mean(model.losses(params, key, batch, dropout=0.4))  # noqa: E731
+    gradients = jax.grad(loss)(params)
+    return {name: optax.global_norm(found) for name, found in gradients.items()}
+
+  before, after = (gradient(np.full(len(rows.labels), x, np.float32)) for x in (0, 1))
+  assert before["classifier"] == 0 and after["classifier"] > 0
+  for name in ("encoder", "decoder", "mask"):
+    assert before[name] > 0
 
 
 def test_predictions_are_those_of_their_imputations(predicted):
@@ -175,7 +195,7 @@ def test_the_objective_of_the_true_model_is_bayes_rule():
   "change",
   [
     {"num_heads": 3},
-    {"batch_size": 513},
+    {"batch_size": 901},
     {"dropout_rates": (1.0,)},
     {"digit_sizes": (900, 301, 9)},
   ],
