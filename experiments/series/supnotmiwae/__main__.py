@@ -49,7 +49,7 @@ class Config:
   num_layers: int = 1  # Blocks of encoder and decoder.
   classifier_layers: int = 2  # Blocks of classifiers.
   latent_dims: tuple[int, int] = (4, 8)  # Of the models of Gaussian series and of digits.
-  jitter: float = 1e-3  # Variance of independent noise in their prior.
+  jitter: float = 0.1  # Variance of independent noise in their prior.
   num_latents: int = 5  # Latent draws K in training, with one completion each.
   eval_draws: tuple[int, int] = (20, 2)  # Latent draws and completions of each for predictions.
   bias: float = 0.05  # Of the decay, where training starts.
@@ -70,13 +70,12 @@ PRESETS = {
     length=8, gauss_sizes=(40, 30, 12), digit_sizes=(40, 30, 12), digit_classes=4, width=4,
     num_heads=1, classifier_layers=1, latent_dims=(2, 2), num_latents=2, eval_draws=(3, 2),
     num_imputations=2, em_steps=1, strengths=(16.0,), learning_rates=(2e-3,), dropout_rates=(0.4,),
-    batch_size=8, num_steps=2,
-    pretraining_steps=1, eval_every=1,
+    batch_size=8, num_steps=2, pretraining_steps=1, eval_every=1,
   ),
   "laptop": Config(),
   "paper": Config(
     length=48, num_channels=37, gauss_sizes=(4000, 1000, 4000), width=128, num_layers=2,
-    classifier_layers=4, latent_dims=(32, 32), num_latents=10, eval_draws=(20, 30),
+    classifier_layers=4, latent_dims=(32, 32), jitter=1e-3, num_latents=10, eval_draws=(20, 30),
     learning_rates=(3e-4, 1e-3, 3e-3), dropout_rates=(0.3, 0.4), batch_size=128, num_steps=10_000,
   ),
 }  # fmt: skip
