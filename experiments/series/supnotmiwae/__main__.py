@@ -59,8 +59,8 @@ class Config:
   learning_rates: tuple[float, ...] = (2e-3, 5e-3)  # Of all networks.
   dropout_rates: tuple[float, ...] = (0.2, 0.4)  # Of observed values, beside none.
   batch_size: int = 32  # Series of an update.
-  num_steps: int = 2000  # Updates of a classifier.
-  pretraining_steps: int = 1000  # Updates of deep models before that, without a classifier.
+  num_steps: int = 2000  # Updates.
+  pretraining_steps: int = 1000  # Of deep models before that, in which the class has no weight.
   eval_every: int = 500  # Updates between evaluations, of which the best counts.
   clip: float = 10.0  # Largest norm of a gradient.
 

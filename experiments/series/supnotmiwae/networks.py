@@ -39,7 +39,7 @@ def optimizer(config, learning_rate: chex.Numeric, num_steps: int) -> optax.Grad
 
 
 def fit(config, key, params, values_fn, validate, rows, rate, schedule=None) -> tuple:
-  """Parameters, scores, records; the losses are `(params, key, (rows, schedule entry)) -> [b]`."""
+  """Parameters, scores, records. Losses are `(params, key, rows or (rows, entries)) -> [b]`."""
   num_steps = config.num_steps if schedule is None else len(schedule)
   sizes = {"num_steps": num_steps, "schedule": schedule}
   sizes |= {name: getattr(config, name) for name in ("batch_size", "eval_every")}

@@ -22,6 +22,13 @@ def test_the_prior_draws_answers_of_its_probabilities():
   # Probabilities vary within a table, and less than between tables.
   spread = probs.std(axis=1).mean()
   assert 0.05 < spread < probs.std()
+  # Near points have near probabilities: of two inputs, pairs at a tenth of the median distance.
+  few, chances = x[used == 2], probs[used == 2]
+  apart = np.linalg.norm(few[:, :, None] - few[:, None], axis=-1)
+  gaps, other = np.abs(chances[:, :, None] - chances[:, None]), ~np.eye(12, dtype=bool)
+  near, far = (gaps[:, other][found] for found in (
+    apart[:, other] < 0.1 * np.median(apart), apart[:, other] > np.median(apart)))  # fmt: skip
+  assert len(near) > 50 and near.mean() < 0.5 * far.mean()
 
 
 def test_the_network_learns_the_prior():

@@ -85,12 +85,14 @@ def test_what_diverged_is_not_chosen():
   np.testing.assert_array_equal(chosen["chosen/a"], [1.0, 0.0])
 
 
-@pytest.mark.parametrize(("better", "chosen"), [("higher", [2.0, 1.0]), ("lower", [1.0, 2.0])])
+@pytest.mark.parametrize(
+  ("better", "chosen"), [("higher", [2.0, 1.0, 1.0]), ("lower", [1.0, 2.0, 1.0])]
+)
 def test_each_seed_chooses_a_method(better, chosen):
   measured = {
-    "broken": {"validation": np.full(2, np.nan), "accuracy": np.zeros(2)},
-    "first": {"validation": np.array([0.1, 0.2]), "accuracy": np.ones(2), "other": np.ones(2)},
-    "second": {"validation": np.array([0.3, 0.1]), "accuracy": np.full(2, 2.0)},
+    "broken": {"validation": np.full(3, np.nan), "accuracy": np.zeros(3)},
+    "first": {"validation": np.array([0.1, 0.2, 0.5]), "accuracy": np.ones(3), "other": np.ones(3)},
+    "second": {"validation": np.array([0.3, 0.1, 0.5]), "accuracy": np.full(3, 2.0)},
   }
   best = kit.best_of(measured, list(measured), better=better)
   assert set(best) == {"validation", "accuracy"}
