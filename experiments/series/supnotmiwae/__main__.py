@@ -16,7 +16,7 @@ from experiments import catalogue
 from experiments.kit import incomplete, plots, sizes, train
 from experiments.kit.datasets import stack_seeds
 from experiments.kit.incomplete import COMPLETE, GIVEN, SHOWN, ZERO
-from experiments.kit.sweep import best_of, by_seed, choose, each_seed, grid
+from experiments.kit.sweep import best_of, by_seed, choose, each_seed, first_seeds, grid
 from experiments.series.supnotmiwae import generative, networks, problems
 from experiments.series.supnotmiwae.generative import FULL, HIGH, UNDROPPED
 from experiments.series.supnotmiwae.networks import ACCURACY, MAE, NLL, VALIDATION
@@ -63,6 +63,7 @@ class Config:
   pretraining_steps: int = 1000  # Of deep models before that, in which the class has no weight.
   eval_every: int = 500  # Updates between evaluations, of which the best counts.
   clip: float = 10.0  # Largest norm of a gradient.
+  other_seeds: int = 3  # Of digits that are missing at random, which no claim reads.
 
 
 PRESETS = {
@@ -104,6 +105,7 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   for name in problems.PROBLEMS:
     rates = config.dropout_rates[-1 if name == RANDOM else 0 :]  # The control is tuned less.
+    context = first_seeds(context, config.other_seeds) if name == RANDOM else context
     drawn = stack_seeds(functools.partial(problems.draw, config, name), context.seed_numbers)
     if name == GAUSS:
       exact = by_seed(incomplete.exact_scores, drawn.law, drawn.test)
