@@ -28,7 +28,6 @@ ONLY, EVERY_LABEL, ORACLE = "labels only", "all labels", "FixMatch, true labels"
 FIXMATCH, SAA, FLEXMATCH, FLEX_SAA = "FixMatch", "FixMatch + SAA", "FlexMatch", "FlexMatch + SAA"
 ALL, SUBSET, OTHERS = "pasted, all rows", "pasted, random rows", "pasted, other rows"
 REDRAWN, STRONGER = "naive rows, harder of two draws", "strength chosen"
-PLAIN = {"choice": NOBODY, "magnitude": 1.0, "weight": 1.0}  # FixMatch itself.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,17 @@ class Config:
   noise_grades: tuple[float, ...] = (0.5, 1.5)  # Factors of the noise, of equal parts of signals.
   correlated_noise: float = 0.25  # Deviation of the signals' smooth noise.
   independent_noise: float = 0.02  # And of that of single steps.
-  num_shots: tuple[int, ...] = (10, 2)  # Labeled rows of a class.
-  num_unlabeled: tuple[int, ...] = (3900, 1000)  # Unlabeled rows.
+  num_shots: tuple[int, ...] = (20, 2)  # Labeled rows of a class.
+  num_unlabeled: tuple[int, ...] = (3800, 1000)  # Unlabeled rows.
   num_validation: int = 200  # Labeled rows that choose the rate.
   num_test: tuple[int, ...] = (2000, 577)  # Test rows.
   network: Literal["small", "wide"] = "small"  # Two blocks of convolution, or three wide ones.
-  num_steps: int = 800  # Updates.
+  view_strengths: tuple[float, ...] = (0.5, 1.0)  # Factors of the usual strength of strong views.
+  num_steps: int = 2400  # Updates.
   labeled_batch: int = 16  # Labeled rows per update.
   unlabeled_batch: int = 64  # Unlabeled rows per update.
   learning_rates: tuple[float, ...] = (0.03, 0.09)  # To choose from for FixMatch, and so for all.
-  magnitudes: tuple[float, ...] = (1.3, 1.6)  # Factors of the strength of strong views.
+  magnitudes: tuple[float, ...] = (1.3, 1.6)  # Further factors, of rows with stronger views.
   threshold: float = 0.95  # Of confidence.
   history_decay: float = 0.001  # Of the running losses, nearly the last ones.
   start_step: int = 200  # Update of the first selection, by which every row was seen.
@@ -61,15 +61,15 @@ class Config:
 PRESETS = {
   "smoke": Config(
     datasets=("mnist1d",), num_shots=(2,), num_unlabeled=(40,), num_validation=10, num_test=(20,),
-    num_steps=10,
-    labeled_batch=4, unlabeled_batch=8, learning_rates=(0.03,), magnitudes=(1.3,), start_step=5,
-    refresh_every=1, num_parts=2,
+    view_strengths=(0.5,), num_steps=10, labeled_batch=4, unlabeled_batch=8, learning_rates=(0.03,),
+    magnitudes=(1.3,), start_step=5, refresh_every=1, num_parts=2,
   ),
   "laptop": Config(),
   "paper": Config(
     datasets=("cifar10",), num_shots=(4,), num_unlabeled=(44_960,), num_validation=5000,
-    num_test=(10_000,), network="wide", num_steps=2**20, labeled_batch=32,
-    unlabeled_batch=448, start_step=402 * 256, refresh_every=256, decay=0.999, num_parts=1024,
+    num_test=(10_000,), view_strengths=(1.0,), network="wide", num_steps=2**20,
+    labeled_batch=32, unlabeled_batch=448, start_step=402 * 256, refresh_every=256, decay=0.999,
+    num_parts=1024,
   ),
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ def validate(config: Config) -> None:
   shares = "threshold", "history_decay", "decay"
   sizes.check_sizes(config, shares=shares, empty=("magnitudes",))
   fields = "datasets", "num_shots", "num_unlabeled", "num_test"
-  sizes.check_lengths(**{name: getattr(config, name) for name in fields})
+  sizes.check_lengths(**{name: getattr(config, name) for name in (*fields, "view_strengths")})
   for i, name in enumerate(config.datasets):
     dataset = datasets.describe(name)
     num_labeled = config.num_shots[i] * dataset.num_classes
@@ -101,11 +101,18 @@ def validate(config: Config) -> None:
   sizes.check_divides(config.num_parts, num_steps=config.num_steps)
 
 
+def plain(config: Config, index: int) -> dict[str, float]:
+  """The numbers of FixMatch itself on a set."""
+  return {"choice": NOBODY, "magnitude": config.view_strengths[index], "weight": 1.0}
+
+
 def rows_of(config: Config, index: int) -> dict[str, tuple[str, dict[str, float]]]:
   """The rows trained on a set beside FixMatch: the kind of the program, and its numbers."""
 
-  def row(kind, choice=NOBODY, **numbers):
-    return kind, {**PLAIN, "choice": choice, **numbers}
+  base = plain(config, index)
+
+  def row(kind, choice=NOBODY, factor=1.0, **numbers):
+    return kind, base | {"choice": choice, "magnitude": factor * base["magnitude"], **numbers}
 
   rows = {
     ONLY: row(FIX, weight=0.0),
@@ -115,15 +122,15 @@ def rows_of(config: Config, index: int) -> dict[str, tuple[str, dict[str, float]
   }
   if index == 0:
     rows |= {OTHERS: row(FIX, methods.OTHERS), REDRAWN: row(HARDER, NAIVE)}
-    rows |= {strength(m): row(FIX, magnitude=m) for m in config.magnitudes}
+    rows |= {strength(m): row(FIX, factor=m) for m in config.magnitudes}
     rows |= {FLEXMATCH: row(FLEX), FLEX_SAA: row(FLEX, NAIVE)}
     rows |= {ORACLE: row(TRUTH), EVERY_LABEL: row(FULL)}
   return rows
 
 
-def strength(magnitude: float) -> str:
+def strength(factor: float) -> str:
   """The name of FixMatch with stronger views."""
-  return f"FixMatch, strength {magnitude:g}"
+  return f"FixMatch, {factor:g} times the strength"
 
 
 def run(config: Config, context: Context) -> Results:
@@ -139,7 +146,7 @@ def run(config: Config, context: Context) -> Results:
     programs = {
       kind: functools.partial(methods.evaluate, config, dataset, kind) for kind, _ in rows.values()
     }
-    settings = [{"learning_rate": rate, **PLAIN} for rate in config.learning_rates]
+    settings = [{"learning_rate": rate, **plain(config, i)} for rate in config.learning_rates]
     scores = grid(context, f"{name}/{FIXMATCH}", programs[FIX], splits, settings)
     measured = {FIXMATCH: choose(scores, settings, select="validation")}
     # One rate for all rows of a seed, or the chance of two tries would be part of a difference.
@@ -246,7 +253,7 @@ def abstract(config: Config, mesh):
   """An update of FixMatch + SAA with its views on the first set, for a dry run."""
   del mesh
   dataset = datasets.describe(config.datasets[0])
-  setting = {"learning_rate": config.learning_rates[0], **PLAIN, "choice": NAIVE}
+  setting = {"learning_rate": config.learning_rates[0], **plain(config, 0), "choice": NAIVE}
   num_rows = config.num_unlabeled[0]
 
   def trainer_of(key):
