@@ -27,7 +27,7 @@ from jaxlab._checks import check_at_least, check_range
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "locality_of_experience"
-SEEDS = {"laptop": 10}
+SEEDS = {"laptop": 16}
 NETWORK = "language model"
 BY_DISTANCE = "MSE by distance"
 
@@ -37,18 +37,20 @@ class Config:
   """The nets, the texts, and the language model."""
 
   num_variables: int = 12  # Of a net.
-  num_edges: int = 12  # Of a net.
-  max_parents: int = 4  # Of a variable.
-  concentration: float = 0.2  # Of the Beta law of conditional probabilities.
+  net: Literal["chain", "random"] = "chain"  # Chains part in two branches.
+  flip: float = 0.17  # Chance that a variable of a chain differs from the one before.
+  num_edges: int = 12  # Of a random net.
+  max_parents: int = 4  # Of a variable of a random net.
+  concentration: float = 0.2  # Of the Beta law of its conditional probabilities.
   num_candidates: int = 20  # Nets, of which that with the most informative pairs is used.
   num_pairs: int = 4  # Pairs that no text shows together.
   least_probability: float = 0.02  # Of a condition's value; rarer ones are not asked about.
   radius: Literal["geometric", "zipf"] = "geometric"  # Law of the radius of a neighborhood.
-  radius_parameter: float = 0.5  # Its parameter.
+  radius_parameter: float = 0.8  # Its parameter.
   keep_prob: float = 0.8  # Share of a neighborhood that a text shows.
   decoder: tuple[int, ...] = (64, 2)  # Width and blocks.
   num_heads: int = 4  # Attention heads.
-  num_steps: int = 3000  # Updates.
+  num_steps: int = 1500  # Updates.
   rows_per_update: int = 10  # Each row is seen once.
   row_length: int = 64  # Tokens of a row, in which several texts have room.
   learning_rates: tuple[float, ...] = (1e-3, 3e-3)  # Of AdamW, to choose from on a further net.
@@ -63,16 +65,17 @@ PRESETS = {
   ),
   "laptop": Config(),
   "paper": Config(
-    num_variables=100, num_edges=100, max_parents=5, num_candidates=10, num_pairs=25,
-    decoder=(512, 10), num_heads=8, num_steps=25_000, rows_per_update=4, row_length=256,
-    learning_rates=(5e-5, 1e-4),
+    num_variables=100, net="random", num_edges=100, max_parents=5, num_candidates=10, num_pairs=25,
+    radius_parameter=0.5, decoder=(512, 10), num_heads=8, num_steps=25_000, rows_per_update=4,
+    row_length=256, learning_rates=(5e-5, 1e-4),
   ),
 }  # fmt: skip
 
 
 def validate(config: Config) -> None:
   """Raises ValueError where sizes are impossible or do not fit together."""
-  sizes.check_sizes(config, shares=("least_probability", "keep_prob"))
+  sizes.check_sizes(config, shares=("least_probability", "keep_prob", "flip"))
+  sizes.check_known(("chain", "random"), net=(config.net,))
   sizes.check_known(("geometric", "zipf"), radius=(config.radius,))
   of_radius = {"geometric": "(0, 1]", "zipf": "(1, inf)"}[config.radius]
   check_range("radius_parameter", config.radius_parameter, of_radius)
@@ -80,9 +83,9 @@ def validate(config: Config) -> None:
     check_range(name, getattr(config, name), "(0, inf)")
   check_at_least(3, num_variables=config.num_variables)
   sizes.check_at_most(252, num_variables=config.num_variables)  # Tokens are bytes.
-  most = sum(min(i, config.max_parents) for i in range(config.num_variables))
-  sizes.check_at_most(most, num_edges=config.num_edges)
-  pairs = config.num_variables * (config.num_variables - 1) // 2 - config.num_edges
+  n, num_edges = config.num_variables, config.num_edges
+  sizes.check_at_most(sum(min(i, config.max_parents) for i in range(n)), num_edges=num_edges)
+  pairs = n * (n - 1) // 2 - (n - 1 if config.net == "chain" else num_edges)
   sizes.check_at_most(pairs // 2, num_pairs=config.num_pairs)
   check_at_least(2 * config.num_variables + 4, row_length=config.row_length)
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])

@@ -69,9 +69,17 @@ def new_key(rng: np.random.Generator) -> chex.PRNGKey:
 
 
 def random_net(config, rng: np.random.Generator) -> data.BayesNet:
-  """Draws a net of the sizes of a configuration."""
-  names = "num_variables", "num_edges", "max_parents", "concentration"
-  return data.random_bayes_net(new_key(rng), **{name: getattr(config, name) for name in names})
+  """Draws a random net, or a chain that parts in two after a third of its variables."""
+  if config.net == "random":
+    names = "num_variables", "num_edges", "max_parents", "concentration"
+    return data.random_bayes_net(new_key(rng), **{name: getattr(config, name) for name in names})
+  order, third = rng.permutation(config.num_variables), config.num_variables // 3
+  before = np.roll(order, 1)
+  before[2 * third] = order[third - 1]
+  parents = np.full((config.num_variables, 1), -1, np.int32)
+  parents[order[1:], 0] = before[1:]
+  cpt = np.where(parents < 0, 0.5, (config.flip, 1 - config.flip))
+  return data.BayesNet(parents, cpt.astype(np.float32))
 
 
 def draw_net(config, rng: np.random.Generator) -> tuple[data.BayesNet, np.ndarray]:
@@ -120,10 +128,9 @@ def make_steps(config, rng: np.random.Generator, net: data.BayesNet, questions: 
 def chain(
   net: data.BayesNet, target: int, condition: int, value: int, scaffold: Sequence[int]
 ) -> tuple[float, float]:
-  """The probability that a target is 1, over the values of a scaffold that a condition leaves.
+  """Mean and variance, over the values of a scaffold, of the probability that a target is 1.
 
-  Returns:
-    Its mean and its variance. The condition has no other way to the target.
+  The condition tells the scaffold's values, and has no other way to the target.
   """
   joint = data.joint_distribution(*net, (condition, *scaffold))[value]
   weights = joint / joint.sum()

@@ -14,7 +14,7 @@ from jaxlab import data
 
 CONFIG = dataclasses.replace(
   PRESETS["smoke"], num_variables=8, num_edges=9, num_candidates=4, num_pairs=2, num_steps=100,
-  concentration=0.5,
+  net="random", concentration=0.5,
 )  # fmt: skip
 SIZE, RNG = CONFIG.num_variables, np.random.default_rng(0)
 
@@ -92,6 +92,23 @@ def test_a_text_does_not_see_the_others_of_its_row(problem):
   np.testing.assert_allclose(values[0, start:], values[1, : len(row) - start], atol=1e-5)
 
 
+def test_a_chain_parts_in_two_branches():
+  config = dataclasses.replace(CONFIG, net="chain", num_variables=9, flip=0.2)
+  nets_drawn = [nets.random_net(config, np.random.default_rng(seed)) for seed in (0, 1)]
+  for net in nets_drawn:
+    counts = np.bincount(net.parents[net.parents >= 0], minlength=9)
+    assert np.sum(net.parents < 0) == 1
+    np.testing.assert_array_equal(np.bincount(counts), [2, 6, 1])
+    distances = data.graph_distances(net.parents)
+    (root,), ends = np.flatnonzero(net.parents[:, 0] < 0), np.flatnonzero(counts == 0)
+    np.testing.assert_array_equal(distances[root, ends], [5, 5])
+    assert distances[tuple(ends)] == 6
+    for end in ends:  # Flips along a path, of which an odd number exchanges the values.
+      found = data.conditional_probability(*net, int(end), int(root), 1)
+      np.testing.assert_allclose(found, (1 + 0.6**5) / 2, atol=1e-5)
+  assert not np.array_equal(nets_drawn[0].parents, nets_drawn[1].parents)
+
+
 def test_questions_and_steps_by_enumeration():
   rng = np.random.default_rng(3)
   net, pairs = nets.draw_net(CONFIG, rng)
@@ -167,7 +184,10 @@ def test_variables_are_placed_as_in_the_graph():
   "change, message",
   [
     ({"num_edges": 10}, "num_edges must be at most 9"),
-    ({"num_pairs": 5}, "num_pairs must be at most 4"),
+    ({"num_pairs": 6}, "num_pairs must be at most 5"),
+    ({"num_pairs": 5, "net": "random"}, "num_pairs must be at most 4"),
+    ({"net": "tree"}, "net must be among chain, random"),
+    ({"flip": 1.5}, "flip must lie in"),
     ({"radius": "uniform"}, "radius must be among geometric, zipf"),
     ({"radius": "zipf"}, "radius_parameter must lie in"),
     ({"decoder": (9, 1)}, "decoder must be a multiple of 2"),
