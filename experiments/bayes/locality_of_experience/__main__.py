@@ -191,7 +191,7 @@ def claims(config: Config, results: Results) -> list[Claim]:
 
 
 def figure(results: Results):
-  """Errors of four estimators by kind of texts and by distance; and a net with its pairs."""
+  """Errors by kind of texts, and of all estimators with local ones; and a net with its pairs."""
   figure, (left, middle, right) = plots.panels(3, width=4.8, height=4.2)
   places = np.linspace(-0.3, 0.3, len(answers.ESTIMATORS))
   for x, kind in enumerate(KINDS):
@@ -205,12 +205,9 @@ def figure(results: Results):
   left.set_xticks(range(len(KINDS)), KINDS)
   left.set(yscale="log", ylabel=MSE, title="geometric means, and a line per net")
   left.legend(fontsize=7)
-  plots.curves(middle, results, BY_DISTANCE, x="distance", documents=LOCAL)
-  plots.curves(middle, results, BY_DISTANCE, x="distance", method=MARGINAL)
-  middle.lines[-1].set(linestyle="--", color="black")
-  middle.set_xticks(sorted(results.distinct("distance")))
-  middle.set(title=f"{LOCAL} texts", ylabel=MSE, xlabel="edges between the pair")
-  middle.legend(fontsize=7)
+  plots.dots(middle, results, MSE, documents=LOCAL)
+  middle.tick_params("y", labelsize=7)
+  middle.set(title=f"{LOCAL} texts", xlabel="MSE, and means")
   if "parents" in results.extras:
     pictures.draw_net(right, results.extras["parents"], results.extras["held_out"])
     right.set_title("a net, and the pairs that no text shows")
