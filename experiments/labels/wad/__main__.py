@@ -24,7 +24,7 @@ from jaxlab import algorithms
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
 
 PAPER = "wad"
-SEEDS = {"laptop": 8}
+SEEDS = {"laptop": 20}
 ONLY, CONFIDENT, FIXMATCH, ORACLE = "labels only", "pseudo labels", "FixMatch", "FixMatch, targets"
 WAD, EQUAL, TOP = "WAD", "WAD, equal weights", "WAD, top similarity as weight"
 NEAREST, PROBE = "nearest labeled row", "logistic regression on features"
