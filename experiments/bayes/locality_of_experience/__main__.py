@@ -83,10 +83,10 @@ def validate(config: Config) -> None:
     check_range(name, getattr(config, name), "(0, inf)")
   check_at_least(3, num_variables=config.num_variables)
   sizes.check_at_most(252, num_variables=config.num_variables)  # Tokens are bytes.
-  n, num_edges = config.num_variables, config.num_edges
+  n = config.num_variables
+  num_edges = config.num_edges if config.net == "random" else n - 1
   sizes.check_at_most(sum(min(i, config.max_parents) for i in range(n)), num_edges=num_edges)
-  pairs = n * (n - 1) // 2 - (n - 1 if config.net == "chain" else num_edges)
-  sizes.check_at_most(pairs // 2, num_pairs=config.num_pairs)
+  sizes.check_at_most((n * (n - 1) // 2 - num_edges) // 2, num_pairs=config.num_pairs)
   check_at_least(2 * config.num_variables + 4, row_length=config.row_length)
   sizes.check_divides(config.num_heads, decoder=config.decoder[0])
 

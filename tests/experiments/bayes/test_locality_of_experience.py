@@ -183,7 +183,7 @@ def test_variables_are_placed_as_in_the_graph():
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"num_edges": 10}, "num_edges must be at most 9"),
+    ({"num_edges": 10, "net": "random"}, "num_edges must be at most 9"),
     ({"num_pairs": 6}, "num_pairs must be at most 5"),
     ({"num_pairs": 5, "net": "random"}, "num_pairs must be at most 4"),
     ({"net": "tree"}, "net must be among chain, random"),
