@@ -27,12 +27,16 @@ def decoder(
   num_heads: int = 4,
   dropout_rate: float = 0.0,
   family: str = "llama",
+  unstacked: bool = False,
 ) -> models.DecoderLM:
-  """A decoder of texts of at most `length` tokens; "gpt2" has learned positions."""
+  """A decoder of texts of at most `length` tokens; "gpt2" has learned positions.
+
+  Unstacked, every layer has parameters of its own, which is faster on a CPU.
+  """
   sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
   sizes |= {"max_positions": length, "family": family}
   architecture = models.decoder_config(vocab_size=vocab_size, **sizes)
-  return models.DecoderLM(architecture, dropout_rate=dropout_rate)
+  return models.DecoderLM(architecture, dropout_rate=dropout_rate, unstacked=unstacked)
 
 
 def text_loss(model: models.DecoderLM, perturb: Callable[..., chex.Array] | None = None):

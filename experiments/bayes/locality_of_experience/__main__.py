@@ -38,7 +38,7 @@ class Config:
 
   num_variables: int = 12  # Of a net.
   net: Literal["chain", "random"] = "chain"  # Chains part in two branches.
-  flip: float = 0.17  # Chance that a variable of a chain differs from the one before.
+  flip: float = 0.17  # Probability that a variable of a chain differs from the one before.
   num_edges: int = 12  # Of a random net.
   max_parents: int = 4  # Of a variable of a random net.
   concentration: float = 0.2  # Of the Beta law of its conditional probabilities.

@@ -10,6 +10,7 @@ from jax import flatten_util
 
 from experiments.inference.mad_bench import questions
 from experiments.inference.mad_bench.questions import KINDS, NEUTRAL, PLAIN, VERIFY, WARNING
+from experiments.kit.language_models import decoder
 from experiments.kit.train import Trained, adamw_cosine, nan_unless, train
 from jaxlab import data, losses, metrics, models, samplers, training
 from jaxlab.data import PromptBatch
@@ -26,9 +27,8 @@ def network(config) -> models.SceneQuestionAnswerer | models.DecoderLM:
   if config.pixels:
     return models.SceneQuestionAnswerer(len(data.PROMPT_WORDS), width, num_layers, num_heads)
   sizes = {"hidden_size": width, "num_layers": num_layers, "num_heads": num_heads}
-  sizes |= {"vocab_size": questions.NUM_TOKENS, "family": "gpt2"}  # With positions of their own.
-  sizes["max_positions"] = questions.NUM_SEEN + questions.WIDTH + 1
-  return models.DecoderLM(models.decoder_config(**sizes), unstacked=True)  # Faster on a CPU.
+  length = questions.NUM_SEEN + questions.WIDTH + 1
+  return decoder(questions.NUM_TOKENS, length, family="gpt2", unstacked=True, **sizes)
 
 
 def answer_loss(model):

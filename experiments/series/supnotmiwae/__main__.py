@@ -105,14 +105,14 @@ def run(config: Config, context: Context) -> Results:
   results = Results()
   for name in problems.PROBLEMS:
     rates = config.dropout_rates[-1 if name == RANDOM else 0 :]  # The control is tuned less.
-    context = first_seeds(context, config.other_seeds) if name == RANDOM else context
-    drawn = stack_seeds(functools.partial(problems.draw, config, name), context.seed_numbers)
+    part = first_seeds(context, config.other_seeds) if name == RANDOM else context
+    drawn = stack_seeds(functools.partial(problems.draw, config, name), part.seed_numbers)
     if name == GAUSS:
       exact = by_seed(incomplete.exact_scores, drawn.law, drawn.test)
       results.add({EXACT: exact}, problem=name)
     drawn = drawn._replace(law=None)
-    run_classifiers(config, context, results, name, drawn, rates)
-    run_models(config, context, results, name, drawn, rates)
+    run_classifiers(config, part, results, name, drawn, rates)
+    run_models(config, part, results, name, drawn, rates)
   return results
 
 

@@ -94,8 +94,8 @@ def test_a_text_does_not_see_the_others_of_its_row(problem):
 
 def test_a_chain_parts_in_two_branches():
   config = dataclasses.replace(CONFIG, net="chain", num_variables=9, flip=0.2)
-  nets_drawn = [nets.random_net(config, np.random.default_rng(seed)) for seed in (0, 1)]
-  for net in nets_drawn:
+  drawn = [nets.random_net(config, np.random.default_rng(seed)) for seed in (0, 1)]
+  for net in drawn:
     counts = np.bincount(net.parents[net.parents >= 0], minlength=9)
     assert np.sum(net.parents < 0) == 1
     np.testing.assert_array_equal(np.bincount(counts), [2, 6, 1])
@@ -103,10 +103,10 @@ def test_a_chain_parts_in_two_branches():
     (root,), ends = np.flatnonzero(net.parents[:, 0] < 0), np.flatnonzero(counts == 0)
     np.testing.assert_array_equal(distances[root, ends], [5, 5])
     assert distances[tuple(ends)] == 6
-    for end in ends:  # Flips along a path, of which an odd number exchanges the values.
+    for end in ends:  # Five edges away, where an odd number of flips exchanges the values.
       found = data.conditional_probability(*net, int(end), int(root), 1)
       np.testing.assert_allclose(found, (1 + 0.6**5) / 2, atol=1e-5)
-  assert not np.array_equal(nets_drawn[0].parents, nets_drawn[1].parents)
+  assert not np.array_equal(drawn[0].parents, drawn[1].parents)
 
 
 def test_questions_and_steps_by_enumeration():
