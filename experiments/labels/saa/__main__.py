@@ -17,7 +17,7 @@ import numpy as np
 from experiments import catalogue
 from experiments.kit import datasets, plots, sizes
 from experiments.kit import semi_supervised as kit
-from experiments.kit.sweep import best_of, choose, first_seeds, grid
+from experiments.kit.sweep import best_of, first_seeds, grid
 from experiments.labels.saa import grades, methods
 from experiments.labels.saa.methods import FIX, FLEX, FULL, HARDER, NAIVE, NOBODY, TRUTH
 from jaxlab.experiment import Claim, Context, Results, compare, precondition
@@ -47,7 +47,7 @@ class Config:
   num_steps: int = 2400  # Updates.
   labeled_batch: int = 16  # Labeled rows per update.
   unlabeled_batch: int = 64  # Unlabeled rows per update.
-  learning_rates: tuple[float, ...] = (0.03, 0.09)  # To choose from for FixMatch, and so for all.
+  learning_rates: tuple[float, ...] = (0.03, 0.09)  # For FixMatch, and so for all but labels only.
   magnitudes: tuple[float, ...] = (1.3, 1.6)  # Further factors, of rows with stronger views.
   threshold: float = 0.95  # Of confidence.
   history_decay: float = 0.001  # Of the running losses, nearly the last ones.
@@ -101,20 +101,15 @@ def validate(config: Config) -> None:
   sizes.check_divides(config.num_parts, num_steps=config.num_steps)
 
 
-def plain(config: Config, index: int) -> dict[str, float]:
-  """The numbers of FixMatch itself on a set."""
-  return {"choice": NOBODY, "magnitude": config.view_strengths[index], "weight": 1.0}
-
-
 def rows_of(config: Config, index: int) -> dict[str, tuple[str, dict[str, float]]]:
-  """The rows trained on a set beside FixMatch: the kind of the program, and its numbers."""
+  """The rows trained on a set: the kind of the program, and its numbers."""
 
-  base = plain(config, index)
-
-  def row(kind, choice=NOBODY, factor=1.0, **numbers):
-    return kind, base | {"choice": choice, "magnitude": factor * base["magnitude"], **numbers}
+  def row(kind, choice=NOBODY, factor=1.0, weight=1.0):
+    magnitude = factor * config.view_strengths[index]
+    return kind, {"choice": choice, "magnitude": magnitude, "weight": weight}
 
   rows = {
+    FIXMATCH: row(FIX),
     ONLY: row(FIX, weight=0.0),
     SAA: row(FIX, NAIVE),
     ALL: row(FIX, methods.EVERYBODY),
@@ -146,10 +141,13 @@ def run(config: Config, context: Context) -> Results:
     programs = {
       kind: functools.partial(methods.evaluate, config, dataset, kind) for kind, _ in rows.values()
     }
-    settings = [{"learning_rate": rate, **plain(config, i)} for rate in config.learning_rates]
-    scores = grid(context, f"{name}/{FIXMATCH}", programs[FIX], splits, settings)
-    measured = {FIXMATCH: choose(scores, settings, select="validation")}
-    # One rate for all rows of a seed, or the chance of two tries would be part of a difference.
+    searched = {method: rows.pop(method) for method in (FIXMATCH, ONLY)}
+    searched = {
+      method: (programs[kind], [{"learning_rate": x, **numbers} for x in config.learning_rates])
+      for method, (kind, numbers) in searched.items()
+    }
+    measured = kit.search(context, name, splits, searched)
+    # FixMatch's rate for all others, or the chance of two tries would be part of a difference.
     rate = measured[FIXMATCH].get("chosen/learning_rate", config.learning_rates[0])
     for method, (kind, numbers) in rows.items():
       setting = {"learning_rate": rate, **numbers}
@@ -253,7 +251,7 @@ def abstract(config: Config, mesh):
   """An update of FixMatch + SAA with its views on the first set, for a dry run."""
   del mesh
   dataset = datasets.describe(config.datasets[0])
-  setting = {"learning_rate": config.learning_rates[0], **plain(config, 0), "choice": NAIVE}
+  setting = {"learning_rate": config.learning_rates[0], **rows_of(config, 0)[SAA][1]}
   num_rows = config.num_unlabeled[0]
 
   def trainer_of(key):
